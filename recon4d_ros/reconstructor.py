@@ -1,0 +1,92 @@
+"""The whole algorithm in one screen: FrameSet in, Reconstruction out. Node, command line and tests all drive this class.
+
+    sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
+
+The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics found moving in frame t-1, so a mover
+never enters the memory and nothing is delayed by it.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recon4d_ros import engine as engines
+from recon4d_ros.dynamics import Dynamics, DynamicsParameters
+from recon4d_ros.egomotion import Egomotion, EgomotionParameters
+from recon4d_ros.mapping import Mapper, MappingParameters
+from recon4d_ros.preprocess import Preprocessor, make_calibration
+from recon4d_ros.sync import SyncParameters
+from recon4d_ros.types import FrameSet, Jump, Motion, Reconstruction, Rig, Tracking
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Every parameter of the algorithm, stage by stage; names are dotted for users (`mapping.voxel_size`)."""
+
+    sync: SyncParameters = field(default_factory=SyncParameters)
+    egomotion: EgomotionParameters = field(default_factory=EgomotionParameters)
+    dynamics: DynamicsParameters = field(default_factory=DynamicsParameters)
+    mapping: MappingParameters = field(default_factory=MappingParameters)
+
+
+class Reconstructor:
+    """Online 4D reconstruction for one rig. Raises EngineError or CalibrationError if engine and rig do not fit each other."""
+
+    def __init__(self, rig: Rig, engine_folder: Path, parameters: Parameters | None = None) -> None:
+        parameters = parameters or Parameters()
+        self.rig = rig
+        self.parameters = parameters
+        self.engine = engines.load(engine_folder, rig)
+        spec = self.engine.spec
+        self.calibration = make_calibration(rig, spec.input_size, spec.working_size)
+        self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
+        self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
+        self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
+        self.mapper = Mapper(self.calibration, parameters.mapping)
+        self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
+        self._moving_before = self._still
+        self.undecodable: dict[str, int] = {}
+
+    def step(self, frame_set: FrameSet) -> Reconstruction:
+        """One frame set through every room. A camera that is absent or cannot be decoded is marked; the others go on."""
+        if frame_set.jump is Jump.BACKWARD:
+            self.reset()
+        latency: dict[str, float] = {}
+        with _timed(latency, "preprocess"):
+            frame, dropped = self.preprocessor(frame_set)
+            for reason in dropped.values():
+                self.undecodable[reason] = self.undecodable.get(reason, 0) + 1
+        with _timed(latency, "egomotion"):
+            pose = self.egomotion.estimate(frame, frame_set.odometry, self.engine.pointers())
+        with _timed(latency, "engine"):
+            geometry = self.engine.step(frame, self.calibration, pose.T_map_camera, self._moving_before)
+        with _timed(latency, "dynamics"):
+            motion = self.dynamics(frame, pose, geometry) if pose.tracking is not Tracking.LOST else Motion(self._still)
+        with _timed(latency, "mapping"):
+            delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
+        with _timed(latency, "landmarks"):
+            self.egomotion.observe(frame, geometry, pose, motion.mask)
+        self._moving_before = motion.mask
+        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill)
+
+    def reset(self) -> None:
+        """Forget the drive: map, memory, tracks and pose start anew."""
+        for stage in (self.engine, self.egomotion, self.dynamics, self.mapper):
+            stage.reset()
+        self._moving_before = self._still
+
+    def close(self) -> None:
+        """Release the engine's device memory."""
+        self.engine.close()
+
+
+@contextmanager
+def _timed(latency: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    latency[stage] = time.perf_counter() - start
