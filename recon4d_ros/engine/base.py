@@ -1,0 +1,187 @@
+"""What every engine is to the rest of the package: its specification (engine.yaml) and the one call a frame makes.
+
+An engine is a folder: a model file of static shapes and `engine.yaml`, which `EngineSpec` mirrors field by field.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from recon4d_ros.errors import EngineError
+from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
+
+FORMAT = 1  # of engine.yaml; a reader of another number refuses with a sentence
+SPEC_FILE = "engine.yaml"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """engine.yaml, field by field.
+
+    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or `surround`). runtime: the default, measured fastest at
+    export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h, w) of depth.
+    pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name beside engine.yaml, model_sha256: its checksum.
+    checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in the graph's order. options: the network's parameters at
+    export. versions: of the libraries that built it. parity: worst difference between PyTorch and each runtime, per output.
+    """
+
+    network: str
+    config: str
+    runtime: str
+    cameras: int
+    input_size: tuple[int, int]
+    channels: int
+    working_size: tuple[int, int]
+    pointers: int
+    feature: int
+    precision: str
+    model: str
+    model_sha256: str
+    checkpoint_sha256: str = "none"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        tree = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140))
+
+    @property
+    def stereo(self) -> bool:
+        return self.config == "stereo"
+
+
+class Engine(Protocol):
+    """One loaded engine with its memory. Not thread-safe: one caller steps it, in the order of the frames."""
+
+    spec: EngineSpec
+    device: str
+
+    def reset(self) -> None:
+        """Forgets everything seen: as after loading."""
+
+    def step(self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]) -> Geometry:
+        """Depth of one frame, and the memory's next state.
+
+        T_map_camera: [N, 4, 4] poses of the cameras at their own stamps. moving_previous: [N, h, w], what dynamics found moving in the frame
+        before (all False at first): the tokens of that frame enter the memory now, without these pixels. The arrays of the result are the
+        caller's: the next step does not overwrite them. Raises EngineError if a shape is not the engine's or a pose is not finite.
+        """
+        ...
+
+    def pointers(self) -> Pointers:
+        """A copy of the memory as the last step left it, positions in map."""
+        ...
+
+    @property
+    def memory_fill(self) -> float:
+        """Fraction of the pointers in use, 0..1."""
+        ...
+
+    def close(self) -> None:
+        """Gives the runtime's memory back."""
+
+
+def load_spec(folder: Path) -> EngineSpec:
+    """engine.yaml of an engine's folder, checked. Raises EngineError with one sentence."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EngineError(f"engine {folder}: no such folder: expected one with model.onnx and {SPEC_FILE} (`recon4d export` makes one)")
+    path = folder / SPEC_FILE
+    if not path.is_file():
+        raise EngineError(f"engine {folder}: {SPEC_FILE} is missing: this is not an engine, or its export was interrupted")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise EngineError(f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise EngineError(f"engine {folder}: {SPEC_FILE} is not a table of fields")
+    if tree.get("format") != FORMAT:
+        raise EngineError(f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads format {FORMAT}; export it again")
+    fields = {f.name: f for f in dataclasses.fields(EngineSpec)}
+    required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields))
+    if missing or unknown:
+        raise EngineError(f"engine {folder}: {SPEC_FILE} " + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}"))
+    try:
+        for name in ("input_size", "working_size"):
+            tree[name] = (int(tree[name][0]), int(tree[name][1]))
+        for name in ("inputs", "outputs"):
+            tree[name] = tuple(str(n) for n in tree.get(name) or ())
+        for name in ("cameras", "channels", "pointers", "feature"):
+            tree[name] = int(tree[name])
+    except (TypeError, ValueError, IndexError):
+        raise EngineError(f"engine {folder}: {SPEC_FILE}: {name} is {tree[name]!r}, which is not what this field holds") from None
+    return EngineSpec(**tree)
+
+
+def load_model_bytes(folder: Path, spec: EngineSpec) -> bytes:
+    """The model file, whole and unchanged since export. Raises EngineError."""
+    path = Path(folder) / spec.model
+    if not path.is_file():
+        raise EngineError(f"engine {folder}: its model file {spec.model} is missing")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != spec.model_sha256:
+        raise EngineError(f"engine {folder}: {spec.model} ({len(data)} bytes) is truncated or changed: its SHA-256 is not the one in {SPEC_FILE}; export it again")
+    return data
+
+
+def is_rectified_pair(k: NDArray[np.float64], T_base_camera: NDArray[np.float64], size: tuple[int, int]) -> bool:
+    """Whether two cameras (left first) are a rectified stereo pair: rows of both see the same points to within half a pixel.
+
+    k: [2, 3, 3] of images of `size` (h, w). T_base_camera: [2, 4, 4].
+    """
+    left, right = T_base_camera
+    relative = np.linalg.inv(left) @ right
+    baseline = relative[0, 3]
+    off_axis = math.hypot(relative[1, 3], relative[2, 3])
+    turn = math.acos(max(-1.0, min(1.0, (np.trace(relative[:3, :3]) - 1) / 2)))
+    return bool(
+        baseline > 0.02
+        and off_axis < 0.01 * baseline
+        and turn * k[0, 0, 0] < 0.5
+        and np.abs(k[0] - k[1])[[0, 1, 1], [0, 1, 2]].max() < 0.5 * max(1.0, size[1] / 1024)
+    )
+
+
+def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
+    """Raises EngineError if the engine was made for another rig."""
+    if len(calibration.names) != spec.cameras:
+        raise EngineError(f"{where} is made for {spec.cameras} camera(s): this rig has {len(calibration.names)}")
+    if tuple(calibration.input_size) != spec.input_size:
+        raise EngineError(f"{where} takes images of {_size(spec.input_size)}: this rig's are {_size(calibration.input_size)}")
+    if tuple(calibration.working_size) != spec.working_size:
+        raise EngineError(f"{where} works at {_size(spec.working_size)}: the calibration was made for {_size(calibration.working_size)}")
+    if spec.stereo and not is_rectified_pair(calibration.k, calibration.T_base_camera, calibration.working_size):
+        raise EngineError(f"{where} is made for a rectified stereo pair, left camera first: cameras {', '.join(calibration.names)} are not one")
+
+
+def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
+    """Whether the engine can serve a rig: same number of cameras, a size that is the images' or a whole fraction (1/2, 1/4, 1/8) of it."""
+    if len(rig.cameras) != spec.cameras:
+        return False
+    sizes = {(camera.height, camera.width) for camera in rig.cameras}
+    if len(sizes) != 1:
+        return False
+    (height, width), = sizes
+    if not any((-(-height // r), -(-width // r)) == spec.input_size for r in (1, 2, 4, 8)):
+        return False
+    if spec.stereo:
+        return is_rectified_pair(np.stack([camera.k for camera in rig.cameras]), rig.T_base_camera, (height, width))
+    return True
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
