@@ -27,7 +27,7 @@ _recon4d_foreign() {
 _recon4d_ld=$(_recon4d_foreign "${LD_LIBRARY_PATH:-}")
 _recon4d_py=$(_recon4d_foreign "${PYTHONPATH:-}")
 _recon4d_path=$(_recon4d_foreign "$PATH")
-unset AMENT_CURRENT_PREFIX COLCON_PREFIX_PATH COLCON_CURRENT_PREFIX PKG_CONFIG_PATH_ROS
+unset AMENT_CURRENT_PREFIX COLCON_PREFIX_PATH COLCON_CURRENT_PREFIX
 
 # The wheels' start-up hook would restart every interpreter once, to set LD_LIBRARY_PATH in an order that changes from start to start,
 # and its guard would then be inherited by children of another environment: both are set here, always alike.
@@ -39,7 +39,8 @@ done
 LD_LIBRARY_PATH+=${_recon4d_ld:+:$_recon4d_ld}
 
 export PATH=$_recon4d_venv/bin:$_recon4d_path
-export PYTHONPATH=$_recon4d_py
+unset PYTHONPATH # an empty one would, once something is put before it, stand for the current folder
+if [ -n "$_recon4d_py" ]; then export PYTHONPATH=$_recon4d_py; fi
 export AMENT_PREFIX_PATH=$_recon4d_venv
 export CMAKE_PREFIX_PATH=$_recon4d_venv
 export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO=jazzy

@@ -1,0 +1,2 @@
+"""Stand-in for sensor_msgs_py."""
+STAND_IN = True
