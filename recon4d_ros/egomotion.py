@@ -1,0 +1,440 @@
+"""The car's pose, frame by frame: predicted from odometry or constant velocity, refined with all cameras of the rig together.
+
+Points followed in the images are landmarks with an inverse depth; one robust solver takes the sightings of all cameras, and of the
+engine's pointer memory, at once (see pnp.py). What is known of a landmark's depth decides what it constrains, so the same lines serve
+stereo, surround and one camera. It says when it is lost, goes on predicting with a covariance that grows, and finds its way back.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import features, geometry, pnp
+from recon4d_ros.features import Landmarks
+from recon4d_ros.lens import lens_at
+from recon4d_ros.odometry import OdometryBuffer
+from recon4d_ros.parameters import parameter
+from recon4d_ros.pnp import Observations, Prior, Solution
+from recon4d_ros.types import Calibration, Frame, Geometry, OdometrySample, Pointers, PoseEstimate, Rig, Tracking
+
+Array = NDArray[np.float64]
+
+STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its points
+PARALLEL = np.cos(np.radians(20.0))  # cameras that look this much the same way see the same patch the same way
+BLIND_SHARE, BLIND_COUNT = 0.2, 10
+
+
+@dataclass(frozen=True)
+class EgomotionParameters:
+    odometry: str = parameter(
+        "prior",
+        "what odometry is for: `none` ignores it, `prior` starts from it and refines, `trust` takes its motion as it is",
+        choices=("none", "prior", "trust"),
+    )
+    features: int = parameter(400, "points followed, all cameras together", minimum=40, maximum=4000)
+    min_inliers: int = parameter(15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500)
+    pixel_noise: float = parameter(0.5, "standard deviation of a followed point in pixels of the input image", minimum=0.05, maximum=5.0)
+    odometry_noise: float = parameter(0.02, "standard deviation of the odometry's motion, as a share of it", minimum=0.0001, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class _Sightings:
+    """Where the landmarks are in the new images. pixel [L, 2], found [L]; observations of found ones, own cameras first, then others."""
+
+    pixel: NDArray[np.float32]
+    found: NDArray[np.bool_]
+    blind: NDArray[np.bool_]
+    observations: Observations
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    sightings: _Sightings
+    solution: Solution
+    T_camera_base: Array
+    covariance: Array
+    problem: str
+
+
+class Egomotion:
+    """`estimate` before the engine's step, `observe` after the dynamics. map is base_link at the first frame."""
+
+    def __init__(self, rig: Rig, calibration: Calibration, parameters: EgomotionParameters | None = None) -> None:
+        self.parameters = parameters or EgomotionParameters()
+        self._calibration = calibration
+        self._T_base_camera = np.asarray(calibration.T_base_camera, np.float64)
+        self._lenses = [lens_at(camera, calibration.input_size) for camera in rig.cameras]
+        self._window = 21 if calibration.input_size[1] >= 900 else 15
+        self._quota = min(max(self.parameters.features // len(rig.cameras), 12), 240)
+        axes = self._T_base_camera[:, :3, 2]
+        centres = self._T_base_camera[:, :3, 3]
+        apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+        self._neighbours = [np.flatnonzero((axes @ axes[i] > PARALLEL) & (apart[i] > 0.03)) for i in range(len(rig.cameras))]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the drive."""
+        self._landmarks = Landmarks.empty()
+        self._odometry = OdometryBuffer()
+        self._grey: list[NDArray[np.uint8] | None] = [None] * len(self._lenses)
+        self._seen_ns = np.zeros(len(self._lenses), np.int64)
+        self._current: list[NDArray[np.uint8] | None] = [None] * len(self._lenses)
+        self._stamp_ns: int | None = None
+        self._pose = np.eye(4)
+        self._velocity = np.zeros(6)
+        self._velocity_known = False
+        self._covariance = np.eye(6) * 1e-8
+        self._tracked_once = False
+        self._unheld = 0  # frames in a row that no image confirmed
+        self._odometry_doubted = 0
+
+    # -- before the engine ---------------------------------------------------------------------------------------------------------
+
+    def estimate(self, frame: Frame, odometry: tuple[OdometrySample, ...], pointers: Pointers) -> PoseEstimate:
+        """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it says in `tracking` and `reason`."""
+        if self.parameters.odometry != "none":
+            self._odometry.add(odometry)
+        self._current = [features.grey(image) if there else None for image, there in zip(frame.images, frame.present, strict=True)]
+        if self._stamp_ns is None:
+            return self._begin(frame)
+        seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
+        self._forget_stale(frame)
+        motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
+        if self.parameters.odometry == "none":
+            said = ""
+        if motion is not None and self.parameters.odometry == "trust":
+            return self._follow_odometry(frame, motion, seconds)
+        steady = Prior(self._pose @ geometry.exp(self._velocity * seconds), self._steady_covariance(seconds))
+        if motion is None:
+            attempt, reason = self._attempt(frame, steady, seconds), said
+        else:
+            attempt, reason = self._with_odometry(frame, motion, steady, seconds)
+        return self._conclude(frame, attempt, motion, steady, seconds, reason)
+
+    def _begin(self, frame: Frame) -> PoseEstimate:
+        self._stamp_ns = frame.stamp_ns
+        self._adopt(frame, np.ones(len(self._lenses), np.bool_))
+        reason = "first frame: no motion yet" if frame.present.any() else "no camera has sent an image yet"
+        return self._said(frame, Tracking.STARTING, 0, reason)
+
+    def _follow_odometry(self, frame: Frame, motion: Array, seconds: float) -> PoseEstimate:
+        """The odometry's motion as it is; the images only keep the landmarks alive."""
+        prior = Prior(self._pose @ motion, self._odometry_covariance(motion))
+        velocity = geometry.log(motion) / seconds
+        sightings = self._sight(frame, prior, velocity)
+        T_camera_base = self._T_camera_base(frame, velocity)
+        distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, sightings.observations)[0]
+        inlier = distance < pnp.GATE
+        solution = Solution(prior.T_map_base, distance, inlier, np.zeros((6, 6)), 0.0)
+        self._accept(frame, _Attempt(sightings, solution, T_camera_base, prior.covariance, ""), prior.T_map_base, prior.covariance, seconds)
+        self._unheld = 0
+        return self._said(frame, Tracking.TRACKING, int(inlier.sum()), "odometry is trusted as it is")
+
+    def _with_odometry(self, frame: Frame, motion: Array, steady: Prior, seconds: float) -> tuple[_Attempt, str]:
+        """From the odometry first; from constant velocity where the images disagree with it."""
+        told = self._pose @ motion
+        covariance = self._odometry_covariance(motion)
+        loose = Prior(told, np.maximum(covariance, 0) + self._steady_covariance(seconds, known=True))
+        first, second = (loose, steady) if self._odometry_doubted == 0 else (steady, loose)
+        attempt = self._attempt(frame, first, seconds)
+        if attempt.problem:
+            other = self._attempt(frame, second, seconds)
+            if not other.problem or other.solution.inliers > attempt.solution.inliers:
+                attempt = other
+        if attempt.problem:
+            return attempt, ""
+        error = geometry.log(geometry.inverse(attempt.solution.T_map_base) @ told)
+        if error @ np.linalg.solve(covariance + attempt.covariance, error) > 40.0:
+            self._odometry_doubted = 10
+            return attempt, f"odometry contradicts the images by {np.linalg.norm(error[:3]):.2f} m: it is left out"
+        self._odometry_doubted = max(self._odometry_doubted - 1, 0)
+        if self._odometry_doubted:
+            return attempt, "odometry contradicted the images a moment ago: it is left out"
+        return self._solved(frame, attempt.sightings, Prior(told, covariance), seconds), ""
+
+    def _attempt(self, frame: Frame, prior: Prior, seconds: float) -> _Attempt:
+        """Sightings and solution from one prediction; where many points were not found, again from the first solution."""
+        velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
+        sightings = self._sight(frame, prior, velocity)
+        attempt = self._solved(frame, sightings, prior, seconds)
+        asked = self._asked(frame)
+        moved = np.linalg.norm(geometry.log(geometry.inverse(prior.T_map_base) @ attempt.solution.T_map_base)[:3])
+        if attempt.solution.inliers >= 8 and (sightings.found[asked].mean() < 0.6 or not self._velocity_known) and moved > 0.05:
+            nearer = Prior(attempt.solution.T_map_base, prior.covariance)
+            again = self._sight(frame, nearer, geometry.log(geometry.inverse(self._pose) @ nearer.T_map_base) / seconds)
+            if again.found.sum() > sightings.found.sum():
+                attempt = self._solved(frame, again, nearer, seconds)
+        return attempt
+
+    def _solved(self, frame: Frame, sightings: _Sightings, prior: Prior, seconds: float) -> _Attempt:
+        velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
+        solution = None
+        for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
+            T_camera_base = self._T_camera_base(frame, velocity)
+            solution = pnp.solve(T_camera_base, sightings.observations, prior, seed=frame.stamp_ns % 2**32)
+            solved = geometry.log(geometry.inverse(self._pose) @ solution.T_map_base) / seconds
+            skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
+            if np.abs(solved - velocity).max() * skew < 1e-3:
+                break
+            velocity = solved
+        assert solution is not None
+        excess = max(1.0, float(np.median(solution.distance[solution.inlier])) / 1.39) if solution.inliers else 1.0
+        covariance = np.asarray(np.linalg.inv(solution.information / excess + np.eye(6) * 1e-4), np.float64)
+        return _Attempt(sightings, solution, T_camera_base, covariance, self._problem(frame, sightings, solution, covariance, seconds))
+
+    def _problem(self, frame: Frame, sightings: _Sightings, solution: Solution, covariance: Array, seconds: float) -> str:
+        """Why this solution is not to be believed; empty if it is."""
+        if not frame.present.any():
+            return "no camera has sent an image"
+        if sightings.blind[frame.present].all() and len(self._landmarks):
+            return "the images show none of the points followed"
+        if solution.inliers < self.parameters.min_inliers:
+            return f"{solution.inliers} sightings agree, {self.parameters.min_inliers} are needed"
+        share = solution.inliers / max(len(sightings.observations), 1)
+        if share < 0.25:
+            return f"{100 * share:.0f} % of the sightings agree, 25 % are needed"
+        doubt = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
+        moved = float(np.linalg.norm(solution.T_map_base[:3, 3] - self._pose[:3, 3]))
+        if doubt > 0.05 + 0.1 * moved:
+            return f"the motion is known to {doubt:.2f} m only"
+        return ""
+
+    def _conclude(self, frame: Frame, attempt: _Attempt, motion: Array | None, steady: Prior, seconds: float, reason: str) -> PoseEstimate:
+        if not attempt.problem:
+            self._accept(frame, attempt, attempt.solution.T_map_base, attempt.covariance, seconds)
+            self._unheld = 0
+            self._tracked_once = True
+            return self._said(frame, Tracking.TRACKING, attempt.solution.inliers, reason)
+        self._unheld += 1
+        told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
+        if motion is not None:
+            pose, covariance = self._pose @ motion, self._odometry_covariance(motion)
+            self._accept(frame, attempt, pose, covariance, seconds)
+            return self._said(frame, Tracking.TRACKING, 0, f"odometry alone: {told}")
+        self._velocity = self._velocity * (0.98 if self._unheld < 20 else 0.8)  # an old velocity is worth less and less
+        self._accept(frame, attempt, steady.T_map_base, steady.covariance, seconds, keep_velocity=True)
+        return self._said(frame, Tracking.LOST if self._tracked_once else Tracking.STARTING, attempt.solution.inliers, told)
+
+    # -- after the engine ----------------------------------------------------------------------------------------------------------
+
+    def observe(self, frame: Frame, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]) -> None:
+        """Gives landmarks their depth, drops those on movers (mask [N, h, w], True = moving) and finds new ones."""
+        for camera, lens in enumerate(self._lenses):
+            image = self._current[camera]
+            if image is None or self._grey[camera] is not image:  # absent or blind: its points wait for the next good image
+                continue
+            k = self._calibration.k[camera]
+            mine = np.flatnonzero(self._landmarks.camera == camera)
+            rays = lens.rays(self._landmarks.pixel[mine])
+            working = features.rays_to_pixels(rays, k)
+            self._learn_depth(camera, mine, working, geometry_, pose)
+            moving = features.sample(mask[camera], working)
+            if moving.any():
+                keep = np.ones(len(self._landmarks), np.bool_)
+                keep[mine[moving]] = False
+                self._landmarks = self._landmarks.keep(keep)
+            taken = self._landmarks.pixel[self._landmarks.camera == camera]
+            if len(taken) < 0.8 * self._quota:
+                self._find(camera, image, taken, geometry_, pose, mask[camera])
+
+    def _learn_depth(self, camera: int, mine: NDArray, working: Array, geometry_: Geometry, pose: PoseEstimate) -> None:
+        """Landmarks whose depth is less well known than the engine's take the engine's."""
+        rho, variance = _inverse_depth(geometry_, camera, working)
+        table = self._landmarks
+        place = pose.T_map_camera[camera]
+        with np.errstate(invalid="ignore"):
+            better = np.isfinite(rho) & (variance < 0.5 * table.variance[mine])
+        index = mine[better]
+        if len(index) == 0:
+            return
+        # the same point, seen from now: a new anchor
+        rays = np.concatenate([self._lenses[camera].rays(table.pixel[index]), np.ones((len(index), 1))], axis=1)
+        table.origin[index], table.bearing[index] = place[:3, 3], rays @ place[:3, :3].T
+        table.rho[index], table.variance[index] = rho[better], variance[better]
+
+    def _find(
+        self, camera: int, image: NDArray[np.uint8], taken: NDArray, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
+    ) -> None:
+        lens, place = self._lenses[camera], pose.T_map_camera[camera]
+        pixel = features.detect(image, taken, self._quota - len(taken), features.spacing(lens, self._quota), self._window)
+        if len(pixel) == 0:
+            return
+        rays = lens.rays(pixel)
+        working = features.rays_to_pixels(rays, self._calibration.k[camera])
+        still = ~features.sample(mask, working).astype(bool)
+        pixel, rays, working = pixel[still], rays[still], working[still]
+        rho, variance = _inverse_depth(geometry_, camera, working)
+        count = len(pixel)
+        bearing = np.concatenate([rays, np.ones((count, 1))], axis=1) @ place[:3, :3].T
+        new = Landmarks(
+            np.full(count, camera),
+            pixel,
+            np.repeat(place[None, :3, 3], count, axis=0),
+            bearing,
+            np.where(np.isfinite(rho), rho, features.UNKNOWN_RHO),
+            np.where(np.isfinite(rho), variance, features.UNKNOWN_VARIANCE),
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+        )
+        T_camera_base = geometry.inverse(pose.T_map_camera) @ pose.T_map_base
+        across = self._across(camera, new, np.arange(count), pixel, pose.T_map_base, T_camera_base)
+        if across:
+            o = Observations.join(across)
+            distance = pnp.evaluate(pose.T_map_base[None], T_camera_base, o)[0]
+            self._refine(new, o, distance < pnp.GATE, pose.T_map_base, T_camera_base)
+            wrong = np.zeros(count, np.bool_)
+            wrong[o.landmark[distance >= pnp.GATE]] = True
+            new = new.keep(~wrong)
+        self._landmarks = self._landmarks.extend(new)
+
+    # -- sightings -----------------------------------------------------------------------------------------------------------------
+
+    def _asked(self, frame: Frame) -> NDArray[np.bool_]:
+        return frame.present[self._landmarks.camera]
+
+    def _sight(self, frame: Frame, prior: Prior, velocity: Array) -> _Sightings:
+        """Follows every camera's points into its new image, and into the images of cameras that look the same way."""
+        table = self._landmarks
+        pixel, found = table.pixel.copy(), np.zeros(len(table), np.bool_)
+        blind = np.zeros(len(self._lenses), np.bool_)
+        T_camera_base = self._T_camera_base(frame, velocity)
+        parts, across = [], []
+        for camera, lens in enumerate(self._lenses):
+            before, after = self._grey[camera], self._current[camera]
+            mine = np.flatnonzero(table.camera == camera)
+            if before is None or after is None or len(mine) == 0:
+                continue
+            guess = self._guess(table, mine, camera, prior.T_map_base, T_camera_base, table.pixel[mine])
+            pixel[mine], good = features.follow(before, after, table.pixel[mine], guess, self._window, 1.0)
+            good &= lens.inside(pixel[mine], 3.0)
+            if len(mine) >= BLIND_COUNT and good.mean() < BLIND_SHARE:
+                blind[camera] = True
+                continue
+            found[mine] = good
+            seen = mine[good]
+            parts.append(self._observation(table, seen, camera, lens.rays(pixel[seen]), 1.0))
+            across += self._across(camera, table, seen, pixel[seen], prior.T_map_base, T_camera_base)
+        empty = self._observation(table, np.zeros(0, np.int64), 0, np.zeros((0, 2)), 1.0)
+        return _Sightings(pixel, found, blind, Observations.join([empty, *parts, *across]))
+
+    def _guess(
+        self, table: Landmarks, index: NDArray, camera: int, T_map_base: Array, T_camera_base: Array, otherwise: NDArray
+    ) -> NDArray[np.float32]:
+        """Pixels [M, 2] where landmarks should be in a camera; `otherwise` where that is not in its image."""
+        lens = self._lenses[camera]
+        o = self._observation(table, index, camera, np.zeros((len(index), 2)), 1.0)
+        q = pnp.project(T_map_base[None], T_camera_base, o)[0][0]
+        ahead = q[:, 2] > 1e-3
+        rays = q[:, :2] / np.where(ahead, q[:, 2], 1.0)[:, None]
+        pixels = lens.pixels(rays)
+        usable = ahead & lens.inside(pixels, 0.0)
+        return np.where(usable[:, None], pixels, otherwise).astype(np.float32)
+
+    def _across(
+        self, camera: int, table: Landmarks, index: NDArray, pixel: NDArray, T_map_base: Array, T_camera_base: Array
+    ) -> list[Observations]:
+        """The same instant's sightings in the cameras that look the same way as `camera`."""
+        parts = []
+        for other in self._neighbours[camera]:
+            here, there = self._current[camera], self._current[other]
+            if here is None or there is None or len(index) == 0:
+                continue
+            lens = self._lenses[other]
+            nowhere = np.full((len(index), 2), -100.0)
+            guess = self._guess(table, index, int(other), T_map_base, T_camera_base, nowhere)
+            inside = lens.inside(guess, 3.0)
+            place, good = features.follow(here, there, pixel[inside], guess[inside], self._window, 1.0)
+            good &= lens.inside(place, 3.0)
+            parts.append(self._observation(table, index[inside][good], int(other), lens.rays(place[good]), 1.0))
+        return parts
+
+    def _observation(self, table: Landmarks, index: NDArray, camera: int, rays: Array, factor: float) -> Observations:
+        sigma = np.full(len(index), factor * self.parameters.pixel_noise / self._lenses[camera].focal)
+        at, index = np.full(len(index), camera), np.asarray(index, np.int64)
+        return Observations(table.origin[index], table.bearing[index], table.rho[index], table.variance[index], at, rays, sigma, index)
+
+    # -- state ---------------------------------------------------------------------------------------------------------------------
+
+    def _accept(self, frame: Frame, attempt: _Attempt, pose: Array, covariance: Array, seconds: float, keep_velocity: bool = False) -> None:
+        """The frame's pose and what it teaches of the landmarks."""
+        motion = geometry.inverse(self._pose) @ pose
+        carry = pnp.adjoint(geometry.inverse(motion))
+        self._covariance = carry @ self._covariance @ carry.T + covariance
+        if not keep_velocity:
+            self._velocity, self._velocity_known = geometry.log(motion) / seconds, True
+        self._pose, self._stamp_ns = pose, frame.stamp_ns
+        sightings, o = attempt.sightings, attempt.sightings.observations
+        held = not attempt.problem
+        lost = np.zeros(len(self._landmarks), np.bool_)
+        if held and len(o):
+            good = attempt.solution.inlier
+            self._refine(self._landmarks, o, good, pose, attempt.T_camera_base)
+            wrong = np.bincount(o.landmark[~good], minlength=len(self._landmarks)) > 0
+            self._landmarks.missed[:] = np.where(wrong, self._landmarks.missed + 1, 0)
+            self._landmarks.age[sightings.found] += 1
+            lost = self._landmarks.missed >= 2
+        seeing = frame.present & ~sightings.blind
+        self._landmarks.pixel[:] = np.where(sightings.found[:, None], sightings.pixel, self._landmarks.pixel)
+        lost |= seeing[self._landmarks.camera] & ~sightings.found
+        self._landmarks = self._landmarks.keep(~lost)
+        self._adopt(frame, seeing)
+
+    def _refine(self, table: Landmarks, o: Observations, good: NDArray[np.bool_], pose: Array, T_camera_base: Array) -> None:
+        o = o.take(good)
+        residual, along, _, ahead = pnp.linearise(pose[None], T_camera_base, o)
+        features.refine(table, o.landmark, residual[0] * ahead[0][:, None], along[0] * ahead[0][:, None], o.sigma, 0.002)
+
+    def _adopt(self, frame: Frame, seeing: NDArray[np.bool_]) -> None:
+        """These cameras' images become the ones that points are followed from."""
+        for camera in np.flatnonzero(frame.present & seeing):
+            self._grey[camera] = self._current[camera]
+            self._seen_ns[camera] = frame.stamps_ns[camera]
+
+    def _forget_stale(self, frame: Frame) -> None:
+        stale = (frame.stamps_ns - self._seen_ns > STALE_NS) & np.array([grey is not None for grey in self._grey])
+        if stale.any():
+            self._landmarks = self._landmarks.keep(~stale[self._landmarks.camera])
+            for camera in np.flatnonzero(stale):
+                self._grey[camera] = None
+
+    def _said(self, frame: Frame, tracking: Tracking, inliers: int, reason: str) -> PoseEstimate:
+        T_map_camera = self._pose @ geometry.inverse(self._T_camera_base(frame, self._velocity))
+        return PoseEstimate(self._pose.copy(), T_map_camera, tracking, self._covariance.copy(), self._velocity.copy(), inliers, reason)
+
+    def _T_camera_base(self, frame: Frame, velocity: Array) -> Array:
+        """[N, 4, 4]: base at the frame's stamp to each camera at its own."""
+        late = (frame.stamps_ns - frame.stamp_ns) * 1e-9
+        T_base_camera = self._T_base_camera.copy()
+        for camera in np.flatnonzero(late != 0):
+            T_base_camera[camera] = geometry.exp(velocity * late[camera]) @ T_base_camera[camera]
+        return geometry.inverse(T_base_camera)
+
+    def _steady_covariance(self, seconds: float, known: bool = False) -> Array:
+        """How far constant velocity can be off after `seconds`."""
+        if self._velocity_known or known:
+            deviation = np.concatenate([0.03 + seconds**2 * np.array([4.0, 1.5, 1.5]), 0.004 + seconds**2 * np.array([0.5, 0.5, 1.0])])
+        else:
+            deviation = np.concatenate([0.03 + seconds * np.array([25.0, 3.0, 2.0]), 0.01 + seconds * np.array([0.2, 0.2, 0.7])])
+        return np.diag(np.minimum(deviation, 100.0) ** 2)
+
+    def _odometry_covariance(self, motion: Array) -> Array:
+        twist = geometry.log(motion)
+        share = self.parameters.odometry_noise
+        travel, turn = share * np.linalg.norm(twist[:3]) + 0.005, share * np.linalg.norm(twist[3:]) + 0.001
+        return np.diag(np.repeat([travel, turn], 3) ** 2)
+
+
+def _inverse_depth(geometry_: Geometry, camera: int, working: Array) -> tuple[Array, Array]:
+    """Inverse depth and its variance [M] at working pixels [M, 2]; NaN where there is none or where the depth breaks off."""
+    depth = features.sample(geometry_.depth[camera], working).astype(np.float64)
+    sigma = features.sample(geometry_.sigma[camera], working).astype(np.float64)
+    around = np.stack([features.sample(geometry_.depth[camera], working + np.array(step)) for step in ((-2, 0), (2, 0), (0, -2), (0, 2))])
+    with np.errstate(invalid="ignore"):
+        depth = np.where(depth > 0.1, depth, np.nan)
+        spread = np.abs(1.0 / around - 1.0 / depth)
+        rho = np.where((np.nanmax(np.where(np.isfinite(spread), spread, 0.0), axis=0) < 0.15 / depth + 0.01), 1.0 / depth, np.nan)
+        variance = np.maximum(sigma / depth**2, 0.01 * rho) ** 2
+    return rho, variance
+

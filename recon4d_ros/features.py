@@ -1,0 +1,133 @@
+"""Points followed from image to image, and where they are in the map.
+
+Each camera follows its own points (pyramidal Lucas-Kanade, forwards and back). A point's place is an inverse depth along the ray of
+its first sighting; it begins with the engine's depth, or unknown, and every later sighting narrows it (scalar Kalman update:
+Civera, Davison and Montiel, T-RO 2008, with the ray held fixed).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.lens import Lens
+
+Array = NDArray[np.float64]
+
+LEVELS = 3
+UNKNOWN_RHO, UNKNOWN_VARIANCE = 0.05, 0.3**2  # a point of unknown depth: 20 m, anything from 2 m to infinity
+CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.02)
+
+
+@dataclass
+class Landmarks:
+    """L landmarks as arrays. camera [L]: who follows it. pixel [L, 2] float32: where it was in that camera's last good image.
+
+    origin, bearing [L, 3]: in map; the point is origin + bearing / rho. rho, variance [L]: inverse depth, 1/m. age [L]: sightings.
+    missed [L]: times in a row that it was an outlier.
+    """
+
+    camera: NDArray[np.int64]
+    pixel: NDArray[np.float32]
+    origin: Array
+    bearing: Array
+    rho: Array
+    variance: Array
+    age: NDArray[np.int64]
+    missed: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rho)
+
+    @staticmethod
+    def empty() -> Landmarks:
+        camera, age, missed = np.zeros((3, 0), np.int64)
+        return Landmarks(camera, np.zeros((0, 2), np.float32), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros(0), age, missed)
+
+    def keep(self, which: NDArray) -> Landmarks:
+        return Landmarks(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def extend(self, other: Landmarks) -> Landmarks:
+        return Landmarks(*(np.concatenate([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
+
+
+def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W] of [H, W, C], grey or RGB."""
+    if image.shape[-1] == 1:
+        return np.ascontiguousarray(image[..., 0])
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _points(pixels: NDArray) -> NDArray[np.float32]:
+    """A fresh [M, 1, 2]: OpenCV 5 refuses the odd strides that NumPy leaves on an axis of length one."""
+    return np.array(pixels, np.float32, order="C", copy=True).reshape(-1).reshape(-1, 1, 2)
+
+
+def follow(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], pixels: NDArray[np.float32], guess: NDArray[np.float32], window: int, tolerance: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
+    if len(pixels) == 0:
+        return pixels, np.zeros(0, np.bool_)
+    size, flags, texture = (window, window), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
+    start = _points(guess)
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, _points(pixels), start, None, None, size, LEVELS, CRITERIA, flags, texture)
+    # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
+    start = _points(pixels + np.float32(0.5))
+    back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, there, start, None, None, size, 1, CRITERIA, flags, texture)
+    error = np.abs(back[:, 0] - pixels).max(-1)
+    return there[:, 0], (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
+
+
+def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float, window: int) -> NDArray[np.float32]:
+    """Up to `count` new corners [K, 2] of an image, `distance` pixels from the `taken` [M, 2] and each other, strongest first.
+
+    They are looked for at half size: a corner's exact place does not matter to a tracker, its texture does.
+    """
+    half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    free = np.full(half.shape, 255, np.uint8)
+    border = max(window // 4, 4)
+    free[:border], free[-border:], free[:, :border], free[:, -border:] = 0, 0, 0, 0
+    for u, v in np.rint(taken / 2).astype(int).tolist():
+        cv2.circle(free, (u, v), int(distance / 2), 0, -1)
+    corners = cv2.goodFeaturesToTrack(half, count, 0.003, distance / 2, mask=free, blockSize=5)
+    if corners is None:
+        return np.zeros((0, 2), np.float32)
+    return np.asarray(corners[:, 0] * 2 + 0.5, np.float32)
+
+
+def sample(field: NDArray, at: Array) -> NDArray:
+    """Nearest values of [h, w] at pixels [M, 2]; NaN (or False) outside."""
+    height, width = field.shape
+    with np.errstate(invalid="ignore"):
+        u, v = np.rint(at[:, 0]), np.rint(at[:, 1])
+        inside = (u >= 0) & (v >= 0) & (u < width) & (v < height)
+    row, column = np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)
+    return np.where(inside, field[row, column], np.nan if field.dtype.kind == "f" else False)
+
+
+def refine(landmarks: Landmarks, index: NDArray[np.int64], residual: Array, along: Array, sigma: Array, floor: float) -> None:
+    """Narrows inverse depths in place from sightings.
+
+    index [M]: the landmark; residual, along [M, 2]: measured minus predicted, derivative of the prediction by rho; sigma [M].
+    floor: a share of rho that the standard deviation never goes below (poses and landmarks are correlated, the filter does not know).
+    """
+    count = len(landmarks)
+    gain = np.bincount(index, (along**2).sum(-1) / sigma**2, count)
+    pull = np.bincount(index, (along * residual).sum(-1) / sigma**2, count)
+    information = 1.0 / landmarks.variance + gain
+    change = pull / information
+    landmarks.rho[:] = np.clip(landmarks.rho + change, 1e-4, 10.0)
+    landmarks.variance[:] = np.maximum(1.0 / information, (floor * landmarks.rho) ** 2)
+
+
+def rays_to_pixels(rays: Array, k: Array) -> Array:
+    """Pinhole pixels [M, 2] of normalised coordinates."""
+    return rays * k[[0, 1], [0, 1]] + k[:2, 2]
+
+
+def spacing(lens: Lens, count: int) -> float:
+    """Distance between `count` corners spread over the image, with room to choose."""
+    return max(6.0, 0.55 * float(np.sqrt(lens.size[0] * lens.size[1] / max(count, 1))))

@@ -1,0 +1,74 @@
+"""What odometry says of the motion between two instants, and when it is not to be believed."""
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import geometry
+from recon4d_ros.types import OdometrySample
+
+Array = NDArray[np.float64]
+
+KEEP_NS = 5_000_000_000
+REACH_NS = 250_000_000  # how far beyond the last sample its motion is carried on
+FASTEST, HARDEST = 90.0, 20.0  # m/s and m/s^2: no car does more; an odometry that does has jumped
+
+
+class OdometryBuffer:
+    """The last seconds of odometry, interpolated at any stamp."""
+
+    def __init__(self) -> None:
+        self._stamps: list[int] = []
+        self._poses: list[Array] = []
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def add(self, samples: Iterable[OdometrySample]) -> None:
+        """Takes samples that follow the ones before; a clock that runs backward starts anew; what is not finite is passed over."""
+        for sample in samples:
+            if not np.isfinite(sample.T_odom_base).all():
+                continue
+            if self._stamps and sample.stamp_ns < self._stamps[-1] - KEEP_NS:
+                self._stamps, self._poses = [], []
+            place = bisect_left(self._stamps, sample.stamp_ns)
+            if place < len(self._stamps) and self._stamps[place] == sample.stamp_ns:
+                self._poses[place] = sample.T_odom_base
+            else:
+                self._stamps.insert(place, sample.stamp_ns)
+                self._poses.insert(place, sample.T_odom_base)
+        while self._stamps and self._stamps[0] < self._stamps[-1] - KEEP_NS:
+            del self._stamps[0], self._poses[0]
+
+    def at(self, stamp_ns: int) -> Array | None:
+        """T_odom_base at a stamp; carried on at most REACH_NS beyond either end; None where nothing is known."""
+        if not self._stamps:
+            return None
+        place = bisect_left(self._stamps, stamp_ns)
+        if place < len(self._stamps) and self._stamps[place] == stamp_ns:
+            return self._poses[place]
+        if not self._stamps[0] - REACH_NS <= stamp_ns <= self._stamps[-1] + REACH_NS:
+            return None
+        if len(self._stamps) == 1:
+            return None
+        first = min(max(place - 1, 0), len(self._stamps) - 2)
+        a, b = self._stamps[first], self._stamps[first + 1]
+        return geometry.interpolate(self._poses[first], self._poses[first + 1], (stamp_ns - a) / (b - a))
+
+    def motion(self, from_ns: int, to_ns: int, velocity: Array | None) -> tuple[Array | None, str]:
+        """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last twist [6], if it is known."""
+        before, after = self.at(from_ns), self.at(to_ns)
+        if before is None or after is None:
+            return None, "odometry stopped" if self._stamps and self._stamps[-1] < to_ns else "no odometry yet"
+        motion = geometry.inverse(before) @ after
+        seconds = max((to_ns - from_ns) * 1e-9, 1e-3)
+        twist = geometry.log(motion) / seconds
+        if np.linalg.norm(twist[:3]) > FASTEST:
+            return None, f"odometry jumped by {np.linalg.norm(motion[:3, 3]):.1f} m in {seconds:.2f} s"
+        if velocity is not None and np.linalg.norm(twist[:3] - velocity[:3]) > HARDEST * seconds + 4.0:
+            slow, fast = np.linalg.norm(velocity[:3]), np.linalg.norm(twist[:3])
+            return None, f"odometry jumped from {slow:.1f} to {fast:.1f} m/s in {seconds:.2f} s"
+        return motion, ""
