@@ -1,0 +1,105 @@
+"""Measured optical flow and what it is worth, pixel by pixel."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.dynamics.views import FLOW_WIDTH, STRIDE
+
+Plane = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One camera's grey image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8."""
+
+    flow: NDArray[np.uint8]
+    grid: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow from the current image to the previous one, on the motion grid, in grid pixels.
+
+    u, v: [h, w] displacement. wuu, wuv, wvv: [h, w] information (inverse covariance), 1/px^2: anisotropic, so that an edge says
+    nothing about motion along itself. error: [h, w] grey levels, what the flow leaves unexplained.
+    """
+
+    u: Plane
+    v: Plane
+    wuu: Plane
+    wuv: Plane
+    wvv: Plane
+    error: Plane
+
+
+def make_picture(color: NDArray[np.uint8]) -> Picture:
+    """Grey pictures of a working image [h, w, 3]."""
+    grey = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
+    half = cv2.pyrDown(grey)  # pixel i is pixel 2i of the image: the motion grid
+    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half)
+
+
+class FlowMeter:
+    """Dense inverse search (Kroeger et al., ECCV 2016) between two pictures, with a covariance from the structure tensor.
+
+    flow_noise: pixels of the flow image, error where texture is good. image_noise: grey levels.
+    """
+
+    def __init__(self, flow_noise: float, image_noise: float) -> None:
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis.setFinestScale(1)
+        self._dis.setPatchStride(3)
+        self._dis.setVariationalRefinementIterations(3)
+        self._flow_noise = flow_noise
+        self._image_noise = image_noise
+
+    def measure(self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None) -> Flow:
+        """Flow from `current` to `previous`. start: [h, w, 2] float32 grid pixels, where to begin the search (the rigid flow)."""
+        scale = current.flow.shape[1] / current.grid.shape[1]
+        begin = None
+        if start is not None:
+            begin = start if scale == 1 else cv2.resize(start, current.flow.shape[::-1], interpolation=cv2.INTER_LINEAR) * np.float32(STRIDE)
+            begin = np.ascontiguousarray(begin, np.float32)
+        field = self._dis.calc(current.flow, previous.flow, begin)
+        if scale != 1:
+            field = field[::STRIDE, ::STRIDE] * np.float32(1 / STRIDE)
+        u, v = np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])
+        return self._with_information(current.grid, previous.grid, u, v, self._flow_noise / (STRIDE if scale != 1 else 1))
+
+    def _with_information(self, current: NDArray[np.uint8], previous: NDArray[np.uint8], u: Plane, v: Plane, floor: float) -> Flow:
+        now = current.astype(np.float32)
+        error = photometric_error(now, previous, u, v)
+        noise = np.maximum(error, np.float32(self._image_noise)) ** 2
+        gx = cv2.Scharr(now, cv2.CV_32F, 1, 0, scale=1 / 32)
+        gy = cv2.Scharr(now, cv2.CV_32F, 0, 1, scale=1 / 32)
+        # Sum over a 5x5 window; neighbouring errors are correlated, so it counts as about 6 independent pixels, not 25.
+        count = 6.0
+        jxx = cv2.boxFilter(gx * gx, -1, (5, 5)) * count / noise
+        jyy = cv2.boxFilter(gy * gy, -1, (5, 5)) * count / noise
+        jxy = cv2.boxFilter(gx * gy, -1, (5, 5)) * count / noise
+        # Where there is no texture the flow is what smoothness made of it: 3 px is all that is claimed.
+        jxx += 1 / 9
+        jyy += 1 / 9
+        # Covariance = inverse(J) + floor, then information = inverse(covariance): both 2x2, in closed form.
+        det = jxx * jyy - jxy * jxy
+        variance = floor**2 + (0.02**2) * (u * u + v * v)
+        cuu = jyy / det + variance
+        cvv = jxx / det + variance
+        cuv = -jxy / det
+        det = cuu * cvv - cuv * cuv
+        return Flow(u, v, cvv / det, -cuv / det, cuu / det, error)
+
+
+def photometric_error(current: Plane, previous: NDArray[np.uint8], u: Plane, v: Plane) -> Plane:
+    """Root mean square over 5x5 of current(x) - previous(x + flow), the local mean taken out (exposure), in grey levels."""
+    h, w = u.shape
+    xs = np.arange(w, dtype=np.float32)[None, :] + u
+    ys = np.arange(h, dtype=np.float32)[:, None] + v
+    difference = current - cv2.remap(previous, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mean = cv2.boxFilter(difference, -1, (5, 5))
+    square = cv2.boxFilter(difference * difference, -1, (5, 5))
+    return np.sqrt(np.maximum(square - mean * mean, 0))

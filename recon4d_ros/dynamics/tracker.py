@@ -1,0 +1,168 @@
+"""Movers over time: constant-velocity Kalman filters in map, one detection per camera and track, ids that live as long as the track."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from recon4d_ros.types import DynamicObject
+
+Array = NDArray[np.float64]
+
+GATE = 16.0
+"""Squared Mahalanobis distance in three dimensions beyond which a detection is not this track's (99.9 %)."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; size: [3] width across the view, depth
+    along it and height. velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the motion grid.
+    sure: in 0..1, how strong the evidence of motion is.
+    """
+
+    camera: int
+    label: int
+    position: Array
+    position_covariance: Array
+    velocity: Array
+    velocity_covariance: Array
+    size: Array
+    pixels: int
+    sure: float
+
+
+@dataclass
+class Track:
+    """A mover believed in. state: position and velocity [6] in map; P: [6, 6]. hits: frame sets in which it was seen."""
+
+    id: int
+    state: Array
+    P: Array
+    size: Array
+    yaw: float
+    sure: float
+    age: int = 0
+    hits: int = 1
+    missed: int = 0
+    missing: float = 0.0
+    confirmed: bool = False
+    cameras: set[int] = field(default_factory=set)
+
+    @property
+    def significance(self) -> float:
+        """Speed over the ground in its own standard deviations."""
+        v, p = self.state[3:5], self.P[3:5, 3:5]
+        return float(np.sqrt(v @ np.linalg.solve(p, v)))
+
+
+class Tracker:
+    """acceleration: m/s^2 that velocity wanders by. confirm: hits until a track is an object. keep_missing: seconds without a hit."""
+
+    def __init__(self, acceleration: float, confirm: int, keep_missing: float, minimum_speed: float) -> None:
+        self._acceleration = acceleration
+        self._confirm = confirm
+        self._keep_missing = keep_missing
+        self._minimum_speed = minimum_speed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every track; ids start again."""
+        self.tracks: list[Track] = []
+        self._next_id = 1
+
+    def predict(self, seconds: float) -> None:
+        """Move every track on by `seconds` at constant velocity."""
+        step = np.eye(6)
+        step[:3, 3:] = np.eye(3) * seconds
+        # White acceleration; upward a tenth of it, because cars stay on the road.
+        strength = np.array([1.0, 1.0, 0.01]) * self._acceleration**2
+        noise = np.zeros((6, 6))
+        noise[:3, :3] = np.diag(strength * seconds**4 / 4)
+        noise[:3, 3:] = noise[3:, :3] = np.diag(strength * seconds**3 / 2)
+        noise[3:, 3:] = np.diag(strength * seconds**2)
+        for track in self.tracks:
+            track.state = step @ track.state
+            track.P = step @ track.P @ step.T + noise
+            track.age += 1
+            track.missed += 1
+            track.missing += seconds
+            track.cameras = set()
+
+    def update(self, detections: list[Detection]) -> dict[tuple[int, int], int]:
+        """One frame's detections, camera by camera, so that an object that two cameras see is one track.
+
+        Returns (camera, label) -> track id for every detection.
+        """
+        owner: dict[tuple[int, int], int] = {}
+        for camera in sorted({d.camera for d in detections}):
+            mine = [d for d in detections if d.camera == camera]
+            cost = self._distances(mine)
+            rows, columns = linear_sum_assignment(np.minimum(cost, 1e3)) if cost.size else ((), ())
+            taken = {int(r): int(c) for r, c in zip(rows, columns, strict=True) if cost[r, c] < GATE}
+            for i, detection in enumerate(mine):
+                track = self.tracks[taken[i]] if i in taken else self._born(detection)
+                if i in taken:
+                    self._correct(track, detection)
+                owner[(camera, detection.label)] = track.id
+        self.tracks = [track for track in self.tracks if self._alive(track)]
+        return owner
+
+    def objects(self) -> tuple[DynamicObject, ...]:
+        """Confirmed tracks whose speed is significantly above zero, oldest id first."""
+        return tuple(
+            DynamicObject(track.id, track.state[:3].copy(), track.yaw, track.size.copy(), track.state[3:].copy(), track.P[:3, :3].copy(),
+                          track.P[3:, 3:].copy(), float(np.clip(track.sure * min(1.0, track.hits / (track.hits + track.missed)), 0, 1)), track.age,
+                          track.missed)
+            for track in self.tracks if track.confirmed and self.is_moving(track))
+
+    def is_moving(self, track: Track) -> bool:
+        """Speed above the smallest that counts, and three standard deviations above zero."""
+        return bool(np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 3.0)
+
+    def _distances(self, detections: list[Detection]) -> Array:
+        if not self.tracks or not detections:
+            return np.zeros((len(detections), 0))
+        position = np.stack([t.state[:3] for t in self.tracks])
+        covariance = np.stack([t.P[:3, :3] for t in self.tracks])
+        delta = np.stack([d.position for d in detections])[:, None] - position[None]
+        total = np.stack([d.position_covariance for d in detections])[:, None] + covariance[None]
+        return np.einsum("dti,dti->dt", delta, np.linalg.solve(total, delta[..., None])[..., 0])
+
+    def _born(self, d: Detection) -> Track:
+        P = np.zeros((6, 6))
+        P[:3, :3] = d.position_covariance
+        P[3:, 3:] = d.velocity_covariance
+        yaw = float(np.arctan2(d.velocity[1], d.velocity[0]))
+        track = Track(self._next_id, np.concatenate([d.position, d.velocity]), P, d.size.copy(), yaw, d.sure, cameras={d.camera})
+        track.confirmed = self._confirm <= 1
+        self._next_id += 1
+        self.tracks.append(track)
+        return track
+
+    def _correct(self, track: Track, d: Detection) -> None:
+        z = np.concatenate([d.position, d.velocity])
+        R = np.zeros((6, 6))
+        R[:3, :3] = d.position_covariance
+        R[3:, 3:] = d.velocity_covariance
+        gain = np.linalg.solve((track.P + R).T, track.P.T).T
+        track.state = track.state + gain @ (z - track.state)
+        rest = np.eye(6) - gain
+        track.P = rest @ track.P @ rest.T + gain @ R @ gain.T
+        first_this_frame = not track.cameras
+        track.cameras = track.cameras | {d.camera}
+        if first_this_frame:
+            track.hits += 1
+        track.missed = 0
+        track.missing = 0.0
+        track.confirmed = track.confirmed or track.hits >= self._confirm
+        track.sure = 0.7 * track.sure + 0.3 * d.sure
+        if np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 2.0:
+            track.yaw = float(np.arctan2(track.state[4], track.state[3]))
+        # A view shows at most the whole object, often less: growing is believed sooner than shrinking.
+        track.size = track.size + np.where(d.size > track.size, 0.5, 0.1) * (d.size - track.size)
+
+    def _alive(self, track: Track) -> bool:
+        # A track that was never confirmed gets half the patience.
+        return track.missing <= self._keep_missing * (1.0 if track.confirmed else 0.5)

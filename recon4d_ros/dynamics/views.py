@@ -1,0 +1,70 @@
+"""What is constant about each camera while a drive lasts: its grid of rays, and where its depth does not come from time."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.geometry import inverse
+from recon4d_ros.types import Calibration
+
+STRIDE = 2
+"""Motion is judged on every second pixel of the working image: flow is no finer than that."""
+
+FLOW_WIDTH = 512
+"""Flow is measured on the working image, or on its half if it is wider than this."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One camera on the motion grid, [h, w] = working size / STRIDE, rounded up; grid pixel i is working pixel i * STRIDE.
+
+    k: [3, 3] intrinsics of the grid. x, y: [h, w] float32 normalised image coordinates. covered: [h, w] bool, another camera sees
+    the same points at the same time from elsewhere, so that depth there does not rest on the assumption that nothing moves.
+    """
+
+    k: NDArray[np.float64]
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    covered: NDArray[np.bool_]
+    T_base_camera: NDArray[np.float64]
+
+    @property
+    def focal(self) -> float:
+        return float(0.5 * (self.k[0, 0] + self.k[1, 1]))
+
+
+def make_views(calibration: Calibration) -> tuple[View, ...]:
+    """The grid of every camera in the rig's order."""
+    h, w = calibration.working_size
+    v, u = np.mgrid[0:h:STRIDE, 0:w:STRIDE].astype(np.float32)
+    views = []
+    for i, k in enumerate(calibration.k):
+        x = ((u - k[0, 2]) / k[0, 0]).astype(np.float32)
+        y = ((v - k[1, 2]) / k[1, 1]).astype(np.float32)
+        grid_k = k.copy()
+        grid_k[:2] /= STRIDE
+        views.append(View(grid_k, x, y, _covered(calibration, i, x, y), calibration.T_base_camera[i]))
+    return tuple(views)
+
+
+def _covered(calibration: Calibration, index: int, x: NDArray[np.float32], y: NDArray[np.float32], near: float = 6.0, far: float = 40.0) -> NDArray[np.bool_]:
+    """Pixels whose points at both distances are seen by a camera at least 5 cm away that looks the same way (within 60 degrees)."""
+    h, w = calibration.working_size
+    covered = np.zeros(x.shape, bool)
+    for other, k in enumerate(calibration.k):
+        if other == index:
+            continue
+        relative = inverse(calibration.T_base_camera[other]) @ calibration.T_base_camera[index]
+        if relative[2, 2] < 0.5 or np.linalg.norm(relative[:3, 3]) < 0.05:
+            continue
+        seen = np.ones(x.shape, bool)
+        for distance in (near, far):
+            points = np.stack([x, y, np.ones_like(x)], -1) * distance @ relative[:3, :3].T + relative[:3, 3]
+            z = np.maximum(points[..., 2], 1e-6)
+            u = k[0, 0] * points[..., 0] / z + k[0, 2]
+            v = k[1, 1] * points[..., 1] / z + k[1, 2]
+            seen &= (points[..., 2] > 0.1) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1)
+        covered |= seen
+    return covered
