@@ -26,8 +26,8 @@ def mend(prefix: Path, include: str, site_packages: str) -> int:
 
 
 def main() -> int:
-    paths = sysconfig.get_paths()
-    count = mend(Path(sys.prefix), sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix}), paths["purelib"])
+    include = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
+    count = mend(Path(sys.prefix), include, sysconfig.get_path("purelib"))
     print(f"mended {count} CMake files of the ROS 2 wheels")
     return 0
 
