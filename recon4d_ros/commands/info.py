@@ -1,0 +1,79 @@
+"""`recon4d info`: what a bag, an engine folder or a rig file holds; or every parameter."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recon4d_ros.bags import BagReader
+from recon4d_ros.engine import describe as describe_engine
+from recon4d_ros.errors import BagError, Recon4dError
+from recon4d_ros.parameters import ParameterInfo, describe
+from recon4d_ros.reconstructor import Parameters
+from recon4d_ros.rig import load_rig
+from recon4d_ros.types import Rig
+
+EPILOG = """examples:
+  recon4d info drive/            cameras, topics, length and truth of a bag
+  recon4d info engines/NAME      network, sizes, runtime and parity of an engine
+  recon4d info my_car.yaml       the cameras of a rig file
+  recon4d info --parameters      every parameter with default, range and meaning
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder or rig file")
+    parser.add_argument("--parameters", action="store_true", help="list every parameter")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.parameters:
+        print("\n".join(parameter_lines(list(describe(Parameters)))))
+    elif arguments.path is None:
+        raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
+    else:
+        print(describe_path(arguments.path))
+    return 0
+
+
+def describe_path(path: Path) -> str:
+    """Text for a person. Raises the error of the kind of file it is."""
+    if not path.exists():
+        raise BagError(f"{path}: no such file or folder")
+    if (path / "engine.yaml").is_file():
+        return describe_engine(path)
+    if path.suffix in (".yaml", ".yml"):
+        return "\n".join(rig_lines(load_rig(path)))
+    with BagReader(path) as reader:
+        return "\n".join(bag_lines(reader))
+
+
+def bag_lines(reader: BagReader) -> list[str]:
+    """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
+    lines = [f"{reader.path}: {reader.info().duration_ns / 1e9:.1f} s"]
+    width = max(len(topic) for topic in reader.topics)
+    lines += [f"  {topic:{width}}  {info.count:6d}  {info.type}" for topic, info in sorted(reader.topics.items())]
+    try:
+        return lines + rig_lines(reader.rig())
+    except Recon4dError as error:
+        return [*lines, f"no rig: {error}"]
+
+
+def rig_lines(rig: Rig) -> list[str]:
+    lines = [f"rig {rig.name}: {len(rig.cameras)} cameras"]
+    for camera in rig.cameras:
+        x, y, z = camera.T_base_camera[:3, 3]
+        lines.append(f"  {camera.name:20} {camera.width}x{camera.height}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m")
+    return lines
+
+
+def parameter_lines(infos: list[ParameterInfo]) -> list[str]:
+    return [f"{info.name} = {info.default}  [{parameter_range(info)}]\n    {info.description}" for info in infos]
+
+
+def parameter_range(info: ParameterInfo) -> str:
+    """A parameter's admitted values as a person writes them."""
+    if info.choices:
+        return " | ".join(info.choices)
+    if info.minimum is None and info.maximum is None:
+        return info.type.__name__
+    return f"{'' if info.minimum is None else f'{info.minimum:g}'} .. {'' if info.maximum is None else f'{info.maximum:g}'}".strip()

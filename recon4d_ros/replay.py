@@ -1,0 +1,32 @@
+"""A bag through the Reconstructor, offline: every frame set is processed, in the bag's own time, and a run repeats bit for bit."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recon4d_ros.bags import BagReader, ImageEvent, OdometryEvent
+from recon4d_ros.errors import BagError
+from recon4d_ros.sync import Synchronizer
+from recon4d_ros.types import FrameSet
+
+
+def odometry_topic(reader: BagReader, wanted: str) -> str | None:
+    """The odometry to use: `wanted` if it names a topic, None for `none`, and for `auto` the bag's only one that is not the truth."""
+    info = reader.info()
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        if wanted not in info.odometry_topics:
+            raise BagError(f"{reader.path}: no odometry on {wanted}: the bag has {', '.join(info.odometry_topics) or 'none'}")
+        return wanted
+    candidates = [topic for topic in info.odometry_topics if not topic.startswith("/ground_truth/")]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def frame_sets(reader: BagReader, synchronizer: Synchronizer, odometry: str | None = None) -> Iterator[FrameSet]:
+    """The bag's frame sets in order; time is the bag's, so waiting rules act as they would have on the vehicle."""
+    for event in reader.events(odometry_topic=odometry):
+        if isinstance(event, ImageEvent):
+            yield from synchronizer.add_image(event.camera, event.image, event.receive_ns)
+        elif isinstance(event, OdometryEvent):
+            synchronizer.add_odometry(event.sample)
+    yield from synchronizer.flush()
