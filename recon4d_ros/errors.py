@@ -30,3 +30,7 @@ class ParameterError(Recon4dError):
 
 class OutputError(Recon4dError):
     """The output folder cannot be written, is full, or exists already."""
+
+
+class MessageError(Recon4dError):
+    """A message carries a value that cannot be used: NaN, a quaternion of length zero, the wrong frame."""

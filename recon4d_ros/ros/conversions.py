@@ -1,0 +1,302 @@
+"""ROS messages to the core's nouns and back: pure functions, one copy at most (into the message's own buffer).
+
+Stamps are integer nanoseconds, poses `T_a_b` 4x4 float64 (see types.py). What cannot be used raises a Recon4dError with its sentence.
+"""
+from __future__ import annotations
+
+import array
+import math
+from typing import Any
+
+import numpy as np
+import tf_transformations
+from builtin_interfaces.msg import Duration as DurationMsg
+from builtin_interfaces.msg import Time as TimeMsg
+from cv_bridge import CvBridge, CvBridgeError
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Vector3
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
+from recon4d_msgs.msg import DynamicObject as DynamicObjectMsg
+from recon4d_msgs.msg import DynamicObjectArray, MapUpdate
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs_py import point_cloud2
+from std_msgs.msg import Header
+from visualization_msgs.msg import Marker, MarkerArray
+
+from recon4d_ros.errors import CalibrationError, ImageError, MessageError
+from recon4d_ros.types import Camera, DynamicObject, MapDelta, PoseEstimate, RawImage, Tracking
+
+Array = NDArray[np.float64]
+
+# What the core's decoder reads straight from the message's bytes; anything else goes through cv_bridge first.
+DIRECT_ENCODINGS = frozenset(
+    ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2", "uyvy", "yuyv"]
+    + [f"bayer_{order}{bits}" for order in ("rggb", "bggr", "gbrg", "grbg") for bits in ("8", "16")])
+# A pose that is lost is anywhere: a kilometre and half a turn, one sigma.
+LOST_COVARIANCE = np.diag([1e6] * 3 + [math.pi**2] * 3)
+_BRIDGE = CvBridge()
+
+
+# --- time, frames, poses -------------------------------------------------------------------------------------------------------------
+
+def stamp_ns(stamp: TimeMsg) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def time_msg(ns: int) -> TimeMsg:
+    sec, nanosec = divmod(int(ns), 1_000_000_000)
+    return TimeMsg(sec=sec, nanosec=nanosec)
+
+
+def header(ns: int, frame_id: str) -> Header:
+    return Header(stamp=time_msg(ns), frame_id=frame_id)
+
+
+def pose_matrix(position: Any, orientation: Any, what: str) -> Array:
+    """4x4 pose from a Point or Vector3 in metres and a Quaternion. Raises MessageError if not finite or the quaternion has no length."""
+    values = np.array([position.x, position.y, position.z, orientation.x, orientation.y, orientation.z, orientation.w])
+    if not np.all(np.isfinite(values)):
+        raise MessageError(f"{what} has a value that is not finite")
+    length = float(np.linalg.norm(values[3:]))
+    if not 0.9 < length < 1.1:
+        raise MessageError(f"{what} has a quaternion of length {length:.3g}: expected 1")
+    pose = np.asarray(tf_transformations.quaternion_matrix(values[3:] / length), np.float64)
+    pose[:3, 3] = values[:3]
+    return pose
+
+
+def quaternion_msg(pose: Array) -> Quaternion:
+    x, y, z, w = (float(value) for value in tf_transformations.quaternion_from_matrix(pose))
+    return Quaternion(x=x, y=y, z=z, w=w) if w >= 0 else Quaternion(x=-x, y=-y, z=-z, w=-w)
+
+
+def pose_msg(pose: Array) -> Pose:
+    x, y, z = (float(value) for value in pose[:3, 3])
+    return Pose(position=Point(x=x, y=y, z=z), orientation=quaternion_msg(pose))
+
+
+def pose_stamped_msg(pose: Array, ns: int, frame_id: str) -> PoseStamped:
+    return PoseStamped(header=header(ns, frame_id), pose=pose_msg(pose))
+
+
+def transform_msg(pose: Array, ns: int, parent: str, child: str) -> TransformStamped:
+    """T_parent_child as a transform for /tf."""
+    message = TransformStamped(header=header(ns, parent), child_frame_id=child)
+    message.transform.translation = vector_msg(pose[:3, 3])
+    message.transform.rotation = quaternion_msg(pose)
+    return message
+
+
+def transform_matrix(message: TransformStamped) -> Array:
+    """T_parent_child of a transform. Raises MessageError."""
+    what = f"transform {message.header.frame_id} -> {message.child_frame_id}"
+    return pose_matrix(message.transform.translation, message.transform.rotation, what)
+
+
+def vector_msg(vector: NDArray) -> Vector3:
+    x, y, z = (float(value) for value in vector)
+    return Vector3(x=x, y=y, z=z)
+
+
+# --- in: images, calibration, odometry -----------------------------------------------------------------------------------------------
+
+def raw_image(message: Image | CompressedImage, received_ns: int) -> RawImage:
+    """The message's bytes as a RawImage, without a copy. Raises ImageError if the encoding is unknown or the sizes disagree.
+
+    received_ns: monotonic clock of reception, for the latency.
+    """
+    ns = stamp_ns(message.header.stamp)
+    data = np.frombuffer(message.data, np.uint8)
+    if isinstance(message, CompressedImage):
+        return RawImage(ns, compressed_encoding(message.format, data), data, received_ns=received_ns)
+    if message.encoding.lower() not in DIRECT_ENCODINGS:
+        return _bridged(message, ns, received_ns)
+    if message.width == 0 or message.height == 0 or data.size < message.step * message.height:
+        raise ImageError(f"image of {message.width}x{message.height} with {message.step} bytes a row has {data.size} bytes: "
+                         f"expected {message.step * message.height}")
+    return RawImage(ns, message.encoding.lower(), data, message.width, message.height, message.step, bool(message.is_bigendian),
+                    received_ns)
+
+
+def compressed_encoding(text: str, data: NDArray[np.uint8]) -> str:
+    """`jpeg` or `png` of a CompressedImage, from its bytes where they say so, else from its format text. Raises ImageError."""
+    magic = data[:4].tobytes()
+    if magic[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if magic == b"\x89PNG":
+        return "png"
+    lowered = text.lower()
+    if "jpeg" in lowered or "jpg" in lowered:
+        return "jpeg"  # the bytes are broken: the decoder says so, with its count
+    if "png" in lowered:
+        return "png"
+    raise ImageError(f"compressed image of format {text!r}: expected jpeg or png")
+
+
+def _bridged(message: Image, ns: int, received_ns: int) -> RawImage:
+    """An encoding that only cv_bridge knows (8UC3, rgb16, ...), converted by it to rgb8."""
+    try:
+        pixels = np.ascontiguousarray(_BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+    except (CvBridgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        known = ", ".join(sorted(DIRECT_ENCODINGS))
+        raise ImageError(f"image encoding {message.encoding!r} is not known: expected one of {known}") from error
+    height, width = pixels.shape[:2]
+    return RawImage(ns, "rgb8", pixels.reshape(-1), width, height, 3 * width, False, received_ns)
+
+
+def camera_from_info(name: str, message: CameraInfo, T_base_camera: Array) -> Camera:
+    """A Camera from its camera_info. Raises CalibrationError (zero focal length, NaN, unknown distortion model, ...)."""
+    model = message.distortion_model.lower() or "none"
+    if not any(message.d):
+        model = "none" if model not in ("plumb_bob", "rational_polynomial", "equidistant") else model
+    if message.binning_x > 1 or message.binning_y > 1:
+        raise CalibrationError(f"camera {name}: camera_info has binning {message.binning_x}x{message.binning_y}: expected none")
+    k = np.array(message.k, np.float64).reshape(3, 3)
+    return Camera(name, message.width, message.height, k, T_base_camera, model, tuple(message.d))
+
+
+# --- out ------------------------------------------------------------------------------------------------------------------------------
+
+def _buffer(values: NDArray) -> array.array:
+    """Bytes of an array as the array.array that a message keeps: one memcpy, no check per element."""
+    data = array.array("B")
+    data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
+    return data
+
+
+def image_msg(values: NDArray, encoding: str, ns: int, frame_id: str) -> Image:
+    """[h, w] float32 (32FC1) or uint8 (mono8) as an Image."""
+    height, width = values.shape[:2]
+    return Image(header=header(ns, frame_id), height=height, width=width, encoding=encoding, is_bigendian=0,
+                 step=values.strides[0] if values.flags.c_contiguous else width * values.itemsize, data=_buffer(values))
+
+
+def camera_info_msg(k: Array, size: tuple[int, int], ns: int, frame_id: str) -> CameraInfo:
+    """CameraInfo of a rectified image of size (h, w): no distortion, P = [K | 0]."""
+    message = CameraInfo(header=header(ns, frame_id), height=size[0], width=size[1], distortion_model="plumb_bob", d=[0.0] * 5)
+    message.k = k.reshape(-1)
+    message.r = np.eye(3).reshape(-1)
+    message.p = np.hstack([k, np.zeros((3, 1))]).reshape(-1)
+    return message
+
+
+def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[K, 3] RGB as the float32 whose bits are 0x00RRGGBB, which RViz and PCL call rgb."""
+    wide = rgb.astype(np.uint32)
+    return (wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2]).view(np.float32)
+
+
+def cloud_msg(points: NDArray[np.float32], rgb: NDArray[np.uint8], ns: int, frame_id: str, **channels: NDArray[np.float32]) -> PointCloud2:
+    """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K, 3] RGB.
+
+    The rows are written once into a structured array, whose memory goes into the message as it is.
+    """
+    names = ["x", "y", "z", "rgb", *channels]
+    rows = np.empty(len(points), np.dtype([(name, np.float32) for name in names]))
+    rows.view(np.float32).reshape(-1, len(names))[:, :3] = points
+    rows["rgb"] = packed_rgb(rgb)
+    for name, values in channels.items():
+        rows[name] = values
+    fields = [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]
+    return point_cloud2.create_cloud(header(ns, frame_id), fields, rows)
+
+
+def odometry_msg(pose: PoseEstimate, T_parent_base: Array, dt: float, ns: int, parent: str, child: str) -> Odometry:
+    """Pose with covariance in the parent frame, twist in the child's.
+
+    The estimate's covariance is of the error in base_link; the message's is in the parent frame, so its blocks are rotated. The twist is
+    a difference of two poses dt seconds apart, so its covariance is twice the pose's over dt squared. Lost is said with a huge one.
+    """
+    lost = pose.tracking is Tracking.LOST
+    covariance = LOST_COVARIANCE if lost else pose.covariance
+    turn = np.kron(np.eye(2), T_parent_base[:3, :3])
+    message = Odometry(header=header(ns, parent), child_frame_id=child)
+    message.pose.pose = pose_msg(T_parent_base)
+    message.pose.covariance = np.ascontiguousarray(turn @ covariance @ turn.T, np.float64).reshape(-1)
+    message.twist.twist.linear = vector_msg(pose.velocity[:3])
+    message.twist.twist.angular = vector_msg(pose.velocity[3:])
+    message.twist.covariance = np.ascontiguousarray(covariance * (1.0 if lost else 2.0 / max(dt, 1e-3)**2), np.float64).reshape(-1)
+    return message
+
+
+def map_update_msg(delta: MapDelta, ns: int, frame_id: str) -> MapUpdate:
+    message = MapUpdate(header=header(ns, frame_id), sequence=delta.sequence, voxel_size=float(delta.voxel_size))
+    message.changed = cloud_msg(delta.points, delta.colors, ns, frame_id, weight=delta.weights)
+    message.changed_keys = _int32(delta.keys)
+    message.removed_keys = _int32(delta.removed)
+    return message
+
+
+def _int32(values: NDArray[np.int32]) -> array.array:
+    data = array.array("i")
+    data.frombytes(np.ascontiguousarray(values, np.int32).tobytes())
+    return data
+
+
+def _covariance6(position: Array | None, orientation: Array | None = None) -> Array:
+    out = np.zeros((6, 6))
+    if position is not None:
+        out[:3, :3] = position
+    if orientation is not None:
+        out[3:, 3:] = orientation
+    return out.reshape(-1)
+
+
+def object_msg(mover: DynamicObject) -> DynamicObjectMsg:
+    message = DynamicObjectMsg(id=int(mover.id), confidence=float(mover.confidence), age=int(mover.age), missed=int(mover.missed))
+    message.pose.pose.position = Point(x=float(mover.position[0]), y=float(mover.position[1]), z=float(mover.position[2]))
+    message.pose.pose.orientation = yaw_msg(mover.yaw)
+    message.pose.covariance = _covariance6(mover.position_covariance)
+    message.size = vector_msg(mover.size)
+    message.twist.twist.linear = vector_msg(mover.velocity)
+    message.twist.covariance = _covariance6(mover.velocity_covariance)
+    return message
+
+
+def yaw_msg(yaw: float) -> Quaternion:
+    x, y, z, w = (float(value) for value in tf_transformations.quaternion_from_euler(0.0, 0.0, yaw))
+    return Quaternion(x=x, y=y, z=z, w=w)
+
+
+def objects_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> DynamicObjectArray:
+    return DynamicObjectArray(header=header(ns, frame_id), objects=[object_msg(mover) for mover in movers])
+
+
+def markers_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> MarkerArray:
+    """Box, velocity arrow (one second long) and label per mover; what was there before is cleared first."""
+    markers = [Marker(header=header(ns, frame_id), action=Marker.DELETEALL)]
+    for mover in movers:
+        red, green, blue = mover_color(mover.id)
+        message = object_msg(mover)
+
+        def marker(kind: int, name: str, alpha: float, mover: DynamicObject = mover,
+                   color: tuple[float, float, float] = (red, green, blue)) -> Marker:
+            item = Marker(header=header(ns, frame_id), ns=name, id=int(mover.id) & 0x7FFFFFFF, type=kind, action=Marker.ADD,
+                          lifetime=DurationMsg(sec=1))
+            item.pose.orientation.w = 1.0
+            item.color.r, item.color.g, item.color.b = color
+            item.color.a = alpha
+            return item
+
+        box = marker(Marker.CUBE, "box", 0.4)
+        box.pose = message.pose.pose
+        box.scale = message.size
+        arrow = marker(Marker.ARROW, "velocity", 1.0)
+        arrow.points = [message.pose.pose.position, _point(mover.position + mover.velocity)]
+        arrow.scale = Vector3(x=0.15, y=0.35, z=0.5)
+        label = marker(Marker.TEXT_VIEW_FACING, "label", 1.0)
+        label.pose.position = _point(mover.position + np.array([0.0, 0.0, mover.size[2] / 2 + 0.6]))
+        label.scale.z = 0.6
+        label.text = f"{mover.id}: {float(np.linalg.norm(mover.velocity)):.1f} m/s"
+        markers += [box, arrow, label]
+    return MarkerArray(markers=markers)
+
+
+def _point(position: NDArray) -> Point:
+    return Point(x=float(position[0]), y=float(position[1]), z=float(position[2]))
+
+
+def mover_color(identity: int) -> tuple[float, float, float]:
+    """A colour (r, g, b in 0..1) per id, far from its neighbours' (golden ratio steps around the hue circle)."""
+    hue = 6.0 * ((identity * 0.61803398875) % 1.0)
+    return tuple(float(np.clip(abs((hue + shift) % 6.0 - 3.0) - 1.0, 0.0, 1.0)) for shift in (0.0, 4.0, 2.0))  # type: ignore[return-value]

@@ -1,0 +1,193 @@
+"""The node's health as numbers, and as /diagnostics and ~/status say it: rates, latencies, drops and why, tracking, memory, engine."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from recon4d_msgs.msg import Status
+
+from recon4d_ros.ros.conversions import header
+from recon4d_ros.types import Reconstruction, Tracking
+
+WINDOW = 5.0  # seconds that rates and latencies are taken over
+MAX_REASONS = 100  # distinct reasons kept: one may carry a number from the message
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_TRACKING = {Tracking.STARTING: Status.STARTING, Tracking.TRACKING: Status.TRACKING, Tracking.LOST: Status.LOST}
+
+
+class Drops:
+    """Counts what was not used, by camera (or `odometry`, `tf`) and reason. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def count(self, source: str, reason: str) -> bool:
+        """True if this reason is new: worth a line in the log."""
+        with self._lock:
+            key = (source, reason)
+            if key not in self._counts and len(self._counts) >= MAX_REASONS:
+                key = (source, "other reasons")
+            self._counts[key] += 1
+            return self._counts[key] == 1
+
+    def __call__(self) -> dict[tuple[str, str], int]:
+        with self._lock:
+            return dict(self._counts)
+
+
+class Rate:
+    """Events per second over the last WINDOW."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=1000)
+        self.total = 0
+
+    def tick(self) -> None:
+        self._times.append(time.monotonic())
+        self.total += 1
+
+    def __call__(self) -> float:
+        times = list(self._times)
+        recent = [t for t in times if t > time.monotonic() - WINDOW]
+        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+
+    def silence(self) -> float:
+        """Seconds since the last event; infinite if there was none."""
+        return time.monotonic() - self._times[-1] if self._times else float("inf")
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    name: str
+    runtime: str
+    device: str
+
+
+class Health:
+    """Everything that /diagnostics and ~/status are made of."""
+
+    def __init__(self, cameras: tuple[str, ...]) -> None:
+        self.cameras = cameras
+        self.drops = Drops()
+        self.images = {name: Rate() for name in cameras}
+        self.frame_sets = Rate()
+        self.tracking = Tracking.STARTING
+        self.reason = "no frame set yet"
+        self.engine = EngineInfo("", "", "")
+        self.memory_fill = 0.0
+        self.map_voxels = 0
+        self.objects = 0
+        self.present = [False] * len(cameras)
+        self._stages: dict[str, deque[float]] = {}
+        self._latency: deque[float] = deque(maxlen=200)
+        self._process = psutil.Process()
+
+    def reset(self) -> None:
+        """A new drive begins; counts of drops and images stay, they are of the process."""
+        self.frame_sets = Rate()
+        self.tracking, self.reason = Tracking.STARTING, "reset"
+
+    def done(self, result: Reconstruction, stages: Mapping[str, float], latency: float, voxels: int) -> None:
+        """One frame set published. stages: seconds per stage, publication among them. latency: last image's reception to publication."""
+        self.frame_sets.tick()
+        self.tracking, self.reason = result.pose.tracking, result.pose.reason
+        self.memory_fill, self.map_voxels = result.memory_fill, voxels
+        self.objects = len(result.motion.objects)
+        self.present = [bool(value) for value in result.frame.present]
+        self._latency.append(latency)
+        for name, seconds in stages.items():
+            self._stages.setdefault(name, deque(maxlen=200)).append(seconds)
+
+    def rss(self) -> float:
+        """Resident memory, MiB."""
+        return self._process.memory_info().rss / 2**20
+
+    def host_overhead(self) -> float:
+        """Median seconds per camera and frame set spent outside the engine."""
+        outside = [median(times) for name, times in self._stages.items() if name != "engine"]
+        return sum(outside) / max(len(self.cameras), 1)
+
+    def status_msg(self, stamp_ns: int, frame: str, *, paused: bool) -> Status:
+        message = Status(header=header(stamp_ns, frame), tracking=Status.PAUSED if paused else _TRACKING[self.tracking])
+        message.reason = "paused" if paused else "" if self.tracking is Tracking.TRACKING else self.reason
+        message.engine, message.runtime, message.device = self.engine.name, self.engine.runtime, self.engine.device
+        message.frame_sets, message.rate = self.frame_sets.total, float(self.frame_sets())
+        message.latency = float(self._latency[-1]) if self._latency else 0.0
+        message.stages = list(self._stages)
+        message.stage_latency = [float(times[-1]) for times in self._stages.values()]
+        message.cameras, message.present = list(self.cameras), self.present
+        drops = sorted(self.drops().items())
+        message.drop_reasons = [f"{source}: {reason}" for (source, reason), _ in drops]
+        message.drop_counts = [count for _, count in drops]
+        message.memory_fill, message.map_voxels, message.objects = float(self.memory_fill), int(self.map_voxels), self.objects
+        message.rss = float(self.rss())
+        return message
+
+    def diagnostics_msg(self, stamp_ns: int, node: str, *, state: str, waiting: Iterable[str], paused: bool,
+                        silence: float) -> DiagnosticArray:
+        """One status per concern, named `<node>: <concern>`.
+
+        waiting: what the node still needs. silence: seconds until a camera is said to be silent.
+        """
+        device = self.engine.device or "none"
+
+        def status(name: str, level: bytes, message: str, **values: object) -> DiagnosticStatus:
+            pairs = [KeyValue(key=key.replace("_", " "), value=str(value)) for key, value in values.items()]
+            return DiagnosticStatus(name=f"{node}: {name}", level=level, message=message, hardware_id=device, values=pairs)
+
+        out = [self._node_status(status, state, list(waiting), paused)]
+        running = state == "active" and not paused
+        if running:
+            out.append(self._tracking_status(status))
+        out.append(status("latency", OK, f"{1e3 * percentile(self._latency, 50):.0f} ms in the median",
+                          p50_ms=f"{1e3 * percentile(self._latency, 50):.1f}", p95_ms=f"{1e3 * percentile(self._latency, 95):.1f}",
+                          host_overhead_per_camera_ms=f"{1e3 * self.host_overhead():.2f}",
+                          **{f"{name}_ms": f"{1e3 * median(times):.1f}" for name, times in self._stages.items()}))
+        out.append(status("memory", OK, f"{100 * self.memory_fill:.0f} % of the pointers in use", pointers=f"{self.memory_fill:.3f}",
+                          map_voxels=self.map_voxels, rss_MiB=f"{self.rss():.0f}"))
+        drops = self.drops()
+        out += [self._camera_status(status, name, drops, running, silence) for name in self.cameras]
+        others = {f"{source}: {reason}": count for (source, reason), count in drops.items() if source not in self.cameras}
+        out.append(status("inputs", WARN if others else OK, f"{sum(others.values())} not used" if others else "all used", **others))
+        return DiagnosticArray(header=header(stamp_ns, ""), status=out)
+
+    def _node_status(self, status, state: str, waiting: list[str], paused: bool) -> DiagnosticStatus:
+        values = {"state": state, "engine": self.engine.name, "runtime": self.engine.runtime, "device": self.engine.device,
+                  "frame_sets": self.frame_sets.total, "rate_Hz": f"{self.frame_sets():.2f}"}
+        if waiting:
+            return status("node", WARN, f"waiting for {'; '.join(waiting)}", **values)
+        if paused:
+            return status("node", WARN, "paused", **values)
+        return status("node", OK if state == "active" else WARN, f"{state}, {self.frame_sets():.1f} frame sets/s", **values)
+
+    def _tracking_status(self, status) -> DiagnosticStatus:
+        level = {Tracking.TRACKING: OK, Tracking.STARTING: WARN, Tracking.LOST: ERROR}[self.tracking]
+        text = self.tracking.value if self.tracking is Tracking.TRACKING or not self.reason else f"{self.tracking.value}: {self.reason}"
+        return status("tracking", level, text, objects=self.objects)
+
+    def _camera_status(self, status, name: str, drops: Mapping[tuple[str, str], int], running: bool, silence: float) -> DiagnosticStatus:
+        mine = {reason: count for (source, reason), count in drops.items() if source == name}
+        rate, quiet = self.images[name](), self.images[name].silence()
+        if running and quiet > silence:
+            level, text = ERROR, "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s"
+        elif mine:
+            level, text = WARN, f"{rate:.1f} images/s, {sum(mine.values())} dropped"
+        else:
+            level, text = OK, f"{rate:.1f} images/s"
+        return status(f"camera {name}", level, text, images=self.images[name].total, **mine)
+
+
+def median(values: Iterable[float]) -> float:
+    return percentile(values, 50)
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Nearest-rank percentile; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0

@@ -1,0 +1,162 @@
+"""What the node subscribes to: images, camera_info and odometry in, the core's nouns out; what cannot be used is counted, never raised."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import message_filters
+import tf2_ros
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from recon4d_ros.errors import Recon4dError
+from recon4d_ros.image_header import compressed_size
+from recon4d_ros.ros.conversions import pose_matrix, raw_image, stamp_ns, transform_matrix
+from recon4d_ros.types import OdometrySample, RawImage
+
+RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+PAIR_QUEUE = 10
+
+
+def sensor_qos() -> QoSProfile:
+    """Best effort and a short queue: of images that came while we were busy the newest win."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def overridable() -> QoSOverridingOptions:
+    return QoSOverridingOptions.with_default_policies()
+
+
+@dataclass(frozen=True)
+class CameraTopics:
+    """Resolved topics of one camera; transport: auto, raw, compressed."""
+
+    image: str
+    camera_info: str
+    transport: str = "auto"
+
+
+class CalibrationInput:
+    """camera_info of all cameras, from configure on: the rig may depend on it. Passed on as `info(camera, message)`."""
+
+    def __init__(self, node: Node, topics: Mapping[str, CameraTopics], info: Callable[[str, CameraInfo], None]) -> None:
+        self._node = node
+        self.subscribers = {
+            name: message_filters.Subscriber(
+                node, CameraInfo, topic.camera_info, qos_profile=sensor_qos(), qos_overriding_options=overridable())
+            for name, topic in topics.items()}
+        for name, subscriber in self.subscribers.items():
+            subscriber.registerCallback(lambda message, name=name: info(name, message))
+
+    def close(self) -> None:
+        for subscriber in self.subscribers.values():
+            self._node.destroy_subscription(subscriber.sub)
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """What the pairing needs of an image: it keeps ten, and ten whole images would be 40 MB a camera."""
+
+    header: Header
+    width: int
+    height: int
+
+
+class CameraInput:
+    """Images of one camera.
+
+    Each image goes on as it comes; message_filters pairs it with the camera_info of the same stamp, and a pair whose sizes disagree is
+    reported. So a slow or latched camera_info holds no image back.
+    """
+
+    def __init__(self, node: Node, name: str, topics: CameraTopics, info: message_filters.Subscriber, *,
+                 image: Callable[[str, RawImage, str], None], bad: Callable[[str, str], None]) -> None:
+        """image(camera, raw image, frame_id); bad(camera, sentence)."""
+        self._node, self._name, self._topics, self._image, self._bad = node, name, topics, image, bad
+        self._subscriber: message_filters.Subscriber | None = None
+        self._sizes = message_filters.SimpleFilter()
+        self._pairs = message_filters.TimeSynchronizer([self._sizes, info], PAIR_QUEUE)
+        self._pairs.registerCallback(self._on_pair)
+
+    @property
+    def connected(self) -> bool:
+        return self._subscriber is not None
+
+    def connect(self) -> bool:
+        """Subscribe, once the transport is known: `auto` looks at what is published. True when subscribed."""
+        if self._subscriber is None and (found := self._resolve()):
+            topic, kind = found
+            self._subscriber = message_filters.Subscriber(
+                self._node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable())
+            self._subscriber.registerCallback(self._on_image)
+        return self.connected
+
+    def waits_for(self) -> str:
+        return f"a publisher of {self._topics.image} (transport {self._topics.transport})"
+
+    def disconnect(self) -> None:
+        if self._subscriber is not None:
+            self._node.destroy_subscription(self._subscriber.sub)
+            self._subscriber = None
+
+    def _resolve(self) -> tuple[str, type] | None:
+        topic = self._topics.image
+        if self._topics.transport == "raw":
+            return topic, Image
+        if self._topics.transport == "compressed":
+            return (topic if topic.endswith("/compressed") else f"{topic}/compressed"), CompressedImage
+        types = dict(self._node.get_topic_names_and_types())
+        full, beside = self._node.resolve_topic_name(topic), self._node.resolve_topic_name(f"{topic}/compressed")
+        if RAW in types.get(full, ()) and self._node.count_publishers(topic):
+            return topic, Image
+        if COMPRESSED in types.get(full, ()) and self._node.count_publishers(topic):
+            return topic, CompressedImage
+        if COMPRESSED in types.get(beside, ()) and self._node.count_publishers(f"{topic}/compressed"):
+            return f"{topic}/compressed", CompressedImage
+        return None
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        try:
+            image = raw_image(message, time.monotonic_ns())
+        except Recon4dError as error:
+            self._bad(self._name, str(error))
+            return
+        size = (image.width, image.height) if image.width else compressed_size(image.data)
+        if size:
+            self._sizes.signalMessage(ImageSize(message.header, *size))
+        self._image(self._name, image, message.header.frame_id.lstrip("/"))
+
+    def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
+        if (image.width, image.height) != (info.width, info.height):
+            self._bad(self._name, f"image is {image.width}x{image.height} and its camera_info says {info.width}x{info.height}")
+
+
+class OdometryInput:
+    """Odometry as samples of the base's pose, whichever frame of the car it was measured in (that frame's place is on /tf_static)."""
+
+    def __init__(self, node: Node, topic: str, base_frame: str, buffer: tf2_ros.Buffer, *,
+                 sample: Callable[[OdometrySample], None], bad: Callable[[str, str], None]) -> None:
+        self._node, self._base_frame, self._buffer, self._sample, self._bad = node, base_frame, buffer, sample, bad
+        qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._subscription = node.create_subscription(Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable())
+
+    def close(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+    def _on_odometry(self, message: Odometry) -> None:
+        try:
+            pose = pose_matrix(message.pose.pose.position, message.pose.pose.orientation, "odometry")
+            child = message.child_frame_id.lstrip("/")
+            if child and child != self._base_frame:
+                pose = pose @ transform_matrix(self._buffer.lookup_transform(child, self._base_frame, Time()))
+            self._sample(OdometrySample(stamp_ns(message.header.stamp), pose))
+        except Recon4dError as error:
+            self._bad("odometry", str(error))
+        except tf2_ros.TransformException:
+            self._bad("odometry", f"odometry is of frame {child!r}, and no transform from it to {self._base_frame!r} is known")

@@ -1,0 +1,247 @@
+"""`recon4d_node`: the managed lifecycle node. States, parameters and services; what runs between configure and cleanup is a Session."""
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos_overriding_options import InvalidQosOverridesError
+from recon4d_msgs.srv import SaveMap
+from std_srvs.srv import SetBool, Trigger
+
+from recon4d_ros.errors import CalibrationError, ParameterError, Recon4dError
+from recon4d_ros.rig import load_rig_file
+from recon4d_ros.ros import parameters
+from recon4d_ros.ros.diagnostics import Health
+from recon4d_ros.ros.inputs import CameraTopics
+from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spin_until
+from recon4d_ros.ros.session import Session, Setup
+from recon4d_ros.types import Rig
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+TICK, POLL, REPORT = 0.1, 0.01, 1.0  # seconds; on the steady clock: /clock may stand still
+CLOCK_BACK = Duration(seconds=-0.5)  # of /clock: less is jitter
+
+
+class Recon4dNode(LifecycleNode):
+    """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not configure, or ""."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__("recon4d", **kwargs)
+        self._session: Session | None = None
+        self._state = "unconfigured"
+        self.failure = ""
+        self.finalized = False
+        self._faults = [sentence for info in parameters.all_parameters() if (sentence := parameters.declare(self, info))]
+        self.add_on_set_parameters_callback(lambda given: parameters.refuse_when_configured(self._session is not None, given))
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        self.create_service(SaveMap, "~/save_map", self._on_save_map)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(TICK, self._tick, clock=steady)
+        self.create_timer(POLL, self._poll, clock=steady)
+        self.create_timer(REPORT, self._report, clock=steady)
+        self._jump = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=CLOCK_BACK, on_clock_change=False), post_callback=self._on_clock_jump)
+
+    @property
+    def autostart(self) -> bool:
+        return bool(self.get_parameter("autostart").value)
+
+    def start(self) -> None:
+        """Configure and activate. On failure `failure` says why."""
+        if self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    # --- transitions ------------------------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.failure = ""
+        try:
+            self._session = Session(self, self._setup(), self._fail)
+        except Recon4dError as error:
+            self._explain(str(error))
+            return FAILURE
+        except (InvalidQosOverridesError, RuntimeError) as error:
+            if "QoS override" not in str(error):
+                raise
+            self._explain(str(error))
+            return FAILURE
+        for name in parameters.unknown_overrides(self):
+            self.get_logger().warning(f"parameter {name} is not known and does nothing: `ros2 param list` shows those that are")
+        self._state = "inactive"
+        return SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_activate(state)
+        if result == SUCCESS and self._session is not None:
+            self._session.activate()
+            self._state = "active"
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self._session is not None:
+            self._session.deactivate()
+        self._state = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._close_session()
+        self._state = "unconfigured"
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._close_session()
+        self._state = "finalized"
+        self.finalized = True
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A bug of ours: back to unconfigured, so that a lifecycle manager can try again."""
+        if not self.failure:
+            self._explain(f"error in a transition from {state.label}: see the log")
+        self._close_session()
+        self._state = "unconfigured"
+        return SUCCESS
+
+    def finish(self) -> None:
+        """Through the states to finalized, whichever it is in."""
+        if not self.finalized:
+            self.trigger_shutdown()
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            if session.active:
+                session.deactivate()
+            session.close()
+
+    def _explain(self, sentence: str) -> None:
+        self.failure = sentence
+        self.get_logger().error(sentence)
+
+    def _fail(self, sentence: str) -> None:
+        """Rig or engine turned out unusable after configure: back to unconfigured."""
+        self._explain(sentence)
+        if self._state == "active":
+            self.trigger_deactivate()
+        self.trigger_cleanup()
+
+    # --- what configure reads ---------------------------------------------------------------------------------------------------------
+
+    def _setup(self) -> Setup:
+        """Raises Recon4dError."""
+        if self._faults:
+            sentence, self._faults = self._faults[0], []
+            raise ParameterError(sentence)
+        own, algorithm = parameters.read_all(self)
+        rig, file_topics = None, {}
+        if own.rig_file:
+            file = load_rig_file(own.rig_file)
+            rig, file_topics = chosen(file.rig, own.cameras), file.topics
+        names = rig.names if rig is not None else own.cameras
+        if not names:
+            raise ParameterError("parameter cameras is empty: expected the cameras' names, or a rig_file that has them")
+        topics = {}
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ParameterError(f"camera name {name!r} cannot be part of a topic: expected letters, digits and _, a letter first")
+            camera = parameters.read_camera(self, name)
+            known = file_topics.get(name)
+            topics[name] = CameraTopics(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
+                                        camera.camera_info_topic or (known.camera_info if known else "") or f"/camera/{name}/camera_info",
+                                        camera.transport)
+        if len(set(names)) != len(names):
+            raise ParameterError(f"parameter cameras names a camera twice: {', '.join(names)}")
+        return Setup(own, algorithm, names, topics, rig)
+
+    # --- timers, clock, services ------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if self._session is not None:
+            self._session.tick()
+
+    def _poll(self) -> None:
+        if self._session is not None:
+            self._session.poll()
+
+    def _report(self) -> None:
+        session = self._session
+        if session is not None and session.active and (session.paused or session.waiting()):
+            session.show_status()
+        health = session.health if session is not None else Health(())
+        waiting = session.waiting() if session is not None else [self.failure] if self.failure else []
+        self._diagnostics.publish(health.diagnostics_msg(
+            self.get_clock().now().nanoseconds, self.get_name(), state=self._state, waiting=waiting,
+            paused=session is not None and session.paused, silence=self.get_parameter("silence").value))
+
+    def _on_clock_jump(self, jump: TimeJump) -> None:
+        if self._session is not None:
+            self._session.clock_jumped_back()
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._session is None:
+            response.success, response.message = False, f"the node is {self._state}: there is nothing to reset"
+            return response
+        self._session.reset("asked for")
+        response.success, response.message = True, "map, memory, tracks and pose start anew"
+        return response
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self._session is None:
+            response.success, response.message = False, f"the node is {self._state}"
+            return response
+        self._session.paused = request.data
+        response.success, response.message = True, "paused" if request.data else "running"
+        return response
+
+    def _on_save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> SaveMap.Response:
+        folder = Path(self.get_parameter("output_folder").value or ".").expanduser()
+        path = Path(request.path).expanduser() if request.path else folder / f"map_{self.get_clock().now().nanoseconds}.ply"
+        try:
+            if self._session is None:
+                raise Recon4dError(f"the node is {self._state}: there is no map")
+            if not request.path:
+                folder.mkdir(parents=True, exist_ok=True)
+            response.points = int(self._session.save_map(path))
+            response.success, response.message = True, f"{response.points} points written to {path}"
+        except (Recon4dError, OSError, TimeoutError) as error:
+            response.success, response.message = False, str(error)
+        return response
+
+
+def chosen(rig: Rig, names: tuple[str, ...]) -> Rig:
+    """The rig's cameras of these names in this order; all without names. Raises CalibrationError."""
+    if not names:
+        return rig
+    unknown = [name for name in names if name not in rig.names]
+    if unknown:
+        raise CalibrationError(f"rig {rig.name} has no camera {unknown[0]}: expected one of {', '.join(rig.names)}")
+    return Rig(rig.name, tuple(rig.cameras[rig.names.index(name)] for name in names))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT, SIGTERM or its shutdown transition. Returns 0, or 2 if autostart failed (the log has the sentence)."""
+    with ros_process(args) as stop:
+        node = Recon4dNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            if node.autostart and not stop.is_set():
+                node.start()
+            spin_until(executor, lambda: stop.is_set() or node.finalized or (node.autostart and bool(node.failure)))
+            return EXIT_BAD_INPUT if node.autostart and node.failure else 0
+        finally:
+            node.finish()
+            executor.shutdown()
+            node.destroy_node()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The dataclasses' parameters as ROS parameters: one declaration, with description and range, and one reading at configure.
+
+The algorithm's own (`reconstructor.Parameters`) and the node's (`NodeParameters`) are declared alike. Each can be set until the node is
+configured and takes effect there; LIVE ones can be set at any time.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from recon4d_ros.errors import ParameterError
+from recon4d_ros.parameters import ParameterInfo, build, check, describe, parameter
+from recon4d_ros.reconstructor import Parameters
+
+LIVE = frozenset(["map_publish_period", "output_folder"])
+READ_ONLY = frozenset(["autostart"])
+_BIG = {float: 1e308, int: 2**62}
+
+
+@dataclass(frozen=True)
+class NodeParameters:
+    """What the node needs beside the algorithm: names, frames, files."""
+
+    autostart: bool = parameter(True, "configure and activate at start, without a lifecycle manager; if it fails the process exits with 2")
+    cameras: tuple[str, ...] = parameter((), "names of the cameras, in the rig's order; empty = all of rig_file")
+    rig_file: str = parameter("", "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and /tf_static")
+    engine: str = parameter("", "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig")
+    odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
+    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, only map -> odom (another node owns odom -> base), or none",
+                                choices=("map_odom_base", "map_odom", "none"))
+    map_frame: str = parameter("map", "fixed frame of the map")
+    odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
+    base_frame: str = parameter("base_link", "the car's frame: x forward, y left, z up")
+    map_publish_period: float = parameter(2.0, "seconds between two publications of ~/map (~/map_updates comes every frame)",
+                                          minimum=0.1, maximum=3600.0)
+    path_length: int = parameter(2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000)
+    path_spacing: float = parameter(0.5, "metres between two poses of ~/path", minimum=0.0, maximum=100.0)
+    silence: float = parameter(2.0, "seconds without an image after which /diagnostics calls a camera silent", minimum=0.1, maximum=600.0)
+    output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    """Where one camera's messages come from; the names are below `<camera>.`"""
+
+    image_topic: str = parameter("", "images; empty = the rig file's, else /camera/<camera>/image_raw")
+    camera_info_topic: str = parameter("", "calibration; empty = the rig file's, else /camera/<camera>/camera_info")
+    transport: str = parameter("auto", "raw (Image), compressed (CompressedImage), or auto: what is published on image_topic or "
+                               "image_topic/compressed, raw where both are", choices=("auto", "raw", "compressed"))
+
+
+def all_parameters() -> Iterator[ParameterInfo]:
+    """Every parameter of the node but those per camera, in the order of config/recon4d.yaml."""
+    yield from describe(NodeParameters)
+    yield from describe(Parameters)
+
+
+def descriptor(info: ParameterInfo) -> ParameterDescriptor:
+    """Description and range as ROS tools show them."""
+    message = ParameterDescriptor(name=info.name, description=info.description, read_only=info.name in READ_ONLY)
+    notes = []
+    if info.choices:
+        notes.append(f"one of: {', '.join(info.choices)}")
+    if info.name not in LIVE | READ_ONLY:
+        notes.append("settable until the node is configured")
+    message.additional_constraints = "; ".join(notes)
+    if info.minimum is not None or info.maximum is not None:
+        big = _BIG[info.type]
+        low = info.type(-big if info.minimum is None else info.minimum)
+        high = info.type(big if info.maximum is None else info.maximum)
+        if info.type is float:
+            message.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        else:
+            message.integer_range = [IntegerRange(from_value=low, to_value=high)]
+    return message
+
+
+def _ros_default(info: ParameterInfo) -> Any:
+    """The default as rclpy takes it; an empty tuple has no type of its own, so it is told by Parameter.Type."""
+    if info.type is tuple:
+        return list(info.default) if info.default else Parameter.Type.STRING_ARRAY
+    return info.default
+
+
+def declare(node: Node, info: ParameterInfo, prefix: str = "") -> str:
+    """Declare one parameter. Returns "" or, if what the user gave cannot be taken, the sentence that says so (the default then stands)."""
+    name = prefix + info.name
+    if node.has_parameter(name):
+        return ""
+    try:
+        node.declare_parameter(name, _ros_default(info), descriptor(info))
+        return ""
+    except InvalidParameterTypeException:
+        given = node._parameter_overrides[name].value
+        sentence = f"parameter {name} is {given!r}: expected a {'list' if info.type is tuple else info.type.__name__}"
+        if info.type is float and isinstance(given, int):
+            sentence += f" (write {given}.0)"
+    except InvalidParameterValueException:
+        given = node._parameter_overrides[name].value
+        sentence = f"parameter {name} is {given!r}: expected {info.minimum} to {info.maximum}"
+    node.declare_parameter(name, _ros_default(info), descriptor(info), ignore_override=True)
+    return sentence
+
+
+def read(node: Node, info: ParameterInfo, prefix: str = "") -> Any:
+    """The parameter's value, checked. Raises ParameterError."""
+    value = node.get_parameter_or(prefix + info.name, Parameter(prefix + info.name, Parameter.Type.NOT_SET)).value
+    if value is None:
+        return info.default
+    if info.type is tuple:
+        value = tuple(item for item in value if item != "")  # YAML has no typed empty list: [""] says the same
+    try:
+        return check(info, value)
+    except ParameterError as error:
+        raise ParameterError(str(error).replace(f"parameter {info.name} ", f"parameter {prefix}{info.name} ", 1)) from error
+
+
+def read_all(node: Node) -> tuple[NodeParameters, Parameters]:
+    """Both dataclasses from the node's parameters. Raises ParameterError."""
+    own = build(NodeParameters, {info.name: read(node, info) for info in describe(NodeParameters)})
+    algorithm = build(Parameters, {info.name: read(node, info) for info in describe(Parameters)})
+    return own, algorithm
+
+
+def read_camera(node: Node, camera: str) -> CameraParameters:
+    """Declare and read one camera's parameters. Raises ParameterError."""
+    for info in describe(CameraParameters):
+        sentence = declare(node, info, f"{camera}.")
+        if sentence:
+            raise ParameterError(sentence)
+    return build(CameraParameters, {info.name: read(node, info, f"{camera}.") for info in describe(CameraParameters)})
+
+
+def refuse_when_configured(configured: bool, parameters: list[Parameter]) -> SetParametersResult:
+    """The on-set answer: a parameter that takes effect at configure is refused afterwards, with its sentence, and choices are held."""
+    known = {info.name: info for info in all_parameters()}
+    for item in parameters:
+        info = known.get(item.name)
+        if info is None:
+            continue
+        if configured and item.name not in LIVE:
+            return SetParametersResult(successful=False, reason=f"parameter {item.name} is read when the node is configured: clean it up first")
+        if info.choices and item.value not in info.choices:
+            expected = ", ".join(info.choices)
+            return SetParametersResult(successful=False, reason=f"parameter {item.name} is {item.value!r}: expected one of {expected}")
+    return SetParametersResult(successful=True)
+
+
+def unknown_overrides(node: Node) -> list[str]:
+    """Names that the user gave and nobody declared: most often a typing error."""
+    return sorted(name for name in node._parameter_overrides if not node.has_parameter(name) and not name.startswith("qos_overrides."))

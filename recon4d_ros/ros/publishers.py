@@ -1,0 +1,189 @@
+"""What the node says, and how: one table of outputs, and the class that publishes a Reconstruction.
+
+Messages are built only where somebody listens. Clouds leave as structured arrays whose memory goes into the message as it is.
+"""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from nav_msgs.msg import Odometry, Path
+from numpy.typing import NDArray
+from rclpy.lifecycle import LifecycleNode
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from recon4d_msgs.msg import DynamicObjectArray, MapUpdate, Status
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from visualization_msgs.msg import MarkerArray
+
+from recon4d_ros.geometry import inverse, unproject
+from recon4d_ros.ros import conversions
+from recon4d_ros.types import Calibration, Reconstruction
+
+PATH_PERIOD_NS = 1_000_000_000  # ~/path is whole each time, so once a second is enough
+
+
+@dataclass(frozen=True)
+class Output:
+    """One published topic. topic: with `<camera>` where there is one each. latched: transient local, for who comes late."""
+
+    topic: str
+    type: type
+    description: str
+    depth: int = 10
+    latched: bool = False
+
+    def qos(self) -> QoSProfile:
+        """Reliable, because a reliable reader (RViz's default) hears only a reliable writer."""
+        return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self.depth, reliability=ReliabilityPolicy.RELIABLE,
+                          durability=DurabilityPolicy.TRANSIENT_LOCAL if self.latched else DurabilityPolicy.VOLATILE)
+
+
+OUTPUTS = (
+    Output("~/points", PointCloud2, "this frame in the base frame: x y z rgb confidence"),
+    Output("~/map", PointCloud2, "static world in the map frame: x y z rgb weight; latched, every map_publish_period", depth=1, latched=True),
+    Output("~/map_updates", MapUpdate, "voxels added or changed, and voxels removed, since the last", depth=50),
+    Output("~/dynamic_points", PointCloud2, "what moves in this frame, in the base frame: x y z rgb confidence"),
+    Output("~/objects", DynamicObjectArray, "tracked movers in the map frame: stable id, box, velocity, covariances"),
+    Output("~/objects_markers", MarkerArray, "the movers' boxes, velocities and labels"),
+    Output("~/odometry", Odometry, "odom -> base (map -> base with publish_tf map_odom); covariance is huge while lost", depth=50),
+    Output("~/path", Path, "poses in the map frame, once a second"),
+    Output("~/status", Status, "the node's state, once per frame set", depth=50),
+    Output("~/<camera>/depth", Image, "32FC1 metres, NaN = none, rectified, at working size, stamped as the source image"),
+    Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth and mask"),
+    Output("~/<camera>/dynamic_mask", Image, "mono8, 255 = moving, same geometry as the depth"),
+)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Names of the coordinate frames; camera -> frame_id as its images say it. pose: the parent frame of ~/odometry."""
+
+    map: str
+    odom: str
+    base: str
+    pose: str
+
+
+class Publishers:
+    """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole map."""
+
+    def __init__(self, node: LifecycleNode, cameras: tuple[str, ...], frames: Frames, camera_frame: Callable[[str], str], *,
+                 path_length: int, path_spacing: float) -> None:
+        self._node, self._cameras, self._frames, self._camera_frame = node, cameras, frames, camera_frame
+        self._path: deque[NDArray[np.float64]] = deque(maxlen=path_length)
+        self._path_stamps: deque[int] = deque(maxlen=path_length)
+        self._path_spacing = path_spacing
+        self._path_sent = 0
+        self._last_stamp: int | None = None
+        self._calibration: Calibration | None = None
+        self._rays: NDArray[np.float32] | None = None
+        self.publishers: dict[str, Publisher] = {}
+        for output in OUTPUTS:
+            for name in cameras if "<camera>" in output.topic else ("",):
+                topic = output.topic.replace("<camera>", name)
+                self.publishers[topic] = node.create_lifecycle_publisher(
+                    output.type, topic, output.qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies())
+
+    def close(self) -> None:
+        for publisher in self.publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self.publishers.clear()
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Fix the geometry of the working images; before the first `show`."""
+        self._calibration = calibration
+        one = np.ones(calibration.working_size, np.float32)
+        self._rays = np.stack([unproject(one, k) for k in calibration.k])
+
+    def reset(self) -> None:
+        """A new drive begins: the path starts anew."""
+        self._path.clear()
+        self._path_stamps.clear()
+        self._path_sent = 0
+        self._last_stamp = None
+
+    def wanted(self, topic: str) -> bool:
+        return self.publishers[topic].get_subscription_count() > 0
+
+    def show(self, result: Reconstruction, T_parent_base: NDArray[np.float64]) -> None:
+        """Publish what is listened to. T_parent_base: the car's pose in Frames.pose."""
+        stamp = result.frame_set.stamp_ns
+        self._images(result)
+        self._clouds(result, stamp)
+        self._objects(result, stamp)
+        if self.wanted("~/map_updates"):
+            self._send("~/map_updates", conversions.map_update_msg(result.map_delta, stamp, self._frames.map))
+        dt = 0.1 if self._last_stamp is None else (stamp - self._last_stamp) * 1e-9
+        self._last_stamp = stamp
+        self._send("~/odometry", conversions.odometry_msg(result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base))
+        self._trail(result, stamp)
+
+    def show_map(self, points: NDArray[np.float32], rgb: NDArray[np.uint8], weight: NDArray[np.float32], stamp_ns: int) -> None:
+        """Publish the whole static map; always, because it is latched for who comes late."""
+        self._send("~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._frames.map, weight=weight))
+
+    def show_status(self, message: Status) -> None:
+        self._send("~/status", message)
+
+    def _send(self, topic: str, message: object) -> None:
+        self.publishers[topic].publish(message)
+
+    def _images(self, result: Reconstruction) -> None:
+        assert self._calibration is not None
+        for i, name in enumerate(self._cameras):
+            if not result.frame.present[i]:
+                continue
+            stamp, frame = int(result.frame.stamps_ns[i]), self._camera_frame(name)
+            depth, mask, info = (f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info"))
+            if self.wanted(depth):
+                self._send(depth, conversions.image_msg(result.geometry.depth[i], "32FC1", stamp, frame))
+            if self.wanted(mask):
+                self._send(mask, conversions.image_msg(result.motion.mask[i].view(np.uint8) * np.uint8(255), "mono8", stamp, frame))
+            if self.wanted(info):
+                self._send(info, conversions.camera_info_msg(self._calibration.k[i], self._calibration.working_size, stamp, frame))
+
+    def _clouds(self, result: Reconstruction, stamp: int) -> None:
+        for topic, only_movers in (("~/points", False), ("~/dynamic_points", True)):
+            if not self.wanted(topic):
+                continue
+            has = np.isfinite(result.geometry.depth) & result.frame.present[:, None, None]
+            if only_movers:
+                has &= result.motion.mask
+            self._send(topic, conversions.cloud_msg(self._in_base(result, has), result.geometry.color[has], stamp, self._frames.base,
+                                                    confidence=result.geometry.confidence[has]))
+
+    def _in_base(self, result: Reconstruction, has: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Points [K, 3] in base_link at the set's stamp, of the pixels where `has` [N, h, w], each from where its camera was at its own."""
+        assert self._rays is not None
+        T_base_camera = inverse(result.pose.T_map_base) @ result.pose.T_map_camera
+        points = self._rays[has] * result.geometry.depth[has][:, None]
+        ends = np.cumsum(has.reshape(len(has), -1).sum(1))
+        for i, (end, count) in enumerate(zip(ends, np.diff(ends, prepend=0), strict=True)):
+            rows = slice(end - count, end)
+            points[rows] = points[rows] @ T_base_camera[i, :3, :3].T.astype(np.float32) + T_base_camera[i, :3, 3].astype(np.float32)
+        return points
+
+    def _objects(self, result: Reconstruction, stamp: int) -> None:
+        if self.wanted("~/objects"):
+            self._send("~/objects", conversions.objects_msg(result.motion.objects, stamp, self._frames.map))
+        if self.wanted("~/objects_markers"):
+            self._send("~/objects_markers", conversions.markers_msg(result.motion.objects, stamp, self._frames.map))
+
+    def _trail(self, result: Reconstruction, stamp: int) -> None:
+        pose = result.pose.T_map_base
+        if not self._path or np.linalg.norm(pose[:3, 3] - self._path[-1][:3, 3]) >= self._path_spacing:
+            self._path.append(pose)
+            self._path_stamps.append(stamp)
+        if self.wanted("~/path") and not 0 <= stamp - self._path_sent < PATH_PERIOD_NS:
+            self._path_sent = stamp
+            poses = [conversions.pose_stamped_msg(pose, ns, self._frames.map) for pose, ns in zip(self._path, self._path_stamps, strict=True)]
+            self._send("~/path", Path(header=conversions.header(stamp, self._frames.map), poses=poses))
+
+
+def topic_table() -> list[tuple[str, str, str]]:
+    """(topic, type, description) of every output, for the README and its test."""
+    return [(output.topic, f"{output.type.__module__.split('.')[0]}/{output.type.__name__}", output.description) for output in OUTPUTS]

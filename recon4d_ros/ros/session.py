@@ -1,0 +1,295 @@
+"""From configure to cleanup: everything that runs. Messages in, Reconstructor in its own thread, messages out.
+
+    executor's thread: inputs -> Synchronizer -> slot of one | worker's thread: Reconstructor.step -> publishers, /tf
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tf2_ros
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode
+from recon4d_msgs.msg import Status
+from sensor_msgs.msg import CameraInfo
+
+from recon4d_ros.commands.common import choose_engine
+from recon4d_ros.errors import Recon4dError
+from recon4d_ros.reconstructor import Parameters, Reconstructor
+from recon4d_ros.ros.diagnostics import EngineInfo, Health
+from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraTopics, OdometryInput
+from recon4d_ros.ros.parameters import NodeParameters
+from recon4d_ros.ros.pose_tree import PoseTree
+from recon4d_ros.ros.publishers import Frames, Publishers
+from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.worker import Worker
+from recon4d_ros.sync import Synchronizer
+from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
+
+CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
+LAST_WORDS = Duration(seconds=2)  # for reliable readers to get what was sent last
+RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What configure read: own and the algorithm's parameters, the rig if a file gave it, each camera's topics."""
+
+    own: NodeParameters
+    algorithm: Parameters
+    cameras: tuple[str, ...]
+    topics: Mapping[str, CameraTopics]
+    rig: Rig | None
+
+
+class Session:
+    """Raises Recon4dError if rig file and engine do not fit. failed(sentence) is told if they turn out not to later, from camera_info."""
+
+    def __init__(self, node: LifecycleNode, setup: Setup, failed: Callable[[str], None]) -> None:
+        own = setup.own
+        self._node, self._setup, self._failed = node, setup, failed
+        self._log = node.get_logger()
+        self.health = Health(setup.cameras)
+        self.paused = False
+        self.active = False
+        self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
+        self._listener = tf2_ros.TransformListener(self._buffer, node)
+        self._source = RigSource(setup.cameras, self._buffer, own.base_frame, setup.rig)
+        self._camera_frames: dict[str, str] = {}
+        frames = Frames(own.map_frame, own.odom_frame, own.base_frame, own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
+        self._frames = frames
+        self._publishers = Publishers(node, setup.cameras, frames, lambda name: self._camera_frames.get(name, name),
+                                      path_length=own.path_length, path_spacing=own.path_spacing)
+        self._tree = PoseTree(node, own.publish_tf, frames, self._buffer)
+        self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
+        self._cameras = [CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
+                         for name in setup.cameras]
+        self._odometry: OdometryInput | None = None
+        self._synchronizer = Synchronizer(setup.cameras, setup.algorithm.sync)
+        self._sync_counted: dict[tuple[str, str], int] = {}
+        self._reconstructor: Reconstructor | None = None
+        self._loading: Future | None = None
+        self._reset_ns = 0
+        self._map_ns: int | None = None  # monotonic time of the last ~/map
+        self._map_dirty = False
+        self._stamp_ns = 0
+        self._worker = Worker(self._process, displaced=self._displaced, failed=self._step_failed, idle=self._publish_map_if_due)
+        if setup.rig is not None:
+            try:
+                self._worker.call(lambda rig=setup.rig: self._load(rig)).result()
+            except Recon4dError:
+                self.close()
+                raise
+
+    # --- lifecycle, in the executor's thread ------------------------------------------------------------------------------------------
+
+    def activate(self) -> None:
+        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
+        if self._setup.own.odom_topic:
+            self._odometry = OdometryInput(self._node, self._setup.own.odom_topic, self._setup.own.base_frame, self._buffer,
+                                           sample=self._on_odometry, bad=self._bad)
+        self.active = True
+        self.tick()
+
+    def deactivate(self) -> None:
+        """Ends the inputs, then says last what the map is."""
+        for camera in self._cameras:
+            camera.disconnect()
+        if self._odometry is not None:
+            self._odometry.close()
+            self._odometry = None
+        self._worker.discard()
+        if self._reconstructor is not None:
+            self._call(self._publish_map)
+        for publisher in self._publishers.publishers.values():
+            publisher.wait_for_all_acked(LAST_WORDS)
+        self.active = False
+
+    def close(self) -> None:
+        self._worker.close()
+        if self._reconstructor is not None:
+            self._reconstructor.close()
+        self._calibrations.close()
+        self._tree.close(self._node)
+        self._publishers.close()
+        self._listener.unregister()
+
+    def tick(self) -> None:
+        """Several times a second: find the rig, load the engine, subscribe to the images once there is something to do with them."""
+        if self._loading is not None and self._loading.done():
+            error, self._loading = self._loading.exception(), None
+            if error is not None:
+                self._failed(str(error))
+                return
+        if self._reconstructor is None:
+            if self._loading is None:
+                try:
+                    rig = self._source.rig()
+                except Recon4dError as error:
+                    self._failed(str(error))
+                    return
+                if rig is not None:
+                    self._loading = self._worker.call(lambda: self._load(rig))
+        elif self.active:
+            for camera in self._cameras:
+                camera.connect()
+
+    def poll(self) -> None:
+        """Every few milliseconds: frame sets that waited long enough for their last image."""
+        if self.active and not self.paused:
+            self._hand_over(self._synchronizer.poll(time.monotonic_ns()))
+
+    def waiting(self) -> list[str]:
+        """What is missing before frame sets can come."""
+        if self._loading is not None:
+            return ["the engine to load"]
+        missing = self._source.missing()
+        if not missing and self.active:
+            missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
+        return missing
+
+    # --- services, in the executor's thread -------------------------------------------------------------------------------------------
+
+    def reset(self, reason: str) -> None:
+        """Forget the drive, the frame set that waits included. Raises TimeoutError if the worker is stuck."""
+        self._worker.discard()
+        self._buffer.clear()
+        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
+        self._sync_counted = {}
+        self._log.info(f"reset: {reason}")
+        if self._reconstructor is not None:
+            self._call(lambda: self._begin_anew(reset=True))
+
+    def clock_jumped_back(self) -> None:
+        """The clock's own word of a bag loop, where the images' stamps have not said it already."""
+        if time.monotonic_ns() - self._reset_ns > RESET_ONCE_NS:
+            self.reset("the clock jumped back")
+
+    def save_map(self, path: Path) -> int:
+        """Write the map; returns its points. Raises OutputError, or Recon4dError while there is no map."""
+        if self._reconstructor is None:
+            raise Recon4dError("there is no map yet: the node waits for its rig or its engine")
+        return self._call(lambda: self._reconstructor.mapper.save(path))  # type: ignore[union-attr]
+
+    def status_msg(self) -> Status:
+        return self.health.status_msg(self._stamp_ns, self._frames.base, paused=self.paused)
+
+    def show_status(self) -> None:
+        self._publishers.show_status(self.status_msg())
+
+    def _call(self, function: Callable):
+        return self._worker.call(function).result(CALL_TIMEOUT)
+
+    # --- inputs, in the executor's thread ---------------------------------------------------------------------------------------------
+
+    def _on_info(self, camera: str, message: CameraInfo) -> None:
+        sentence = self._source.offer(camera, message)
+        if sentence:
+            self._bad(camera, sentence)
+
+    def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
+        self.health.images[camera].tick()
+        self._camera_frames[camera] = frame_id or camera
+        if not self.paused:
+            self._hand_over(self._synchronizer.add_image(camera, image, image.received_ns))
+
+    def _on_odometry(self, sample: OdometrySample) -> None:
+        self._synchronizer.add_odometry(sample)
+
+    def _bad(self, source: str, sentence: str) -> None:
+        if self.health.drops.count(source, sentence):
+            self._log.warning(f"{source}: {sentence} (counted on /diagnostics, said here once)")
+
+    def _hand_over(self, frame_sets: list[FrameSet]) -> None:
+        for frame_set in frame_sets:
+            self._worker.put(frame_set)
+        if frame_sets:
+            self._count_sync()
+
+    def _count_sync(self) -> None:
+        """The synchronizer's own drops into the common count."""
+        for key, total in sync_drops(self._synchronizer).items():
+            for _ in range(total - self._sync_counted.get(key, 0)):
+                self.health.drops.count(*key)
+            self._sync_counted[key] = total
+
+    def _displaced(self, frame_set: FrameSet) -> None:
+        for camera in frame_set.images:
+            self.health.drops.count(camera, "a newer frame set came before the engine was free")
+
+    # --- the worker's thread ----------------------------------------------------------------------------------------------------------
+
+    def _load(self, rig: Rig) -> None:
+        folder = choose_engine(self._setup.own.engine, rig)
+        reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
+        self._publishers.calibrate(reconstructor.calibration)
+        engine = reconstructor.engine
+        self.health.engine = EngineInfo(folder.name, engine.spec.runtime, engine.device)
+        self._log.info(f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for {len(rig.cameras)} camera(s)")
+        self._reconstructor = reconstructor
+
+    def _process(self, frame_set: FrameSet) -> None:
+        reconstructor = self._reconstructor
+        if reconstructor is None or not self.active:
+            return
+        if frame_set.jump is Jump.BACKWARD:
+            self._log.info("reset: the images' time jumped back")
+            self._buffer.clear()
+            self._begin_anew(reset=False)  # the step does it for the algorithm
+        undecodable = dict(reconstructor.undecodable)
+        result = reconstructor.step(frame_set)
+        for name, present in zip(self._setup.cameras, result.frame.present, strict=True):
+            if name in frame_set.images and not present:
+                new = [reason for reason, count in reconstructor.undecodable.items() if count > undecodable.get(reason, 0)]
+                self._bad(name, next((reason for reason in new if name in reason), new[0] if new else "image cannot be decoded"))
+        start = time.perf_counter()
+        self._stamp_ns = frame_set.stamp_ns
+        sentence = self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
+        if sentence:
+            self._bad("tf", sentence)
+        self._publishers.show(result, result.pose.T_map_base)
+        published = time.monotonic_ns()
+        received = max((image.received_ns for image in frame_set.images.values()), default=published)
+        stages = {**result.latency, "publish": time.perf_counter() - start}
+        self._map_dirty = True
+        self.health.done(result, stages, (published - received) * 1e-9, reconstructor.mapper.size)
+        self.show_status()
+        self._publish_map_if_due()
+
+    def _step_failed(self, error: Exception) -> None:
+        """A frame set that the algorithm could not take: said, counted, and the next one comes."""
+        self._bad("frame set", f"{type(error).__name__}: {error}")
+
+    def _begin_anew(self, *, reset: bool) -> None:
+        assert self._reconstructor is not None
+        if reset:
+            self._reconstructor.reset()
+        self._reset_ns = time.monotonic_ns()
+        self._publishers.reset()
+        self.health.reset()
+        if reset:
+            self._publish_map()
+
+    def _publish_map_if_due(self) -> None:
+        if not self._map_dirty or self._reconstructor is None:
+            return
+        period = self._node.get_parameter("map_publish_period").value
+        if self._map_ns is None or time.monotonic_ns() - self._map_ns >= period * 1e9:
+            self._publish_map()
+
+    def _publish_map(self) -> None:
+        assert self._reconstructor is not None
+        xyz, rgb, weight = self._reconstructor.mapper.points()
+        self._publishers.show_map(np.asarray(xyz, np.float32), rgb, np.asarray(weight, np.float32), self._stamp_ns)
+        self._map_ns, self._map_dirty = time.monotonic_ns(), False
+
+
+def sync_drops(synchronizer: Synchronizer) -> dict[tuple[str, str], int]:
+    """Drops by (camera, reason)."""
+    return {(camera, reason): count for camera, reasons in synchronizer.statistics.drops.items() for reason, count in reasons.items()}
+
+

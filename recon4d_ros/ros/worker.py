@@ -1,0 +1,97 @@
+"""Inference off the executor's thread: one worker, a slot of one, the newest frame set wins."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+from recon4d_ros.types import FrameSet, Jump
+
+
+def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
+    """`newer` with what must not be lost of the set it displaces: its odometry samples and a jump in time."""
+    if older is None:
+        return newer
+    jump = older.jump if newer.jump is Jump.NONE or older.jump is Jump.BACKWARD else newer.jump
+    return replace(newer, odometry=older.odometry + newer.odometry, jump=jump)
+
+
+class Worker:
+    """Runs `process(frame_set)` for the newest frame set, `call`s and `idle()` in one thread, which owns the engine and the map.
+
+    displaced(frame_set) is told of each set that a newer one displaced before the engine was free. failed(error) is told of an exception
+    that `process` or `idle` let through; the worker goes on.
+    """
+
+    def __init__(self, process: Callable[[FrameSet], None], *, displaced: Callable[[FrameSet], None], failed: Callable[[Exception], None],
+                 idle: Callable[[], None] = lambda: None, idle_period: float = 0.1) -> None:
+        self._process, self._displaced, self._failed, self._idle, self._idle_period = process, displaced, failed, idle, idle_period
+        self._condition = threading.Condition()
+        self._slot: FrameSet | None = None
+        self._calls: list[tuple[Future, Callable[[], Any]]] = []
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="recon4d worker", daemon=True)
+        self._thread.start()
+
+    def put(self, frame_set: FrameSet) -> None:
+        """Hand over a frame set; never blocks."""
+        with self._condition:
+            old, self._slot = self._slot, newest(self._slot, frame_set)
+            self._condition.notify()
+        if old is not None:
+            self._displaced(old)
+
+    def discard(self) -> None:
+        """Forget the set that waits (a reset: it belongs to the time before)."""
+        with self._condition:
+            self._slot = None
+
+    def call(self, function: Callable[[], Any]) -> Future:
+        """Run `function` in the worker's thread, before the next frame set."""
+        future: Future = Future()
+        with self._condition:
+            if self._stop:
+                future.cancel()
+            else:
+                self._calls.append((future, function))
+                self._condition.notify()
+        return future
+
+    def close(self, timeout: float = 30.0) -> None:
+        """End after the step that runs now. Calls that wait are cancelled."""
+        with self._condition:
+            self._stop = True
+            self._slot = None
+            for future, _ in self._calls:
+                future.cancel()
+            self._calls.clear()
+            self._condition.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if not self._stop and not self._calls and self._slot is None:
+                    self._condition.wait(self._idle_period)
+                if self._stop:
+                    return
+                calls, self._calls = self._calls, []
+                frame_set = None
+                if not calls:
+                    frame_set, self._slot = self._slot, None
+            for future, function in calls:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(function())
+                    except Exception as error:
+                        future.set_exception(error)
+            try:
+                if frame_set is not None:
+                    self._process(frame_set)
+                elif not calls:
+                    self._idle()
+            except Exception as error:
+                self._failed(error)
