@@ -15,7 +15,7 @@ export RECON4D_VENV := $(CURDIR)/.venv
 export RECON4D_INSTALL := $(CURDIR)/install
 DONE := .venv/done
 ROS := scripts/ros_env.sh
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
 # An environment made with one Python does not quietly serve another that is asked for by name.
 ifneq ($(origin PYTHON),file)
@@ -86,7 +86,7 @@ $(DONE)/stand_ins: $(DONE)/wheels $(wildcard pip_ros/*.py pip_ros/*/*.py)
 LISTING := build/listing
 listing:
 	@mkdir -p build && touch build/COLCON_IGNORE
-	@find launch config engines -type f ! -path '*/__pycache__/*' | LC_ALL=C sort > $(LISTING).new
+	@{ find launch config engines -type f ! -path '*/__pycache__/*' 2>/dev/null || true; } | LC_ALL=C sort > $(LISTING).new
 	@if cmp -s $(LISTING).new $(LISTING); then rm $(LISTING).new; else mv $(LISTING).new $(LISTING); fi
 $(LISTING): listing ;
 

@@ -1,4 +1,4 @@
-# ruff: noqa: UP
+# ruff: noqa: UP032
 """Whether `make` can set up here: one sentence and exit code 1 where it cannot. Also runs on the Pythons that are too old for the rest."""
 import os
 import sys
