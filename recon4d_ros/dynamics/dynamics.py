@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import FlowMeter, Picture, make_picture
-from recon4d_ros.dynamics.ground import LEVEL, refine_plane
+from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.ground import LEVEL
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.regions import fill_holes, find_regions
-from recon4d_ros.dynamics.residual import Depth, make_depth, see_road, static_flow, static_residual
+from recon4d_ros.dynamics.regions import affine_flow, competing_shape, fill_holes, find_regions
+from recon4d_ros.dynamics.residual import Depth, Residual, make_depth, see_road, static_flow, static_residual
 from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.geometry import inverse
@@ -52,7 +52,7 @@ class Dynamics:
 
     def reset(self) -> None:
         """Forget the last images, the road and every track."""
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, list[_Seen]] = {}
         self._plane = LEVEL
         self._last_ns: int | None = None
         self._tracker.reset()
@@ -81,15 +81,20 @@ class Dynamics:
         picture = make_picture(geometry.color[i])
         depth = self._independent_depth(view, geometry.depth[i], geometry.sigma[i])
         now = _Seen(stamp, picture, pose.T_map_camera[i], depth)
-        before = self._seen.get(i)
-        self._seen[i] = now
-        if before is None or not 0 < (stamp - before.stamp_ns) * 1e-9 < LONGEST_GAP:
+        history = self._seen.setdefault(i, [])
+        while history and not 0 < (stamp - history[0].stamp_ns) * 1e-9 < LONGEST_GAP:
+            history.pop(0)
+        before = next((seen for seen in reversed(history) if (stamp - seen.stamp_ns) * 1e-9 > self._parameters.baseline - 0.02), None) or (
+            history[0] if history else None)
+        history.append(now)
+        if before is None:
             return []
         p = self._parameters
         T_before_now = inverse(before.T_map_camera) @ now.T_map_camera
         road = see_road(view, self._plane, p.ground_noise, p.ground_noise / 10)
         guess = 1 / geometry.depth[i, ::STRIDE, ::STRIDE]
-        start = np.stack(static_flow(view, np.where(np.isfinite(guess), guess, road.q), T_before_now), -1)
+        guess = np.where(np.isfinite(guess), guess, road.q)
+        start = np.stack(static_flow(view, guess, T_before_now), -1)
         flow = self._meter.measure(picture, before.picture, start)
         seconds = (stamp - before.stamp_ns) * 1e-9
         pose_sigma = self._pose_sigma(pose)
@@ -100,6 +105,7 @@ class Dynamics:
         sight = Sight(i, view, now.T_map_camera, before.T_map_camera, seconds, flow, road, (normal, height), residual, depth, before.depth)
         found = []
         moving = np.zeros(view.x.shape, np.uint8)
+        grey = picture.grid.astype(np.float32)
         for label, box in enumerate(regions.boxes, start=1):
             left, top, width, high = (int(b) for b in box)
             window = np.s_[top:top + high, left:left + width]
@@ -107,12 +113,34 @@ class Dynamics:
             extent = measure_extent(sight, inside, box)
             if extent is None or 1 / extent.q > p.maximum_range or max(extent.width, extent.height) < p.minimum_size:
                 continue
-            moving[window] |= inside
             sure = float(1 - np.exp(-np.median(residual.chi2[window][inside]) / 50))
             found.append(lift(sight, label, inside, box, extent, sure))
+            moving |= self._shape(grey, before.picture.grid, flow, residual, start, regions.labels == label, box)
         moving = fill_holes(moving)
         mask |= cv2.resize(moving, self._size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
         return found
+
+    def _shape(self, now: NDArray[np.float32], before: NDArray[np.uint8], flow: Flow, residual: Residual, static: NDArray[np.float32],
+               region: NDArray[np.bool_], box: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """A region [h, w] bool grown and trimmed to the object's outline."""
+        h, w = region.shape
+        left, top, width, height = (int(b) for b in box)
+        border = 3 + int(0.25 * max(width, height))
+        left, right, top, bottom = max(left - border, 0), min(left + width + border, w), max(top - border, 0), min(top + height + border, h)
+        window = np.s_[top:bottom, left:right]
+        inside = region[window]
+        core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        if core.sum() < 6:
+            core = inside
+        weight = np.where(core, (flow.wuu + flow.wvv)[window], 0)
+        mover = affine_flow(flow.u[window], flow.v[window], weight)
+        distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
+        prior = np.where(inside, 1.5, -0.5 - distance).astype(np.float32)
+        shape = competing_shape(now, before, (left, top, right - left, bottom - top), mover, static[window][..., 0], static[window][..., 1], prior,
+                                self._parameters.image_noise * 1.5)
+        out = np.zeros(region.shape, np.uint8)
+        out[window] = shape
+        return out
 
     def _independent_depth(self, view: View, depth: NDArray[np.float32], sigma: NDArray[np.float32]) -> Depth | None:
         if not view.covered.any():

@@ -11,6 +11,9 @@ from recon4d_ros.dynamics.views import FLOW_WIDTH, STRIDE
 
 Plane = NDArray[np.float32]
 
+UNLIKE = 0.12
+"""Share of a window's contrast left unexplained at which its match counts half (0.12: a third of the amplitude)."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -52,8 +55,9 @@ class FlowMeter:
     def __init__(self, flow_noise: float, image_noise: float) -> None:
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._dis.setFinestScale(1)
-        self._dis.setPatchStride(3)
-        self._dis.setVariationalRefinementIterations(3)
+        self._dis.setPatchStride(4)
+        self._dis.setGradientDescentIterations(12)
+        self._dis.setVariationalRefinementIterations(2)
         self._flow_noise = flow_noise
         self._image_noise = image_noise
 
@@ -73,7 +77,11 @@ class FlowMeter:
     def _with_information(self, current: NDArray[np.uint8], previous: NDArray[np.uint8], u: Plane, v: Plane, floor: float) -> Flow:
         now = current.astype(np.float32)
         error = photometric_error(now, previous, u, v)
-        noise = np.maximum(error, np.float32(self._image_noise)) ** 2
+        # What does not match is not flow: a window as unlike its partner as any other is worth nothing, whatever its texture.
+        mean = cv2.boxFilter(now, -1, (5, 5))
+        contrast = cv2.boxFilter(now * now, -1, (5, 5)) - mean * mean + np.float32(self._image_noise) ** 2
+        unlike = np.maximum(error * error - np.float32(self._image_noise) ** 2, 0) / contrast
+        noise = np.maximum(error, np.float32(self._image_noise)) ** 2 * (1 + np.square(unlike / UNLIKE))
         gx = cv2.Scharr(now, cv2.CV_32F, 1, 0, scale=1 / 32)
         gy = cv2.Scharr(now, cv2.CV_32F, 0, 1, scale=1 / 32)
         # Sum over a 5x5 window; neighbouring errors are correlated, so it counts as about 6 independent pixels, not 25.

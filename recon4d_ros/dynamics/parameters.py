@@ -15,6 +15,7 @@ class DynamicsParameters:
     minimum_size: float = parameter(0.35, "smallest side of a mover, metres", minimum=0.0, maximum=10.0)
     maximum_range: float = parameter(80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0)
     minimum_speed: float = parameter(0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0)
+    baseline: float = parameter(0.2, "time between the two images whose motion is compared, seconds", minimum=0.01, maximum=1.0)
     flow_noise: float = parameter(0.12, "error of optical flow where texture is good, pixels of the flow image", minimum=0.01, maximum=2.0)
     image_noise: float = parameter(3.0, "noise of the grey image, standard deviation in grey levels", minimum=0.1, maximum=50.0)
     ground_noise: float = parameter(0.08, "how far the road may be from a plane near the car, metres", minimum=0.0, maximum=2.0)

@@ -48,3 +48,47 @@ def fill_holes(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Everything inside the outer contours of a 0/1 mask."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(mask), contours, -1, 1, cv2.FILLED)
+
+
+def affine_flow(u: Plane, v: Plane, weight: Plane) -> NDArray[np.float64]:
+    """The affine motion [2, 3] (u = A (x, y, 1), window coordinates) nearest to flow u, v [h, w] in least squares; one Tukey round."""
+    ys, xs = np.nonzero(weight > 0)
+    design = np.column_stack([xs, ys, np.ones(len(xs))]).astype(np.float64)
+    target = np.column_stack([u[ys, xs], v[ys, xs]]).astype(np.float64)
+    w = weight[ys, xs].astype(np.float64)
+    middle = np.median(target, axis=0)
+    # Few pixels say nothing of the slopes: a prior draws these to zero, about the median.
+    prior = np.diag([1.0, 1.0, 0.0]) * w.mean() * 40.0
+    centre = design - np.array([xs.mean(), ys.mean(), 0.0])
+    solution = np.vstack([np.zeros((2, 2)), middle])
+    for _ in range(2):
+        rest = np.hypot(*(target - centre @ solution).T)
+        scale = 3 * (1.48 * np.median(rest) + 0.1)
+        tukey = w * np.square(np.maximum(1 - np.square(rest / scale), 0))
+        weighted = centre * tukey[:, None]
+        solution = np.linalg.solve(centre.T @ weighted + prior + 1e-9 * np.eye(3), weighted.T @ target)
+    solution[2] -= solution[:2].T @ np.array([xs.mean(), ys.mean()])
+    return solution.T
+
+
+def competing_shape(now: Plane, before: NDArray[np.uint8], box: tuple[int, int, int, int], mover: NDArray[np.float64], static_u: Plane,
+                    static_v: Plane, prior: Plane, noise: float) -> NDArray[np.bool_]:
+    """Pixels of a window that the mover's motion explains better than a static world does.
+
+    box: left, top, width, height of the window in the motion grid. mover: affine flow in window coordinates. static_u, static_v,
+    prior: [height, width]; prior: log-odds from the region itself. noise: grey levels. Both motions warp the previous image onto the
+    current one; the difference of their squared errors, summed over 3x3, is a log-likelihood ratio.
+    """
+    left, top, width, height = box
+    xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    here = now[top:top + height, left:left + width]
+
+    def error(u: Plane, v: Plane) -> Plane:
+        warped = cv2.remap(before, (xs + left + u).astype(np.float32), (ys + top + v).astype(np.float32), cv2.INTER_LINEAR,
+                           borderMode=cv2.BORDER_REPLICATE)
+        return np.minimum(np.square((here - warped) / np.float32(noise)), 25)
+
+    static = error(static_u, static_v)
+    moving = error(mover[0, 0] * xs + mover[0, 1] * ys + mover[0, 2], mover[1, 0] * xs + mover[1, 1] * ys + mover[1, 2])
+    odds = cv2.blur(static - moving, (3, 3)) + prior
+    return cv2.GaussianBlur(odds, (5, 5), 0) > 0
