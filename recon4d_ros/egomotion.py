@@ -6,12 +6,13 @@ stereo, surround and one camera. It says when it is lost, goes on predicting wit
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros import features, geometry, pnp
+from recon4d_ros import bundle, features, geometry, pnp
+from recon4d_ros.bundle import Adjusted, Keyframe
 from recon4d_ros.features import Landmarks
 from recon4d_ros.lens import lens_at
 from recon4d_ros.odometry import OdometryBuffer
@@ -23,6 +24,8 @@ Array = NDArray[np.float64]
 
 STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its points
 PARALLEL = np.cos(np.radians(20.0))  # cameras that look this much the same way see the same patch the same way
+KEYFRAME_TRAVEL, KEYFRAMES = 1.0, 6  # metres between keyframes, keyframes adjusted together
+MOUNT = 0.003  # rad: how far a camera's mount may be turned from its calibration
 BLIND_SHARE, BLIND_COUNT = 0.2, 10
 
 
@@ -33,7 +36,7 @@ class EgomotionParameters:
         "what odometry is for: `none` ignores it, `prior` starts from it and refines, `trust` takes its motion as it is",
         choices=("none", "prior", "trust"),
     )
-    features: int = parameter(400, "points followed, all cameras together", minimum=40, maximum=4000)
+    features: int = parameter(480, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
     min_inliers: int = parameter(15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500)
     pixel_noise: float = parameter(0.5, "standard deviation of a followed point in pixels of the input image", minimum=0.05, maximum=5.0)
     odometry_noise: float = parameter(0.02, "standard deviation of the odometry's motion, as a share of it", minimum=0.0001, maximum=1.0)
@@ -64,14 +67,15 @@ class Egomotion:
     def __init__(self, rig: Rig, calibration: Calibration, parameters: EgomotionParameters | None = None) -> None:
         self.parameters = parameters or EgomotionParameters()
         self._calibration = calibration
-        self._T_base_camera = np.asarray(calibration.T_base_camera, np.float64)
+        self._nominal = np.asarray(calibration.T_base_camera, np.float64)
         self._lenses = [lens_at(camera, calibration.input_size) for camera in rig.cameras]
         self._window = 21 if calibration.input_size[1] >= 900 else 15
-        self._quota = min(max(self.parameters.features // len(rig.cameras), 12), 240)
-        axes = self._T_base_camera[:, :3, 2]
-        centres = self._T_base_camera[:, :3, 3]
+        axes = self._nominal[:, :3, 2]
+        centres = self._nominal[:, :3, 3]
         apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
         self._neighbours = [np.flatnonzero((axes @ axes[i] > PARALLEL) & (apart[i] > 0.03)) for i in range(len(rig.cameras))]
+        leaders = sum(not any(other < camera for other in beside) for camera, beside in enumerate(self._neighbours))
+        self._quota = min(max(self.parameters.features // leaders, 12), 200)
         self.reset()
 
     def reset(self) -> None:
@@ -89,6 +93,12 @@ class Egomotion:
         self._tracked_once = False
         self._unheld = 0  # frames in a row that no image confirmed
         self._odometry_doubted = 0
+        self._born = 0
+        self._keyframes: list[Keyframe] = []
+        self._turn = np.zeros((len(self._lenses), 3))
+        loose = np.array([camera > 0 and len(self._neighbours[camera]) > 0 for camera in range(len(self._lenses))])
+        self._turn_covariance = np.diag(np.repeat(np.where(loose, MOUNT, 1e-7) ** 2, 3))
+        self._T_base_camera = self._nominal.copy()
 
     # -- before the engine ---------------------------------------------------------------------------------------------------------
 
@@ -236,7 +246,8 @@ class Egomotion:
                 keep[mine[moving]] = False
                 self._landmarks = self._landmarks.keep(keep)
             taken = self._landmarks.pixel[self._landmarks.camera == camera]
-            if len(taken) < 0.8 * self._quota:
+            led = any(other < camera and self._grey[other] is self._current[other] is not None for other in self._neighbours[camera])
+            if len(taken) < 0.8 * self._quota and not led:  # of cameras side by side the first one that sees leads
                 self._find(camera, image, taken, geometry_, pose, mask[camera])
 
     def _learn_depth(self, camera: int, mine: NDArray, working: Array, geometry_: Geometry, pose: PoseEstimate) -> None:
@@ -277,9 +288,11 @@ class Egomotion:
             np.where(np.isfinite(rho), variance, features.UNKNOWN_VARIANCE),
             np.zeros(count, np.int64),
             np.zeros(count, np.int64),
+            self._born + np.arange(count),
         )
+        self._born += count
         T_camera_base = geometry.inverse(pose.T_map_camera) @ pose.T_map_base
-        across = self._across(camera, new, np.arange(count), pixel, pose.T_map_base, T_camera_base)
+        across = self._across(camera, image, new, np.arange(count), pixel, pose.T_map_base, T_camera_base)
         if across:
             o = Observations.join(across)
             distance = pnp.evaluate(pose.T_map_base[None], T_camera_base, o)[0]
@@ -304,18 +317,22 @@ class Egomotion:
         for camera, lens in enumerate(self._lenses):
             before, after = self._grey[camera], self._current[camera]
             mine = np.flatnonzero(table.camera == camera)
-            if before is None or after is None or len(mine) == 0:
+            if before is None or len(mine) == 0:
+                continue
+            if after is None:  # absent: the cameras beside it look for its points
+                across += self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
                 continue
             guess = self._guess(table, mine, camera, prior.T_map_base, T_camera_base, table.pixel[mine])
             pixel[mine], good = features.follow(before, after, table.pixel[mine], guess, self._window, 1.0)
             good &= lens.inside(pixel[mine], 3.0)
             if len(mine) >= BLIND_COUNT and good.mean() < BLIND_SHARE:
                 blind[camera] = True
+                across += self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
                 continue
             found[mine] = good
             seen = mine[good]
             parts.append(self._observation(table, seen, camera, lens.rays(pixel[seen]), 1.0))
-            across += self._across(camera, table, seen, pixel[seen], prior.T_map_base, T_camera_base)
+            across += self._across(camera, after, table, seen, pixel[seen], prior.T_map_base, T_camera_base)
         empty = self._observation(table, np.zeros(0, np.int64), 0, np.zeros((0, 2)), 1.0)
         return _Sightings(pixel, found, blind, Observations.join([empty, *parts, *across]))
 
@@ -333,13 +350,20 @@ class Egomotion:
         return np.where(usable[:, None], pixels, otherwise).astype(np.float32)
 
     def _across(
-        self, camera: int, table: Landmarks, index: NDArray, pixel: NDArray, T_map_base: Array, T_camera_base: Array
+        self,
+        camera: int,
+        here: NDArray[np.uint8],
+        table: Landmarks,
+        index: NDArray,
+        pixel: NDArray,
+        T_map_base: Array,
+        T_camera_base: Array,
     ) -> list[Observations]:
-        """The same instant's sightings in the cameras that look the same way as `camera`."""
+        """This instant's sightings in the cameras that look the same way, of points at `pixel` in `here`, an image of `camera`."""
         parts = []
         for other in self._neighbours[camera]:
-            here, there = self._current[camera], self._current[other]
-            if here is None or there is None or len(index) == 0:
+            there = self._current[other]
+            if there is None or len(index) == 0:
                 continue
             lens = self._lenses[other]
             nowhere = np.full((len(index), 2), -100.0)
@@ -375,11 +399,52 @@ class Egomotion:
             self._landmarks.missed[:] = np.where(wrong, self._landmarks.missed + 1, 0)
             self._landmarks.age[sightings.found] += 1
             lost = self._landmarks.missed >= 2
+            self._remember(frame, o.take(good))
         seeing = frame.present & ~sightings.blind
         self._landmarks.pixel[:] = np.where(sightings.found[:, None], sightings.pixel, self._landmarks.pixel)
         lost |= seeing[self._landmarks.camera] & ~sightings.found
         self._landmarks = self._landmarks.keep(~lost)
         self._adopt(frame, seeing)
+
+    def _remember(self, frame: Frame, o: Observations) -> None:
+        """Keyframes for the adjustment, and the adjustment when there are enough of them."""
+        if not any(len(neighbours) for neighbours in self._neighbours):
+            return
+        if self._keyframes and np.linalg.norm(self._keyframes[-1].T_map_base[:3, 3] - self._pose[:3, 3]) < KEYFRAME_TRAVEL:
+            return
+        table = self._landmarks
+        T_base_camera = geometry.inverse(self._T_camera_base(frame, self._velocity, self._nominal))
+        own = table.camera[o.landmark] == o.camera
+        self._keyframes.append(Keyframe(self._pose, T_base_camera, table.identity[o.landmark], o.camera, own, o.ray, o.sigma))
+        if len(self._keyframes) < KEYFRAMES:
+            return
+        start = dict(zip(table.identity.tolist(), table.origin + table.bearing / table.rho[:, None], strict=True))
+        self._keyframes = [_only(keyframe, table.identity) for keyframe in self._keyframes]
+        adjusted = bundle.adjust(self._keyframes, start, self._turn, self._turn_covariance)
+        self._keyframes = self._keyframes[-1:]
+        if adjusted is None:
+            return
+        self._turn, self._turn_covariance = adjusted.turn, adjusted.covariance
+        self._T_base_camera = bundle.turned(self._nominal, self._turn)
+        self._take(frame, adjusted)
+
+    def _take(self, frame: Frame, adjusted: Adjusted) -> None:
+        """The adjusted pose and landmarks become the current ones."""
+        correction = adjusted.T_map_base[-1] @ geometry.inverse(self._pose)
+        self._pose = adjusted.T_map_base[-1]
+        self._keyframes = [replace(self._keyframes[-1], T_map_base=self._pose)]
+        table = self._landmarks
+        table.origin[:] = geometry.transform(correction, table.origin)
+        table.bearing[:] = table.bearing @ correction[:3, :3].T
+        order = np.argsort(table.identity)
+        index = order[np.searchsorted(table.identity[order], adjusted.identity)]
+        place = (self._pose @ geometry.inverse(self._T_camera_base(frame, self._velocity)))[table.camera[index]]
+        ray = adjusted.position - place[:, :3, 3]
+        depth = (ray * place[:, :3, 2]).sum(-1)
+        ahead = depth > 0.3
+        index, ray, depth = index[ahead], ray[ahead], depth[ahead]
+        table.variance[index] *= 1.0 / (table.rho[index] * depth) ** 4
+        table.origin[index], table.bearing[index], table.rho[index] = place[ahead, :3, 3], ray / depth[:, None], 1.0 / depth
 
     def _refine(self, table: Landmarks, o: Observations, good: NDArray[np.bool_], pose: Array, T_camera_base: Array) -> None:
         o = o.take(good)
@@ -403,10 +468,10 @@ class Egomotion:
         T_map_camera = self._pose @ geometry.inverse(self._T_camera_base(frame, self._velocity))
         return PoseEstimate(self._pose.copy(), T_map_camera, tracking, self._covariance.copy(), self._velocity.copy(), inliers, reason)
 
-    def _T_camera_base(self, frame: Frame, velocity: Array) -> Array:
+    def _T_camera_base(self, frame: Frame, velocity: Array, mounts: Array | None = None) -> Array:
         """[N, 4, 4]: base at the frame's stamp to each camera at its own."""
         late = (frame.stamps_ns - frame.stamp_ns) * 1e-9
-        T_base_camera = self._T_base_camera.copy()
+        T_base_camera = (self._T_base_camera if mounts is None else mounts).copy()
         for camera in np.flatnonzero(late != 0):
             T_base_camera[camera] = geometry.exp(velocity * late[camera]) @ T_base_camera[camera]
         return geometry.inverse(T_base_camera)
@@ -424,6 +489,13 @@ class Egomotion:
         share = self.parameters.odometry_noise
         travel, turn = share * np.linalg.norm(twist[:3]) + 0.005, share * np.linalg.norm(twist[3:]) + 0.001
         return np.diag(np.repeat([travel, turn], 3) ** 2)
+
+
+def _only(keyframe: Keyframe, identities: NDArray[np.int64]) -> Keyframe:
+    """The keyframe's sightings of these landmarks."""
+    keep = np.isin(keyframe.identity, identities)
+    seen = (keyframe.identity[keep], keyframe.camera[keep], keyframe.own[keep], keyframe.ray[keep], keyframe.sigma[keep])
+    return Keyframe(keyframe.T_map_base, keyframe.T_base_camera, *seen)
 
 
 def _inverse_depth(geometry_: Geometry, camera: int, working: Array) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ class Landmarks:
     """L landmarks as arrays. camera [L]: who follows it. pixel [L, 2] float32: where it was in that camera's last good image.
 
     origin, bearing [L, 3]: in map; the point is origin + bearing / rho. rho, variance [L]: inverse depth, 1/m. age [L]: sightings.
-    missed [L]: times in a row that it was an outlier.
+    missed [L]: times in a row that it was an outlier. identity [L]: a number of its own, never given twice.
     """
 
     camera: NDArray[np.int64]
@@ -37,14 +37,15 @@ class Landmarks:
     variance: Array
     age: NDArray[np.int64]
     missed: NDArray[np.int64]
+    identity: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.rho)
 
     @staticmethod
     def empty() -> Landmarks:
-        camera, age, missed = np.zeros((3, 0), np.int64)
-        return Landmarks(camera, np.zeros((0, 2), np.float32), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros(0), age, missed)
+        camera, age, missed, identity = np.zeros((4, 0), np.int64)
+        return Landmarks(camera, np.zeros((0, 2), np.float32), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros(0), age, missed, identity)
 
     def keep(self, which: NDArray) -> Landmarks:
         return Landmarks(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -66,7 +67,12 @@ def _points(pixels: NDArray) -> NDArray[np.float32]:
 
 
 def follow(
-    before: NDArray[np.uint8], after: NDArray[np.uint8], pixels: NDArray[np.float32], guess: NDArray[np.float32], window: int, tolerance: float
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    pixels: NDArray[np.float32],
+    guess: NDArray[np.float32],
+    window: int,
+    tolerance: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
     if len(pixels) == 0:
@@ -78,7 +84,7 @@ def follow(
     start = _points(pixels + np.float32(0.5))
     back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, there, start, None, None, size, 1, CRITERIA, flags, texture)
     error = np.abs(back[:, 0] - pixels).max(-1)
-    return there[:, 0], (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
+    return np.asarray(there[:, 0], np.float32), (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
 
 
 def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float, window: int) -> NDArray[np.float32]:
