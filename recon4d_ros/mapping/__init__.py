@@ -1,0 +1,8 @@
+"""The static world: what is kept of every frame once the movers are taken out.
+
+`Mapper` is the stage; `write_cloud` and `read_cloud` are its files (PLY and PCD).
+"""
+from recon4d_ros.mapping.cloud_files import Cloud, read_cloud, write_cloud
+from recon4d_ros.mapping.mapper import Mapper, MappingParameters
+
+__all__ = ["Cloud", "Mapper", "MappingParameters", "read_cloud", "write_cloud"]

@@ -1,0 +1,347 @@
+"""The static map: a confidence-weighted voxel hash around the car, with free space that takes away what is no longer there.
+
+Per frame, at a cost that does not depend on the drive: `_integrate` adds a bounded sample of the frame's static pixels, `_revise` goes
+through the next part of the table and removes what one sees through (evidence as clamped log-odds, as in OctoMap, Hornung et al. 2013),
+what never became sure, and what left the radius. A voxel holds the weighted mean of its points (so a map point is finer than the grid)
+and of their colours, and is part of the map while its evidence says so.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.mapping.cloud_files import PLY_POINT, check_suffix, write_points
+from recon4d_ros.mapping.keys import pack, unpack_relative
+from recon4d_ros.mapping.spill import Spill
+from recon4d_ros.mapping.views import Gate, Samples, free_until, rays, sample, steps
+from recon4d_ros.mapping.voxel_table import EMPTY, VoxelTable
+from recon4d_ros.parameters import parameter
+from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tracking
+
+# Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight, evidence.
+POSITION, COLOR, WEIGHT, EVIDENCE = slice(0, 3), slice(3, 6), 6, 7
+_MAX_WEIGHT = 100.0  # beyond it the mean follows slowly instead of freezing
+
+
+@dataclass(frozen=True)
+class MappingParameters:
+    """The static map."""
+
+    voxel_size: float = parameter(0.2, "edge of a voxel, m: at most one map point in each", minimum=0.02, maximum=5.0)
+    radius: float = parameter(60.0, "the map reaches this far around the car, m", minimum=5.0, maximum=1000.0)
+    keep_outside: str = parameter("file", "what leaves the radius is kept for the saved file, or dropped", choices=("file", "drop"))
+    max_voxels: int = parameter(600_000, "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
+                                minimum=1000, maximum=50_000_000)
+    min_range: float = parameter(1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0)
+    max_range: float = parameter(50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0)
+    min_confidence: float = parameter(0.3, "points of lower confidence are not mapped", minimum=0.0, maximum=1.0)
+    max_sigma: float = parameter(0.6, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
+    edge: float = parameter(0.25, "points beside a larger relative step of inverse depth are not mapped", minimum=0.01, maximum=10.0)
+    mask_margin: int = parameter(3, "pixels around a mover that are not mapped either", minimum=0, maximum=100)
+    points_per_camera: int = parameter(5000, "pixels of a camera that are mapped per frame, at most", minimum=100, maximum=10_000_000)
+    min_evidence: float = parameter(3.0, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0)
+    max_evidence: float = parameter(6.0, "frames of agreement a voxel remembers: more keep longer what left", minimum=0.5, maximum=100.0)
+    baseline: float = parameter(0.25, "frames count fully as independent when the car moved this far, m", minimum=0.0, maximum=10.0)
+    carve_range: float = parameter(30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0)
+    carve_evidence: float = parameter(2.0, "evidence that one look through a voxel takes away", minimum=0.0, maximum=100.0)
+    revisit_frames: int = parameter(8, "every voxel is revised once in as many frames", minimum=1, maximum=1000)
+    forget_frames: int = parameter(60, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000)
+    max_delta: int = parameter(20_000, "voxels in one map update; the rest follow in the next", minimum=1, maximum=10_000_000)
+
+
+class Mapper:
+    """`mapper(pose, geometry, mask, stamp_ns) -> MapDelta`, once per frame set; `points`, `size` and `save` at any time between."""
+
+    def __init__(self, calibration: Calibration, parameters: MappingParameters = MappingParameters()) -> None:
+        p = self._parameters = parameters
+        self._calibration = calibration
+        self._rays = rays(calibration)
+        self._step = steps(calibration.working_size, p.points_per_camera)
+        self._gate = Gate(p.min_range, p.max_range, p.min_confidence, p.max_sigma, p.edge, p.mask_margin)
+        self._table = VoxelTable(int(p.max_voxels / 0.6))
+        capacity = self._table.capacity
+        self._rows = np.zeros((capacity, 8), np.float32)
+        self._last_seen = np.zeros(capacity, np.int32)
+        self._published = np.zeros(capacity, bool)
+        self._waiting = np.zeros(capacity, bool)  # is in _pending
+        self._sent_weight = np.zeros(capacity, np.float32)  # weight when last in a delta; 0 = whoever follows does not have it
+        for array in (self._rows, self._last_seen, self._published, self._waiting, self._sent_weight):
+            array.fill(0)  # touch every page now: memory does not grow later
+        self._spill = Spill() if p.keep_outside == "file" else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: the next frame is the first."""
+        self._table.clear()
+        self._published[:] = False
+        self._waiting[:] = False
+        self._sent_weight[:] = 0
+        self._pending = np.zeros(0, np.int64)  # slots that changed and wait for their delta, oldest first, each once
+        self._removed: list[NDArray[np.int64]] = []
+        self._sequence = 0
+        self._frame = 0
+        self._cursor = 0
+        self._size = 0
+        self._integrated_at: NDArray[np.float64] | None = None
+        self._center = np.zeros(3, np.int64)  # voxel of the car
+        self.refused = 0  # voxels that found no room
+        if self._spill:
+            self._spill.clear()
+
+    @property
+    def size(self) -> int:
+        """Voxels in the map around the car."""
+        return self._size
+
+    @property
+    def outside(self) -> int:
+        """Voxels that left the radius and wait in the temporary file (a place driven by twice counts twice)."""
+        return self._spill.count if self._spill else 0
+
+    def __call__(self, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_], stamp_ns: int) -> MapDelta:
+        """One frame. mask: [N, h, w] True on movers. With a lost pose the map stays as it is (the delta is empty but counted).
+
+        stamp_ns is not used by the map itself: its deltas are stamped by whoever publishes them.
+        """
+        if pose.tracking is not Tracking.LOST and np.all(np.isfinite(pose.T_map_camera)):
+            self._center = np.floor(pose.T_map_base[:3, 3] / self._parameters.voxel_size).astype(np.int64)
+            # local: the axes of map, the origin at the corner of the car's voxel, so that float32 is exact enough
+            T_local_camera = pose.T_map_camera.copy()
+            T_local_camera[:, :3, 3] -= self._center * self._parameters.voxel_size
+            self._revise(T_local_camera, geometry)
+            self._integrate(T_local_camera, geometry, mask, pose.T_map_base[:3, 3])
+            self._frame += 1
+        return self._delta()
+
+    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
+        """The map around the car: positions [K, 3] in map (m), colours [K, 3], weights [K]."""
+        packed = self._pack_points(np.flatnonzero(self._published))
+        return packed["xyz"], packed["rgb"], packed["weight"]
+
+    def save(self, path: str | Path) -> int:
+        """Writes the whole map, what left the radius included, as .ply or .pcd; returns how many points. Raises OutputError."""
+        check_suffix(Path(path))
+        inside = np.flatnonzero(self._published)
+        if self._spill is None or self._spill.count == 0:
+            write_points(path, (self._pack_points(inside),), len(inside))
+            return len(inside)
+        keep = self._spill.latest()
+        keep_mask = np.zeros(self._spill.count, bool)
+        keep_mask[keep] = True
+        start = 0
+        for keys, _ in self._spill.blocks():  # what came back into the radius is there already
+            slots = self._table.find(np.ascontiguousarray(keys))
+            keep_mask[start:start + len(keys)] &= ~((slots >= 0) & self._published[slots])
+            start += len(keys)
+        count = int(np.count_nonzero(keep_mask)) + len(inside)
+        write_points(path, self._all_blocks(self._spill, keep_mask, inside), count)
+        return count
+
+    def _all_blocks(self, spill: Spill, keep: NDArray[np.bool_], inside: NDArray[np.int64]) -> Iterator[NDArray[np.void]]:
+        start = 0
+        for keys, points in spill.blocks():
+            yield points[keep[start:start + len(keys)]]
+            start += len(keys)
+        yield self._pack_points(inside)
+
+    # ---- adding
+
+    def _integrate(self, T_local_camera: NDArray[np.float64], geometry: Geometry, mask: NDArray[np.bool_],
+                   position: NDArray[np.float64]) -> None:
+        size = self._parameters.voxel_size
+        rows, columns = self._step
+        turn = (self._frame * 7) % (rows * columns) if (rows * columns) % 7 else self._frame % (rows * columns)
+        phase = (turn // columns, turn % columns)
+        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase) for n in range(len(geometry.depth))]
+        local = [transform(T, view.points) for view, T in zip(views, T_local_camera, strict=True)]
+        scaled = np.concatenate(local) / np.float32(size)
+        if not len(scaled):
+            return
+        cell = np.floor(scaled)
+        offset = (scaled - cell).astype(np.float32, copy=False)
+        keys, sums = _group(pack(cell.astype(np.int64) + self._center), _observations(views, offset, size))
+        self._merge(keys, sums, self._independence(position))
+
+    def _independence(self, position: NDArray[np.float64]) -> float:
+        """How much this frame adds to what the last one said: 1 when the car moved by the baseline, a tenth when it stands."""
+        baseline = self._parameters.baseline
+        moved = np.inf if self._integrated_at is None else float(np.linalg.norm(position - self._integrated_at))
+        if moved >= baseline:
+            self._integrated_at = position.copy()
+            return 1.0
+        return max(0.1, moved / baseline)
+
+    def _merge(self, keys: NDArray[np.int64], sums: NDArray[np.float32], gain: float) -> None:
+        """Adds grouped observations: keys [K] unique and sorted, sums [9, K] as in `_observations`."""
+        p = self._parameters
+        slots = self._table.find(keys)
+        unknown = np.flatnonzero((slots < 0) & (sums[6] > 0))
+        if len(unknown):
+            fresh = self._table.insert(keys[unknown])
+            slots[unknown] = fresh
+            self.refused += int(np.count_nonzero(fresh < 0))
+            fresh = fresh[fresh >= 0]
+            self._rows[fresh] = 0
+            self._published[fresh] = False
+            self._sent_weight[fresh] = 0
+        here = slots >= 0
+        slots, sums = slots[here], sums[:, here]
+        row = self._rows.take(slots, axis=0)
+        weight = row[:, WEIGHT] + sums[6]
+        share = sums[6] / np.maximum(weight, np.float32(1e-9))  # of what is new in the mean
+        row[:, :6] += (sums[:6] / np.maximum(sums[6], np.float32(1e-9)) - row[:, :6].T).T * share[:, None]
+        row[:, WEIGHT] = np.minimum(weight, np.float32(_MAX_WEIGHT))
+        said = np.float32(gain) * np.minimum(sums[7], np.float32(1.0)) - np.float32(2.0) * np.minimum(sums[8], np.float32(1.0))
+        row[:, EVIDENCE] = np.clip(row[:, EVIDENCE] + said, 0.0, p.max_evidence)
+        self._rows[slots] = row
+        self._last_seen[slots] = self._frame
+        published = self._published[slots]
+        now = row[:, EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
+        self._unpublish(slots[published & ~now])
+        self._publish(slots[~published & now])
+        # A voxel is sent again when it weighs twice what it did: the mean moves less each time, and updates stay few.
+        self._enqueue(slots[published & now & (row[:, WEIGHT] >= 2.0 * self._sent_weight[slots])])
+
+    def _enough(self) -> float:
+        """Evidence that makes a voxel part of the map: at first half of what the frames so far could have given, then the full demand."""
+        return min(self._parameters.min_evidence, 0.5 * (self._frame + 1))
+
+    def _publish(self, slots: NDArray[np.int64]) -> None:
+        self._published[slots] = True
+        self._size += len(slots)
+        self._enqueue(slots)
+
+    def _enqueue(self, slots: NDArray[np.int64]) -> None:
+        fresh = slots[~self._waiting[slots]]
+        self._waiting[fresh] = True
+        self._pending = np.concatenate([self._pending, fresh])
+
+    # ---- taking away
+
+    def _revise(self, T_local_camera: NDArray[np.float64], geometry: Geometry) -> None:
+        """Goes through the next part of the table: removes what is seen through, what stayed unsure, and what is out of the radius."""
+        p = self._parameters
+        stop = min(self._cursor + -(-self._table.capacity // p.revisit_frames), self._table.capacity)
+        slots = self._cursor + np.flatnonzero(self._table.keys[self._cursor:stop] != EMPTY)
+        self._cursor = stop % self._table.capacity
+        if not len(slots):
+            return
+        index = unpack_relative(self._table.keys[slots], self._center)
+        rows = self._rows.take(slots, axis=0)
+        local = (index.astype(np.float32) + rows[:, POSITION]) * np.float32(p.voxel_size)
+        distance = np.sqrt(np.square(local[:, 0]) + np.square(local[:, 1]))
+        fill = self._table.size / self._table.capacity
+        radius = p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2  # room runs out: the farthest go first
+        outside = distance > radius
+        near = np.flatnonzero((distance < p.carve_range) & ~outside)
+        through = near[self._seen_through(local[near], T_local_camera, geometry)]
+        evidence = rows[:, EVIDENCE]
+        evidence[through] = np.maximum(evidence[through] - np.float32(p.carve_evidence), 0.0)
+        self._rows[slots[through], EVIDENCE] = evidence[through]
+        published = self._published[slots]
+        self._unpublish(slots[published & ~outside & (evidence < 0.5 * self._enough())])
+        stale = ~self._published[slots] & ((self._frame - self._last_seen[slots] > p.forget_frames) | (evidence <= 0.0))
+        self._forget(slots[outside], spill=True)
+        self._forget(slots[stale & ~outside], spill=False)
+
+    def _seen_through(self, local: NDArray[np.float32], T_local_camera: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+        """[K] True where a camera measures a surface with certainty behind the point [K, 3]."""
+        p = self._parameters
+        h, w = self._calibration.working_size
+        through = np.zeros(len(local), bool)
+        for n, T_camera_local in enumerate(inverse(T_local_camera)):
+            limit = free_until(geometry.depth[n], geometry.sigma[n], geometry.confidence[n], p.min_confidence, 1.5 * p.voxel_size)
+            k = self._calibration.k[n].astype(np.float32)
+            R, t = T_camera_local[:3, :3].astype(np.float32), T_camera_local[:3, 3].astype(np.float32)
+            ahead = np.flatnonzero(local @ R[2] > 0.5 - t[2])
+            camera = local[ahead] @ R.T + t
+            z = camera[:, 2]
+            u = (k[0, 0] * camera[:, 0] / z + (k[0, 2] + np.float32(0.5)))
+            v = (k[1, 1] * camera[:, 1] / z + (k[1, 2] + np.float32(0.5)))
+            inside = np.flatnonzero((u >= 0) & (u < w) & (v >= 0) & (v < h))
+            seen = z[inside] < limit[v[inside].astype(np.int32), u[inside].astype(np.int32)]
+            through[ahead[inside[seen]]] = True
+        return through
+
+    def _unpublish(self, slots: NDArray[np.int64]) -> None:
+        """Takes voxels out of the map; they stay in the table as candidates."""
+        self._published[slots] = False
+        self._size -= len(slots)
+        known = slots[self._sent_weight[slots] > 0]
+        self._removed.append(self._table.keys[known])
+        self._sent_weight[known] = 0
+
+    def _forget(self, slots: NDArray[np.int64], spill: bool) -> None:
+        published = slots[self._published[slots]]
+        if spill and self._spill and len(published):
+            self._spill.add(self._table.keys[published], self._pack_points(published))
+        self._unpublish(published)
+        self._table.remove(slots)
+
+    # ---- telling
+
+    def _delta(self) -> MapDelta:
+        """What changed since the last delta, at most `max_delta` voxels of it, and all that went."""
+        p = self._parameters
+        alive = self._published[self._pending]
+        self._waiting[self._pending[~alive]] = False
+        queued = self._pending[alive]
+        slots, self._pending = queued[:p.max_delta], queued[p.max_delta:].copy()
+        self._waiting[slots] = False
+        self._sent_weight[slots] = np.maximum(self._rows[slots, WEIGHT], 1e-6)
+        packed = self._pack_points(slots)
+        removed = np.concatenate([*self._removed, np.zeros(0, np.int64)])
+        self._removed = []
+        delta = MapDelta(
+            self._sequence, p.voxel_size, self._index(self._table.keys[slots]), packed["xyz"], packed["rgb"], packed["weight"],
+            self._index(removed),
+        )
+        self._sequence += 1
+        return delta
+
+    def _index(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        return (unpack_relative(keys, self._center) + self._center).astype(np.int32)
+
+    def _pack_points(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
+        out = np.empty(len(slots), PLY_POINT)
+        row = self._rows.take(slots, axis=0)
+        index = unpack_relative(self._table.keys[slots], self._center) + self._center
+        out["xyz"] = (index + row[:, POSITION]) * self._parameters.voxel_size
+        out["rgb"] = np.clip(np.rint(row[:, COLOR]), 0, 255)
+        out["weight"] = row[:, WEIGHT]
+        return out
+
+
+def _observations(views: list[Samples], offset: NDArray[np.float32], voxel_size: float) -> NDArray[np.float32]:
+    """[9, K] to be summed per voxel: weighted offset (3), weighted colour (3), weight, evidence for, evidence against (movers).
+
+    Weight: confidence, less where the depth is less sure than a voxel is wide.
+    """
+    confidence = np.concatenate([v.confidence for v in views])
+    sigma = np.concatenate([v.sigma for v in views])
+    moving = np.concatenate([v.moving for v in views])
+    weight = confidence / (1 + np.square(sigma / np.float32(voxel_size)))
+    weight[moving] = 0
+    rows = np.empty((9, len(weight)), np.float32)
+    np.multiply(offset.T, weight, out=rows[0:3])
+    np.multiply(np.concatenate([v.colors for v in views]).T, weight, out=rows[3:6])
+    rows[6] = weight
+    rows[7] = np.where(moving, 0, confidence)
+    rows[8] = np.where(moving, confidence, 0)
+    return rows
+
+
+def _group(keys: NDArray[np.int64], rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Unique keys in order, and the sums of the columns [9, K] of each."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    new = np.diff(ordered, prepend=ordered[0] - 1) != 0
+    group = np.empty(len(keys), np.int64)
+    group[order] = np.cumsum(new) - 1
+    # bincount adds in the order of the pixels, whatever order the sort gave to equal keys: the same sums on every machine.
+    return ordered[new], np.stack([np.bincount(group, row) for row in rows]).astype(np.float32)
