@@ -49,7 +49,7 @@ def describe_path(path: Path) -> str:
 
 def bag_lines(reader: BagReader) -> list[str]:
     """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
-    lines = [f"{reader.path}: {reader.info().duration_ns / 1e9:.1f} s"]
+    lines = [f"{reader.path}: {reader.info().duration_s:.1f} s"]
     width = max(len(topic) for topic in reader.topics)
     lines += [f"  {topic:{width}}  {info.count:6d}  {info.type}" for topic, info in sorted(reader.topics.items())]
     try:

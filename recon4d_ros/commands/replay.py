@@ -1,0 +1,84 @@
+"""`recon4d replay`: the reconstruction over a bag, offline; the folder it writes is the contract of docs/design.md."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recon4d_ros.bags import BagReader
+from recon4d_ros.commands.common import add_engine_and_parameters, choose_engine, parameters_from
+from recon4d_ros.evaluation import evaluate_run, format_report
+from recon4d_ros.outputs import RunWriter
+from recon4d_ros.reconstructor import Parameters, Reconstructor
+from recon4d_ros.replay import frame_sets, odometry_topic
+from recon4d_ros.rig import load_rig
+from recon4d_ros.statistics import RunStatistics
+from recon4d_ros.sync import Synchronizer
+from recon4d_ros.types import Tracking
+
+EPILOG = """writes to --out:
+  trajectory.tum   seconds x y z qx qy qz qw, base_link in map, one line per frame set
+  map.ply          the static map        objects.jsonl   tracked movers per frame set
+  summary.json     frames, drops, rates, latency percentiles per stage, memory, and the metrics where the bag has /ground_truth/*
+  overview.png     the run in one picture
+  with --save-frames: depth/<camera>/<stamp_ns>.png (16 bit, m x 256, 0 = none), dynamic/<camera>/<stamp_ns>.png (255 = moving),
+                   both in the source image's size and geometry
+
+examples:
+  recon4d replay drive/ --out run
+  recon4d replay drive/ --out run --odometry /wheel/odom --save-frames
+  recon4d replay drive/ --out run --engine geometric_stereo_375x1242 -p mapping.voxel_size=0.1
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bag", type=Path, help="rosbag2 folder or file (MCAP, sqlite3)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write (must not exist, or --force)")
+    parser.add_argument("--rig", type=Path, metavar="YAML", help="rig file (default: camera_info and /tf_static of the bag)")
+    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="use only these cameras, in this order")
+    parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)")
+    parser.add_argument("--save-frames", action="store_true", help="also write depth and masks of every frame")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets")
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
+    add_engine_and_parameters(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    summary = replay(arguments.bag, arguments.out, engine=arguments.engine, parameters=parameters_from(arguments), rig_file=arguments.rig,
+                     cameras=arguments.cameras, odometry=arguments.odometry, save_frames=arguments.save_frames,
+                     max_frames=arguments.max_frames, force=arguments.force, progress=True)
+    print(format_report(summary))
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def replay(bag: Path, out: Path, *, engine: str = "", parameters: Parameters | None = None, rig_file: Path | None = None,
+           cameras: list[str] | None = None, odometry: str = "auto", save_frames: bool = False, max_frames: int = 0, force: bool = False,
+           progress: bool = False) -> dict:
+    """Run the bag and write the folder; returns the summary (what summary.json holds). Raises Recon4dError."""
+    parameters = parameters or Parameters()
+    with BagReader(bag) as reader:
+        rig = load_rig(rig_file) if rig_file else reader.rig(cameras)
+        topic = odometry_topic(reader, odometry)
+        reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
+        synchronizer = Synchronizer(rig.names, parameters.sync)
+        writer = RunWriter(out, save_frames=save_frames, force=force)
+        statistics = RunStatistics()
+        lost = 0
+        expected = max(info.count for info in reader.info().cameras.values())
+        for frame_set in tqdm(frame_sets(reader, synchronizer, topic), total=max_frames or expected, unit="set", desc="replay",
+                              mininterval=0.5, disable=not progress):
+            result = reconstructor.step(frame_set)
+            statistics.add(result.latency, result.memory_fill)
+            lost += result.pose.tracking is not Tracking.TRACKING
+            writer.add(result, reconstructor.preprocessor)
+            if statistics.frames == max_frames:
+                break
+        summary = {"bag": str(bag), "rig": rig.name, "cameras": list(rig.names), "odometry": topic or "none",
+                   "engine": {"network": reconstructor.engine.spec.network, "runtime": reconstructor.engine.spec.runtime, "device": reconstructor.engine.device},
+                   "not_tracking": lost, "drops": synchronizer.statistics.as_dict(), "undecodable": reconstructor.undecodable, **statistics.summary()}
+        metrics = evaluate_run(out, bag) if reader.info().has_ground_truth else None
+        writer.finish(reconstructor.mapper, summary, metrics)
+        reconstructor.close()
+    return summary
