@@ -12,7 +12,7 @@ _recon4d_install=${RECON4D_INSTALL:-$_recon4d_root/install}
 _recon4d_foreign() {
   local entry prefix keep=() foreign
   IFS=: read -ra _recon4d_entries <<< "${1:-}"
-  IFS=: read -ra _recon4d_prefixes <<< "${AMENT_PREFIX_PATH:-}:${COLCON_PREFIX_PATH:-}:/opt/ros:$_recon4d_venv:$_recon4d_install"
+  IFS=: read -ra _recon4d_prefixes <<< "${AMENT_PREFIX_PATH:-}:${COLCON_PREFIX_PATH:-}:/opt/ros:$_recon4d_venv:$_recon4d_install:$(dirname "$_recon4d_install")/build"
   for entry in "${_recon4d_entries[@]}"; do
     foreign=yes
     [ -n "$entry" ] && [ ! -e "$entry/sitecustomize.py" ] || foreign=no

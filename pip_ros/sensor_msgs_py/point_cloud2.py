@@ -36,9 +36,9 @@ def dtype_from_fields(fields: Iterable[PointField], point_step: int | None = Non
     return np.dtype(layout)
 
 
-def create_cloud(header: Header, fields: Sequence[PointField], points: NDArray, step: int | None = None) -> PointCloud2:
+def create_cloud(header: Header, fields: Sequence[PointField], points: NDArray) -> PointCloud2:
     """A cloud of structured points, [N] or organized [height, width], of exactly the fields' dtype. One copy of the data."""
-    dtype = dtype_from_fields(fields, step)
+    dtype = dtype_from_fields(fields)
     if points.dtype != dtype:
         raise AssertionError(f"points are {points.dtype}: expected the fields' {dtype}")
     height, width = points.shape if points.ndim == 2 else (1, len(points))

@@ -184,7 +184,8 @@ class Buffer:
         from_source = [self._frames[name] for name in up_source[: up_source.index(common)]]
         from_target = [self._frames[name] for name in up_target[: up_target.index(common)]]
         if stamp == 0:
-            stamp = min((frame.stamps[-1] for frame in from_source + from_target if not frame.static), default=0)
+            on_the_way = from_source + from_target or [self._frames[name] for name in (source,) if name in self._frames]
+            stamp = min((frame.stamps[-1] for frame in on_the_way if not frame.static), default=0)
         pose = _up(from_target, stamp).inverse() @ _up(from_source, stamp)
 
         result = TransformStamped(child_frame_id=source)
