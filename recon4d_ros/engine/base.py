@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from recon4d_ros.calibration import REDUCTIONS, reduced_size
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -169,18 +170,23 @@ def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
 
 
 def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
-    """Whether the engine can serve a rig: same number of cameras, a size that is the images' or a whole fraction (1/2, 1/4, 1/8) of it."""
+    """Whether the engine can serve a rig: same number of cameras, an input size that is the images' (or theirs averaged down by 2, 4 or 8)."""
     if len(rig.cameras) != spec.cameras:
         return False
-    sizes = {(camera.height, camera.width) for camera in rig.cameras}
-    if len(sizes) != 1:
+    sizes = [tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1)) for reduce in REDUCTIONS]
+    if spec.input_size not in sizes:
         return False
-    (height, width), = sizes
-    if not any((-(-height // r), -(-width // r)) == spec.input_size for r in (1, 2, 4, 8)):
-        return False
-    if spec.stereo:
-        return is_rectified_pair(np.stack([camera.k for camera in rig.cameras]), rig.T_base_camera, (height, width))
-    return True
+    return not spec.stereo or is_rectified_rig(rig)
+
+
+def is_rectified_rig(rig: Rig) -> bool:
+    """Whether a rig's raw images are a rectified stereo pair, left camera first."""
+    first = rig.cameras[0]
+    return (
+        len(rig.cameras) == 2
+        and all((camera.width, camera.height) == (first.width, first.height) and not any(camera.d) for camera in rig.cameras)
+        and is_rectified_pair(np.stack([camera.k for camera in rig.cameras]), rig.T_base_camera, (first.height, first.width))
+    )
 
 
 def _size(size: tuple[int, int]) -> str:

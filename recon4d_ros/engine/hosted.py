@@ -1,0 +1,156 @@
+"""The host's side of an engine: what a runtime cannot know of poses, anchors, absent cameras and NaN."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.engine.base import EngineSpec, check_fits
+from recon4d_ros.errors import EngineError
+from recon4d_ros.geometry import inverse
+from recon4d_ros.types import Calibration, Frame, Geometry, Pointers
+
+ANCHOR_GRID = 64.0  # metres: anchors are whole multiples, so that a shift is exact in float32
+ANCHOR_REACH = 100.0  # metres from the anchor at which it follows the car: float32 there is exact to 8 micrometres
+PARTNER_DEPTHS = (4.0, 10.0, 40.0)  # metres at which a rig neighbour must see a pixel to be matched with
+
+
+class Runtime(Protocol):
+    """What one file per runtime provides: a model that runs, with its memory kept inside."""
+
+    name: str
+    device: str
+
+    def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None: ...
+
+    def memory(self, name: str) -> NDArray[np.float32]: ...
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class HostedEngine:
+    """The `Engine` protocol over a `Runtime`. See engine/base.py."""
+
+    def __init__(self, spec: EngineSpec, runtime: Runtime, where: str):
+        self.spec = spec
+        self.device = runtime.device
+        self._runtime = runtime
+        self._where = where
+        self._anchor: NDArray[np.float64] | None = None
+        self._calibration: Calibration | None = None
+        self._constant: dict[str, NDArray] = {}
+
+    def reset(self) -> None:
+        self._runtime.reset()
+        self._anchor = None
+
+    def use(self, calibration: Calibration) -> None:
+        """Takes a calibration as the rig's. Raises EngineError if the engine was made for another rig."""
+        if calibration is self._calibration:
+            return
+        check_fits(self.spec, calibration, self._where)
+        self._constant = {
+            "grid": np.ascontiguousarray(calibration.grid, np.float32),
+            "k": np.ascontiguousarray(calibration.k, np.float32),
+        }
+        if "partner" in self.spec.inputs:
+            self._constant["partner"] = rig_partners(calibration, int(self.spec.options["stride"]))
+        self._calibration = calibration
+
+    def step(self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]) -> Geometry:
+        self.use(calibration)
+        spec = self.spec
+        n, (h, w) = spec.cameras, spec.working_size
+        self._expect("images", frame.images, (n, *spec.input_size, spec.channels))
+        self._expect("T_map_camera", T_map_camera, (n, 4, 4))
+        self._expect("moving_previous", moving_previous, (n, h, w))
+        if not np.isfinite(T_map_camera).all():
+            raise EngineError(f"{self._where}: a camera's pose is not finite")
+        shift = self._follow(T_map_camera)
+        pose = T_map_camera.copy()
+        pose[:, :3, 3] -= self._anchor
+        moving = np.ascontiguousarray(moving_previous).view(np.uint8)  # 0 or 1: only zero or not matters
+        outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
+        outputs["color"] = np.empty((n, h, w, 3), np.uint8)
+        self._runtime.run(
+            {
+                "images": np.ascontiguousarray(frame.images),
+                "present": frame.present.astype(np.float32),
+                "pose": pose.astype(np.float32),
+                "anchor_shift": shift.astype(np.float32),
+                "moving": moving,
+                **self._constant,
+            },
+            outputs,
+        )
+        depth, sigma = outputs["depth"], outputs["sigma"]
+        none = depth <= 0
+        depth[none] = np.nan
+        sigma[none] = np.nan
+        return Geometry(depth, sigma, outputs["confidence"], outputs["color"])
+
+    def pointers(self) -> Pointers:
+        memory = self._runtime.memory
+        anchor = np.zeros(3) if self._anchor is None else self._anchor
+        return Pointers(
+            memory("pointer_position").astype(np.float64) + anchor,
+            memory("pointer_feature").copy(),
+            memory("pointer_weight").copy(),
+            memory("pointer_age").copy(),
+            memory("pointer_valid") > 0.5,
+        )
+
+    @property
+    def memory_fill(self) -> float:
+        return float((self._runtime.memory("pointer_valid") > 0.5).mean())
+
+    def close(self) -> None:
+        self._runtime.close()
+
+    def _follow(self, T_map_camera: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Moves the anchor along if the car has left it behind; by how much, in metres."""
+        car = T_map_camera[:, :3, 3].mean(0)
+        nearest = np.round(car / ANCHOR_GRID) * ANCHOR_GRID
+        if self._anchor is None:
+            self._anchor = nearest
+        if np.abs(car - self._anchor).max() <= ANCHOR_REACH:
+            return np.zeros(3)
+        shift = nearest - self._anchor
+        self._anchor = nearest
+        return shift
+
+    def _expect(self, name: str, array: NDArray, shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise EngineError(f"{self._where}: {name} has shape {list(array.shape)}: expected {list(shape)}")
+
+
+def rig_partners(calibration: Calibration, stride: int) -> NDArray[np.float32]:
+    """[N, y, x] for each pixel at 1 / stride of the working size, the other camera that sees it at most of PARTNER_DEPTHS (the one whose image centre
+    is nearest to it), -1 where none does."""
+    n, (h, w) = len(calibration.names), calibration.working_size
+    v, u = np.meshgrid(np.arange(h // stride) * stride + (stride - 1) / 2, np.arange(w // stride) * stride + (stride - 1) / 2, indexing="ij")
+    pixels = np.stack([u, v, np.ones_like(u)], -1)
+    T_camera_base = inverse(calibration.T_base_camera)
+    best = np.full((n, *u.shape), 0.0)
+    partner = np.full((n, *u.shape), -1, np.float32)
+    for i in range(n):
+        rays = pixels @ np.linalg.inv(calibration.k[i]).T
+        for j in range(n):
+            if i == j:
+                continue
+            relative = T_camera_base[j] @ calibration.T_base_camera[i]
+            score = np.zeros(u.shape)
+            for depth in PARTNER_DEPTHS:
+                point = (rays * depth) @ relative[:3, :3].T + relative[:3, 3]
+                z = np.maximum(point[..., 2], 1e-3)
+                q = point / z[..., None] @ calibration.k[j].T
+                seen = (point[..., 2] > 0.3) & (q[..., 0] >= 0) & (q[..., 0] <= w - 1) & (q[..., 1] >= 0) & (q[..., 1] <= h - 1)
+                score += seen * (2 - np.abs(q[..., 0] / w - 0.5) - np.abs(q[..., 1] / h - 0.5))
+            better = score > np.maximum(best[i], 1.0)
+            best[i] = np.where(better, score, best[i])
+            partner[i] = np.where(better, j, partner[i])
+    return partner

@@ -1,0 +1,63 @@
+"""ONNX Runtime: the CPU everywhere, and the CUDA provider where there is one.
+
+The CUDA path keeps the memory on the device (OrtValues of the device, bound as inputs and outputs); no GPU was at hand when this was written,
+so it has not run yet.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from recon4d_ros.engine.base import EngineSpec
+
+
+class OnnxRuntime:
+    """One session; its memory lies in two sets of OrtValues that change roles every step (no copy)."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: bytes, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        providers = (["CUDAExecutionProvider"] if cuda else []) + ["CPUExecutionProvider"]
+        self._session = ort.InferenceSession(model, options, providers=providers)
+        cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        self._place = "cuda" if cuda else "cpu"
+        self.device = f"onnxruntime {'CUDA' if cuda else 'CPU'}, fp32"
+        self._shapes = dict(memory)
+        self._memory: list[dict[str, ort.OrtValue]] = []
+        self._now = 0
+        self.reset()
+
+    def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name, value in self._memory[self._now].items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._memory[1 - self._now].items():
+            binding.bind_ortvalue_output(f"new_{name}", value)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        self._now = 1 - self._now
+
+    def memory(self, name: str) -> NDArray[np.float32]:
+        """One memory tensor on the host (copied there from a GPU)."""
+        return self._memory[self._now][name].numpy()
+
+    def reset(self) -> None:
+        self._memory = [
+            {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0) for name, shape in self._shapes.items()} for _ in range(2)
+        ]
+        self._now = 0
+
+    def close(self) -> None:
+        del self._session, self._memory

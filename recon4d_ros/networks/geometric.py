@@ -1,0 +1,417 @@
+"""`recon4d_geometric`: depth and memory from geometry alone, no learned weights, as one static-shape graph `step`.
+
+Read `GeometricStep.forward` from top to bottom: it is one frame. Images become rectified working images and light-robust descriptors; a volume of
+matching scores is filled between rig neighbours and over time; the pointer memory is projected in as a further cue; semi-global aggregation and a
+parabola give inverse depth; the match itself gives confidence and sigma; the most telling pixel of each cell becomes a token that enters the memory
+at the start of the *next* step, when what moved is known.
+
+Two configurations of the same step: `stereo` for a rectified pair (volume of disparities, one batched product, both views from one volume) and
+`surround` for any other rig (one camera included): plane sweep against one neighbour per pixel and against an older frame of the same camera.
+
+Names: n cameras; (H, W) input, (h, w) working and (y, x) volume sizes; m pointers; t tokens; positions in metres from an anchor that the host
+moves along with the car, so that float32 is exact to a fraction of a millimetre on a drive of any length.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon4d_ros.networks.matching import (
+    CENSUS_5,
+    CENSUS_8,
+    other_view,
+    rectified_scores,
+    semi_global,
+    soft_census,
+    space_to_depth,
+    sweep_scores,
+    winner,
+)
+from recon4d_ros.networks.pointer_memory import FEATURE, SCALE, SIGMA, Memory, Tokens, fuse, patches
+
+NETWORK = "recon4d_geometric"
+
+
+@dataclass(frozen=True)
+class GeometricOptions:
+    """Fixed at export. Sizes in working pixels unless named otherwise.
+
+    stride: working pixels per volume pixel. planes: of the volume (stereo: disparities 0..planes-1 volume pixels; surround: inverse depths
+    from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of the
+    square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera moves
+    before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from which a
+    patch counts as seen again.
+    """
+
+    config: str
+    cameras: int
+    input_size: tuple[int, int]
+    channels: int
+    working_size: tuple[int, int]
+    pointers: int = 2048
+    stride: int = 4
+    planes: int = 48
+    near: float = 1.5
+    far: float = 150.0
+    step_penalty: float = 0.4
+    jump_penalty: float = 2.0
+    cell: int = 32
+    patch_step: float = 2.0
+    merge_radius: float = 0.3
+    keyframe_motion: float = 0.5
+    cue: float = 1.0
+    agree: float = 0.7
+
+    @property
+    def stereo(self) -> bool:
+        return self.config == "stereo"
+
+    @property
+    def volume_size(self) -> tuple[int, int]:
+        return self.working_size[0] // self.stride, self.working_size[1] // self.stride
+
+    @property
+    def token_cameras(self) -> int:
+        """Both views of a pair see the same points: only the left one offers tokens."""
+        return 1 if self.stereo else self.cameras
+
+    @property
+    def tokens(self) -> int:
+        return self.token_cameras * (self.working_size[0] // self.cell) * (self.working_size[1] // self.cell)
+
+
+# what a rig without a rectified pair wants otherwise
+SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0}
+
+
+def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Names, types and shapes of what a step takes beside the memory, in order.
+
+    images: as decoded. present: 1 or 0. grid: input pixel of each working pixel. k: of the working image. pose: T_anchor_camera. anchor_shift:
+    metres the anchor moved since the last step (new minus old). moving: 255 or 0, of the frame before. partner (surround): per volume pixel the
+    index of the rig neighbour to match with, -1 for none.
+    """
+    n, (height, width), (h, w), (y, x) = o.cameras, o.input_size, o.working_size, o.volume_size
+    inputs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "images": (torch.uint8, (n, height, width, o.channels)),
+        "present": (torch.float32, (n,)),
+        "grid": (torch.float32, (n, h, w, 2)),
+        "k": (torch.float32, (n, 3, 3)),
+        "pose": (torch.float32, (n, 4, 4)),
+        "anchor_shift": (torch.float32, (3,)),
+        "moving": (torch.uint8, (n, h, w)),
+    }
+    if not o.stereo:
+        inputs["partner"] = (torch.float32, (n, y, x))
+    return inputs
+
+
+def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat indices into [n, h, w], -1 for none (and 0 at the start,
+    where nothing is valid)."""
+    n, m, t, (y, x) = o.cameras, o.pointers, o.tokens, o.volume_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "pointer_position": (m, 3),
+        "pointer_feature": (m, FEATURE),
+        "pointer_weight": (m,),
+        "pointer_age": (m,),
+        "pointer_valid": (m,),
+        "pointer_pixel": (n, m),
+        "token_position": (t, 3),
+        "token_feature": (t, FEATURE),
+        "token_weight": (t,),
+        "token_again": (t,),
+        "token_pixel": (t,),
+    }
+    if not o.stereo:
+        c = len(CENSUS_8)
+        for name in ("key", "next"):  # the older frame that is matched against, and the one that will take its place
+            shapes |= {f"{name}_descriptor": (n, c, y, x), f"{name}_inverse": (n, y, x), f"{name}_pose": (n, 4, 4), f"{name}_valid": (n,)}
+    return shapes
+
+
+OUTPUTS = ("depth", "sigma", "confidence", "color")  # then the memory, each name prefixed by "new_"
+
+
+class GeometricStep(nn.Module):
+    def __init__(self, options: GeometricOptions):
+        super().__init__()
+        o = self.o = options
+        y, x = o.volume_size
+        v, u = torch.meshgrid(torch.arange(y, dtype=torch.float32), torch.arange(x, dtype=torch.float32), indexing="ij")
+        self.register_buffer("volume_pixels", torch.stack([u, v, torch.ones_like(u)], -1), persistent=False)  # [y, x, 3]
+        self.register_buffer("inverse_depths", torch.arange(o.planes) / ((o.planes - 1) * o.near), persistent=False)
+
+    # ---------------------------------------------------------------------------------------------------------------- one frame
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, 3] uint8; memory...)."""
+        o = self.o
+        names = [*frame_inputs(o), *memory_shapes(o)]
+        at = dict(zip(names, tensors, strict=True))
+        k, pose, present = at["k"], at["pose"], at["present"]
+
+        # memory first: the last frame's tokens enter it, without what moved
+        memory = self.remember(at)
+
+        # images
+        color, grey = self.rectify(at["images"], at["grid"])
+        covered = (at["grid"][..., 0] > -2).to(torch.float32)  # where the working image shows something of the input
+
+        # pointers as the cameras see them now
+        seen = self.look(memory, grey, k, pose, present)
+
+        # volume of scores, and inverse depth from it
+        cue = self.pointer_cue(memory, seen, k)
+        if o.stereo:
+            inverse, spread, confidence = self.match_pair(grey, k, pose, cue)
+            new: dict[str, Tensor] = {}
+        else:
+            inverse, spread, confidence, new = self.match_rig(grey, at, cue)
+        confidence = confidence * present[:, None, None]
+
+        # full resolution
+        depth, sigma, confidence_full = self.upsample(inverse, spread, confidence, covered)
+
+        # what the next step will remember
+        memory, pointer_pixel = self.judge(memory, seen, inverse, confidence, present)
+        tokens, token_pixel = self.offer(memory, seen, grey, inverse, spread, confidence, k, pose)
+        new |= {
+            "pointer_position": memory.position,
+            "pointer_feature": memory.feature,
+            "pointer_weight": memory.weight,
+            "pointer_age": memory.age,
+            "pointer_valid": memory.valid,
+            "pointer_pixel": pointer_pixel,
+            "token_position": tokens.position,
+            "token_feature": tokens.feature,
+            "token_weight": tokens.weight,
+            "token_again": tokens.again,
+            "token_pixel": token_pixel,
+        }
+        return depth, sigma, confidence_full, color, *(new[name] for name in memory_shapes(o))
+
+    # ---------------------------------------------------------------------------------------------------------------- images
+
+    def rectify(self, images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Working images: color [n, h, w, 3] uint8, and grey [n, 1, h, w] in 0..1."""
+        o = self.o
+        height, width = o.input_size
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        coarse = max(1, min(height // o.working_size[0], width // o.working_size[1]))  # a working pixel must not skip input pixels
+        if coarse > 1:
+            x = F.avg_pool2d(x, coarse)
+        grid = (grid - (coarse - 1) / 2) / coarse
+        size = torch.tensor([x.shape[3] - 1, x.shape[2] - 1], dtype=torch.float32)
+        x = F.grid_sample(x, grid * (2 / size) - 1, mode="bilinear", padding_mode="border", align_corners=True)
+        color = (x + 0.5).clamp(0, 255).to(torch.uint8)
+        if o.channels == 1:
+            return color.permute(0, 2, 3, 1).repeat(1, 1, 1, 3), x / 255
+        grey = (x[:, :1] * 0.299 + x[:, 1:2] * 0.587 + x[:, 2:] * 0.114) / 255
+        return color.permute(0, 2, 3, 1), grey
+
+    def volume_k(self, k: Tensor) -> Tensor:
+        """Intrinsics of the volume's pixels, whose centres lie between working pixels."""
+        s = self.o.stride
+        scale = torch.tensor([1 / s, 1 / s, 1.0])[:, None]
+        shift = torch.tensor([[0.0, 0.0, (s - 1) / 2], [0.0, 0.0, (s - 1) / 2], [0.0, 0.0, 0.0]])
+        return (k - shift) * scale
+
+    # ---------------------------------------------------------------------------------------------------------------- matching
+
+    def match_pair(self, grey: Tensor, k: Tensor, pose: Tensor, cue: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Inverse depth, its standard deviation and confidence, each [2, y, x], of a rectified pair."""
+        o = self.o
+        half = F.avg_pool2d(grey, o.stride // 2)
+        descriptors = space_to_depth(soft_census(half, CENSUS_5), 2) * 0.5
+        raw = rectified_scores(descriptors[0], descriptors[1], o.planes)[None]  # [1, y, x, D]
+        baseline = (pose[1, :3, 3] - pose[0, :3, 3]).square().sum().sqrt().clamp_min(1e-3)
+        to_inverse = 1 / (self.volume_k(k)[0, 0, 0] * baseline)  # of one volume pixel of disparity
+        plane_inverse = torch.arange(o.planes - 1, -1, -1, dtype=torch.float32) * to_inverse
+        scores = raw + self.cue_scores((cue[0][:1], cue[1][:1]), plane_inverse, to_inverse)
+        total = semi_global(scores, o.step_penalty, o.jump_penalty)
+        both = torch.cat([total, other_view(total[0])[None]])
+        position, _, curvature, margin = winner(both)
+        disparity = o.planes - 1 - position
+
+        # each view's disparity, looked up where the other one says this pixel is
+        columns = torch.arange(o.volume_size[1], dtype=torch.float32)
+        target = torch.stack([columns - disparity[0], columns + disparity[1]])
+        inside = (target >= 0) & (target <= o.volume_size[1] - 1)
+        index = target.round().clamp(0, o.volume_size[1] - 1).to(torch.int64)
+        there = torch.gather(disparity.flip(0), 2, index)
+        agreement = torch.exp(-((disparity - there).abs() / 0.7).square()) * inside.to(torch.float32)
+
+        confidence = agreement * (margin / (margin + 0.5))
+        confidence = torch.where(disparity * to_inverse > 1 / o.far, confidence, torch.zeros_like(confidence))
+        spread = to_inverse * (0.12 + 0.15 / (curvature + 0.2)).clamp(0.1, 1.0)
+        return disparity * to_inverse, spread, confidence
+
+    def cue_scores(self, cue: tuple[Tensor, Tensor], plane_inverse: Tensor, bin_width: Tensor | float) -> Tensor:
+        """Scores [B, y, x, D] that pointers give to the planes around their own inverse depth."""
+        inverse, spread = (tensor.unsqueeze(-1) for tensor in cue)
+        width = torch.maximum(spread, torch.ones_like(spread) * bin_width)
+        near = torch.exp(-0.5 * ((plane_inverse - inverse) / width).square())
+        return self.o.cue * near * (inverse > 0).to(near.dtype)
+
+    # ---------------------------------------------------------------------------------------------------------------- full resolution
+
+    def upsample(self, inverse: Tensor, spread: Tensor, confidence: Tensor, covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Depth, sigma, confidence [n, h, w]: bilinear on surfaces, nearest at jumps so that no pixel hangs between two surfaces."""
+        size, s = self.o.working_size, self.o.stride
+        stack = torch.stack([inverse, spread], 1)
+        smooth = F.interpolate(stack, size=size, mode="bilinear", align_corners=False)
+        block = F.interpolate(torch.stack([inverse, spread, confidence], 1), size=size, mode="nearest")
+        high = F.max_pool2d(inverse[:, None], 3, 1, 1)
+        low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)
+        jump = F.interpolate(((high - low) > 4 * spread[:, None] + 0.1 * inverse[:, None]).to(torch.float32), scale_factor=float(s), mode="nearest")
+        flat = torch.where(jump > 0.5, block[:, :2], smooth)
+        sure = block[:, 2] * covered
+        sure = torch.where(flat[:, 0] > 1 / self.o.far, sure, torch.zeros_like(sure))
+        depth = torch.where(sure > 0.02, 1 / flat[:, 0].clamp_min(1 / self.o.far), torch.zeros_like(sure))
+        sigma = depth * depth * flat[:, 1]
+        return depth, sigma, torch.where(depth > 0, sure, torch.zeros_like(sure))
+
+    # ---------------------------------------------------------------------------------------------------------------- memory
+
+    def remember(self, at: dict[str, Tensor]) -> Memory:
+        """The memory in the new anchor, with the last frame's tokens, without what moved in it."""
+        moving = at["moving"].reshape(-1).to(torch.float32)
+
+        def still(pixel: Tensor) -> Tensor:
+            """1 where the flat pixel was not moving (or there is none)."""
+            hit = moving[pixel.clamp_min(0).to(torch.int64)] * (pixel >= 0).to(torch.float32)
+            return (hit == 0).to(torch.float32)
+
+        valid = at["pointer_valid"] * still(at["pointer_pixel"].reshape(-1)).reshape(at["pointer_pixel"].shape).amin(0)
+        memory = Memory(
+            at["pointer_position"] - at["anchor_shift"], at["pointer_feature"], at["pointer_weight"] * valid, at["pointer_age"], valid
+        )
+        tokens = Tokens(
+            at["token_position"] - at["anchor_shift"],
+            at["token_feature"],
+            at["token_weight"] * still(at["token_pixel"]),
+            at["token_again"],
+        )
+        return fuse(memory, tokens, self.o.merge_radius, at["pose"][:, :3, 3].mean(0))
+
+    def look(self, memory: Memory, grey: Tensor, k: Tensor, pose: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """Every pointer in every camera, [n, m] each: u, v (working pixels), z, visible (0 or 1, in the image), match (correlation of its patch)."""
+        o = self.o
+        n, m = o.cameras, o.pointers
+        h, w = o.working_size
+        rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
+        local = torch.matmul(memory.position[None] - centre[:, None], rotation)  # R^T (p - c) as rows
+        z = local[..., 2]
+        safe = torch.where(z > 0.5, z, torch.ones_like(z))
+        u = local[..., 0] / safe * k[:, 0, 0, None] + k[:, 0, 2, None]
+        v = local[..., 1] / safe * k[:, 1, 1, None] + k[:, 1, 2, None]
+        inside = (z > 0.5) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1) & (memory.valid > 0.5) & (present[:, None] > 0.5)
+        visible = inside.to(torch.float32)
+        u, v = torch.where(inside, u, torch.zeros_like(u)), torch.where(inside, v, torch.zeros_like(v))
+        step = (memory.feature[None, :, SCALE] * k[:, 0, 0, None] / safe).clamp(o.patch_step / 2, o.patch_step * 4)
+        camera = torch.arange(n, dtype=torch.float32)[:, None].expand(n, m)
+        seen = patches(grey, camera.reshape(-1), torch.stack([u, v], -1).reshape(-1, 2), step.reshape(-1)).reshape(n, m, SCALE)
+        correlation = (seen * memory.feature[None, :, :SCALE]).mean(-1)
+        return {"u": u, "v": v, "z": safe, "visible": visible, "match": correlation * visible}
+
+    def flat_volume_pixel(self, seen: dict[str, Tensor], where: Tensor) -> Tensor:
+        """[n, m] int64 index into [n, y, x] of each pointer; n * y * x where not `where`."""
+        o = self.o
+        y, x = o.volume_size
+        u = (seen["u"] / o.stride).floor().clamp(0, x - 1)
+        v = (seen["v"] / o.stride).floor().clamp(0, y - 1)
+        camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
+        return torch.where(where, (camera * y + v) * x + u, torch.full_like(u, float(o.cameras * y * x))).to(torch.int64)
+
+    def pointer_cue(self, memory: Memory, seen: dict[str, Tensor], k: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse depth of the nearest pointer seen again in each volume pixel (0: none), and its standard deviation: [n, y, x] each."""
+        o = self.o
+        y, x = o.volume_size
+        count = o.cameras * y * x
+        again = seen["match"] > o.agree
+        index = self.flat_volume_pixel(seen, again).reshape(-1)
+        inverse = (1 / seen["z"]).reshape(-1)
+        spread = (memory.feature[None, :, SIGMA] / (seen["z"] * seen["z"])).reshape(-1)
+        nearest = torch.zeros(count + 1).scatter_reduce(0, index, inverse, "amax", include_self=True)
+        front = (inverse >= nearest[index]).to(torch.float32)
+        width = torch.zeros(count + 1).scatter_reduce(0, index, spread * front, "amax", include_self=True)
+        return nearest[:-1].reshape(o.cameras, y, x), width[:-1].reshape(o.cameras, y, x)
+
+    def judge(self, memory: Memory, seen: dict[str, Tensor], inverse: Tensor, confidence: Tensor, present: Tensor) -> tuple[Memory, Tensor]:
+        """Pointers through which something farther is seen lose half their weight, and leave below a quarter; and the working pixel each pointer
+        is seen at where the depth agrees, [n, m], so that the next step can drop those that moved."""
+        o = self.o
+        index = self.flat_volume_pixel(seen, seen["visible"] > 0.5)
+        measured = F.pad(inverse.reshape(-1), (0, 1))[index]
+        sure = F.pad(confidence.reshape(-1), (0, 1))[index]
+        own = 1 / seen["z"]
+        through = ((measured < 0.75 * own) & (sure > 0.4) & (seen["match"] < o.agree)).to(torch.float32).amax(0)
+        weight = memory.weight * (1 - 0.5 * through)
+        valid = memory.valid * (1 - through * (weight < 0.25).to(torch.float32))
+        agrees = ((measured - own).abs() < 0.15 * own) & (seen["visible"] > 0.5)
+        h, w = o.working_size
+        camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
+        pixel = (camera * h + seen["v"].round()) * w + seen["u"].round()
+        return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, torch.full_like(pixel, -1.0))
+
+    def offer(
+        self, memory: Memory, seen: dict[str, Tensor], grey: Tensor, inverse: Tensor, spread: Tensor, confidence: Tensor, k: Tensor, pose: Tensor
+    ) -> tuple[Tokens, Tensor]:
+        """One token per cell: where a pointer is seen again, that point; else the cell's surest and most textured pixel. And its flat working pixel [t]."""
+        o = self.o
+        n, (h, w), (y, x) = o.token_cameras, o.working_size, o.volume_size
+        side = o.cell // o.stride
+        rows, columns = h // o.cell, w // o.cell
+
+        # the surest textured pixel of each cell
+        small = F.avg_pool2d(grey[:n], o.stride)
+        rough = (small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)).abs()[:, 0]
+        value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
+        value = value[:, : rows * side, : columns * side]
+        cells = value.reshape(n, rows, side, columns, side).permute(0, 1, 3, 2, 4).reshape(n * rows * columns, side * side)
+        place = cells.argmax(1)
+        cell = torch.arange(n * rows * columns)
+        camera, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
+        u = ((column * side + place % side).to(torch.float32) + 0.5) * o.stride - 0.5
+        v = ((row * side + place // side).to(torch.float32) + 0.5) * o.stride - 0.5
+
+        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score and index packed in one float32: exact below 2^24)
+        m = o.pointers
+        levels = 2**24 // m - 2
+        again = seen["match"][:n] > o.agree
+        own_cell = (torch.arange(n, dtype=torch.float32)[:, None] * rows + (seen["v"][:n] / o.cell).floor().clamp(0, rows - 1)) * columns
+        own_cell = own_cell + (seen["u"][:n] / o.cell).floor().clamp(0, columns - 1)
+        own_cell = torch.where(again, own_cell, torch.full_like(own_cell, float(n * rows * columns))).to(torch.int64).reshape(-1)
+        merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
+        packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
+        best = torch.zeros(n * rows * columns + 1).scatter_reduce(0, own_cell, packed.reshape(-1), "amax", include_self=True)[:-1]
+        chosen = (best - 1 - ((best - 1) / m).floor() * m).clamp(0, m - 1).to(torch.int64)
+        hit = best > 0
+        u = torch.where(hit, seen["u"].reshape(-1)[camera * m + chosen], u)
+        v = torch.where(hit, seen["v"].reshape(-1)[camera * m + chosen], v)
+
+        # its point, patch and weight
+        flat = (camera * y + (v / o.stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (u / o.stride).floor().clamp(0, x - 1).to(torch.int64)
+        own_inverse, own_spread = inverse[:n].reshape(-1)[flat], spread[:n].reshape(-1)[flat]
+        sure = confidence[:n].reshape(-1)[flat]
+        depth = 1 / own_inverse.clamp_min(1 / o.far)
+        sigma = depth * depth * own_spread
+        own_k, own_pose = k[camera], pose[camera]
+        ray = torch.stack([(u - own_k[:, 0, 2]) / own_k[:, 0, 0], (v - own_k[:, 1, 2]) / own_k[:, 1, 1], torch.ones_like(u)], 1)
+        position = torch.matmul(own_pose[:, :3, :3], (ray * depth[:, None])[:, :, None])[:, :, 0] + own_pose[:, :3, 3]
+        patch = patches(grey, camera.to(torch.float32), torch.stack([u, v], 1), torch.full_like(u, o.patch_step))
+        feature = torch.cat([patch, (o.patch_step * depth / own_k[:, 0, 0])[:, None], sigma[:, None]], 1)
+        textured = patch.square().mean(1) > 0.5  # (deviation / (deviation + 2/255))^2: patches of nothing but noise hold no pose
+        # a pointer seen again where the depth disagrees is no confirmation
+        expected = 1 / seen["z"].reshape(-1)[camera * m + chosen]
+        contradicted = hit & ((own_inverse - expected).abs() > 3 * own_spread + 0.1 * expected)
+        offered = (sure > 0.3) & (depth < 0.6 * o.far) & textured & ~contradicted
+        weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), torch.zeros_like(sure))
+        pixel = (camera.to(torch.float32) * h + v.round()) * w + u.round()
+        return Tokens(position, feature, weight, hit.to(torch.float32)), pixel
+
+
