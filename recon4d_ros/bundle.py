@@ -22,9 +22,10 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Keyframe:
-    """Where landmarks were seen at one instant. identity, camera [M]; ray [M, 2] normalised; sigma [M]; own [M]: by the camera that follows it.
+    """Where landmarks were seen at one instant.
 
-    T_base_camera: [N, 4, 4] nominal extrinsics at that instant (skew in time included, turns not).
+    identity, camera [M]; ray [M, 2] normalised; sigma [M]; own [M]: seen by the camera that follows it. T_base_camera: [N, 4, 4]
+    nominal extrinsics at that instant (skew in time included, turns not).
     """
 
     T_map_base: Array
@@ -151,7 +152,8 @@ def adjust(keyframes: list[Keyframe], start: dict[int, Array], turn: Array, cova
     rho = np.where(depth > 0.3, 1.0 / np.maximum(depth, 0.3), 0.02)
     landmarks, size, hold = len(rho), 6 * len(poses), 6
     edges = np.searchsorted(problem.landmark, np.arange(landmarks))
-    schur_inverse, spread = np.zeros((0, 0)), 0.0
+    schur_inverse: Array = np.zeros((0, 0))
+    spread = 0.0
     for _ in range(ROUNDS):
         residual, jacobian, along, good = _blocks(problem, poses, turned(nominal, turn), rho)
         distance = (residual**2).sum(-1) / problem.sigma**2
@@ -168,7 +170,7 @@ def adjust(keyframes: list[Keyframe], start: dict[int, Array], turn: Array, cova
         right = gradient - _gram(edge, (pull / own)[:, None])[:, 0]
         schur[size:, size:] += prior_strength * spread
         right[size:] += spread * prior_strength @ (prior - turn).reshape(-1)
-        schur_inverse = np.linalg.inv(schur[hold:, hold:] + 1e-6 * np.eye(len(right) - hold))
+        schur_inverse = np.asarray(np.linalg.inv(schur[hold:, hold:] + 1e-6 * np.eye(len(right) - hold)), np.float64)
         xi = np.concatenate([np.zeros(hold), schur_inverse @ right[hold:]])
         rho = np.clip(rho + (pull - edge @ xi) / own, 1e-4, 5.0)
         poses = np.stack([pose @ geometry.exp(xi[6 * k : 6 * k + 6]) for k, pose in enumerate(poses)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros import bundle, features, geometry, pnp
+from recon4d_ros import bundle, features, geometry, ground, pnp
 from recon4d_ros.bundle import Adjusted, Keyframe
 from recon4d_ros.features import Landmarks
 from recon4d_ros.lens import lens_at
@@ -44,12 +44,16 @@ class EgomotionParameters:
 
 @dataclass(frozen=True)
 class _Sightings:
-    """Where the landmarks are in the new images. pixel [L, 2], found [L]; observations of found ones, own cameras first, then others."""
+    """Where the landmarks are in the new images. pixel [L, 2], found [L], blind [N]: cameras that found next to none of theirs.
+
+    observations: of the found ones; the last ones, from `second` on, are those on the supposed road once more, without that supposition.
+    """
 
     pixel: NDArray[np.float32]
     found: NDArray[np.bool_]
     blind: NDArray[np.bool_]
     observations: Observations
+    second: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Egomotion:
         self._unheld = 0  # frames in a row that no image confirmed
         self._odometry_doubted = 0
         self._born = 0
+        self._odometry_used = False
         self._keyframes: list[Keyframe] = []
         self._turn = np.zeros((len(self._lenses), 3))
         loose = np.array([camera > 0 and len(self._neighbours[camera]) > 0 for camera in range(len(self._lenses))])
@@ -114,6 +119,7 @@ class Egomotion:
         motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
         if self.parameters.odometry == "none":
             said = ""
+        self._odometry_used = motion is not None
         if motion is not None and self.parameters.odometry == "trust":
             return self._follow_odometry(frame, motion, seconds)
         steady = Prior(self._pose @ geometry.exp(self._velocity * seconds), self._steady_covariance(seconds))
@@ -263,7 +269,7 @@ class Egomotion:
         # the same point, seen from now: a new anchor
         rays = np.concatenate([self._lenses[camera].rays(table.pixel[index]), np.ones((len(index), 1))], axis=1)
         table.origin[index], table.bearing[index] = place[:3, 3], rays @ place[:3, :3].T
-        table.rho[index], table.variance[index] = rho[better], variance[better]
+        table.rho[index], table.variance[index], table.assumed[index] = rho[better], variance[better], False
 
     def _find(
         self, camera: int, image: NDArray[np.uint8], taken: NDArray, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
@@ -277,6 +283,7 @@ class Egomotion:
         still = ~features.sample(mask, working).astype(bool)
         pixel, rays, working = pixel[still], rays[still], working[still]
         rho, variance = _inverse_depth(geometry_, camera, working)
+        rho, variance, assumed = self._with_road(camera, rays, rho, variance)
         count = len(pixel)
         bearing = np.concatenate([rays, np.ones((count, 1))], axis=1) @ place[:3, :3].T
         new = Landmarks(
@@ -289,6 +296,7 @@ class Egomotion:
             np.zeros(count, np.int64),
             np.zeros(count, np.int64),
             self._born + np.arange(count),
+            assumed,
         )
         self._born += count
         T_camera_base = geometry.inverse(pose.T_map_camera) @ pose.T_map_base
@@ -301,6 +309,18 @@ class Egomotion:
             wrong[o.landmark[distance >= pnp.GATE]] = True
             new = new.keep(~wrong)
         self._landmarks = self._landmarks.extend(new)
+
+    def _with_road(self, camera: int, rays: Array, rho: Array, variance: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Depths with the road's beside them, for a camera that has no second one to measure with; and which are the road's alone."""
+        if len(self._neighbours[camera]) or self._odometry_used:
+            return rho, variance, np.zeros(len(rho), np.bool_)
+        road, doubt = ground.inverse_depth(rays, self._nominal[camera])
+        with np.errstate(invalid="ignore"):
+            assumed = np.isnan(rho) & np.isfinite(road)
+            both = np.abs(rho - road) < 0.2 * road
+        weight = np.where(both, variance / (variance + doubt), 0.0)
+        rho, variance = np.where(both, rho + weight * (road - rho), rho), np.where(both, (1.0 - weight) * variance, variance)
+        return np.where(assumed, road, rho), np.where(assumed, doubt, variance), assumed
 
     # -- sightings -----------------------------------------------------------------------------------------------------------------
 
@@ -334,7 +354,10 @@ class Egomotion:
             parts.append(self._observation(table, seen, camera, lens.rays(pixel[seen]), 1.0))
             across += self._across(camera, after, table, seen, pixel[seen], prior.T_map_base, T_camera_base)
         empty = self._observation(table, np.zeros(0, np.int64), 0, np.zeros((0, 2)), 1.0)
-        return _Sightings(pixel, found, blind, Observations.join([empty, *parts, *across]))
+        first = Observations.join([empty, *parts, *across])
+        doubtful = first.take(table.assumed[first.landmark])
+        doubtful = replace(doubtful, variance=np.full(len(doubtful), features.UNKNOWN_VARIANCE))
+        return _Sightings(pixel, found, blind, Observations.join([first, doubtful]), len(first))
 
     def _guess(
         self, table: Landmarks, index: NDArray, camera: int, T_map_base: Array, T_camera_base: Array, otherwise: NDArray
@@ -392,8 +415,10 @@ class Egomotion:
         sightings, o = attempt.sightings, attempt.sightings.observations
         held = not attempt.problem
         lost = np.zeros(len(self._landmarks), np.bool_)
-        if held and len(o):
-            good = attempt.solution.inlier
+        if held and sightings.second:
+            main = np.arange(sightings.second)
+            again, o, good = o.take(np.arange(sightings.second, len(o))), o.take(main), attempt.solution.inlier[main]
+            self._drop_suppositions(o.landmark[~good], again, attempt.solution.inlier[sightings.second :])
             self._refine(self._landmarks, o, good, pose, attempt.T_camera_base)
             wrong = np.bincount(o.landmark[~good], minlength=len(self._landmarks)) > 0
             self._landmarks.missed[:] = np.where(wrong, self._landmarks.missed + 1, 0)
@@ -427,6 +452,12 @@ class Egomotion:
         self._turn, self._turn_covariance = adjusted.turn, adjusted.covariance
         self._T_base_camera = bundle.turned(self._nominal, self._turn)
         self._take(frame, adjusted)
+
+    def _drop_suppositions(self, wrong: NDArray, again: Observations, fits: NDArray[np.bool_]) -> None:
+        """Landmarks that are not on the road but would fit at another depth go on with an unknown one."""
+        table = self._landmarks
+        index = np.intersect1d(wrong[table.assumed[wrong]], again.landmark[fits])
+        table.variance[index], table.assumed[index], table.missed[index] = features.UNKNOWN_VARIANCE, False, -1
 
     def _take(self, frame: Frame, adjusted: Adjusted) -> None:
         """The adjusted pose and landmarks become the current ones."""

@@ -27,6 +27,7 @@ class Landmarks:
 
     origin, bearing [L, 3]: in map; the point is origin + bearing / rho. rho, variance [L]: inverse depth, 1/m. age [L]: sightings.
     missed [L]: times in a row that it was an outlier. identity [L]: a number of its own, never given twice.
+    assumed [L]: the depth is that of the road below, which may prove wrong.
     """
 
     camera: NDArray[np.int64]
@@ -38,6 +39,7 @@ class Landmarks:
     age: NDArray[np.int64]
     missed: NDArray[np.int64]
     identity: NDArray[np.int64]
+    assumed: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.rho)
@@ -45,7 +47,9 @@ class Landmarks:
     @staticmethod
     def empty() -> Landmarks:
         camera, age, missed, identity = np.zeros((4, 0), np.int64)
-        return Landmarks(camera, np.zeros((0, 2), np.float32), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros(0), age, missed, identity)
+        place, number = np.zeros((0, 3)), np.zeros(0)
+        pixel = np.zeros((0, 2), np.float32)
+        return Landmarks(camera, pixel, place, place.copy(), number, number.copy(), age, missed, identity, np.zeros(0, np.bool_))
 
     def keep(self, which: NDArray) -> Landmarks:
         return Landmarks(*(getattr(self, field.name)[which] for field in fields(self)))
