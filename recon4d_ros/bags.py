@@ -165,7 +165,8 @@ class BagReader:
 
     def events(self, cameras: Sequence[str] | None = None, odometry_topic: str | None = None,
                base_frame: str = "base_link") -> Iterator[Event]:
-        """Images and odometry in order of reception.
+        """Images and odometry in order of reception; of what was received in the same nanosecond, odometry first, so that a set of
+        images finds the odometry of its own stamp.
 
         odometry_topic: None takes the bag's first outside /ground_truth, if there is one; an empty string takes none. Odometry of
         another frame than base_frame is brought to it through /tf_static.
@@ -176,11 +177,16 @@ class BagReader:
         if odometry_topic and self._topic(odometry_topic).type != bag_topics.ODOMETRY:
             raise BagError(f"bag {self.path}: {odometry_topic} is {self.topics[odometry_topic].type}: expected {bag_topics.ODOMETRY}")
         edges = self.static_transforms() if odometry_topic else {}
+        held: list[ImageEvent] = []
         for topic, receive_ns, message in self.messages([*chosen, *([odometry_topic] if odometry_topic else [])]):
+            if held and held[0].receive_ns != receive_ns:
+                yield from held
+                held.clear()
             if topic in chosen:
-                yield ImageEvent(chosen[topic].name, self._image(chosen[topic], message, receive_ns), receive_ns)
+                held.append(ImageEvent(chosen[topic].name, self._image(chosen[topic], message, receive_ns), receive_ns))
             else:
                 yield OdometryEvent(_to_base(ros.odometry_sample(message), message.child_frame_id, edges, base_frame), receive_ns)
+        yield from held
 
     def _image(self, camera: CameraTopic, message: Any, receive_ns: int) -> RawImage:
         if not ros.stamp_ns(message.header.stamp):

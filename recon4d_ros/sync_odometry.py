@@ -1,0 +1,57 @@
+"""Odometry samples on their way to the next set: the door that lets no NaN and no repeated stamp through, and a bounded buffer."""
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import numpy as np
+
+from recon4d_ros.types import OdometrySample
+
+NOT_FINITE = "not finite"
+NOT_NEWER = "not newer than the last"
+JUMPED = "time jumped backward"
+FULL = "buffer full"
+
+
+class OdometryBuffer:
+    """Samples in strictly increasing order of stamps, `limit` at most (the oldest goes first). dropped: where drops are counted."""
+
+    def __init__(self, limit: int, backward_ns: int, dropped: Counter[str]) -> None:
+        self._limit = limit
+        self._backward = backward_ns
+        self._dropped = dropped
+        self._samples: deque[OdometrySample] = deque()
+        self._newest: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, sample: OdometrySample) -> None:
+        """Take a sample, or count why not."""
+        if not np.isfinite(sample.T_odom_base).all():
+            self._dropped[NOT_FINITE] += 1
+            return
+        if self._newest is not None and sample.stamp_ns < self._newest - self._backward:
+            self._dropped[JUMPED] += len(self._samples)
+            self._samples.clear()
+        elif self._newest is not None and sample.stamp_ns <= self._newest:
+            self._dropped[NOT_NEWER] += 1
+            return
+        self._newest = sample.stamp_ns
+        self._samples.append(sample)
+        if len(self._samples) > self._limit:
+            self._samples.popleft()
+            self._dropped[FULL] += 1
+
+    def jump_backward(self, stamp_ns: int) -> None:
+        """The images' time was set back to stamp_ns: samples newer than that are from before, unless odometry jumped first."""
+        kept = [sample for sample in self._samples if sample.stamp_ns <= stamp_ns]
+        self._dropped[JUMPED] += len(self._samples) - len(kept)
+        self._samples = deque(kept)
+
+    def take(self, stamp_ns: int) -> tuple[OdometrySample, ...]:
+        """Remove and return the samples up to a set's stamp, oldest first."""
+        taken = []
+        while self._samples and self._samples[0].stamp_ns <= stamp_ns:
+            taken.append(self._samples.popleft())
+        return tuple(taken)

@@ -1,0 +1,42 @@
+"""Fixtures that several parts' tests share."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the repository; a test that needs it is skipped where it is not."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no real data here: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kitti_bag(shared: Path) -> Path:
+    """Stereo, grey, 51 frames at 10 Hz."""
+    return shared / "bags" / "kitti_stereo_a"
+
+
+@pytest.fixture(scope="session")
+def ddad_bag(shared: Path) -> Path:
+    """Six cameras and lidar, 3 frames."""
+    return shared / "bags" / "ddad_surround"
+
+
+@pytest.fixture(scope="session")
+def nuscenes_bag(shared: Path) -> Path:
+    """Six cameras and lidar, one frame, 43 ms of skew."""
+    return shared / "bags" / "nuscenes_sample"
+
+
+@pytest.fixture(scope="session")
+def ros_domain() -> int:
+    """A ROS_DOMAIN_ID that another run on this machine is unlikely to use; below 102, where no port is an ephemeral one."""
+    return random.SystemRandom().randint(1, 101)
