@@ -8,14 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
-from recon4d_ros.dynamics.ground import LEVEL
+from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import affine_flow, competing_shape, fill_holes, find_regions
-from recon4d_ros.dynamics.residual import Depth, Residual, make_depth, see_road, static_flow, static_residual
+from recon4d_ros.dynamics.residual import (
+    Depth,
+    Residual,
+    hidden_before,
+    make_depth,
+    see_road,
+    static_alternative,
+    static_flow,
+    static_residual,
+)
 from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
-from recon4d_ros.geometry import inverse
+from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
 
 Array = NDArray[np.float64]
@@ -32,6 +41,8 @@ class _Seen:
     picture: Picture
     T_map_camera: Array
     depth: Depth | None
+    q: NDArray[np.float32]
+    candidates: NDArray[np.bool_]
 
 
 class Dynamics:
@@ -54,6 +65,7 @@ class Dynamics:
         """Forget the last images, the road and every track."""
         self._seen: dict[int, list[_Seen]] = {}
         self._plane = LEVEL
+        self._plane_seen = False
         self._last_ns: int | None = None
         self._tracker.reset()
 
@@ -66,6 +78,7 @@ class Dynamics:
         if self._last_ns is not None:
             self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
         self._last_ns = frame.stamp_ns
+        self._see_ground(geometry, frame.present)
         detections: list[Detection] = []
         for i in np.flatnonzero(frame.present):
             found = self._look(int(i), frame, pose, geometry, mask[i])
@@ -75,12 +88,32 @@ class Dynamics:
         self._tracker.update(detections)
         return Motion(mask, self._tracker.objects())
 
+    def _see_ground(self, geometry: Geometry, present: NDArray[np.bool_]) -> None:
+        """Move the road plane towards what the lower halves of all cameras show, every eighth pixel."""
+        h = self._size[0]
+        clouds = []
+        for i in np.flatnonzero(present):
+            view, step = self._views[i], 4
+            first = h // (2 * STRIDE)
+            z = geometry.depth[i, first * STRIDE::STRIDE * step, ::STRIDE * step]
+            near = z < FAR
+            rays = np.stack([view.x[first::step, ::step][near], view.y[first::step, ::step][near], np.ones(int(near.sum()), np.float32)], -1)
+            clouds.append(transform(view.T_base_camera, rays * z[near][:, None]))
+        points = np.concatenate(clouds) if clouds else np.zeros((0, 3), np.float32)
+        if not self._plane_seen:
+            level = find_level(points)
+            if level is None:
+                return
+            self._plane, self._plane_seen = refine_plane(level, points, 1.0), True
+        self._plane = refine_plane(self._plane, points)
+
     def _look(self, i: int, frame: Frame, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_]) -> list[Detection]:
         """One camera: its regions go into mask [h, w] and come back as detections."""
         view, stamp = self._views[i], int(frame.stamps_ns[i])
         picture = make_picture(geometry.color[i])
         depth = self._independent_depth(view, geometry.depth[i], geometry.sigma[i])
-        now = _Seen(stamp, picture, pose.T_map_camera[i], depth)
+        q = 1 / geometry.depth[i, ::STRIDE, ::STRIDE]
+        now = _Seen(stamp, picture, pose.T_map_camera[i], depth, q, np.zeros(q.shape, bool))
         history = self._seen.setdefault(i, [])
         while history and not 0 < (stamp - history[0].stamp_ns) * 1e-9 < LONGEST_GAP:
             history.pop(0)
@@ -92,33 +125,50 @@ class Dynamics:
         p = self._parameters
         T_before_now = inverse(before.T_map_camera) @ now.T_map_camera
         road = see_road(view, self._plane, p.ground_noise, p.ground_noise / 10)
-        guess = 1 / geometry.depth[i, ::STRIDE, ::STRIDE]
-        guess = np.where(np.isfinite(guess), guess, road.q)
+        guess = np.where(np.isfinite(q), q, road.q)
         start = np.stack(static_flow(view, guess, T_before_now), -1)
         flow = self._meter.measure(picture, before.picture, start)
         seconds = (stamp - before.stamp_ns) * 1e-9
         pose_sigma = self._pose_sigma(pose)
         residual = static_residual(view, flow, T_before_now, pose_sigma, road, depth, before.depth)
-        regions = find_regions(residual.chi2, p.weak_sigma, p.strong_sigma, 3)
+        grey = picture.grid.astype(np.float32)
+        alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T_before_now, road, depth, before.depth, guess)
+        chi2 = np.minimum(residual.chi2, alternative)
+        pixels = np.flatnonzero(chi2 > p.weak_sigma**2)
+        hidden = hidden_before(view, pixels, guess.ravel()[pixels], T_before_now, q, before.q)
+        chi2.ravel()[pixels[hidden]] = 0
+        now.candidates[:] = cv2.dilate((chi2 > p.weak_sigma**2).astype(np.uint8), np.ones((5, 5), np.uint8))
+        regions = find_regions(chi2, p.weak_sigma, p.strong_sigma, 3)
         normal = view.T_base_camera[:3, :3].T @ self._plane[:3]
         height = float(self._plane[:3] @ view.T_base_camera[:3, 3] + self._plane[3])
         sight = Sight(i, view, now.T_map_camera, before.T_map_camera, seconds, flow, road, (normal, height), residual, depth, before.depth)
         found = []
         moving = np.zeros(view.x.shape, np.uint8)
-        grey = picture.grid.astype(np.float32)
         for label, box in enumerate(regions.boxes, start=1):
             left, top, width, high = (int(b) for b in box)
             window = np.s_[top:top + high, left:left + width]
             inside = regions.labels[window] == label
             extent = measure_extent(sight, inside, box)
-            if extent is None or 1 / extent.q > p.maximum_range or max(extent.width, extent.height) < p.minimum_size:
+            if extent is None or 1 / extent.q > p.maximum_range or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area:
                 continue
-            sure = float(1 - np.exp(-np.median(residual.chi2[window][inside]) / 50))
+            if not self._seen_moving(history[-2], flow, (now.stamp_ns - history[-2].stamp_ns) * 1e-9 / seconds, window, inside):
+                continue
+            sure = float(1 - np.exp(-np.median(chi2[window][inside]) / 50))
             found.append(lift(sight, label, inside, box, extent, sure))
             moving |= self._shape(grey, before.picture.grid, flow, residual, start, regions.labels == label, box)
         moving = fill_holes(moving)
         mask |= cv2.resize(moving, self._size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
         return found
+
+    @staticmethod
+    def _seen_moving(last: _Seen, flow: Flow, share: float, window: tuple[slice, slice], inside: NDArray[np.bool_]) -> bool:
+        """Whether a region had candidates in the last image too, `share` of its flow back: what flickers is noise."""
+        h, w = last.candidates.shape
+        vs, us = np.nonzero(inside)
+        vs, us = vs + window[0].start, us + window[1].start
+        x = np.clip(np.rint(us + share * flow.u[vs, us]), 0, w - 1).astype(np.intp)
+        y = np.clip(np.rint(vs + share * flow.v[vs, us]), 0, h - 1).astype(np.intp)
+        return bool(last.candidates[y, x].mean() > 0.4)
 
     def _shape(self, now: NDArray[np.float32], before: NDArray[np.uint8], flow: Flow, residual: Residual, static: NDArray[np.float32],
                region: NDArray[np.bool_], box: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -11,6 +11,9 @@ from recon4d_ros.dynamics.views import FLOW_WIDTH, STRIDE
 
 Plane = NDArray[np.float32]
 
+INDEPENDENT = 6.0
+"""Neighbouring errors are correlated: a 5x5 window counts as this many independent pixels, not 25."""
+
 UNLIKE = 0.12
 """Share of a window's contrast left unexplained at which its match counts half (0.12: a third of the amplitude)."""
 
@@ -59,7 +62,7 @@ class FlowMeter:
         self._dis.setGradientDescentIterations(12)
         self._dis.setVariationalRefinementIterations(2)
         self._flow_noise = flow_noise
-        self._image_noise = image_noise
+        self.image_noise = image_noise
 
     def measure(self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None) -> Flow:
         """Flow from `current` to `previous`. start: [h, w, 2] float32 grid pixels, where to begin the search (the rigid flow)."""
@@ -76,16 +79,15 @@ class FlowMeter:
 
     def _with_information(self, current: NDArray[np.uint8], previous: NDArray[np.uint8], u: Plane, v: Plane, floor: float) -> Flow:
         now = current.astype(np.float32)
-        error = photometric_error(now, previous, u, v)
+        error = self.error(now, previous, u, v)
         # What does not match is not flow: a window as unlike its partner as any other is worth nothing, whatever its texture.
         mean = cv2.boxFilter(now, -1, (5, 5))
-        contrast = cv2.boxFilter(now * now, -1, (5, 5)) - mean * mean + np.float32(self._image_noise) ** 2
-        unlike = np.maximum(error * error - np.float32(self._image_noise) ** 2, 0) / contrast
-        noise = np.maximum(error, np.float32(self._image_noise)) ** 2 * (1 + np.square(unlike / UNLIKE))
+        contrast = cv2.boxFilter(now * now, -1, (5, 5)) - mean * mean + np.float32(self.image_noise) ** 2
+        unlike = np.maximum(error * error - np.float32(self.image_noise) ** 2, 0) / contrast
+        noise = np.maximum(error, np.float32(self.image_noise)) ** 2 * (1 + np.square(unlike / UNLIKE))
         gx = cv2.Scharr(now, cv2.CV_32F, 1, 0, scale=1 / 32)
         gy = cv2.Scharr(now, cv2.CV_32F, 0, 1, scale=1 / 32)
-        # Sum over a 5x5 window; neighbouring errors are correlated, so it counts as about 6 independent pixels, not 25.
-        count = 6.0
+        count = np.float32(INDEPENDENT)
         jxx = cv2.boxFilter(gx * gx, -1, (5, 5)) * count / noise
         jyy = cv2.boxFilter(gy * gy, -1, (5, 5)) * count / noise
         jxy = cv2.boxFilter(gx * gy, -1, (5, 5)) * count / noise
@@ -101,13 +103,13 @@ class FlowMeter:
         det = cuu * cvv - cuv * cuv
         return Flow(u, v, cvv / det, -cuv / det, cuu / det, error)
 
-
-def photometric_error(current: Plane, previous: NDArray[np.uint8], u: Plane, v: Plane) -> Plane:
-    """Root mean square over 5x5 of current(x) - previous(x + flow), the local mean taken out (exposure), in grey levels."""
-    h, w = u.shape
-    xs = np.arange(w, dtype=np.float32)[None, :] + u
-    ys = np.arange(h, dtype=np.float32)[:, None] + v
-    difference = current - cv2.remap(previous, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    mean = cv2.boxFilter(difference, -1, (5, 5))
-    square = cv2.boxFilter(difference * difference, -1, (5, 5))
-    return np.sqrt(np.maximum(square - mean * mean, 0))
+    @staticmethod
+    def error(current: Plane, previous: NDArray[np.uint8], u: Plane, v: Plane) -> Plane:
+        """Root mean square over 5x5 of current(x) - previous(x + flow), the local mean taken out (exposure), in grey levels."""
+        h, w = u.shape
+        xs = np.arange(w, dtype=np.float32)[None, :] + u
+        ys = np.arange(h, dtype=np.float32)[:, None] + v
+        difference = current - cv2.remap(previous, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        mean = cv2.boxFilter(difference, -1, (5, 5))
+        square = cv2.boxFilter(difference * difference, -1, (5, 5))
+        return np.sqrt(np.maximum(square - mean * mean, 0))

@@ -116,6 +116,8 @@ def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent:
             middle = float(np.median(change))
             spread = 1.48 * float(np.median(np.abs(change - middle))) / np.sqrt(max(both.sum() / 25, 1))
             return z + middle, spread + 0.003 * z
+    if sight.road_before[1] < 0.1:
+        return z, 0.1 * z
     # The foot now is on the road at q; before it was v lower in the image, where the road was that camera's road.
     normal, height = sight.road_before
     k = sight.view.k

@@ -12,7 +12,7 @@ class DynamicsParameters:
 
     weak_sigma: float = parameter(3.0, "a pixel may belong to a mover from this many standard deviations of residual motion", minimum=1.0, maximum=20.0)
     strong_sigma: float = parameter(5.0, "a new mover needs pixels of at least this many standard deviations", minimum=1.0, maximum=40.0)
-    minimum_size: float = parameter(0.35, "smallest side of a mover, metres", minimum=0.0, maximum=10.0)
+    minimum_area: float = parameter(0.25, "smallest mover as seen, square metres", minimum=0.0, maximum=10.0)
     maximum_range: float = parameter(80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0)
     minimum_speed: float = parameter(0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0)
     baseline: float = parameter(0.2, "time between the two images whose motion is compared, seconds", minimum=0.01, maximum=1.0)

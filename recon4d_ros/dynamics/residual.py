@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import Flow
+from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter
 from recon4d_ros.dynamics.views import View
+from recon4d_ros.geometry import inverse
 
 Plane = NDArray[np.float32]
 
@@ -57,8 +58,8 @@ class Residual:
 
 def make_depth(depth: Plane, sigma: Plane) -> Depth:
     """Inverse depth and its standard deviation from metres (sigma_q = sigma / depth^2); at least 1 % is always in doubt."""
-    q = 1 / depth
-    return Depth(q, np.maximum(sigma * q * q, 0.01 * q))
+    q = (1 / depth).astype(np.float32)
+    return Depth(q, np.maximum(sigma.astype(np.float32) * q * q, np.float32(0.01) * q))
 
 
 def see_road(view: View, plane: NDArray[np.float64], height_sigma: float, slope_sigma: float) -> Road:
@@ -139,6 +140,82 @@ def static_residual(view: View, flow: Flow, T_previous_current: NDArray[np.float
     us, vs = (ax + q * tx) / z, (ay + q * ty) / z
     inside = _inside(us, vs, view) & _inside(px, py, view)
     return Residual(np.where(inside, chi2, 0), best, 1 / np.sqrt(information), inside)
+
+
+def static_alternative(view: View, meter: FlowMeter, now: Plane, before: NDArray[np.uint8], flow: Flow, residual: Residual,
+                       T_previous_current: NDArray[np.float64], road: Road, depth: Depth | None, seen: Depth | None, guess: Plane) -> Plane:
+    """What is left against a static world that may pick its own match: [h, w] chi-square to compare with `Residual.chi2`.
+
+    Flow is one match of many. If the image that a static world predicts fits as well as what flow found, flow has shown nothing (a
+    likelihood ratio: the squared photometric errors differ by no more than noise), and only depth can tell: the previous depth there,
+    `seen`, against what was predicted, within the range of its 3x3 neighbours. guess: [h, w] inverse depth of the static world where
+    depth has none of its own.
+    """
+    best = np.clip(residual.q, road.q, 2.0)
+    own = guess if depth is None else np.where(np.isfinite(depth.q), depth.q, guess)
+    options = [static_flow(view, q, T_previous_current) for q in (best, own)]
+    errors = [meter.error(now, before, u, v) for u, v in options]
+    error = np.minimum(errors[0], errors[1])
+    noise = np.maximum(flow.error, np.float32(meter.image_noise))
+    chi2 = np.maximum(error * error - flow.error * flow.error, 0) / (noise * noise) * np.float32(INDEPENDENT)
+    if depth is None or seen is None:
+        return chi2
+    h, w = best.shape
+    u, v = options[1]
+    xs, ys = np.arange(w, dtype=np.float32)[None, :] + u, np.arange(h, dtype=np.float32)[:, None] + v
+    known = np.isfinite(seen.q)
+    kernel = np.ones((3, 3), np.uint8)
+    low = cv2.remap(cv2.erode(np.where(known, seen.q, np.float32(1e3)), kernel), xs, ys, cv2.INTER_NEAREST, borderValue=1e3)
+    high = cv2.remap(cv2.dilate(np.where(known, seen.q, np.float32(-1)), kernel), xs, ys, cv2.INTER_NEAREST, borderValue=-1)
+    sigma = cv2.remap(np.nan_to_num(seen.sigma, nan=1e3), xs, ys, cv2.INTER_NEAREST, borderValue=1e3)
+    (_, _, az), t = _moved_rays(view, T_previous_current)
+    z = az + own * t[2]
+    predicted = own / z
+    off = np.maximum(np.maximum(low - predicted, predicted - high), 0)
+    variance = sigma**2 + (depth.sigma * az / (z * z)) ** 2
+    apart = off * off / variance
+    return chi2 + np.where((low < 1e2) & np.isfinite(apart), apart, 0)
+
+
+def hidden_before(view: View, pixels: NDArray[np.intp], q: Plane, T_previous_current: NDArray[np.float64], q_now: Plane, q_before: Plane,
+                  tolerance: float = 0.12) -> NDArray[np.bool_]:
+    """Which pixels [K] (flat indices) a standing thing hid from the previous camera: they match nothing there, and nothing is to be learnt.
+
+    q: [K] inverse depth of the pixels' static points. q_now, q_before: [h, w] inverse depth of both images, NaN = none. The thing that
+    the previous image shows in the static point's place is nearer than that point, and is still where it was: the current image
+    shows it, to within `tolerance` of its depth, where a static world puts it. A mover is not, and does not hide itself.
+    """
+    h, w = view.x.shape
+    u, v, z = _move(view, view.x.ravel()[pixels], view.y.ravel()[pixels], q, T_previous_current)
+    in_place = _nearest(q_before, u, v)
+    nearer = in_place * z > 1 + tolerance
+    x, y = (u - np.float32(view.k[0, 2])) / np.float32(view.k[0, 0]), (v - np.float32(view.k[1, 2])) / np.float32(view.k[1, 1])
+    u, v, z = _move(view, x, y, in_place, inverse(T_previous_current))
+    offsets = np.array([-1, 0, 1], np.float32)
+    around = np.stack([_nearest(q_now, u + du, v + dv) * z for du in offsets for dv in offsets])
+    with np.errstate(invalid="ignore"):
+        still_there = (np.abs(around - 1) < tolerance).any(0)
+    gone = (u < 0) | (v < 0) | (u > w - 1) | (v > h - 1)  # out of sight by now: it cannot be asked
+    return nearer & (still_there | gone)
+
+
+def _move(view: View, x: Plane, y: Plane, q: Plane, T: NDArray[np.float64]) -> tuple[Plane, Plane, Plane]:
+    """Pixel u, v and depth z (metres) in the other camera of points at normalised x, y and inverse depth q."""
+    m = T.astype(np.float32)
+    q = np.maximum(q, np.float32(1e-4))
+    a = [m[i, 0] * x + m[i, 1] * y + m[i, 2] + q * m[i, 3] for i in range(3)]
+    below = np.maximum(a[2], np.float32(1e-3))
+    return (a[0] / below * np.float32(view.k[0, 0]) + np.float32(view.k[0, 2]), a[1] / below * np.float32(view.k[1, 1]) + np.float32(view.k[1, 2]),
+            a[2] / q)
+
+
+def _nearest(plane: Plane, u: Plane, v: Plane) -> Plane:
+    """Values of a plane at pixels, nearest neighbour; NaN outside."""
+    h, w = plane.shape
+    with np.errstate(invalid="ignore"):
+        good = (u > -0.5) & (v > -0.5) & (u < w - 0.5) & (v < h - 0.5)
+    i = np.where(good, np.rint(np.where(good, v, 0)) * w + np.rint(np.where(good, u, 0)), 0).astype(np.intp)
+    return np.where(good, plane.ravel()[i], np.float32(np.nan))
 
 
 def _inside(x: Plane, y: Plane, view: View) -> NDArray[np.bool_]:
