@@ -1,0 +1,198 @@
+"""From what each pixel sees to light: texture, sun, shadow, haze and sky. Linear RGB, before any camera."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.sim.ground import SHADOW_CELL, Ground, sample
+from recon4d_ros.sim.raster import FIRST, GROUND, SKY, Hits
+from recon4d_ros.sim.solids import FACES, FLAT, PLANES, Solids
+from recon4d_ros.sim.textures import LEVELS, SIZE, Atlas
+from recon4d_ros.sim.view import View
+
+SUN = np.array([-0.42, 0.48, 0.77])
+SUN = SUN / np.linalg.norm(SUN)
+SUN_LIGHT = np.array([1.9, 1.8, 1.6])
+SKY_LIGHT = np.array([0.62, 0.72, 0.86])
+HAZE = np.array([0.72, 0.78, 0.86], np.float32)
+ZENITH = np.array([0.22, 0.38, 0.72], np.float32)
+HAZE_LENGTH = 900.0
+TAPS = 3  # texture samples along the direction in which a pixel's footprint is longest
+MACRO = 1024  # texels of the atlas's slow variation
+MACRO_RATIO = 0.071  # its texels per texel of the layer
+_SHARPER = 0.35  # mip levels below the one of the exact footprint
+
+
+def shade(hits: Hits, view: View, T_world_camera: NDArray[np.float64], ground: Ground, atlas: Atlas, shadow: NDArray[np.uint8],
+          shadow_origin: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Light at each pixel, [H, W, 3] float32 linear RGB. shadow: image from above (see ground.Shadows)."""
+    height, width = view.shape
+    light = np.empty((height * width, 3), np.float32)
+    surface, inverse = hits.surface.ravel(), hits.inverse_depth.ravel()
+    full_x = np.broadcast_to(view.x, view.shape).ravel()
+    full_y = np.broadcast_to(view.y, view.shape).ravel()
+
+    things = np.flatnonzero(surface >= FIRST)
+    floor = np.flatnonzero(surface == GROUND)
+    sky = np.flatnonzero(surface == SKY)
+    light[sky] = _sky(full_x[sky], full_y[sky], T_world_camera, atlas)
+
+    x, y = full_x[things], full_y[things]
+    depth = 1.0 / inverse[things]
+    table = _Table(hits.solids, T_world_camera[:3, :3].T @ SUN)
+    a = table.look_up(surface[things] - FIRST, x, y, depth, view.focal)
+
+    gx, gy = full_x[floor], full_y[floor]
+    g_depth = 1.0 / inverse[floor]
+    b, lit = _floor(gx, gy, g_depth, view.focal, T_world_camera, ground, shadow, shadow_origin)
+
+    u, v, du, dv, minor, major, layer, mu, mv = (np.concatenate(pair) for pair in zip(a[:9], b[:9], strict=True))
+    texture = _texture(atlas, u, v, du, dv, minor, major, layer)
+    macro = sample(atlas.macro, mu - np.float32(MACRO) * np.floor(mu * np.float32(1 / MACRO)),
+                   mv - np.float32(MACRO) * np.floor(mv * np.float32(1 / MACRO)), cv2.BORDER_WRAP)
+    color = texture * np.concatenate([a[9], b[9] * lit])
+    color *= macro * np.float32(2.0 / 255.0)
+    z = np.concatenate([depth, g_depth])
+    clear = np.exp(z * np.float32(-1.0 / HAZE_LENGTH))[:, None]
+    color -= HAZE
+    color *= clear
+    color += HAZE
+    light[things], light[floor] = color[:len(things)], color[len(things):]
+    return light.reshape(height, width, 3)
+
+
+def _texture(atlas: Atlas, u: NDArray, v: NDArray, du: NDArray, dv: NDArray, minor: NDArray, major: NDArray,
+             layer: NDArray) -> NDArray[np.float32]:
+    """Filtered texture [n, 3], 0..255. u, v, minor, major in texels of the finest level; du, dv a unit direction.
+
+    Anisotropic filtering by TAPS samples along du, dv; the taps' levels are staggered, which blends neighbouring levels without
+    sampling each twice.
+    """
+    level = np.log2(np.maximum(np.maximum(minor, major * np.float32(1 / TAPS)), np.float32(1e-3))) - np.float32(_SHARPER)
+    reach = np.minimum(major, minor * (3 * TAPS))
+    total = np.zeros((len(u), 3), np.float32)
+    top = atlas.origin.reshape(-1, 2)
+    row = layer.astype(np.int32) * LEVELS
+    for tap in range(TAPS):
+        step = reach * np.float32((tap - (TAPS - 1) / 2) / TAPS)
+        chosen = np.clip(level + np.float32((tap + 0.5) / TAPS), 0, LEVELS - 2).astype(np.int32)
+        shrink = np.ldexp(np.float32(1), -chosen)
+        index = row + chosen
+        coordinates = []
+        for axis, (place, direction) in enumerate(((u, du), (v, dv))):
+            texel = place + direction * step
+            texel -= np.float32(SIZE) * np.floor(texel * np.float32(1 / SIZE))
+            coordinates.append(texel * shrink + (top[:, axis].take(index) - np.float32(0.5)))
+        total += sample(atlas.image, coordinates[0], coordinates[1])
+    total *= np.float32(1 / TAPS)
+    return total
+
+
+class _Table:
+    """One row per face of the solids in view: all that a pixel needs to know of the face it sees."""
+
+    def __init__(self, solids: Solids, sun: NDArray[np.float64]) -> None:
+        count = len(solids)
+        planes = np.concatenate([solids.planes, np.zeros((count, 1, 4))], axis=1)
+        uv = np.concatenate([solids.uv, solids.frame[:, None, :2]], axis=1)
+        self.linear = np.ascontiguousarray(uv[..., :3].reshape(-1, 6).T.astype(np.float32))
+        offset = uv[..., 3]
+        self.offset = np.ascontiguousarray(np.mod(offset, SIZE).reshape(-1, 2).T.astype(np.float32))
+        self.macro = np.ascontiguousarray(np.mod(offset * MACRO_RATIO, MACRO).reshape(-1, 2).T.astype(np.float32))
+        self.distance = np.abs(planes[..., 3]).reshape(-1).astype(np.float32)
+        self.density = solids.density.reshape(-1).astype(np.float32)
+        self.layer = solids.layer.reshape(-1)
+        up_ness = np.einsum("pki,i->pk", planes[..., :3], sun)
+        lit = SKY_LIGHT * 0.85 + SUN_LIGHT * np.maximum(up_ness, 0.0)[..., None]
+        lit[:, PLANES] = 1.0
+        self.color = (solids.color * lit).reshape(-1, 3).astype(np.float32)
+        self.albedo = solids.color.reshape(-1, 3).astype(np.float32)
+        self.kind = solids.kind
+        self.frame = solids.frame.astype(np.float32)
+        self.radii = solids.radii.astype(np.float32)
+        self.sun = sun.astype(np.float32)
+
+    def look_up(self, row: NDArray[np.int32], x: NDArray, y: NDArray, depth: NDArray, focal: float) -> tuple[NDArray, ...]:
+        """u, v, du, dv (texels), minor, major (texels), layer, macro u, macro v, lit color [n, 3]."""
+        du = self.linear[0].take(row) * x + self.linear[1].take(row) * y + self.linear[2].take(row)
+        dv = self.linear[3].take(row) * x + self.linear[4].take(row) * y + self.linear[5].take(row)
+        pu, pv = du * depth, dv * depth
+        u, v = pu + self.offset[0].take(row), pv + self.offset[1].take(row)
+        mu = pu * np.float32(MACRO_RATIO) + self.macro[0].take(row)
+        mv = pv * np.float32(MACRO_RATIO) + self.macro[1].take(row)
+        density = self.density.take(row)
+        minor = depth * density * np.float32(1.0 / focal)
+        cosine = self.distance.take(row) / (depth * np.sqrt(x * x + y * y + 1.0))
+        color = self.color.take(row, axis=0)
+        layer = self.layer.take(row)
+        scale = 1.0 / np.maximum(np.sqrt(du * du + dv * dv), np.float32(1e-9))
+        du *= scale
+        dv *= scale
+        curved = np.flatnonzero(row % FACES == PLANES)
+        if len(curved):
+            owner = row[curved] // FACES
+            d = depth[curved]
+            p = np.stack([x[curved] * d, y[curved] * d, d, np.ones_like(d)], -1)
+            local = np.einsum("nij,nj->ni", self.frame[owner], p)
+            radii = self.radii[owner]
+            around = np.arctan2(local[:, 1], local[:, 0]) * radii[:, 0]
+            rise = -local[:, 2]
+            u[curved], v[curved] = around * density[curved], rise * density[curved]
+            mu[curved], mv[curved] = u[curved] * MACRO_RATIO + owner * 31, v[curved] * MACRO_RATIO + owner * 17
+            normal = local / radii**2
+            normal[:, 2] *= self.kind[owner] == 1
+            normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+            facing = np.einsum("ni,nij,j->n", normal, self.frame[owner][:, :, :3], self.sun)
+            along = np.stack([x[curved], y[curved], np.ones_like(d)], -1)
+            seen = np.abs(np.einsum("ni,nij,nj->n", normal, self.frame[owner][:, :, :3], along)) / np.linalg.norm(along, axis=1)
+            cosine[curved] = np.maximum(seen, 0.3)
+            du[curved], dv[curved] = 1.0, 0.0
+            lit = SKY_LIGHT.astype(np.float32) * 0.8 + SUN_LIGHT.astype(np.float32) * np.maximum(facing, 0.0)[:, None]
+            color[curved] = self.albedo[row[curved]] * lit
+        major = minor / np.clip(cosine, np.float32(0.04), np.float32(1.0))
+        return u, v, du, dv, minor, major, layer, mu, mv, color
+
+
+def _floor(x: NDArray, y: NDArray, depth: NDArray, focal: float, T_world_camera: NDArray[np.float64], ground: Ground,
+           shadow: NDArray[np.uint8], shadow_origin: NDArray[np.float64]) -> tuple[tuple[NDArray, ...], NDArray[np.float32]]:
+    """As `_Table.look_up`, for the ground (color unlit), and the light on it [n, 3]."""
+    r = T_world_camera[:3, :3].astype(np.float32)
+    eye = (T_world_camera[:2, 3] - ground.origin).astype(np.float32)
+    dx, dy = r[0, 0] * x + r[0, 1] * y + r[0, 2], r[1, 0] * x + r[1, 1] * y + r[1, 2]
+    wx, wy = dx * depth + eye[0], dy * depth + eye[1]
+    scale = 1.0 / np.maximum(np.sqrt(dx * dx + dy * dy), np.float32(1e-6))
+    dx *= scale
+    dy *= scale
+    minor = depth * np.float32(1.0 / focal)
+    cosine = np.float32(T_world_camera[2, 3]) / (depth * np.sqrt(x * x + y * y + 1.0))
+    major = minor / np.clip(cosine, np.float32(0.01), np.float32(1.0))
+    at = ground.surface(wx, wy, dx, dy, minor, major)
+    shift = ((ground.origin - shadow_origin) / SHADOW_CELL).astype(np.float32)
+    shaded = sample(shadow, wx * np.float32(1 / SHADOW_CELL) + shift[0], wy * np.float32(1 / SHADOW_CELL) + shift[1], cv2.BORDER_CONSTANT)
+    sun = 1.0 - shaded.astype(np.float32) * np.float32(1 / 255)
+    lit = SKY_LIGHT.astype(np.float32) + SUN_LIGHT.astype(np.float32) * np.float32(SUN[2]) * sun
+    # World metres to macro texels, on the world's own grid: the lattice's origin is a multiple of metres, so mod keeps it exact.
+    macro = 64.0 * MACRO_RATIO
+    base = np.mod(ground.origin * macro, MACRO).astype(np.float32)
+    u, v = at.u * at.density, at.v * at.density
+    return (u, v, at.du, at.dv, minor * at.density, major * at.density, at.layer, wx * np.float32(macro) + base[0],
+            wy * np.float32(macro) + base[1], at.color), lit
+
+
+def _sky(x: NDArray, y: NDArray, T_world_camera: NDArray[np.float64], atlas: Atlas) -> NDArray[np.float32]:
+    """Sky, clouds and far hills: all at infinity."""
+    r = T_world_camera[:3, :3].astype(np.float32)
+    d = np.stack([r[i, 0] * x + r[i, 1] * y + r[i, 2] for i in range(3)], -1)
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    up = np.maximum(d[:, 2], 0.0)
+    color = HAZE + (np.sqrt(up)[:, None]) * (ZENITH - HAZE)
+    flat = np.float32(110.0) / (up + np.float32(0.12))
+    cloud = sample(atlas.macro, np.mod(d[:, 0] * flat, MACRO), np.mod(d[:, 1] * flat, MACRO), cv2.BORDER_WRAP)
+    share = np.clip((cloud - 1.02) * 3.5, 0.0, 0.85) * np.minimum(up * 6.0, 1.0)[:, None]
+    color += share * (np.array([1.05, 1.05, 1.07], np.float32) - color)
+    azimuth = np.arctan2(d[:, 1], d[:, 0]) * np.float32(MACRO / (2 * np.pi))
+    ridge = sample(atlas.macro, np.mod(azimuth, MACRO), np.full(len(x), 7.0, np.float32), cv2.BORDER_WRAP)
+    hill = np.clip((0.045 + 0.07 * (ridge - 1.0) - d[:, 2:]) * 400.0, 0.0, 1.0)
+    color += hill * (np.array([0.36, 0.45, 0.50], np.float32) - color)
+    return color

@@ -1,0 +1,318 @@
+"""Who moves, and where they are at any time: the ego vehicle on its lane, and everyone else around it, each a function of time.
+
+Lanes, cycle lanes and pavements carry endless columns at constant speed (nothing in a column meets itself, and only those near the ego
+vehicle exist); a car drives ahead of and one behind the ego vehicle on its own trajectory, some seconds apart; people, cyclists and
+cars cross, timed by the ego vehicle's passing so that they are seen near; a parked car leaves. Columns give way to what crosses.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.sim.models import Body
+from recon4d_ros.sim.road import CHUNK, LANE, STEP, Road, has_crossing
+from recon4d_ros.sim.world import Parked, World
+
+EGO_LATERAL = -LANE
+LEAD_AHEAD, LEAD_SECONDS = 9.0, 2.7
+TAIL_BEHIND, TAIL_SECONDS = 8.0, 3.0
+SIGHT = 140.0  # metres around the ego vehicle in which movers exist
+CRUISE = (7.5, 14.0)  # m/s
+LATERAL_ACCELERATION = 2.2
+BRAKE, THRUST = 1.8, 1.5  # m/s^2
+STOP_SECONDS = 3.5
+START_S = 12.0
+_DT = 0.02
+
+
+@dataclass(frozen=True)
+class Mover:
+    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride, radians."""
+
+    id: int
+    body: Body
+    pose: NDArray[np.float64]
+    phase: float = 0.0
+
+
+@dataclass(frozen=True)
+class Column:
+    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of places that are taken."""
+
+    number: int
+    kinds: tuple[str, ...]
+    lateral: float
+    speed: float
+    spacing: float
+    jitter: float
+    keep: float
+
+
+COLUMNS = (
+    Column(1, ("car", "car", "van", "truck"), LANE, -8.5, 34.0, 9.0, 0.8),
+    Column(2, ("car", "car", "car", "van"), 0.0, 12.6, 38.0, 9.0, 0.8),
+    Column(3, ("cyclist",), -5.6, 4.6, 34.0, 9.0, 0.75),
+    Column(4, ("cyclist",), 5.6, -4.4, 40.0, 12.0, 0.75),
+    Column(5, ("pedestrian",), -10.2, 1.45, 17.0, 6.0, 0.7),
+    Column(6, ("pedestrian",), -11.0, -1.3, 21.0, 7.0, 0.7),
+    Column(7, ("pedestrian",), 10.3, -1.4, 19.0, 6.0, 0.7),
+    Column(8, ("pedestrian",), 11.1, 1.25, 23.0, 7.0, 0.7),
+)
+
+
+@dataclass(frozen=True)
+class Crosser:
+    """Someone who crosses the road at s (plus `along`): at `lateral` when it is `time`, at `speed` (signed, along lateral).
+
+    They stand still at -reach and +reach before and after.
+    """
+
+    id: int
+    body: Body
+    s: float
+    lateral: float
+    time: float
+    speed: float
+    reach: float
+
+    def at(self, t: NDArray | float) -> NDArray[np.float64]:
+        """Lateral position at t; comes to rest softly at both ends."""
+        raw = self.lateral + self.speed * (np.asarray(t, np.float64) - self.time)
+        soft = 0.25 * abs(self.speed)
+        return -self.reach + _soft_ramp(raw + self.reach, soft) - _soft_ramp(raw - self.reach, soft)
+
+    @property
+    def half_length(self) -> float:
+        return 2.6 if self.body.kind in ("car", "van") else 1.0
+
+
+class Ego:
+    """The ego vehicle's progress along its lane, planned for a whole horizon: curves slow it, some crossings stop it."""
+
+    def __init__(self, road: Road, seed: int, horizon_s: float) -> None:
+        rng = np.random.default_rng([seed, 5])
+        nodes = np.arange(0.0, road.s_max, STEP)
+        wish = np.interp(nodes, np.arange(0.0, road.s_max + 180.0, 90.0), rng.uniform(*CRUISE, size=int(road.s_max / 90.0) + 3))
+        limit = np.minimum(wish, np.sqrt(LATERAL_ACCELERATION / np.maximum(np.abs(road.curvature(nodes)), 1e-4)))
+        for i in range(len(limit) - 2, -1, -1):  # brake in time
+            limit[i] = min(limit[i], (limit[i + 1] ** 2 + 2 * BRAKE * STEP) ** 0.5)
+        stops = [crossing.s - 9.0 for i, crossing in enumerate(c for c in road.crossings if c.s > 300.0) if i % 2 == 0]
+        speeds = _drive(limit, stops, int((horizon_s + 40.0) / _DT))
+        kernel = np.exp(-0.5 * (np.arange(-40, 41) / 14.0) ** 2)  # 0.28 s: bounded jerk
+        speeds = np.convolve(np.pad(speeds, 40, mode="edge"), kernel / kernel.sum(), mode="valid")
+        self._speed = speeds
+        self._s = START_S + np.concatenate([[0.0], np.cumsum(0.5 * (speeds[1:] + speeds[:-1]) * _DT)])
+        self.horizon_s = horizon_s
+
+    def s(self, t: NDArray | float) -> NDArray[np.float64]:
+        """Metres along the road at time t (seconds); before 0 and after the horizon at constant speed."""
+        x = np.asarray(t, np.float64) / _DT
+        inside = np.clip(x, 0.0, len(self._s) - 1.001)
+        i = inside.astype(np.int64)
+        u = inside - i
+        v0, v1 = self._speed[i] * _DT, self._speed[i + 1] * _DT
+        value = ((1 + 2 * u) * (1 - u) ** 2 * self._s[i] + u * (1 - u) ** 2 * v0 + u * u * (3 - 2 * u) * self._s[i + 1] + u * u * (u - 1) * v1)
+        return value + (x - inside) * np.where(x < 0, self._speed[0], self._speed[-1]) * _DT
+
+    def time_at(self, s: float) -> float:
+        """When it passes s (the last moment, where it stops there)."""
+        return float(np.searchsorted(self._s, s, side="right") * _DT) if s > START_S else float((s - START_S) / self._speed[0])
+
+
+def _drive(limit: NDArray[np.float64], stops: list[float], steps: int) -> NDArray[np.float64]:
+    """Speeds every _DT: follow the limit with bounded acceleration, wait at stops."""
+    s, v, wait, next_stop = START_S, float(limit[round(START_S / STEP)]) * 0.8, 0.0, 0
+    speeds = np.empty(steps)
+    last = len(limit) - 1
+    for k in range(steps):
+        speeds[k] = v
+        goal = float(limit[min(int((s + 0.3 * v) / STEP), last)])
+        if next_stop < len(stops):
+            room = stops[next_stop] - s
+            if room < -2.0 or (room < 0.4 and wait > STOP_SECONDS):
+                next_stop, wait = next_stop + 1, 0.0
+            elif room < 60.0:
+                goal = min(goal, (2 * 1.5 * max(room, 0.0)) ** 0.5)
+                if room < 0.4:
+                    goal, wait = 0.0, wait + _DT
+        v = max(v + min(max((goal - v) / 0.5, -2.6), THRUST) * _DT, 0.0)
+        s += v * _DT
+    return speeds
+
+
+def _soft_ramp(x: NDArray, width: float) -> NDArray:
+    """max(x, 0) with a parabola of +-width around the kink."""
+    return np.where(x <= -width, 0.0, np.where(x >= width, x, (x + width) ** 2 / (4 * width)))
+
+
+class Traffic:
+    """All movers of a world around its ego vehicle."""
+
+    def __init__(self, world: World, horizon_s: float) -> None:
+        self.world = world
+        self.ego = Ego(world.road, world.seed, horizon_s)
+        self._hash = lru_cache(4096)(self._place)
+        self._crossers_of = lru_cache(None)(self._make_crossers)
+        self._exists = lru_cache(4096)(self._keeps_clear)
+        self._all_crossers = lru_cache(None)(self._plan_crossers)
+        self._all_leavers = lru_cache(None)(self._plan_leavers)
+
+    def ego_pose(self, t: float) -> NDArray[np.float64]:
+        """T_world_base: on its lane, with the little pitch and roll of a sprung car; base_link stays at z = 0."""
+        pose = self.world.on_road(float(self.ego.s(t)), EGO_LATERAL)
+        h = 0.15
+        s = self.ego.s(np.array([t - h, t, t + h]))
+        speed, acceleration = (s[2] - s[0]) / (2 * h), (s[2] - 2 * s[1] + s[0]) / h**2
+        shake = min(speed / 8.0, 1.0)
+        pitch = -0.004 * acceleration + shake * (0.0035 * np.sin(2 * np.pi * 1.3 * t) + 0.002 * np.sin(2 * np.pi * 0.37 * t + 1.0))
+        roll = (0.004 * speed**2 * float(self.world.road.curvature(s[1:2])[0]) + shake * (0.003 * np.sin(2 * np.pi * 0.9 * t + 2.0)))
+        c, d, e, f = np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+        pose[:3, :3] = pose[:3, :3] @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]]) @ np.array([[1, 0, 0], [0, e, -f], [0, f, e]])
+        return pose
+
+    def movers(self, t: float) -> list[Mover]:
+        """Everyone who can move and is within sight at time t (parked cars too), in a fixed order."""
+        s_ego = float(self.ego.s(t))
+        found = [*self._company(t), *self._column_movers(t, s_ego), *self._crossing_movers(t, s_ego), *self._parked_movers(t, s_ego)]
+        return found
+
+    def _company(self, t: float) -> Iterator[Mover]:
+        lead = float(self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0))) + LEAD_AHEAD
+        yield Mover(101, Body("car", self.world.seed * 7 + 3), self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
+        tail = float(self.ego.s(t - TAIL_SECONDS)) - TAIL_BEHIND
+        yield Mover(102, Body("car", self.world.seed * 7 + 4), self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
+
+    def _column_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
+        for column in COLUMNS:
+            middle = (s_ego - column.speed * t) / column.spacing
+            reach = SIGHT if column.kinds[0] == "car" else 0.6 * SIGHT
+            for j in range(int(np.floor(middle - reach / column.spacing)), int(np.ceil(middle + reach / column.spacing)) + 1):
+                start, body = self._hash(column, j)
+                if body is None or not self._exists(column, j):
+                    continue
+                s = start + column.speed * t
+                lateral = column.lateral + 0.12 * np.sin(0.5 * t + j)
+                yield Mover(1_000_000 * (10 + column.number) + j % 1_000_000, body, self.world.on_road(s, lateral, 0.0 if column.speed > 0 else np.pi),
+                            _stride(body, s))
+
+    def _place(self, column: Column, j: int) -> tuple[float, Body | None]:
+        """Where the j-th place of a column was at t = 0, and who holds it."""
+        rng = np.random.default_rng([self.world.seed, column.number, j + 10_000_000, 6])
+        start = j * column.spacing + rng.uniform(-column.jitter, column.jitter)
+        taken, kind, variant = rng.random() < column.keep, column.kinds[int(rng.integers(len(column.kinds)))], int(rng.integers(1 << 30))
+        return start, Body(kind, variant) if taken else None
+
+    def _keeps_clear(self, column: Column, j: int) -> bool:
+        """Whether a column's j-th never comes near what crosses its lane, or the leaving car on it."""
+        start, _ = self._hash(column, j)
+        half = {"car": 1.3, "cyclist": 0.8}.get(column.kinds[0])
+        if half is not None:
+            places, times, crossers = self._all_crossers()
+            meets = (places - start) / column.speed
+            for i in np.flatnonzero(np.abs(meets - times) < 30.0):
+                gap = np.abs(crossers[i].at(meets[i] + np.linspace(-1.0, 1.0, 9)) - column.lateral)
+                if gap.min() < crossers[i].half_length + half:
+                    return False
+        if column.number == 1:
+            for car, leaves_at in self._all_leavers():
+                times = leaves_at + np.arange(0.0, 14.0, 0.5)
+                if np.abs(start + column.speed * times - _leaving(car, times - leaves_at)[0]).min() < 9.0:
+                    return False
+        return True
+
+    def _plan_crossers(self) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[Crosser, ...]]:
+        """Places, times and all who cross during the whole horizon."""
+        chunks = range(int(self.ego.s(self.ego.horizon_s) // CHUNK) + 2)
+        crossers = tuple(crosser for chunk in chunks for crosser in self._crossers_of(chunk))
+        return np.array([c.s for c in crossers]), np.array([c.time for c in crossers]), crossers
+
+    def _plan_leavers(self) -> tuple[tuple[Parked, float], ...]:
+        last = int(self.ego.s(self.ego.horizon_s) // CHUNK) + 2
+        cars = [car for chunk in range(0, last) for car in self.world.parked(chunk) if car.leaves]
+        return tuple((car, self.leaving_time(car)) for car in cars)
+
+    def leaving_time(self, car: Parked) -> float:
+        """A leaving car starts when the ego vehicle is 24 m before it."""
+        return self.ego.time_at(car.s - 24.0)
+
+    def _crossing_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
+        for chunk in self.world.around(s_ego):
+            for crosser in self._crossers_of(chunk):
+                if abs(crosser.s - s_ego) > SIGHT:
+                    continue
+                lateral = float(crosser.at(t))
+                pose = self.world.on_road(crosser.s, lateral, np.pi / 2 * np.sign(crosser.speed))
+                yield Mover(crosser.id, crosser.body, pose, _stride(crosser.body, lateral))
+
+    def _make_crossers(self, chunk: int) -> tuple[Crosser, ...]:
+        """Who crosses in a chunk, timed by the ego vehicle's passing: between the car ahead and it, or behind it."""
+        if chunk < 0:
+            return ()
+        rng = np.random.default_rng([self.world.seed, chunk + 1000, 7])
+        first = 4_000_000 + chunk % 20000 * 20
+        made: list[Crosser] = []
+
+        def add(kind: str, s: float, delay: float, speed: float, reach: float) -> None:
+            """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on the ego lane."""
+            body = Body(kind, int(rng.integers(1 << 30)))
+            crosser = Crosser(first + len(made), body, s, EGO_LATERAL, self.ego.time_at(s - 1.5) + delay, speed, reach)
+            if self._lane_is_free(crosser):
+                made.append(crosser)
+
+        sign = 1.0 if rng.random() < 0.5 else -1.0
+        if has_crossing(self.world.seed, chunk):
+            middle = (chunk + 0.5) * CHUNK
+            add("car", middle - sign * 1.8, -1.75, sign * 8.5, 90.0)
+            add("cyclist", middle + 6.0, -1.55, -sign * 4.4, 45.0)
+            add("pedestrian", middle - 6.4, -1.6, sign * 2.2, 11.0)
+            add("pedestrian", middle + 6.8, 1.9, sign * 1.7, 11.0)
+            add("car", middle + sign * 1.8, 1.8, -sign * 8.0, 90.0)
+        else:
+            s = chunk * CHUNK + rng.uniform(14.0, 46.0)
+            add("pedestrian", s, -1.55, sign * 2.3, 10.5)
+            add("cyclist" if rng.random() < 0.3 else "pedestrian", s + rng.uniform(-9.0, 9.0), 1.9, -sign * 2.0, 10.5)
+        return tuple(made)
+
+    def _lane_is_free(self, crosser: Crosser) -> bool:
+        """Whether the ego vehicle and the cars before and behind it are away while someone is on their lane."""
+        t = crosser.time + np.linspace(-6.0, 6.0, 121)
+        on_lane = np.abs(crosser.at(t) - EGO_LATERAL) < crosser.half_length + 1.1
+        margin = 3.2 + (1.0 if crosser.half_length > 2.0 else 0.4)
+        lead = self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0)) + LEAD_AHEAD
+        for s in (self.ego.s(t) + 1.5, lead, self.ego.s(t - TAIL_SECONDS) - TAIL_BEHIND):
+            if (on_lane & (np.abs(s - crosser.s) < margin)).any():
+                return False
+        return True
+
+    def _parked_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
+        for chunk in self.world.around(s_ego):
+            for car in self.world.chunk(chunk).parked:
+                s, lateral, turn = car.s, car.side * 7.5, 0.0
+                if car.leaves:
+                    since = np.array([t - self.leaving_time(car)])
+                    places, laterals, turns = _leaving(car, since)
+                    s, lateral, turn = float(places[0]), float(laterals[0]), float(turns[0])
+                if abs(s - s_ego) < SIGHT + 20.0:
+                    yield Mover(car.id, car.body, self.world.on_road(s, lateral, turn + (np.pi if car.side > 0 else 0.0)))
+
+
+def _leaving(car: Parked, since: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(s, lateral, turn) of a left-parked car that pulls out into the oncoming lane, `since` seconds after it starts."""
+    cruise, acceleration = -COLUMNS[0].speed, 2.2
+    ramp = cruise / acceleration
+    moving = np.maximum(since, 0.0)
+    way = np.where(moving < ramp, 0.5 * acceleration * moving**2, cruise * (moving - 0.5 * ramp))
+    u = np.clip((way - 0.3) / 16.0, 0.0, 1.0)
+    lateral = 7.5 + (COLUMNS[0].lateral - 7.5) * u * u * (3 - 2 * u)
+    slope = (COLUMNS[0].lateral - 7.5) * 6 * u * (1 - u) / 16.0
+    return car.s - way, lateral, -np.arctan(slope)
+
+
+def _stride(body: Body, way: float) -> float:
+    """Phase of a walker's stride or a cyclist's pedals after `way` metres."""
+    return float(way * {"pedestrian": 4.2, "cyclist": 1.4}.get(body.kind, 0.0))
+
