@@ -25,6 +25,7 @@ from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tra
 
 # Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight, evidence.
 POSITION, COLOR, WEIGHT, EVIDENCE = slice(0, 3), slice(3, 6), 6, 7
+_FREE_PIXELS = 30_000  # of a camera are enough to tell where one sees through
 _MAX_WEIGHT = 100.0  # beyond it the mean follows slowly instead of freezing
 
 
@@ -253,9 +254,11 @@ class Mapper:
         """[K] True where a camera measures a surface with certainty behind the point [K, 3]."""
         p = self._parameters
         h, w = self._calibration.working_size
+        coarse = max(1, round(np.sqrt(h * w / _FREE_PIXELS)))
         through = np.zeros(len(local), bool)
         for n, T_camera_local in enumerate(inverse(T_local_camera)):
-            limit = free_until(geometry.depth[n], geometry.sigma[n], geometry.confidence[n], p.min_confidence, 1.5 * p.voxel_size)
+            depth, sigma, confidence = (image[n, ::coarse, ::coarse] for image in (geometry.depth, geometry.sigma, geometry.confidence))
+            limit = free_until(depth, sigma, confidence, p.min_confidence, 1.5 * p.voxel_size)
             k = self._calibration.k[n].astype(np.float32)
             R, t = T_camera_local[:3, :3].astype(np.float32), T_camera_local[:3, 3].astype(np.float32)
             ahead = np.flatnonzero(local @ R[2] > 0.5 - t[2])
@@ -264,7 +267,8 @@ class Mapper:
             u = (k[0, 0] * camera[:, 0] / z + (k[0, 2] + np.float32(0.5)))
             v = (k[1, 1] * camera[:, 1] / z + (k[1, 2] + np.float32(0.5)))
             inside = np.flatnonzero((u >= 0) & (u < w) & (v >= 0) & (v < h))
-            seen = z[inside] < limit[v[inside].astype(np.int32), u[inside].astype(np.int32)]
+            row, column = (v[inside] / coarse).astype(np.int32), (u[inside] / coarse).astype(np.int32)
+            seen = z[inside] < limit[row, column]
             through[ahead[inside[seen]]] = True
         return through
 

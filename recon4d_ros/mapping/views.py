@@ -58,23 +58,31 @@ def sample(geometry: Geometry, mask: NDArray[np.bool_], camera: int, directions:
            phase: tuple[int, int]) -> Samples:
     """Every step-th pixel of one camera that passes the gate, from `phase` on (which turns with the frames: all pixels have their say).
 
-    Pixels beside a depth discontinuity are left out: there depth is a mixture of near and far ("flying pixels").
+    Pixels beside a depth discontinuity are left out: there depth is a mixture of near and far ("flying pixels"). The outermost pixels, which
+    lack a neighbour, are left out too. Only the pixels taken are touched, however large the image.
     """
-    at = (slice(phase[0], None, step[0]), slice(phase[1], None, step[1]))
-    depth, sigma, confidence = (image[camera][at] for image in (geometry.depth, geometry.sigma, geometry.confidence))
+    r = max(1, round(geometry.depth.shape[2] / 500))  # pixels to a neighbour: a large image's depth is smooth over more than one
+
+    def taken(image: NDArray, down: int = 0, right: int = 0) -> NDArray:
+        h, w = image.shape[:2]
+        return image[r + down + phase[0]:h - r + down:step[0], r + right + phase[1]:w - r + right:step[1]]
+
+    full = geometry.depth[camera]
+    depth, sigma, confidence = taken(full), taken(geometry.sigma[camera]), taken(geometry.confidence[camera])
     good = (depth >= gate.min_range) & (depth <= gate.max_range) & (confidence >= gate.min_confidence) & (sigma <= gate.max_sigma)
-    good &= ~_discontinuous(geometry.depth[camera], gate.edge)[at]
+    # |1/a - 1/b| > edge / depth of the two neighbours a, b in a row or column, without the divisions; False where one has no depth
+    for a, b in ((taken(full, 0, -r), taken(full, 0, r)), (taken(full, -r), taken(full, r))):
+        good &= ~(np.abs(a - b) * depth > np.float32(gate.edge) * a * b)
     moving = mask[camera]
     if moving.any():
-        good &= ~_margin(moving, gate.mask_margin)[at]
-    moving = moving[at]
+        good &= ~taken(_margin(moving, gate.mask_margin))
     rows, columns = np.nonzero(good)
     return Samples(
-        points=directions[at][rows, columns] * depth[rows, columns, None],
-        colors=geometry.color[camera][at][rows, columns],
+        points=taken(directions)[rows, columns] * depth[rows, columns, None],
+        colors=taken(geometry.color[camera])[rows, columns],
         sigma=sigma[rows, columns],
         confidence=confidence[rows, columns],
-        moving=moving[rows, columns],
+        moving=taken(moving)[rows, columns],
     )
 
 
@@ -82,22 +90,12 @@ def free_until(depth: Image, sigma: Image, confidence: Image, min_confidence: fl
     """[h, w] z-depth up to which one looks through empty space with certainty, 0 where nothing is known.
 
     The measured depth less 3 %, less three sigma or `slack` (m), and the least of the 3x3 neighbourhood, so that neither a thin pole
-    beside the pixel nor a slanted surface counts as seen through.
+    beside the pixel nor a slanted surface counts as seen through. The images may be every s-th pixel of larger ones.
     """
     limit = np.float32(0.97) * depth - np.maximum(np.float32(3.0) * sigma, np.float32(slack))
     limit = np.fmax(limit, np.float32(0.0))  # fmax: NaN (no depth) becomes 0
     limit[~(confidence >= min_confidence)] = 0.0
     return np.asarray(cv2.erode(limit, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE), np.float32)
-
-
-def _discontinuous(depth: Image, edge: float) -> NDArray[np.bool_]:
-    """[h, w] pixels whose two neighbours in a row or a column differ by more than `edge` of the pixel's own inverse depth."""
-    inverse = 1.0 / depth
-    limit = np.float32(edge) * inverse
-    out = np.zeros(depth.shape, bool)
-    out[:, 1:-1] |= np.abs(inverse[:, 2:] - inverse[:, :-2]) > limit[:, 1:-1]
-    out[1:-1] |= np.abs(inverse[2:] - inverse[:-2]) > limit[1:-1]
-    return out
 
 
 def _margin(moving: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
