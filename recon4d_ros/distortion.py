@@ -38,13 +38,16 @@ def to_rays(camera: Camera, pixels: Array) -> Array:
     if camera.distortion_model == "equidistant":  # the ideal fisheye's inverse is the start: angle = distance
         angle = np.linalg.norm(target, axis=1, keepdims=True)
         rays *= np.tan(np.minimum(angle, np.arctan(limit))) / np.maximum(angle, 1e-12)
-    for _ in range(30):
-        rays = _within(rays, limit)
-        error = _distort(camera, rays) - target
-        if np.abs(error).max(initial=0.0) < 1e-12:
-            break
-        rays = rays - np.linalg.solve(_jacobian(camera, rays), error[..., None])[..., 0]
     rays = _within(rays, limit)
+    moving = np.arange(len(rays))  # those that have not converged: few are left after four steps
+    for _ in range(30):
+        error = _distort(camera, rays[moving]) - target[moving]
+        far = np.abs(error).max(axis=1, initial=0.0) > 1e-11
+        moving, error = moving[far], error[far]
+        if not len(moving):
+            break
+        step = np.linalg.solve(_jacobian(camera, rays[moving]), error[..., None])[..., 0]
+        rays[moving] = _within(rays[moving] - step, limit)
     missed = np.abs(_distort(camera, rays) - target).max(axis=1) > 1e-7  # a ten-thousandth of a pixel at any real focal length
     rays[missed] = np.nan
     return rays.reshape(np.shape(pixels))

@@ -16,7 +16,7 @@ from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Ri
 
 __all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "gray", "input_size_for", "make_calibration"]
 
-_LATTICE = 8  # source pixels between the exactly undistorted ones; between them the map is interpolated, to well under a tenth of a pixel
+_LATTICE = 4  # source pixels between the exactly undistorted ones; between them the map is interpolated, to a fraction of a pixel
 
 
 class Preprocessor:
