@@ -38,8 +38,10 @@ ACKNOWLEDGE = Duration(seconds=5)
 
 @dataclass(frozen=True)
 class PlayerOptions:
-    """bag: folder or file. rate: bag seconds per second. wait_for: readers that each image topic must have before the start (0 = none),
-    for `timeout` seconds at most. topics: only these (empty = all). truth: /ground_truth/* too."""
+    """bag: folder or file. rate: bag seconds per second. wait_for: readers that each image topic must have before the start (0 = none).
+
+    timeout: seconds to wait for them. topics: only these (empty = all). truth: /ground_truth/* too.
+    """
 
     bag: Path
     rate: float = 1.0
@@ -84,7 +86,8 @@ class Player(Node):
                 self._add(topic, info.type)
         missing = [topic for topic in options.topics if topic not in reader.topics]
         if missing or not self._outputs:
-            raise BagError(f"{reader.path}: no topic {missing[0] if missing else 'to play'}: the bag has {', '.join(reader.topics) or 'none'}")
+            has = ", ".join(reader.topics) or "none"
+            raise BagError(f"{reader.path}: no topic {missing[0] if missing else 'to play'}: the bag has {has}")
 
     def _wanted(self, topic: str) -> bool:
         if topic.startswith(TRUTH) and not self._options.truth and topic not in self._options.topics:
@@ -158,7 +161,8 @@ class Player(Node):
             if not self._options.loop:
                 break
         if not stop():
-            self.played.unacknowledged = [topic for topic, publisher in self._outputs.items() if not publisher.wait_for_all_acked(ACKNOWLEDGE)]
+            self.played.unacknowledged = [
+                topic for topic, publisher in self._outputs.items() if not publisher.wait_for_all_acked(ACKNOWLEDGE)]
         return self.played
 
     def _play_once(self, stop: Callable[[], bool]) -> None:
@@ -251,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=1.0, help="bag seconds per second (default 1)")
     parser.add_argument("--loop", action="store_true", help="start over at the end, until stopped; time jumps back")
     parser.add_argument("--start-paused", action="store_true", help="wait for ~/pause with data: false")
-    parser.add_argument("--wait-for", type=int, default=1, metavar="N", help="readers each image topic must have before the start (default 1)")
+    parser.add_argument("--wait-for", type=int, default=1, metavar="N", help="readers each image topic must have at the start (default 1)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for them (default 60)")
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these (default all, and /tf_static in any case)")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="TOPIC", help="all but these")
@@ -279,8 +283,9 @@ def main(args: list[str] | None = None) -> int:
     except Recon4dError as error:
         print(f"recon4d_player: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    print(f"played {played.messages} messages, {played.late} of them more than {LATE_NS // 1_000_000} ms late (worst {played.worst_ns * 1e-6:.0f} ms)"
-          + (f"; not acknowledged: {', '.join(played.unacknowledged)}" if played.unacknowledged else ""), flush=True)
+    late = f"{played.late} of them more than {LATE_NS // 1_000_000} ms late (worst {played.worst_ns * 1e-6:.0f} ms)"
+    lost = f"; not acknowledged: {', '.join(played.unacknowledged)}" if played.unacknowledged else ""
+    print(f"played {played.messages} messages, {late}{lost}", flush=True)
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,16 +17,27 @@ from rclpy.signals import SignalHandlerOptions
 
 EXIT_BAD_INPUT = 2
 _POLL = 0.1
+_PATIENCE = 3.0  # seconds
 
 
 @contextmanager
 def ros_process(args: list[str] | None) -> Iterator[threading.Event]:
-    """rclpy from init to shutdown; yields the event that SIGINT or SIGTERM sets. A second signal ends the process at once."""
+    """rclpy from init to shutdown; yields the event that SIGINT or SIGTERM sets.
+
+    A signal that comes again is taken for impatience, and ends the process at once, only after a few seconds: Ctrl-C under `ros2 launch`
+    comes twice, from the terminal and from launch.
+    """
     stop = threading.Event()
+    asked = 0.0
 
     def ask(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
+        nonlocal asked
+        if stop.is_set() and time.monotonic() - asked > _PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif not stop.is_set():
+            asked = time.monotonic()
+            stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

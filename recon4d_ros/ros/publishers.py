@@ -44,7 +44,7 @@ class Output:
 
 OUTPUTS = (
     Output("~/points", PointCloud2, "this frame in the base frame: x y z rgb confidence"),
-    Output("~/map", PointCloud2, "static world in the map frame: x y z rgb weight; latched, every map_publish_period", depth=1, latched=True),
+    Output("~/map", PointCloud2, "static world in the map frame: x y z rgb weight; latched, throttled", depth=1, latched=True),
     Output("~/map_updates", MapUpdate, "voxels added or changed, and voxels removed, since the last", depth=50),
     Output("~/dynamic_points", PointCloud2, "what moves in this frame, in the base frame: x y z rgb confidence"),
     Output("~/objects", DynamicObjectArray, "tracked movers in the map frame: stable id, box, velocity, covariances"),
@@ -180,7 +180,8 @@ class Publishers:
             self._path_stamps.append(stamp)
         if self.wanted("~/path") and not 0 <= stamp - self._path_sent < PATH_PERIOD_NS:
             self._path_sent = stamp
-            poses = [conversions.pose_stamped_msg(pose, ns, self._frames.map) for pose, ns in zip(self._path, self._path_stamps, strict=True)]
+            poses = [conversions.pose_stamped_msg(pose, ns, self._frames.map)
+                     for pose, ns in zip(self._path, self._path_stamps, strict=True)]
             self._send("~/path", Path(header=conversions.header(stamp, self._frames.map), poses=poses))
 
 

@@ -33,8 +33,11 @@ DRAIN = 0.5  # seconds without a message after which a stopped recorder believes
 
 @dataclass(frozen=True)
 class RecorderOptions:
-    """out: a folder that does not exist. topics: names; nodes: all that these nodes publish. until_gone: end when this node, once seen, is gone.
-    idle: end so many seconds after the last message (0 = never). sim_time: receive times from /clock."""
+    """out: a folder that does not exist. topics: names; nodes: all that these nodes publish.
+
+    until_gone: end when this node, once seen, is gone. idle: end so many seconds after the last message (0 = never).
+    sim_time: receive times from /clock.
+    """
 
     out: Path
     topics: tuple[str, ...] = ()
@@ -97,7 +100,8 @@ class Recorder(Node):
 
     def _missing(self) -> set[str]:
         nodes = set(self.get_node_names())
-        return {node for node in self._options.nodes if node.rsplit("/", 1)[-1] not in nodes} | (set(self._options.topics) - set(self.counts))
+        absent = {node for node in self._options.nodes if node.rsplit("/", 1)[-1] not in nodes}
+        return absent | (set(self._options.topics) - set(self.counts) - self._refused)
 
     def _subscribe(self, topic: str, writers: Sequence[TopicEndpointInfo]) -> None:
         type_name = writers[0].topic_type
@@ -110,7 +114,8 @@ class Recorder(Node):
         qos = fitting_qos(writers)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
         events = SubscriptionEventCallbacks(message_lost=lambda event: self.lost.update({topic: event.total_count_change}))
-        self.create_subscription(kind, topic, lambda data: self._take(topic, type_name, data, latched), qos, raw=True, event_callbacks=events)
+        self.create_subscription(kind, topic, lambda data: self._take(topic, type_name, data, latched), qos, raw=True,
+                                 event_callbacks=events)
         self.counts[topic] += 0
         self._last_new = time.monotonic()
 

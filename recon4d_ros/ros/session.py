@@ -27,7 +27,7 @@ from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.worker import Worker
-from recon4d_ros.sync import Synchronizer
+from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
@@ -53,6 +53,7 @@ class Session:
         own = setup.own
         self._node, self._setup, self._failed = node, setup, failed
         self._log = node.get_logger()
+        self._synchronizer = Synchronizer(setup.cameras, setup.algorithm.sync)  # first: it may refuse, and nothing is open yet
         self.health = Health(setup.cameras)
         self.paused = False
         self.active = False
@@ -66,10 +67,10 @@ class Session:
                                       path_length=own.path_length, path_spacing=own.path_spacing)
         self._tree = PoseTree(node, own.publish_tf, frames, self._buffer)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
-        self._cameras = [CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
-                         for name in setup.cameras]
+        self._cameras = [
+            CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
+            for name in setup.cameras]
         self._odometry: OdometryInput | None = None
-        self._synchronizer = Synchronizer(setup.cameras, setup.algorithm.sync)
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._reconstructor: Reconstructor | None = None
         self._loading: Future | None = None
@@ -212,7 +213,7 @@ class Session:
 
     def _count_sync(self) -> None:
         """The synchronizer's own drops into the common count."""
-        for key, total in sync_drops(self._synchronizer).items():
+        for key, total in sync_drops(self._synchronizer.statistics).items():
             for _ in range(total - self._sync_counted.get(key, 0)):
                 self.health.drops.count(*key)
             self._sync_counted[key] = total
@@ -262,7 +263,9 @@ class Session:
 
     def _step_failed(self, error: Exception) -> None:
         """A frame set that the algorithm could not take: said, counted, and the next one comes."""
-        self._bad("frame set", f"{type(error).__name__}: {error}")
+        sentence = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        self.health.reason = sentence
+        self._bad("frame set", sentence)
 
     def _begin_anew(self, *, reset: bool) -> None:
         assert self._reconstructor is not None
@@ -288,8 +291,8 @@ class Session:
         self._map_ns, self._map_dirty = time.monotonic_ns(), False
 
 
-def sync_drops(synchronizer: Synchronizer) -> dict[tuple[str, str], int]:
-    """Drops by (camera, reason)."""
-    return {(camera, reason): count for camera, reasons in synchronizer.statistics.drops.items() for reason, count in reasons.items()}
+def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
+    """Drops by (source, reason): each camera's, and `odometry`."""
+    return {**statistics.dropped, **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()}}
 
 

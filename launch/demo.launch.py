@@ -1,0 +1,49 @@
+"""A simulated drive: made first, then replayed through the node with RViz.
+
+    ros2 launch recon4d_ros demo.launch.py seconds:=20 rig:=nuscenes_like
+"""
+import tempfile
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+ARGUMENTS = (
+    ("bag", "", "bag to play; empty = simulate a drive"),
+    ("rig", "nuscenes_like", "rig of the simulated drive: a name of config/rigs or a file"),
+    ("seconds", "20", "length of the simulated drive"),
+    ("seed", "1", "seed of the simulated world"),
+    ("rate", "0.5", "bag seconds per second"),
+    ("rviz", "true", "start RViz"),
+)
+
+
+def replay(bag, value):
+    return IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(PathJoinSubstitution([FindPackageShare("recon4d_ros"), "launch", "replay.launch.py"])),
+        launch_arguments={"bag": str(bag), "rate": value["rate"], "rviz": value["rviz"]}.items())
+
+
+def actions(context):
+    value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    if value["bag"]:
+        return [replay(value["bag"], value)]
+    bag = Path(tempfile.mkdtemp(prefix="recon4d_demo_")) / "drive"
+    simulate = ExecuteProcess(cmd=["recon4d", "simulate", "--out", str(bag), "--rig", value["rig"], "--seconds", value["seconds"],
+                                   "--seed", value["seed"]], name="simulate", output="screen", emulate_tty=True)
+
+    def on_exit(event, context):
+        if context.is_shutdown:
+            return None
+        return [replay(bag, value)] if event.returncode == 0 else [Shutdown(reason="the drive could not be simulated")]
+
+    return [RegisterEventHandler(OnProcessExit(target_action=simulate, on_exit=on_exit)), simulate]
+
+
+def generate_launch_description():
+    return LaunchDescription([*(DeclareLaunchArgument(name, default_value=default, description=text) for name, default, text in ARGUMENTS),
+                              OpaqueFunction(function=actions)])

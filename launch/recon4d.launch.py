@@ -1,0 +1,66 @@
+"""The node: rig, parameters, engine, RViz on or off.
+
+    ros2 launch recon4d_ros recon4d.launch.py rig:=/path/my_rig.yaml rviz:=true
+    ros2 launch recon4d_ros recon4d.launch.py cameras:=front,left,right      # rig from camera_info and /tf_static
+"""
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessExit, OnProcessStart
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from launch_ros.substitutions import FindPackageShare
+from lifecycle_msgs.msg import Transition
+
+ARGUMENTS = (
+    ("rig", "", "rig file (YAML); empty = the rig comes from camera_info and /tf_static of `cameras`"),
+    ("cameras", "", "names of the cameras, with commas; empty = all of the rig file's"),
+    ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
+    ("engine", "", "engine folder or name; empty = the shipped one that fits the rig"),
+    ("odom_topic", "", "nav_msgs/Odometry as motion prior; empty = none"),
+    ("publish_tf", "map_odom_base", "map_odom_base, map_odom or none"),
+    ("output_folder", ".", "folder of ~/save_map"),
+    ("use_sim_time", "false", "time from /clock"),
+    ("autostart", "true", "configure and activate the node (false: a lifecycle manager does)"),
+    ("namespace", "", "namespace of the node"),
+    ("rviz", "false", "start RViz with config/recon4d.rviz"),
+    ("log_level", "info", "debug, info, warn or error"),
+)
+
+
+def nodes(context):
+    value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    share = FindPackageShare("recon4d_ros")
+    given = {name: value[name] for name in ("engine", "odom_topic", "publish_tf", "output_folder")}
+    given |= {"rig_file": value["rig"], "use_sim_time": value["use_sim_time"].lower() == "true", "autostart": False}
+    if value["cameras"]:
+        given["cameras"] = [name.strip() for name in value["cameras"].split(",") if name.strip()]
+    node = LifecycleNode(
+        package="recon4d_ros", executable="recon4d_node", name="recon4d", namespace=value["namespace"], output="screen", emulate_tty=True,
+        parameters=[value["parameters"] or PathJoinSubstitution([share, "config", "recon4d.yaml"]), given],
+        arguments=["--ros-args", "--log-level", value["log_level"]])
+
+    def change(transition):
+        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
+
+    auto = IfCondition(LaunchConfiguration("autostart"))
+    rviz = Node(package="rviz2", executable="rviz2", name="rviz", output="log", condition=IfCondition(LaunchConfiguration("rviz")),
+                arguments=["-d", PathJoinSubstitution([share, "config", "recon4d.rviz"])],
+                parameters=[{"use_sim_time": given["use_sim_time"]}])
+    return [
+        RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="inactive",
+                                               entities=[change(Transition.TRANSITION_ACTIVATE)]), condition=auto),
+        RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="unconfigured",
+                                               entities=[Shutdown(reason="recon4d could not configure: see its error above")]), condition=auto),
+        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]), condition=auto),
+        RegisterEventHandler(OnProcessExit(
+            target_action=node, on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="recon4d ended")])),
+        node, rviz]
+
+
+def generate_launch_description():
+    return LaunchDescription([*(DeclareLaunchArgument(name, default_value=default, description=text) for name, default, text in ARGUMENTS),
+                              OpaqueFunction(function=nodes)])
