@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros import bundle, features, geometry, ground, pnp
+from recon4d_ros import bundle, features, geometry, ground, landmark_memory, pnp
 from recon4d_ros.bundle import Adjusted, Keyframe
 from recon4d_ros.features import Landmarks
 from recon4d_ros.lens import lens_at
@@ -23,8 +23,10 @@ from recon4d_ros.types import Calibration, Frame, Geometry, OdometrySample, Poin
 Array = NDArray[np.float64]
 
 STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its points
+STEADY_SECONDS = 1.5  # for so long a motion that nothing confirms is carried on as it was
 PARALLEL = np.cos(np.radians(20.0))  # cameras that look this much the same way see the same patch the same way
 KEYFRAME_TRAVEL, KEYFRAMES = 1.0, 6  # metres between keyframes, keyframes adjusted together
+MEMORY_NOISE = 0.5  # pixels of the working image
 MOUNT = 0.003  # rad: how far a camera's mount may be turned from its calibration
 BLIND_SHARE, BLIND_COUNT = 0.2, 10
 
@@ -37,6 +39,7 @@ class EgomotionParameters:
         choices=("none", "prior", "trust"),
     )
     features: int = parameter(480, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
+    memory: bool = parameter(True, "hold the pose against the engine's pointer memory too")
     min_inliers: int = parameter(15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500)
     pixel_noise: float = parameter(0.5, "standard deviation of a followed point in pixels of the input image", minimum=0.05, maximum=5.0)
     odometry_noise: float = parameter(0.02, "standard deviation of the odometry's motion, as a share of it", minimum=0.0001, maximum=1.0)
@@ -59,6 +62,7 @@ class _Sightings:
 @dataclass(frozen=True)
 class _Attempt:
     sightings: _Sightings
+    prior: Prior
     solution: Solution
     T_camera_base: Array
     covariance: Array
@@ -95,9 +99,11 @@ class Egomotion:
         self._velocity_known = False
         self._covariance = np.eye(6) * 1e-8
         self._tracked_once = False
-        self._unheld = 0  # frames in a row that no image confirmed
+        self._unheld = 0.0  # seconds since an image or odometry confirmed the motion
         self._odometry_doubted = 0
         self._born = 0
+        self._births = landmark_memory.Births.none()
+        self._places = [np.zeros(3)] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
         self._odometry_used = False
         self._keyframes: list[Keyframe] = []
         self._turn = np.zeros((len(self._lenses), 3))
@@ -116,6 +122,8 @@ class Egomotion:
             return self._begin(frame)
         seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
         self._forget_stale(frame)
+        if self.parameters.memory:
+            self._births.update(pointers, self._places[0])
         motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
         if self.parameters.odometry == "none":
             said = ""
@@ -127,6 +135,8 @@ class Egomotion:
             attempt, reason = self._attempt(frame, steady, seconds), said
         else:
             attempt, reason = self._with_odometry(frame, motion, steady, seconds)
+        if self.parameters.memory:
+            attempt = self._held(frame, attempt, pointers, seconds)
         return self._conclude(frame, attempt, motion, steady, seconds, reason)
 
     def _begin(self, frame: Frame) -> PoseEstimate:
@@ -144,8 +154,9 @@ class Egomotion:
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, sightings.observations)[0]
         inlier = distance < pnp.GATE
         solution = Solution(prior.T_map_base, distance, inlier, np.zeros((6, 6)), 0.0)
-        self._accept(frame, _Attempt(sightings, solution, T_camera_base, prior.covariance, ""), prior.T_map_base, prior.covariance, seconds)
-        self._unheld = 0
+        attempt = _Attempt(sightings, prior, solution, T_camera_base, prior.covariance, "")
+        self._accept(frame, attempt, prior.T_map_base, prior.covariance, seconds)
+        self._unheld = 0.0
         return self._said(frame, Tracking.TRACKING, int(inlier.sum()), "odometry is trusted as it is")
 
     def _with_odometry(self, frame: Frame, motion: Array, steady: Prior, seconds: float) -> tuple[_Attempt, str]:
@@ -175,9 +186,10 @@ class Egomotion:
         velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
         sightings = self._sight(frame, prior, velocity)
         attempt = self._solved(frame, sightings, prior, seconds)
-        asked = self._asked(frame)
+        asked = frame.present[self._landmarks.camera]
         moved = np.linalg.norm(geometry.log(geometry.inverse(prior.T_map_base) @ attempt.solution.T_map_base)[:3])
-        if attempt.solution.inliers >= 8 and (sightings.found[asked].mean() < 0.6 or not self._velocity_known) and moved > 0.05:
+        few = sightings.found[asked].sum() < 0.6 * asked.sum()
+        if attempt.solution.inliers >= 8 and (few or not self._velocity_known) and moved > 0.05:
             nearer = Prior(attempt.solution.T_map_base, prior.covariance)
             again = self._sight(frame, nearer, geometry.log(geometry.inverse(self._pose) @ nearer.T_map_base) / seconds)
             if again.found.sum() > sightings.found.sum():
@@ -198,9 +210,26 @@ class Egomotion:
         assert solution is not None
         excess = max(1.0, float(np.median(solution.distance[solution.inlier])) / 1.39) if solution.inliers else 1.0
         covariance = np.asarray(np.linalg.inv(solution.information / excess + np.eye(6) * 1e-4), np.float64)
-        return _Attempt(sightings, solution, T_camera_base, covariance, self._problem(frame, sightings, solution, covariance, seconds))
+        problem = self._problem(frame, sightings, solution, covariance)
+        return _Attempt(sightings, prior, solution, T_camera_base, covariance, problem)
 
-    def _problem(self, frame: Frame, sightings: _Sightings, solution: Solution, covariance: Array, seconds: float) -> str:
+    def _held(self, frame: Frame, attempt: _Attempt, pointers: Pointers, seconds: float) -> _Attempt:
+        """The attempt with the memory's sightings beside those of the tracks."""
+        base = attempt.prior.T_map_base if attempt.problem else attempt.solution.T_map_base
+        T_map_camera = base @ geometry.inverse(attempt.T_camera_base)
+        parts = []
+        for camera, image in enumerate(self._current):
+            if image is not None:
+                lens, k = self._lenses[camera], self._calibration.k[camera]
+                found = landmark_memory.find(pointers, self._births, camera, image, lens, k, T_map_camera[camera], MEMORY_NOISE)
+                parts += [found] if found is not None else []
+        if not parts:
+            return attempt
+        together = replace(attempt.sightings, observations=Observations.join([attempt.sightings.observations, *parts]))
+        held = self._solved(frame, together, attempt.prior, seconds)
+        return held if not held.problem or attempt.problem else attempt
+
+    def _problem(self, frame: Frame, sightings: _Sightings, solution: Solution, covariance: Array) -> str:
         """Why this solution is not to be believed; empty if it is."""
         if not frame.present.any():
             return "no camera has sent an image"
@@ -220,16 +249,18 @@ class Egomotion:
     def _conclude(self, frame: Frame, attempt: _Attempt, motion: Array | None, steady: Prior, seconds: float, reason: str) -> PoseEstimate:
         if not attempt.problem:
             self._accept(frame, attempt, attempt.solution.T_map_base, attempt.covariance, seconds)
-            self._unheld = 0
+            self._unheld = 0.0
             self._tracked_once = True
             return self._said(frame, Tracking.TRACKING, attempt.solution.inliers, reason)
-        self._unheld += 1
         told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
         if motion is not None:
             pose, covariance = self._pose @ motion, self._odometry_covariance(motion)
             self._accept(frame, attempt, pose, covariance, seconds)
+            self._unheld = 0.0
             return self._said(frame, Tracking.TRACKING, 0, f"odometry alone: {told}")
-        self._velocity = self._velocity * (0.98 if self._unheld < 20 else 0.8)  # an old velocity is worth less and less
+        self._unheld += seconds
+        if self._unheld > STEADY_SECONDS:
+            self._velocity = self._velocity * np.exp(-seconds)  # nobody knows any more: better to stay than to fly on
         self._accept(frame, attempt, steady.T_map_base, steady.covariance, seconds, keep_velocity=True)
         return self._said(frame, Tracking.LOST if self._tracked_once else Tracking.STARTING, attempt.solution.inliers, told)
 
@@ -324,9 +355,6 @@ class Egomotion:
 
     # -- sightings -----------------------------------------------------------------------------------------------------------------
 
-    def _asked(self, frame: Frame) -> NDArray[np.bool_]:
-        return frame.present[self._landmarks.camera]
-
     def _sight(self, frame: Frame, prior: Prior, velocity: Array) -> _Sightings:
         """Follows every camera's points into its new image, and into the images of cameras that look the same way."""
         table = self._landmarks
@@ -412,6 +440,7 @@ class Egomotion:
         if not keep_velocity:
             self._velocity, self._velocity_known = geometry.log(motion) / seconds, True
         self._pose, self._stamp_ns = pose, frame.stamp_ns
+        self._places = [self._places[1], pose[:3, 3].copy()]
         sightings, o = attempt.sightings, attempt.sightings.observations
         held = not attempt.problem
         lost = np.zeros(len(self._landmarks), np.bool_)
@@ -424,7 +453,8 @@ class Egomotion:
             self._landmarks.missed[:] = np.where(wrong, self._landmarks.missed + 1, 0)
             self._landmarks.age[sightings.found] += 1
             lost = self._landmarks.missed >= 2
-            self._remember(frame, o.take(good))
+            if self.parameters.odometry != "trust" or not self._odometry_used:
+                self._remember(frame, o.take(good))
         seeing = frame.present & ~sightings.blind
         self._landmarks.pixel[:] = np.where(sightings.found[:, None], sightings.pixel, self._landmarks.pixel)
         lost |= seeing[self._landmarks.camera] & ~sightings.found

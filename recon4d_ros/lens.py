@@ -1,4 +1,5 @@
-"""A camera's lens at the resolution the images come at: distorted pixels to rays and back, for points instead of whole images."""
+"""A camera's lens at the resolution the images come at, for a few hundred points per frame: everything that `distortion` works out
+for a whole image is worked out once here, and the inverse is polished to a hundredth of a pixel instead of to the last bit."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,19 +8,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.calibration import reduced_size, reduction
+from recon4d_ros.distortion import widest_ray
 from recon4d_ros.types import Camera
 
-ROUNDS = 8  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off (and its option differs by version)
+ROUNDS = 12  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H, W)."""
+    """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H, W). widest: tangent of its end."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
-    fisheye: bool
+    model: str
     size: tuple[int, int]
+    widest: float
 
     @property
     def focal(self) -> float:
@@ -27,29 +31,25 @@ class Lens:
 
     def rays(self, pixels: NDArray) -> NDArray[np.float64]:
         """Undistorted normalised coordinates [M, 2] (x/z, y/z) of distorted pixels [M, 2]."""
-        if len(pixels) == 0:
-            return np.empty((0, 2))
         points = np.ascontiguousarray(pixels, np.float64)
-        if not self.d.any() and not self.fisheye:
+        if len(points) == 0 or self.model == "none":
             return (points - self.k[:2, 2]) / self.k[[0, 1], [0, 1]]
-        if self.fisheye:
-            return np.asarray(cv2.fisheye.undistortPoints(points[:, None], self.k, self.d)[:, 0], np.float64)
-        rays = np.asarray(cv2.undistortPoints(points[:, None], self.k, self.d)[:, 0], np.float64)
+        undistort = cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
+        rays = np.asarray(undistort(points[:, None], self.k, self.d)[:, 0], np.float64)
         for _ in range(ROUNDS):
-            rays -= (self.pixels(rays) - points) / self.k[[0, 1], [0, 1]]
+            change = (self._distorted(rays) - points) / self.k[[0, 1], [0, 1]]
+            rays -= change
+            if np.abs(change).max() < 1e-6:
+                break
         return rays
 
     def pixels(self, rays: NDArray) -> NDArray[np.float64]:
-        """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN in, NaN out."""
-        if len(rays) == 0:
-            return np.empty((0, 2))
+        """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN beyond the model's range."""
         points = np.ascontiguousarray(rays, np.float64)
-        if not self.d.any() and not self.fisheye:
+        if len(points) == 0 or self.model == "none":
             return points * self.k[[0, 1], [0, 1]] + self.k[:2, 2]
-        if self.fisheye:
-            return np.asarray(cv2.fisheye.distortPoints(points[:, None], self.k, self.d)[:, 0], np.float64)
-        ones = np.concatenate([points, np.ones((len(points), 1))], axis=1)
-        return np.asarray(cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64)
+        beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
+        return np.where(beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points)))
 
     def inside(self, pixels: NDArray, margin: float) -> NDArray[np.bool_]:
         """Which pixels [M, 2] lie in the image, `margin` pixels from its border; NaN is outside."""
@@ -57,11 +57,19 @@ class Lens:
         with np.errstate(invalid="ignore"):
             return (pixels >= margin).all(-1) & (pixels[..., 0] <= width - 1 - margin) & (pixels[..., 1] <= height - 1 - margin)
 
+    def _distorted(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.model == "equidistant":
+            return np.asarray(cv2.fisheye.distortPoints(rays[:, None], self.k, self.d)[:, 0], np.float64)
+        ones = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
+        return np.asarray(cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64)
+
 
 def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
-    """The lens of `camera` for its image reduced to `size` (H, W) by averaging: u_small = (u + 0.5) / r - 0.5."""
-    scale = np.array([size[1] / camera.width, size[0] / camera.height])
-    k = np.eye(3)
-    k[[0, 1], [0, 1]] = camera.k[[0, 1], [0, 1]] * scale
-    k[:2, 2] = (camera.k[:2, 2] + 0.5) * scale - 0.5
-    return Lens(k, np.array(camera.d if any(camera.d) else (0.0,) * 4, np.float64), camera.distortion_model == "equidistant", size)
+    """The lens of `camera` for its image averaged down to fit an input of `size` (H, W). Raises CalibrationError."""
+    reduce = reduction(camera, size)
+    k = camera.k.copy()
+    k[:2] /= reduce
+    k[:2, 2] = (camera.k[:2, 2] + 0.5) / reduce - 0.5
+    undistorted = camera.distortion_model == "none" or not any(camera.d)
+    model = "none" if undistorted and camera.distortion_model != "equidistant" else camera.distortion_model
+    return Lens(k, np.array(camera.d or (0.0,) * 4, np.float64), model, reduced_size(camera, reduce), widest_ray(camera))

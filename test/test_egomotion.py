@@ -1,0 +1,578 @@
+"""Ego-motion: the solver on exact sightings, and the whole stage on a street that is rendered here (planes, textured by noise)."""
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recon4d_ros import bundle, geometry, ground, landmark_memory, pnp
+from recon4d_ros.bags import BagReader, ImageEvent
+from recon4d_ros.bundle import Keyframe
+from recon4d_ros.distortion import to_pixels
+from recon4d_ros.egomotion import Egomotion, EgomotionParameters
+from recon4d_ros.lens import lens_at
+from recon4d_ros.pnp import Observations, Prior
+from recon4d_ros.preprocess import Preprocessor, make_calibration
+from recon4d_ros.types import (
+    Calibration,
+    Camera,
+    Frame,
+    FrameSet,
+    Geometry,
+    OdometrySample,
+    Pointers,
+    PoseEstimate,
+    RawImage,
+    Rig,
+    Tracking,
+)
+
+Shots = tuple[tuple[Frame, Geometry, np.ndarray], ...]
+NOTHING = np.zeros(0, np.float32)
+NO_POINTERS = Pointers(np.zeros((0, 3)), np.zeros((0, 66), np.float32), NOTHING, NOTHING, np.zeros(0, np.bool_))
+OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # optical axes in a body that looks along x
+
+
+def mount(x: float, y: float, z: float, yaw: float = 0.0, pitch: float = 0.0) -> np.ndarray:
+    turn = geometry.exp(np.array([0, 0, 0, 0, 0, np.radians(yaw)])) @ geometry.exp(np.array([0, 0, 0, 0, np.radians(pitch), 0]))
+    return geometry.se3(turn[:3, :3] @ OPTICAL, np.array([x, y, z]))
+
+
+def camera(name: str, pose: np.ndarray, size: tuple[int, int] = (144, 256), fov: float = 80.0) -> Camera:
+    height, width = size
+    focal = width / 2 / np.tan(np.radians(fov) / 2)
+    return Camera(name, width, height, np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]), pose)
+
+
+STEREO = Rig("stereo", (camera("left", mount(1.5, 0.27, 1.6), (192, 448)), camera("right", mount(1.5, -0.27, 1.6), (192, 448))))
+SURROUND = Rig(
+    "surround",
+    tuple(
+        camera(f"c{yaw}", mount(np.cos(np.radians(yaw)), np.sin(np.radians(yaw)), 1.5, yaw), (180, 320), 70.0)
+        for yaw in (0, 60, 120, 180, 240, 300)
+    ),
+)
+MONO = Rig("mono", (camera("front", mount(1.5, 0.0, 1.6), (240, 480)),))
+
+
+def calibrate(rig: Rig) -> Calibration:
+    """Working image and input image are the same: no distortion, no resize."""
+    size = (rig.cameras[0].height, rig.cameras[0].width)
+    v, u = np.indices(size, np.float32)
+    count = len(rig.cameras)
+    grid, k = np.stack([np.stack([u, v], -1)] * count), np.stack([c.k for c in rig.cameras])
+    return Calibration(rig.names, grid, k, rig.T_base_camera, size, size)
+
+
+# -- a street: road at z = 0, house fronts at y = -7 and y = 8, its ends at x = 140 and -60 -----------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def texture() -> np.ndarray:
+    rng = np.random.default_rng(7)
+    out = np.zeros((1024, 1024), np.float32)
+    for sigma, weight in ((1.2, 1.0), (3.0, 1.6), (9.0, 2.5)):
+        layer = cv2.GaussianBlur(rng.standard_normal((1024, 1024)).astype(np.float32), (0, 0), sigma)
+        out += weight * layer / layer.std()
+    return np.clip(out * 14 + 120, 5, 250).astype(np.float32)
+
+
+PLANES = (  # normal, offset (n.x = d), the two axes that texture follows, texels per metre
+    (np.array([0.0, 0, 1]), 0.0, (0, 1), 14.0),
+    (np.array([0.0, 1, 0]), 8.0, (0, 2), 12.0),
+    (np.array([0.0, 1, 0]), -7.0, (0, 2), 12.0),
+    (np.array([1.0, 0, 0]), 140.0, (1, 2), 5.0),
+    (np.array([1.0, 0, 0]), -60.0, (1, 2), 5.0),
+)
+
+
+def render(T_world_camera: np.ndarray, k: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Grey image uint8 [h, w] and z-depth float32 [h, w] (NaN: sky) of the street."""
+    rays = geometry.unproject(np.ones(size, np.float32), k) @ T_world_camera[:3, :3].T.astype(np.float32)
+    origin = T_world_camera[:3, 3]
+    depth, grey = np.full(size, np.inf, np.float32), np.full(size, 200, np.float32)
+    for index, (normal, offset, axes, scale) in enumerate(PLANES):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = (offset - normal @ origin) / (rays @ normal.astype(np.float32))
+            hit = origin.astype(np.float32) + rays * z[..., None]
+        nearer = (z > 0.1) & (z < depth) & (hit[..., 2] < 9.0) & (hit[..., 2] > -0.01)
+        at = np.where(nearer[..., None], hit, 0)[..., list(axes)] * scale + 137.0 * index
+        at = np.mod(at, 1022).astype(np.float32)
+        grey = np.where(nearer, cv2.remap(texture(), at[..., 0], at[..., 1], cv2.INTER_LINEAR), grey)
+        depth = np.where(nearer, z, depth)
+    return np.clip(grey, 0, 255).astype(np.uint8), np.where(np.isfinite(depth), depth, np.nan).astype(np.float32)
+
+
+def drive(frames: int, speed: float = 8.0, yaw_rate: float = 0.0, period_ns: int = 100_000_000) -> list[tuple[int, np.ndarray]]:
+    """Stamps and poses of base_link in the world."""
+    step = geometry.exp(np.array([speed, 0, 0, 0, 0, yaw_rate]) * period_ns * 1e-9)
+    poses = [np.eye(4)]
+    for _ in range(frames - 1):
+        poses.append(poses[-1] @ step)
+    return [(1_000_000_000 + index * period_ns, pose) for index, pose in enumerate(poses)]
+
+
+def frame_at(rig: Rig, stamp: int, pose: np.ndarray, present: tuple[bool, ...] | None = None) -> tuple[Frame, Geometry]:
+    images, depths = zip(*(render(pose @ c.T_base_camera, c.k, (c.height, c.width)) for c in rig.cameras), strict=True)
+    there = np.array(present if present is not None else [True] * len(images))
+    stack = np.stack(images)[..., None] * there[:, None, None, None]
+    depth = np.where(there[:, None, None], np.stack(depths), np.nan).astype(np.float32)
+    frame = Frame(stamp, stack.astype(np.uint8), there, np.full(len(images), stamp, np.int64))
+    return frame, Geometry(depth, 0.01 * depth, np.isfinite(depth).astype(np.float32), np.repeat(stack, 3, -1))
+
+
+def blank(truth: Geometry) -> Geometry:
+    nothing = np.full_like(truth.depth, np.nan)
+    return Geometry(nothing, nothing, np.zeros_like(nothing), truth.color)
+
+
+# -- the solver ------------------------------------------------------------------------------------------------------------------------
+
+
+def scene(seed: int, count: int = 160, known: float = 1e-8) -> tuple[np.ndarray, np.ndarray, Observations]:
+    """True pose, T_camera_base of a surround rig, and exact sightings of landmarks hung on the rig's places at the map's origin."""
+    rng = np.random.default_rng(seed)
+    T_camera_base = geometry.inverse(SURROUND.T_base_camera)
+    truth = geometry.exp(np.array([*rng.normal([0.9, 0, 0], [0.2, 0.05, 0.05]), *rng.normal(0, 0.02, 3)]))
+    cam = rng.integers(0, len(SURROUND.cameras), count)
+    rays = np.concatenate([rng.uniform([-0.6, -0.35], [0.6, 0.35], (count, 2)), np.ones((count, 1))], axis=1)
+    rho = 1 / rng.uniform(3, 40, count)
+    mounts = SURROUND.T_base_camera[cam]
+    origin, bearing = mounts[:, :3, 3], np.einsum("mij,mj->mi", mounts[:, :3, :3], rays)
+    sigma, variance = np.full(count, 1e-3), known * rho**2
+    o = Observations(origin, bearing, rho, variance, cam, np.zeros((count, 2)), sigma, np.arange(count))
+    q = pnp.project(truth[None], T_camera_base, o)[0][0]
+    seen = np.flatnonzero(q[:, 2] > 0.2 * rho)
+    ray = q[:, :2] / q[:, 2:]
+    return truth, T_camera_base, replace(o, ray=ray).take(seen)
+
+
+def seen_at(o: Observations, ray: np.ndarray) -> Observations:
+    return replace(o, ray=ray)
+
+
+def loose_prior(pose: np.ndarray | None = None) -> Prior:
+    return Prior(np.eye(4) if pose is None else pose, np.diag([4.0, 1, 1, 0.04, 0.04, 0.04]))
+
+
+def error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Metres and radians between two poses."""
+    difference = geometry.log(geometry.inverse(a) @ b)
+    return float(np.linalg.norm(difference[:3])), float(np.linalg.norm(difference[3:]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000))
+def test_solver_recovers_exact_poses(seed: int) -> None:
+    truth, T_camera_base, o = scene(seed)
+    solution = pnp.solve(T_camera_base, o, Prior(np.eye(4), np.diag([1e4] * 6)))
+    assert max(error(truth, solution.T_map_base)) < 1e-5
+    assert solution.inliers == len(o)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 0.5))
+def test_solver_stands_half_the_sightings_being_wrong(seed: int, share: float) -> None:
+    truth, T_camera_base, o = scene(seed)
+    rng = np.random.default_rng(seed + 1)
+    ray = o.ray + rng.normal(0, 5e-4, o.ray.shape)
+    wrong = rng.random(len(o)) < share
+    ray[wrong] += rng.uniform(-0.3, 0.3, (int(wrong.sum()), 2))
+    solution = pnp.solve(T_camera_base, seen_at(o, ray), loose_prior())
+    metres, radians = error(truth, solution.T_map_base)
+    assert metres < 0.02 and radians < 0.002
+    assert solution.inlier[~wrong].mean() > 0.95
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_big_mover_does_not_capture_the_pose(seed: int) -> None:
+    """45 % of the sightings agree with each other on another motion: a lorry beside the car."""
+    truth, T_camera_base, o = scene(seed)
+    mover = np.arange(len(o)) < 0.45 * len(o)
+    other = pnp.project((truth @ geometry.exp(np.array([-0.7, 0.2, 0, 0, 0, 0.01])))[None], T_camera_base, o)[0][0]
+    ray = np.where(mover[:, None], other[:, :2] / other[:, 2:], o.ray)
+    solution = pnp.solve(T_camera_base, seen_at(o, ray), loose_prior())
+    assert error(truth, solution.T_map_base)[0] < 0.02
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.floats(-3, 3), st.floats(-1000, 1000), st.floats(-1000, 1000))
+def test_the_map_frame_does_not_matter(seed: int, yaw: float, x: float, y: float) -> None:
+    _, T_camera_base, o = scene(seed)
+    move = geometry.exp(np.array([0, 0, 0, 0.1, -0.2, yaw]))
+    move[:3, 3] = x, y, 3.0
+    o = seen_at(o, o.ray + 1e-4)
+    moved = replace(o, origin=geometry.transform(move, o.origin), bearing=o.bearing @ move[:3, :3].T)
+    here = pnp.solve(T_camera_base, o, loose_prior())
+    there = pnp.solve(T_camera_base, moved, loose_prior(move))
+    assert max(error(move @ here.T_map_base, there.T_map_base)) < 1e-6
+
+
+def test_points_of_unknown_depth_still_hold_the_rotation() -> None:
+    truth, T_camera_base, o = scene(3, known=1e2)
+    guess = replace(o, rho=np.full(len(o), 0.1), variance=np.full(len(o), 4.0))
+    start = truth @ geometry.exp(np.array([0.0, 0, 0, 0.02, -0.02, 0.03]))
+    solution = pnp.solve(T_camera_base, guess, Prior(start, np.diag([1e-4, 1e-4, 1e-4, 0.04, 0.04, 0.04])))
+    assert error(truth, solution.T_map_base)[1] < 1e-3
+
+
+def test_no_sightings_give_the_prior_back() -> None:
+    _, T_camera_base, o = scene(0)
+    prior = loose_prior(geometry.exp(np.array([1.0, 0, 0, 0, 0, 0.1])))
+    assert np.array_equal(pnp.solve(T_camera_base, o.take(np.zeros(0, int)), prior).T_map_base, prior.T_map_base)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_jacobians_agree_with_differences(seed: int) -> None:
+    truth, T_camera_base, o = scene(seed, count=20)
+    residual, along, jacobian, good = pnp.linearise(truth[None], T_camera_base, o)
+    step = 1e-6
+    for axis in range(6):
+        moved = truth @ geometry.exp(step * np.eye(6)[axis])
+        ahead = pnp.linearise(moved[None], T_camera_base, o)[0]
+        assert np.allclose(-(ahead - residual)[good] / step, jacobian[..., axis][good], atol=1e-3, rtol=1e-3)
+    deeper = replace(o, rho=o.rho + step)
+    difference = -(pnp.linearise(truth[None], T_camera_base, deeper)[0] - residual) / step
+    assert np.allclose(difference[good], along[good], atol=1e-3, rtol=1e-3)
+
+
+# -- lens, road, adjustment, memory ------------------------------------------------------------------------------------------------------
+
+DISTORTIONS = (
+    ("none", ()),
+    ("plumb_bob", (-0.3, 0.1, 0.001, -0.0005, 0.0)),
+    ("rational_polynomial", (0.4, 0.2, 0.0005, 0.0003, 0.01, 0.7, 0.3, 0.05)),
+    ("equidistant", (0.02, -0.01, 0.003, -0.001)),
+)
+
+
+@pytest.mark.parametrize(("model", "d"), DISTORTIONS, ids=[name for name, _ in DISTORTIONS])
+def test_lens_goes_there_and_back(model: str, d: tuple[float, ...]) -> None:
+    cam = Camera("c", 640, 480, np.array([[320.0, 0, 318], [0, 322, 241], [0, 0, 1]]), np.eye(4), model, d)
+    lens = lens_at(cam, (480, 640))
+    rays = np.random.default_rng(0).uniform([-0.8, -0.6], [0.8, 0.6], (50, 2))
+    assert np.abs(lens.rays(lens.pixels(rays)) - rays).max() * 320 < 0.002  # pixels
+    assert np.abs(lens.pixels(rays) - to_pixels(cam, rays)).max() < 1e-6  # as the images themselves are undistorted
+    half = lens_at(cam, (240, 320))
+    assert np.abs(half.pixels(rays) - ((lens.pixels(rays) + 0.5) / 2 - 0.5)).max() < 1e-6
+
+
+def test_the_road_gives_the_depth_of_what_lies_on_it() -> None:
+    cam = MONO.cameras[0]
+    points = np.array([[8.0, 1.0, 0], [6.0, -2.0, 0], [15.0, 3.0, 0]])
+    q = geometry.transform(geometry.inverse(cam.T_base_camera), points)
+    rho, variance = ground.inverse_depth(q[:, :2] / q[:, 2:], cam.T_base_camera)
+    assert np.allclose(rho, 1 / q[:, 2])
+    assert (variance > 0).all()
+    above = ground.inverse_depth(np.array([[0.0, -0.2]]), cam.T_base_camera)[0]
+    beside = ground.inverse_depth(q[:, :2] / q[:, 2:], geometry.se3(cam.T_base_camera[:3, :3], np.zeros(3)))[0]
+    assert np.isnan(above).all() and np.isnan(beside).all()
+
+
+@pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (0.0004, -0.0008, 0.001)])
+def test_adjustment_finds_how_a_camera_is_turned(turn: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(5)
+    truth = np.array([[0.0, 0, 0], turn])
+    nominal = STEREO.T_base_camera
+    real = bundle.turned(nominal, truth)
+    points = rng.uniform([8, -10, -1], [40, 10, 6], (150, 3))
+    keyframes = []
+    for index in range(6):
+        pose = geometry.exp(np.array([1.2 * index, 0, 0, 0, 0, 0.01 * index]))
+        seen = [geometry.transform(geometry.inverse(pose @ mount_), points) for mount_ in real]
+        rays = np.concatenate([q[:, :2] / q[:, 2:] for q in seen]) + rng.normal(0, 1e-4, (300, 2))
+        told = pose @ geometry.exp(rng.normal(0, [0.01, 0.01, 0.01, 0.001, 0.001, 0.001])) if index else pose
+        names, cams = np.tile(np.arange(150), 2), np.repeat([0, 1], 150)
+        keyframes.append(Keyframe(told, nominal, names, cams, cams == 0, rays, np.full(300, 5e-4)))
+    start = {index: point + rng.normal(0, 0.3, 3) for index, point in enumerate(points)}
+    adjusted = bundle.adjust(keyframes, start, np.zeros((2, 3)), np.diag([1e-14] * 3 + [9e-6] * 3))
+    assert adjusted is not None
+    assert np.abs(adjusted.turn - truth).max() < 1e-4
+    assert error(geometry.exp(np.array([6.0, 0, 0, 0, 0, 0.05])), adjusted.T_map_base[-1])[0] < 0.02
+
+
+def memory_of(rig: Rig, pose: np.ndarray, count: int, seed: int) -> Pointers:
+    """A memory made of the first camera's view, laid out as the engine lays it out."""
+    cam = rig.cameras[0]
+    image, depth = render(pose @ cam.T_base_camera, cam.k, (cam.height, cam.width))
+    rng = np.random.default_rng(seed)
+    at = rng.integers([30, 60], [cam.width - 30, cam.height - 30], (count, 2))
+    z = depth[at[:, 1], at[:, 0]]
+    at, z = at[np.isfinite(z) & (z < 40)], z[np.isfinite(z) & (z < 40)].astype(np.float64)
+    step = 1.5
+    spots = (at[:, None] + landmark_memory.AROUND * step).astype(np.float32)
+    patch = cv2.remap(image, spots[..., 0], spots[..., 1], cv2.INTER_LINEAR).astype(np.float32)
+    patch = (patch - patch.mean(1, keepdims=True)) / (patch.std(1, keepdims=True) + 2)
+    points = np.stack([(at[:, 0] - cam.k[0, 2]) / cam.k[0, 0] * z, (at[:, 1] - cam.k[1, 2]) / cam.k[1, 1] * z, z], 1)
+    extra = np.stack([step * z / cam.k[0, 0], 0.01 * z], 1)
+    feature = np.concatenate([patch, extra], 1).astype(np.float32)
+    ones = np.ones(len(z), np.float32)
+    return Pointers(geometry.transform(pose @ cam.T_base_camera, points), feature, ones, 0 * ones, ones > 0)
+
+
+def test_the_memory_is_found_again_from_elsewhere() -> None:
+    """Patches made at one place, looked for from a metre further on with a pose that is off by several pixels."""
+    cam, size = MONO.cameras[0], (240, 480)
+    pointers = memory_of(MONO, np.eye(4), 150, 0)
+    births = landmark_memory.Births.none()
+    births.update(pointers, np.zeros(3))
+    truth = geometry.exp(np.array([0.8, 0.02, 0, 0, 0, 0.004])) @ cam.T_base_camera
+    image, _ = render(truth, cam.k, size)
+    off = truth @ geometry.exp(np.array([0, 0, 0, 0.003, 0.006, 0]))
+    o = landmark_memory.find(pointers, births, 0, image, lens_at(cam, size), cam.k, off, 0.5)
+    assert o is not None and len(o) >= 15
+    q = geometry.transform(geometry.inverse(truth), o.origin + o.bearing / o.rho[:, None])
+    pixels = np.abs(q[:, :2] / q[:, 2:] - o.ray).max(1) * cam.k[0, 0]
+    assert np.median(pixels) < 0.35
+    assert (pixels < 1.5).mean() > 0.8
+    flat = np.full_like(image, 90)
+    assert landmark_memory.find(pointers, births, 0, flat, lens_at(cam, size), cam.k, off, 0.5) is None
+
+
+# -- the stage ---------------------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def street(name: str, frames: int, speed: float = 8.0, yaw_rate: float = 0.1) -> Shots:
+    rig = {"stereo": STEREO, "surround": SURROUND, "mono": MONO}[name]
+    return tuple((*frame_at(rig, stamp, pose), pose) for stamp, pose in drive(frames, speed, yaw_rate))
+
+
+def run(
+    rig: Rig,
+    shots: Shots,
+    odometry: dict[int, tuple[OdometrySample, ...]] | None = None,
+    depth: bool = True,
+    parameters: EgomotionParameters | None = None,
+) -> list[PoseEstimate]:
+    ego = Egomotion(rig, calibrate(rig), parameters)
+    out = []
+    for index, (frame, truth, _) in enumerate(shots):
+        pose = ego.estimate(frame, (odometry or {}).get(index, ()), NO_POINTERS)
+        ego.observe(frame, truth if depth else blank(truth), pose, np.zeros(truth.depth.shape, np.bool_))
+        assert np.isfinite(pose.T_map_base).all() and np.isfinite(pose.T_map_camera).all()
+        assert np.isfinite(pose.covariance).all() and np.isfinite(pose.velocity).all()
+        assert np.linalg.eigvalsh(pose.covariance)[0] > 0
+        out.append(pose)
+    return out
+
+
+def drift(poses: list[PoseEstimate], shots: Shots) -> float:
+    """Error at the end as a share of the path."""
+    path = np.linalg.norm(np.diff([pose[:3, 3] for *_, pose in shots], axis=0), axis=1).sum()
+    return float(np.linalg.norm(poses[-1].T_map_base[:3, 3] - shots[-1][2][:3, 3]) / path)
+
+
+@pytest.mark.parametrize(("name", "rig", "bound"), [("stereo", STEREO, 0.015), ("surround", SURROUND, 0.01), ("mono", MONO, 0.015)])
+def test_drift_with_depth(name: str, rig: Rig, bound: float) -> None:
+    shots = street(name, 20)
+    poses = run(rig, shots)
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
+    assert drift(poses, shots) < bound
+    assert np.abs(poses[-1].velocity[0] - 8.0) < 0.3 and np.abs(poses[-1].velocity[5] - 0.1) < 0.02
+
+
+@pytest.mark.parametrize(("name", "rig", "bound"), [("stereo", STEREO, 0.02), ("surround", SURROUND, 0.06), ("mono", MONO, 0.04)])
+def test_starts_without_any_depth_and_is_metric(name: str, rig: Rig, bound: float) -> None:
+    shots = street(name, 20)
+    poses = run(rig, shots, depth=False)
+    assert poses[0].tracking is Tracking.STARTING and poses[0].reason
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[2:])
+    assert drift(poses, shots) < bound
+
+
+def test_two_runs_are_identical() -> None:
+    first, second = run(STEREO, street("stereo", 20)), run(STEREO, street("stereo", 20))
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a.T_map_base, b.T_map_base) and np.array_equal(a.covariance, b.covariance)
+
+
+def wheel(shots: Shots, scale: float = 1.0) -> dict[int, tuple[OdometrySample, ...]]:
+    """Odometry at every frame, in a frame of its own, its translations too long by `scale`."""
+    start = geometry.exp(np.array([100.0, -50, 0, 0, 0, 2.0]))
+    pose = start
+    out: dict[int, tuple[OdometrySample, ...]] = {0: (OdometrySample(shots[0][0].stamp_ns, start),)}
+    for index in range(1, len(shots)):
+        motion = geometry.inverse(shots[index - 1][2]) @ shots[index][2]
+        motion[:3, 3] *= scale
+        pose = pose @ motion
+        out[index] = (OdometrySample(shots[index][0].stamp_ns, pose),)
+    return out
+
+
+def test_trusted_odometry_is_taken_as_it_is() -> None:
+    shots = street("stereo", 20)
+    poses = run(STEREO, shots, wheel(shots), parameters=EgomotionParameters(odometry="trust"))
+    assert max(error(pose.T_map_base, truth)[0] for pose, (*_, truth) in zip(poses, shots, strict=True)) < 1e-6
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
+
+
+def test_odometry_helps_and_is_left_out_when_the_images_contradict_it() -> None:
+    shots = street("stereo", 20)
+    helped = run(STEREO, shots, wheel(shots, 1.01))
+    assert drift(helped, shots) < 0.02 and not helped[-1].reason
+    wrong = run(STEREO, shots, wheel(shots, 1.6))
+    assert any("contradict" in pose.reason for pose in wrong)
+    assert drift(wrong, shots) < 0.04
+    ignored = run(STEREO, shots, wheel(shots, 1.6), parameters=EgomotionParameters(odometry="none"))
+    assert drift(ignored, shots) < 0.015
+
+
+def test_odometry_that_stops_jumps_or_is_not_a_number() -> None:
+    shots = street("stereo", 20)
+    odometry = wheel(shots)
+    stopped = run(STEREO, shots, {index: sample for index, sample in odometry.items() if index < 8})
+    assert "odometry stopped" in stopped[-1].reason and drift(stopped, shots) < 0.02
+    jump = geometry.se3(np.eye(3), np.array([30.0, 0, 0]))
+    jumped = {i: tuple(replace(s, T_odom_base=(jump if i >= 10 else np.eye(4)) @ s.T_odom_base) for s in odometry[i]) for i in odometry}
+    poses = run(STEREO, shots, jumped, parameters=EgomotionParameters(odometry="trust"))
+    assert "odometry jumped" in poses[10].reason and drift(poses, shots) < 0.02
+    broken = {i: tuple(replace(s, T_odom_base=s.T_odom_base * (np.nan if i % 3 else 1)) for s in odometry[i]) for i in odometry}
+    assert drift(run(STEREO, shots, broken), shots) < 0.02
+
+
+def test_odometry_alone_carries_the_pose_through_the_dark() -> None:
+    shots = darkened(street("mono", 20), range(8, 14))
+    poses = run(MONO, shots, wheel(shots))
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
+    assert "odometry alone" in poses[10].reason
+    assert drift(poses, shots) < 0.015
+
+
+def darkened(shots: Shots, which: range) -> Shots:
+    return tuple(
+        (replace(frame, images=np.zeros_like(frame.images)), blank(truth), pose) if index in which else (frame, truth, pose)
+        for index, (frame, truth, pose) in enumerate(shots)
+    )
+
+
+@pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("surround", SURROUND)])
+@pytest.mark.parametrize("dark", [range(8, 11), range(4, 17)], ids=["short", "long"])
+def test_says_when_it_is_lost_and_recovers(name: str, rig: Rig, dark: range) -> None:
+    shots = darkened(street(name, 20), dark)
+    poses = run(rig, shots)
+    assert all(poses[index].tracking is Tracking.LOST and poses[index].reason for index in dark)
+    sizes = [np.trace(poses[index].covariance[:3, :3]) for index in dark]
+    assert all(b > a for a, b in pairwise(sizes))
+    assert poses[-1].tracking is Tracking.TRACKING
+    assert drift(poses, shots) < 0.08
+
+
+def without(shots: Shots, cameras: list[int], which: range) -> Shots:
+    out = []
+    for index, (frame, truth, pose) in enumerate(shots):
+        if index in which:
+            present, images, depth = frame.present.copy(), frame.images.copy(), truth.depth.copy()
+            present[cameras], images[cameras], depth[cameras] = False, 0, np.nan
+            frame, truth = replace(frame, present=present, images=images), replace(truth, depth=depth, sigma=0.01 * depth)
+        out.append((frame, truth, pose))
+    return tuple(out)
+
+
+@pytest.mark.parametrize(("name", "rig", "cameras"), [("stereo", STEREO, [0]), ("stereo", STEREO, [1]), ("surround", SURROUND, [0, 3])])
+def test_a_camera_that_dies_and_comes_back_does_not_matter(name: str, rig: Rig, cameras: list[int]) -> None:
+    shots = without(street(name, 20), cameras, range(5, 13))
+    poses = run(rig, shots)
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
+    assert drift(poses, shots) < 0.02
+
+
+def test_all_cameras_absent() -> None:
+    shots = without(street("stereo", 20), [0, 1], range(6, 9))
+    poses = run(STEREO, shots)
+    assert [pose.tracking for pose in poses[6:9]] == [Tracking.LOST] * 3 and "no camera" in poses[7].reason
+    assert poses[-1].tracking is Tracking.TRACKING and drift(poses, shots) < 0.03
+    nothing = run(STEREO, without(street("stereo", 20), [0, 1], range(20)))
+    assert all(pose.tracking is Tracking.STARTING for pose in nothing)
+
+
+def test_movers_that_dynamics_marks_are_dropped() -> None:
+    frame, truth, _ = street("mono", 20)[0]
+    ego = Egomotion(MONO, calibrate(MONO))
+    pose = ego.estimate(frame, (), NO_POINTERS)
+    mask = np.zeros(truth.depth.shape, np.bool_)
+    ego.observe(frame, truth, pose, mask)
+    held = len(ego._landmarks)
+    mask[:, :, :240] = True
+    ego.observe(frame, truth, pose, mask)
+    left = ego._landmarks.pixel[:, 0]
+    assert held > len(left) > 20 and left.min() > 238
+
+
+def test_cameras_that_fire_at_other_times() -> None:
+    """Six cameras over 60 ms, at 8 m/s and turning: each has its own pose, and the car's has no error from it."""
+    late = np.array([0, 12, 24, 36, 48, 60]) * 1_000_000 - 30_000_000
+    twist = np.array([8.0, 0, 0, 0, 0, 0.3])
+    shots = []
+    for stamp, pose in drive(14, 8.0, 0.3):
+        own = [pose @ geometry.exp(twist * delay * 1e-9) for delay in late]
+        views = [render(p @ c.T_base_camera, c.k, (c.height, c.width)) for p, c in zip(own, SURROUND.cameras, strict=True)]
+        images, depths = zip(*views, strict=True)
+        depth = np.stack(depths)
+        frame = Frame(stamp, np.stack(images)[..., None], np.ones(6, np.bool_), stamp + late)
+        doubt = (0.01 * depth).astype(np.float32)
+        shots.append((frame, Geometry(depth, doubt, np.ones_like(depth), np.repeat(frame.images, 3, -1)), pose))
+    poses = run(SURROUND, tuple(shots))
+    assert drift(poses, tuple(shots)) < 0.015
+    truth = shots[-1][2] @ geometry.exp(twist * late[-1] * 1e-9) @ SURROUND.cameras[-1].T_base_camera
+    assert error(poses[-1].T_map_camera[-1], truth)[0] < 0.03 + error(poses[-1].T_map_base, shots[-1][2])[0]
+    blind_to_time = tuple((replace(frame, stamps_ns=np.full(6, frame.stamp_ns)), depth, pose) for frame, depth, pose in shots)
+    assert error(run(SURROUND, blind_to_time)[-1].T_map_camera[-1], truth)[0] > 0.15
+
+
+def test_reset_forgets_the_drive() -> None:
+    shots = street("stereo", 20)[:4]
+    ego = Egomotion(STEREO, calibrate(STEREO))
+    runs = []
+    for _ in range(2):
+        poses = []
+        for frame, truth, _ in shots:
+            pose = ego.estimate(frame, (), NO_POINTERS)
+            ego.observe(frame, truth, pose, np.zeros(truth.depth.shape, np.bool_))
+            poses.append(pose.T_map_base)
+        runs.append(np.stack(poses))
+        ego.reset()
+    assert np.array_equal(runs[0], runs[1])
+
+
+def test_a_real_drive(kitti_bag: Path) -> None:
+    """Half of a real stereo drive with no odometry and no engine: the pair's own sightings alone."""
+    poses: list[np.ndarray] = []
+    truth: list[np.ndarray] = []
+    with BagReader(kitti_bag) as bag:
+        rig = bag.rig()
+        size = (rig.cameras[0].height, rig.cameras[0].width)
+        calibration = make_calibration(rig, size, (320, 1024))
+        preprocess, ego = Preprocessor(rig, calibration, 1), Egomotion(rig, calibration)
+        waiting: dict[str, RawImage] = {}
+        nothing, color = np.full((2, 320, 1024), np.nan, np.float32), np.zeros((2, 320, 1024, 3), np.uint8)
+        for event in bag.events():
+            if not isinstance(event, ImageEvent):
+                continue
+            waiting[event.camera] = event.image
+            if len(waiting) < 2:
+                continue
+            frame, dropped = preprocess(FrameSet(event.image.stamp_ns, waiting))
+            assert not dropped
+            waiting = {}
+            pose = ego.estimate(frame, (), NO_POINTERS)
+            ego.observe(frame, Geometry(nothing, nothing, nothing, color), pose, np.zeros((2, 320, 1024), np.bool_))
+            poses.append(pose.T_map_base)
+            if len(poses) == 26:
+                break
+        for topic, _, message in bag.messages(["/ground_truth/odom"]):
+            assert topic == "/ground_truth/odom"
+            at, turn = message.pose.pose.position, message.pose.pose.orientation
+            truth.append(geometry.se3_from_quaternion(np.array([at.x, at.y, at.z]), np.array([turn.x, turn.y, turn.z, turn.w])))
+        preprocess.close()
+    start = geometry.inverse(truth[0])
+    assert np.linalg.norm((start @ truth[25])[:3, 3] - poses[-1][:3, 3]) < 0.015 * 30
