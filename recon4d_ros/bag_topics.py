@@ -46,7 +46,7 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
         if info.type not in (IMAGE, COMPRESSED_IMAGE) or topic.startswith(TRUTH):
             continue
         namespace, base = _split(topic, info.type)
-        if any(word in base.lower() for word in _NO_PICTURES):
+        if any(word in f"{namespace.rsplit('/', 1)[-1]}/{base}".lower() for word in _NO_PICTURES):
             continue
         if namespace not in best or _preference(topics[topic]) > _preference(topics[best[namespace][0]]):
             best[namespace] = (topic, base)

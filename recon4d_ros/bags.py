@@ -112,7 +112,8 @@ class BagReader:
         topics = self.topics
         truth = tuple(topic for topic in topics if topic.startswith(bag_topics.TRUTH))
         odometry = tuple(topic for topic, info in topics.items() if info.type == bag_topics.ODOMETRY and topic not in truth)
-        storage = "sqlite3" if any(file.suffix == ".db3" for file in _storage_files(self.path)) else "mcap"
+        files = self.path.iterdir() if self.path.is_dir() else [self.path]
+        storage = "sqlite3" if any(".db3" in file.suffixes for file in files) else "mcap"  # .db3.zstd where files are compressed
         count = self._reader.message_count
         start, duration = (self._reader.start_time, (self._reader.duration - 1) * 1e-9) if count else (0, 0.0)
         return BagInfo(self.path, storage, bag_topics.find_cameras(topics), odometry, truth, start, duration, count)

@@ -85,6 +85,8 @@ def _decode_raw(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8
         raise ImageError(f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}")
     if image.width <= 0 or image.height <= 0:
         raise ImageError(f"image size is {image.width}x{image.height}: expected above zero")
+    if layout.channels == 2 and image.width % 2:
+        raise ImageError(f"{image.encoding} of {image.width}x{image.height} pixels: two pixels share a colour, expected an even width")
     row = image.width * layout.channels * layout.bytes_per_channel
     step = image.step or row
     if step < row:

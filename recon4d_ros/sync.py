@@ -16,6 +16,7 @@ from recon4d_ros.sync_policies import Group, MatchedPolicy, Policy, ResilientPol
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
 
 SECOND = 1_000_000_000
+_SET_BACK = 3  # images in a row older than one that was used: no disorder on the way, but a short bag that loops
 
 DUPLICATE = "duplicate stamp"
 OLDER = "older than an image that was used"
@@ -43,8 +44,8 @@ class SyncParameters:
     min_cameras: int = parameter(1, "Sets of fewer images than this are dropped", minimum=1, maximum=64)
     queue: int = parameter(16, "Most images held per camera", minimum=1, maximum=1000)
     backward_jump: float = parameter(
-        0.5, "A camera's stamp that is older than its last by more than this means that time was set back (a bag loops), s", minimum=0.0,
-        maximum=3600.0)
+        0.5, "A camera's stamp that is older than its last by more than this means that time was set back (a bag loops); by less, "
+        "three such in a row do, s", minimum=0.0, maximum=3600.0)
     forward_jump: float = parameter(
         2.0, "A set that is newer than the last by more than this is marked as a jump, s", minimum=0.01, maximum=3600.0)
     odometry_queue: int = parameter(2000, "Most odometry samples held until the next set", minimum=1, maximum=100000)
@@ -88,6 +89,7 @@ class Synchronizer:
             self._policy = MatchedPolicy(self.cameras, self._drop, round(p.slop * SECOND) if p.policy == "approximate" else 0, p.queue)
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
+        self._older: Counter[str] = Counter()  # images in a row that were older than that
         self._before_jump: dict[str, int] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
         self._jumped_at_ns = 0
         self._last_stamp_ns: int | None = None
@@ -132,8 +134,14 @@ class Synchronizer:
             del self._before_jump[camera]  # it followed the jump (or, after a while, never will: then its clock is taken as it is)
         elif camera in self._newest and stamp < self._newest[camera] - self._backward:
             self._jump_backward(camera, stamp, now_ns)
-        if camera in self._used and stamp <= self._used[camera]:
-            return DUPLICATE if stamp == self._used[camera] else OLDER
+        if camera in self._used and stamp < self._used[camera]:
+            self._older[camera] += 1
+            if self._older[camera] < _SET_BACK:
+                return OLDER
+            self._jump_backward(camera, stamp, now_ns)
+        elif camera in self._used and stamp == self._used[camera]:
+            return DUPLICATE
+        self._older[camera] = 0
         if self._policy.holds(camera, stamp):
             return DUPLICATE
         self._newest[camera] = max(stamp, self._newest.get(camera, stamp))
@@ -145,6 +153,7 @@ class Synchronizer:
         self._before_jump = {**self._before_jump, **{name: newest for name, newest in self._newest.items() if name != camera}}
         self._newest.clear()
         self._used.clear()
+        self._older.clear()
         self._odometry.jump_backward(stamp)
         self._jumped_at_ns = now_ns
         self._last_stamp_ns = None

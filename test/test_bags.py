@@ -12,7 +12,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pytest
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from recon4d_ros.bag_types import typestore
 from recon4d_ros.bag_writer import rig_transforms
 from recon4d_ros.bags import BagReader, BagWriter, ImageEvent, OdometryEvent
 from recon4d_ros.errors import BagError, CalibrationError, ImageError, OutputError
@@ -142,6 +144,23 @@ def test_compressed_chunks(tmp_path: Path) -> None:
         assert len(list(bag.events())) == 2
 
 
+@pytest.mark.parametrize(("storage", "mode"), [("MCAP", "FILE"), ("MCAP", "MESSAGE"), ("SQLITE3", "FILE"), ("SQLITE3", "MESSAGE")])
+def test_compressed_bags_as_ros2_bag_records_them(tmp_path: Path, storage: str, mode: str) -> None:
+    plain = write_bag(tmp_path / "plain", frames=2)
+    with BagReader(plain) as bag:
+        rows = list(bag.raw_messages())
+    writer = Writer(tmp_path / "packed", version=9, storage_plugin=StoragePlugin[storage])
+    writer.set_compression(CompressionMode[mode], CompressionFormat.ZSTD)
+    with writer:
+        kinds = {topic: kind for topic, kind, _, _ in rows}
+        connections = {topic: writer.add_connection(topic, kind, typestore=typestore()) for topic, kind in kinds.items()}
+        for topic, _, receive_ns, data in rows:
+            writer.write(connections[topic], receive_ns, data)
+    with BagReader(tmp_path / "packed") as bag:
+        assert list(bag.raw_messages()) == rows and bag.rig().names == ("front", "rear")
+        assert bag.info().storage == storage.lower()
+
+
 def test_extrinsics_are_a_chain_and_frames_come_from_camera_info(tmp_path: Path) -> None:
     mast, tilt = exp(np.array([0.5, 0, 2.0, 0, 0, 0.4])), exp(np.array([0, 0, 0, 0.1, 0.2, 0]))
     with BagWriter(tmp_path / "bag") as writer:
@@ -162,7 +181,7 @@ def test_cameras_are_told_by_their_namespace(tmp_path: Path) -> None:
     grey = pixels(0, 1)
     with BagWriter(tmp_path / "bag") as writer:
         for topic in ("/front/left/image_raw", "/rear/left/image_raw", "/mono/image_rect", "/mono/depth", "/ground_truth/mono/image",
-                      "/recon4d/mono/dynamic_mask", "/image"):
+                      "/recon4d/mono/dynamic_mask", "/sensor/aligned_depth_to_color/image_raw", "/image"):
             writer.write_image(topic, START, "f", grey, "mono8")
         writer.write_image("/mono/image_rect/compressed", START, "f", grey, "mono8", "png")
         writer.write_image("/front/left/image_raw/compressed", START, "f", grey, "mono8", "png")

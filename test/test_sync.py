@@ -230,6 +230,15 @@ def test_bag_loop_clears_and_marks_once() -> None:
     assert result.synchronizer.statistics.dropped == Counter({("b", BEFORE_JUMP): 2})
 
 
+def test_a_bag_shorter_than_the_threshold_loops_too() -> None:
+    once = steady(["a"], 4)
+    arrivals = [Arrival("a", x.stamp, x.now + loop * 400 * MS) for loop in range(3) for x in once]
+    result = run(arrivals, ["a"], SyncParameters())
+    assert [s.jump for _, s in result.sets].count(Jump.BACKWARD) == 2
+    disorder = run([Arrival("a", START + k * MS, k) for k in (10, 8, 9, 20, 18, 19, 30)], ["a"], SyncParameters())
+    assert [s.jump for _, s in disorder.sets] == [Jump.NONE] * 3
+
+
 def test_images_held_when_time_jumps_are_counted() -> None:
     synchronizer = Synchronizer(["a", "b"])
     assert synchronizer.add_image("a", RawImage(START, "mono8", PIXELS), 0) == []
