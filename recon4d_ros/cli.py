@@ -15,7 +15,7 @@ COMMANDS = (
     ("simulate", "recon4d_ros.commands.simulate", "write a bag of a drive through the procedural world, with exact truth"),
     ("evaluate", "recon4d_ros.commands.evaluate", "score a run's folder against the truth in its bag"),
     ("bench", "recon4d_ros.commands.bench", "time an engine and every stage around it on this machine"),
-    ("export", "recon4d_ros.commands.export", "turn a network (and its checkpoint) into an engine folder"),
+    ("export", "recon4d_ros.export", "turn a network (and its checkpoint) into an engine folder"),
     ("info", "recon4d_ros.commands.info", "say what a bag, an engine or a rig file holds, or list all parameters"),
 )
 EXIT_CODES = """exit codes:

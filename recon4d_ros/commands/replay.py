@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.commands.common import add_engine_and_parameters, choose_engine, parameters_from
-from recon4d_ros.evaluation import evaluate_run, format_report
+from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.outputs import RunWriter
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
@@ -63,7 +63,8 @@ def replay(bag: Path, out: Path, *, engine: str = "", parameters: Parameters | N
         topic = odometry_topic(reader, odometry)
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         synchronizer = Synchronizer(rig.names, parameters.sync)
-        writer = RunWriter(out, save_frames=save_frames, force=force)
+        evaluator = Evaluator(bag, rig) if reader.info().has_ground_truth else None
+        writer = RunWriter(out, rig=rig, save_frames=save_frames, force=force, evaluator=evaluator)
         statistics = RunStatistics()
         lost = 0
         expected = max(info.count for info in reader.info().cameras.values())
@@ -77,8 +78,7 @@ def replay(bag: Path, out: Path, *, engine: str = "", parameters: Parameters | N
                 break
         summary = {"bag": str(bag), "rig": rig.name, "cameras": list(rig.names), "odometry": topic or "none",
                    "engine": {"network": reconstructor.engine.spec.network, "runtime": reconstructor.engine.spec.runtime, "device": reconstructor.engine.device},
-                   "not_tracking": lost, "drops": synchronizer.statistics.as_dict(), "undecodable": reconstructor.undecodable, **statistics.summary()}
-        metrics = evaluate_run(out, bag) if reader.info().has_ground_truth else None
-        writer.finish(reconstructor.mapper, summary, metrics)
+                   "not_tracking": lost, "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())}, "undecodable": reconstructor.undecodable, **statistics.summary()}
+        summary = writer.finish(reconstructor.mapper, summary)
         reconstructor.close()
     return summary

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from recon4d_ros import paths
 from recon4d_ros.errors import CalibrationError
 from recon4d_ros.rig import load_rig
-from recon4d_ros.sim import write_bag
+from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
@@ -47,4 +47,4 @@ def find_rig(name: str) -> Rig:
 def simulate_to(bag: Path, rig: Rig, seconds: float, rate: float, seed: int) -> None:
     """write_bag with a progress bar."""
     with tqdm(total=max(1, round(seconds * rate)), unit="set", desc="simulate", mininterval=0.5) as bar:
-        write_bag(bag, rig, seconds=seconds, rate=rate, seed=seed, progress=lambda done: bar.update(done - bar.n))
+        write_bag(bag, rig, seconds=seconds, rate=rate, seed=seed, progress=lambda done, _: bar.update(done - bar.n))

@@ -1,0 +1,137 @@
+"""`recon4d demo`: the real thing, end to end: a bag is played over DDS, the node reconstructs it, a recorder listens, and what it heard is scored."""
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from recon4d_ros import engine as engines
+from recon4d_ros.bags import BagReader
+from recon4d_ros.commands.common import NoEngineFits, add_engine_and_parameters, choose_engine, parameter_values, parameters_from
+from recon4d_ros.commands.simulate import find_rig, simulate_to
+from recon4d_ros.errors import OutputError
+from recon4d_ros.evaluation import Evaluator, format_report
+from recon4d_ros.export import default_export_arguments, export_engine
+from recon4d_ros.outputs import RunWriter
+from recon4d_ros.preprocess import Preprocessor, make_calibration
+from recon4d_ros.recording import Recording
+from recon4d_ros.replay import odometry_topic
+from recon4d_ros.ros.graph import run_graph
+from recon4d_ros.types import Rig, Tracking
+
+EPILOG = """leaves in --out:
+  drive/           the simulated drive (rosbag2, MCAP), where no --bag was given
+  bag/             what the node published (rosbag2, MCAP): opens in Foxglove, plays into RViz
+  map.ply trajectory.tum objects.jsonl depth/ dynamic/ summary.json      as `recon4d replay --save-frames` writes them
+  overview.png     the run in one picture
+  report.md        the metrics
+  logs/            of the three processes
+
+examples:
+  recon4d demo --out demo
+  recon4d demo --out demo --bag my_drive/
+  recon4d demo --out demo --rig kitti_like --seconds 10
+"""
+OURS = ("drive", "bag", "logs", "engine", "report.md")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results; an earlier demo in it is replaced (default: %(default)s)")
+    parser.add_argument("--bag", type=Path, help="play this bag instead of simulating a drive")
+    parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the simulated drive (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="world of the simulated drive (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="play at R times real time (default: what this machine keeps up with, at most 1)")
+    parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
+    add_engine_and_parameters(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    start = time.monotonic()
+    out: Path = arguments.out
+    _prepare(out, arguments.bag)
+    bag = arguments.bag or out / "drive"
+    if arguments.bag is None:
+        print(f"1/3  simulating {arguments.seconds:g} s of rig {arguments.rig}, seed {arguments.seed}", flush=True)
+        simulate_to(bag, find_rig(arguments.rig), arguments.seconds, 10.0, arguments.seed)
+    with BagReader(bag) as reader:
+        rig = reader.rig()
+        odometry = odometry_topic(reader, arguments.odometry)
+    engine = _engine(arguments.engine, rig, out)
+    parameters_from(arguments)  # a wrong parameter is said here, not by a node's log
+    values = parameter_values(arguments.parameters, arguments.parameter)
+    rate = arguments.rate or _sustainable_rate(engine, rig, bag)
+    print(f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine {engine.name}", flush=True)
+    graph = run_graph(bag, out, {**values, "engine": str(engine.resolve()), "odom_topic": odometry or ""}, rate=rate, show_progress=True,
+                      player_arguments=["--truth"] if odometry and odometry.startswith("/ground_truth/") else [])
+    print("3/3  scoring what was heard", flush=True)
+    summary = _collect(graph.bag, bag, out, rig, engine)
+    report = format_report(summary)
+    (out / "report.md").write_text(f"# recon4d demo\n\n{bag}, played at {rate:.2f} x real time; engine {engine.name}.\n\n```\n{report}\n```\n\n![overview](overview.png)\n")
+    print(report)
+    print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {time.monotonic() - start:.0f} s in all")
+    return 0 if graph.ok else 1
+
+
+def _prepare(out: Path, bag: Path | None) -> None:
+    """An empty place for the results: an earlier demo there is removed, anything else is not touched."""
+    if bag is not None and out.resolve() in bag.resolve().parents:
+        raise OutputError(f"the bag {bag} lies in the output folder {out}, which is emptied: expected another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in OURS:
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"output folder {out} cannot be written: {error.strerror}") from None
+
+
+def _engine(wanted: str, rig: Rig, out: Path) -> Path:
+    try:
+        return choose_engine(wanted, rig)
+    except NoEngineFits as reason:
+        print(f"     {reason}\n     exporting one for this rig to {out}/engine (this takes PyTorch and a minute or two)", flush=True)
+        return export_engine(out / "engine", default_export_arguments(rig), progress=True)
+
+
+def _sustainable_rate(folder: Path, rig: Rig, bag: Path) -> float:
+    """How fast this machine can take the bag: half a second of the engine, measured, with as much again for all else on the same cores."""
+    engine = engines.load(folder, rig)
+    spec = engine.spec
+    calibration = make_calibration(rig, spec.input_size, spec.working_size)
+    seconds = engines.time_step(engine, calibration)
+    engine.close()
+    with BagReader(bag) as reader:
+        info = reader.info()
+        interval = info.duration_s / max(1, max(camera.count for camera in info.cameras.values()) - 1)
+    return float(np.clip(interval / (2.5 * seconds), 0.1, 1.0))
+
+
+def _collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
+    """The run's folder from the recording: the same files and scores as `recon4d replay`."""
+    spec = engines.load_spec(engine)
+    calibration = make_calibration(rig, spec.input_size, spec.working_size)
+    recording = Recording(recorded, source, Preprocessor(rig, calibration, spec.channels), rig.names)
+    with BagReader(source) as reader:
+        evaluator = Evaluator(source, rig) if reader.info().has_ground_truth else None
+        played = max(camera.count for camera in reader.info().cameras.values())
+    writer = RunWriter(out, rig=rig, save_frames=True, force=True, evaluator=evaluator)
+    stages: dict[str, list[float]] = {}
+    lost = count = 0
+    for result in tqdm(recording.frames(), unit="set", desc="score", mininterval=0.5):
+        writer.add(result, recording.preprocessor)
+        count += 1
+        lost += result.pose.tracking is not Tracking.TRACKING
+        for stage, seconds in result.latency.items():
+            stages.setdefault(stage, []).append(seconds)
+    latency = {name: {"p50": round(float(np.percentile(values, 50)) * 1e3, 2), "p95": round(float(np.percentile(values, 95)) * 1e3, 2)}
+               for name, values in {**stages, "reception_to_publication": recording.latency}.items()}
+    return writer.finish(recording, {"bag": str(source), "rig": rig.name, "cameras": list(rig.names), "engine": {"network": spec.network, "runtime": spec.runtime},
+                                     "frames": count, "frames_played": played, "not_tracking": lost, "drops": recording.drops, "latency_ms": latency})

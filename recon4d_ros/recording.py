@@ -1,0 +1,193 @@
+"""What a running node published, read back from the recorded bag as the Reconstructions that it was made from.
+
+So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what a listener heard, not from inside the node.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.bags import BagReader, ImageEvent
+from recon4d_ros.errors import BagError
+from recon4d_ros.geometry import se3_from_quaternion
+from recon4d_ros.mapping import Cloud, write_cloud
+from recon4d_ros.preprocess import Preprocessor
+from recon4d_ros.types import (
+    DynamicObject,
+    Frame,
+    FrameSet,
+    Geometry,
+    MapDelta,
+    Motion,
+    PoseEstimate,
+    RawImage,
+    Reconstruction,
+    Tracking,
+)
+
+_TRACKING = {0: Tracking.STARTING, 1: Tracking.TRACKING, 2: Tracking.LOST}
+_NO_DELTA = MapDelta(0, 0.0, np.empty((0, 3), np.int32), np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32), np.empty((0, 3), np.int32))
+
+
+@dataclass
+class Recording:
+    """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the last map heard.
+
+    source: the bag that was played, for the pictures. preprocessor: of the rig and engine that ran. A set is what the node's status
+    said of a frame set, with the images published for it.
+    """
+
+    bag: Path
+    source: Path
+    preprocessor: Preprocessor
+    names: tuple[str, ...]
+    node: str = "/recon4d"
+    latency: list[float] = field(default_factory=list)
+    drops: dict[str, int] = field(default_factory=dict)
+    cloud: Any = None
+
+    def frames(self) -> Iterator[Reconstruction]:
+        """Reconstructions in the order of their stamps. Raises BagError if the recording has no frame set."""
+        poses, objects, statuses = self._small_messages()
+        if not statuses:
+            raise BagError(f"{self.bag}: no frame set was recorded from {self.node}")
+        working = _ImageStream(self.bag, [f"{self.node}/{name}/{what}" for name in self.names for what in ("depth", "dynamic_mask")])
+        source = _SourceImages(self.source)
+        slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
+        for stamp in sorted(statuses):
+            if stamp in poses:
+                yield self._reconstruction(stamp, poses[stamp], objects.get(stamp, ()), statuses[stamp], working, source, slack)
+
+    def _small_messages(self) -> tuple[dict[int, Any], dict[int, tuple[DynamicObject, ...]], dict[int, Any]]:
+        poses, objects, statuses = {}, {}, {}
+        topics = {f"{self.node}/{name}": name for name in ("odometry", "objects", "status", "map")}
+        with BagReader(self.bag) as reader:
+            for topic, _, message in reader.messages([topic for topic in topics if topic in reader.topics]):
+                stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+                kind = topics[topic]
+                if kind == "odometry":
+                    poses[stamp] = message
+                elif kind == "objects":
+                    objects[stamp] = tuple(_object(entry) for entry in message.objects)
+                elif kind == "status" and message.frame_sets > 0:
+                    statuses[stamp] = message
+                    self.latency.append(float(message.latency))
+                    self.drops = dict(zip(message.drop_reasons, map(int, message.drop_counts), strict=True))
+                elif kind == "map":
+                    self.cloud = message
+        return poses, objects, statuses
+
+    def _reconstruction(self, stamp: int, pose: Any, objects: tuple[DynamicObject, ...], status: Any, working: _ImageStream,
+                        source: _SourceImages, slack: int) -> Reconstruction:
+        h, w = self.preprocessor.calibration.working_size
+        count = len(self.names)
+        depth = np.full((count, h, w), np.nan, np.float32)
+        mask = np.zeros((count, h, w), bool)
+        present, stamps = np.zeros(count, bool), np.full(count, stamp, np.int64)
+        images: dict[str, RawImage] = {}
+        for n, name in enumerate(self.names):
+            found = working.nearest(f"{self.node}/{name}/depth", stamp, slack) if status.present[n] else None
+            if found is None:
+                continue
+            own, message = found
+            present[n], stamps[n] = True, own
+            depth[n] = np.frombuffer(message.data, np.float32).reshape(h, w)
+            marked = working.nearest(f"{self.node}/{name}/dynamic_mask", own, 0)
+            if marked:
+                mask[n] = np.frombuffer(marked[1].data, np.uint8).reshape(h, w) > 127
+            picture = source.at(name, own)
+            if picture is not None:
+                images[name] = picture
+        frame, _ = self.preprocessor(FrameSet(stamp, images))
+        color = np.stack([_rectified(frame.images[n], self.preprocessor.calibration.grid[n]) for n in range(count)])
+        known = np.isfinite(depth)
+        q, p = pose.pose.pose.orientation, pose.pose.pose.position
+        T_map_base = se3_from_quaternion(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
+        estimate = PoseEstimate(T_map_base, T_map_base @ self.preprocessor.calibration.T_base_camera, _TRACKING.get(status.tracking, Tracking.LOST),
+                                np.asarray(pose.pose.covariance, np.float64).reshape(6, 6), np.zeros(6), reason=status.reason)
+        geometry = Geometry(depth, np.where(known, 0, np.nan).astype(np.float32), known.astype(np.float32), color)
+        latency = dict(zip(status.stages, map(float, status.stage_latency), strict=True))
+        return Reconstruction(FrameSet(stamp, images), Frame(stamp, frame.images, present, stamps), estimate, geometry, Motion(mask, objects), _NO_DELTA,
+                              latency, float(status.memory_fill))
+
+    def save(self, path: Path) -> int:
+        """Write the last map heard; returns its number of points (0 and an empty file if no map was heard)."""
+        cloud = _cloud(self.cloud)
+        write_cloud(path, cloud)
+        return len(cloud)
+
+
+class _ImageStream:
+    """Messages of image topics by stamp, read forward through a bag with a short memory."""
+
+    def __init__(self, bag: Path, topics: list[str], window_ns: int = 4_000_000_000) -> None:
+        self._reader = BagReader(bag)
+        self._messages = self._reader.messages([topic for topic in topics if topic in self._reader.topics])
+        self._held: dict[str, dict[int, Any]] = {topic: {} for topic in topics}
+        self._latest = -1
+        self._window = window_ns
+
+    def nearest(self, topic: str, stamp: int, slack: int) -> tuple[int, Any] | None:
+        """The message stamped nearest to `stamp`, at most `slack` nanoseconds away."""
+        while self._latest < stamp + self._window // 2 and (following := next(self._messages, None)) is not None:
+            name, _, message = following
+            own = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            self._latest = max(self._latest, own)
+            held = self._held[name]
+            held[own] = message
+            while held and min(held) < stamp - self._window:
+                del held[min(held)]
+        held = self._held[topic]
+        best = min(held, key=lambda own: abs(own - stamp), default=None)
+        return (best, held[best]) if best is not None and abs(best - stamp) <= slack else None
+
+
+class _SourceImages:
+    """The played bag's images by camera and stamp, read forward."""
+
+    def __init__(self, bag: Path) -> None:
+        self._reader = BagReader(bag)
+        self._events = (event for event in self._reader.events() if isinstance(event, ImageEvent))
+        self._held: dict[tuple[str, int], RawImage] = {}
+
+    def at(self, camera: str, stamp: int) -> RawImage | None:
+        while (camera, stamp) not in self._held:
+            event = next(self._events, None)
+            if event is None:
+                return None
+            self._held[event.camera, event.image.stamp_ns] = event.image
+            if len(self._held) > 400:
+                del self._held[next(iter(self._held))]
+        return self._held[camera, stamp]
+
+
+def _rectified(image: NDArray[np.uint8], grid: NDArray[np.float32]) -> NDArray[np.uint8]:
+    out = cv2.remap(image, grid, None, cv2.INTER_LINEAR)
+    return np.repeat(out.reshape(*grid.shape[:2], -1), 3 if image.shape[-1] == 1 else 1, axis=-1)
+
+
+def _object(message: Any) -> DynamicObject:
+    pose, twist = message.pose, message.twist
+    q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
+    return DynamicObject(
+        id=int(message.id), position=np.array([p.x, p.y, p.z]), yaw=float(2 * np.arctan2(q.z, q.w)), size=np.array([message.size.x, message.size.y, message.size.z]),
+        velocity=np.array([v.x, v.y, v.z]), position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],
+        velocity_covariance=np.asarray(twist.covariance).reshape(6, 6)[:3, :3], confidence=float(message.confidence), age=int(message.age), missed=int(message.missed))
+
+
+def _cloud(message: Any) -> Cloud:
+    """A PointCloud2 of x y z rgb weight as the node makes it; None gives an empty cloud."""
+    if message is None:
+        return Cloud(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
+    dtype = np.dtype({"names": [f.name for f in message.fields], "formats": ["<f4"] * len(message.fields), "offsets": [f.offset for f in message.fields],
+                      "itemsize": message.point_step})
+    rows = np.frombuffer(message.data, dtype)
+    packed = np.ascontiguousarray(rows["rgb"]).view(np.uint32)
+    rgb = np.stack([(packed >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
+    return Cloud(np.stack([rows["x"], rows["y"], rows["z"]], axis=-1), rgb, np.ascontiguousarray(rows["weight"]))
