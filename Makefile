@@ -77,6 +77,7 @@ $(DONE)/dev: $(DONE)/wheels requirements/dev.txt
 	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/dev.txt
 	@touch $@
 dev: $(DONE)/dev
+	@:
 
 $(DONE)/stand_ins: $(DONE)/wheels $(wildcard pip_ros/*.py pip_ros/*/*.py)
 	@$(ROS) python pip_ros/install.py
