@@ -193,10 +193,15 @@ class Simulator:
         self.views = [make_view(camera) for camera in rig.cameras]
         self.sensors = [Sensor(view, seed, index) for index, view in enumerate(self.views)]
 
+    @staticmethod
+    def stamp_of(index: int, rate: float) -> int:
+        """Stamp of a frame of a drive at `rate`."""
+        return START_NS + round(index / rate * 1e9)
+
     def stamp_ns(self, index: int, camera: int | None = None) -> int:
         """Stamp of a frame, or of one camera's image in it."""
         late = 0.0 if camera is None or len(self.views) < 2 else self.skew_s * camera / (len(self.views) - 1)
-        return START_NS + round(index / self.rate * 1e9) + round(late * 1e9)
+        return self.stamp_of(index, self.rate) + round(late * 1e9)
 
     def frame(self, index: int) -> SimFrame:
         """Frame `index` with everything in it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.lens import lens_at
+from recon4d_ros.distortion import to_rays
 from recon4d_ros.types import Camera
 
 MAX_TANGENT = np.tan(np.deg2rad(80.0))  # a fisheye's pixels beyond 80 degrees off axis have no z-depth worth the name
@@ -45,24 +45,22 @@ class View:
 
 def make_view(camera: Camera) -> View:
     """The rays of all pixels, by inverting the lens."""
-    lens = lens_at(camera, (camera.height, camera.width))
-    if not lens.d.any() and not lens.fisheye:
-        x = ((np.arange(camera.width) - lens.k[0, 2]) / lens.k[0, 0])[None]
-        y = ((np.arange(camera.height) - lens.k[1, 2]) / lens.k[1, 1])[:, None]
+    k = camera.k
+    if camera.distortion_model == "none":
+        x = ((np.arange(camera.width) - k[0, 2]) / k[0, 0])[None]
+        y = ((np.arange(camera.height) - k[1, 2]) / k[1, 1])[:, None]
         valid = None
     else:
         v, u = np.indices((camera.height, camera.width), dtype=np.float64)
-        rays = lens.rays(np.stack([u.ravel(), v.ravel()], axis=-1)).reshape(camera.height, camera.width, 2)
-        # Where the polynomial folds back, undistortion gives a ray that does not come back to its pixel: such a pixel sees nothing.
-        again = lens.pixels(rays.reshape(-1, 2)).reshape(rays.shape)
-        good = (np.abs(again - np.stack([u, v], -1)).max(-1) < 0.1) & (np.hypot(rays[..., 0], rays[..., 1]) < MAX_TANGENT)
+        rays = to_rays(camera, np.stack([u, v], axis=-1))
+        good = np.hypot(rays[..., 0], rays[..., 1]) < MAX_TANGENT  # NaN, where the lens sees nothing, fails too
         x, y = np.where(good, rays[..., 0], np.nan), np.where(good, rays[..., 1], np.nan)
         valid = None if good.all() else good
     x_low, x_high = _bounds(x, 0, camera.width)
     y_low, y_high = _bounds(y, 1, camera.height)
     if valid is not None:
         x, y = np.nan_to_num(x), np.nan_to_num(y)
-    return View(camera, x.astype(np.float32), y.astype(np.float32), valid, x_low, x_high, y_low, y_high, lens.focal)
+    return View(camera, x.astype(np.float32), y.astype(np.float32), valid, x_low, x_high, y_low, y_high, float(0.5 * (k[0, 0] + k[1, 1])))
 
 
 def _bounds(values: NDArray, axis: int, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
