@@ -1,4 +1,5 @@
 """The baseline beside ours: OpenCV StereoSGBM + KLT + PnP visual odometry, frame to frame, on a rectified stereo bag."""
+
 from __future__ import annotations
 
 import time
@@ -46,7 +47,9 @@ def run(bag: Path) -> ReferenceRun:
             rays = (points[good, 0] - k[:2, 2]) / k[[0, 1], [0, 1]]
             xyz = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * z[good, None]
             cv2.setRNGSeed(0)
-            found, rotation, translation, _ = cv2.solvePnPRansac(xyz, tracked[good].astype(np.float64), k, None, iterationsCount=200, reprojectionError=1.0)
+            found, rotation, translation, _ = cv2.solvePnPRansac(
+                xyz, tracked[good].astype(np.float64), k, None, iterationsCount=200, reprojectionError=1.0
+            )
             if found:
                 T_now_before = se3(cv2.Rodrigues(rotation)[0], translation.ravel())
                 T_map_base = T_map_base @ left.T_base_camera @ inverse(T_now_before) @ inverse(left.T_base_camera)

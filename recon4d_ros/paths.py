@@ -1,4 +1,5 @@
 """Where our own data files are: in a source checkout beside the package, in an installation under share/recon4d_ros."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +17,9 @@ def share() -> Path:
     for folder in candidates:
         if (folder / "config").is_dir() and (folder / "engines").is_dir():
             return folder
-    raise Recon4dError(f"config/ and engines/ of recon4d_ros are in none of {', '.join(str(c) for c in candidates)}: is the package installed?")
+    raise Recon4dError(
+        f"config/ and engines/ of recon4d_ros are in none of {', '.join(str(c) for c in candidates)}: is the package installed?"
+    )
 
 
 def engines() -> Path:

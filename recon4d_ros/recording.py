@@ -2,6 +2,7 @@
 
 So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what a listener heard, not from inside the node.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -32,7 +33,15 @@ from recon4d_ros.types import (
 )
 
 _TRACKING = {0: Tracking.STARTING, 1: Tracking.TRACKING, 2: Tracking.LOST}
-_NO_DELTA = MapDelta(0, 0.0, np.empty((0, 3), np.int32), np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32), np.empty((0, 3), np.int32))
+_NO_DELTA = MapDelta(
+    0,
+    0.0,
+    np.empty((0, 3), np.int32),
+    np.empty((0, 3), np.float32),
+    np.empty((0, 3), np.uint8),
+    np.empty(0, np.float32),
+    np.empty((0, 3), np.int32),
+)
 
 
 @dataclass
@@ -83,8 +92,16 @@ class Recording:
                     self.cloud = message
         return poses, objects, statuses
 
-    def _reconstruction(self, stamp: int, pose: Any, objects: tuple[DynamicObject, ...], status: Any, working: _ImageStream,
-                        source: _SourceImages, slack: int) -> Reconstruction:
+    def _reconstruction(
+        self,
+        stamp: int,
+        pose: Any,
+        objects: tuple[DynamicObject, ...],
+        status: Any,
+        working: _ImageStream,
+        source: _SourceImages,
+        slack: int,
+    ) -> Reconstruction:
         h, w = self.preprocessor.calibration.working_size
         count = len(self.names)
         depth = np.full((count, h, w), np.nan, np.float32)
@@ -109,12 +126,26 @@ class Recording:
         known = np.isfinite(depth)
         q, p = pose.pose.pose.orientation, pose.pose.pose.position
         T_map_base = se3_from_quaternion(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
-        estimate = PoseEstimate(T_map_base, T_map_base @ self.preprocessor.calibration.T_base_camera, _TRACKING.get(status.tracking, Tracking.LOST),
-                                np.asarray(pose.pose.covariance, np.float64).reshape(6, 6), np.zeros(6), reason=status.reason)
+        estimate = PoseEstimate(
+            T_map_base,
+            T_map_base @ self.preprocessor.calibration.T_base_camera,
+            _TRACKING.get(status.tracking, Tracking.LOST),
+            np.asarray(pose.pose.covariance, np.float64).reshape(6, 6),
+            np.zeros(6),
+            reason=status.reason,
+        )
         geometry = Geometry(depth, np.where(known, 0, np.nan).astype(np.float32), known.astype(np.float32), color)
         latency = dict(zip(status.stages, map(float, status.stage_latency), strict=True))
-        return Reconstruction(FrameSet(stamp, images), Frame(stamp, frame.images, present, stamps), estimate, geometry, Motion(mask, objects), _NO_DELTA,
-                              latency, float(status.memory_fill))
+        return Reconstruction(
+            FrameSet(stamp, images),
+            Frame(stamp, frame.images, present, stamps),
+            estimate,
+            geometry,
+            Motion(mask, objects),
+            _NO_DELTA,
+            latency,
+            float(status.memory_fill),
+        )
 
     def save(self, path: Path) -> int:
         """Write the last map heard; returns its number of points (0 and an empty file if no map was heard)."""
@@ -176,17 +207,31 @@ def _object(message: Any) -> DynamicObject:
     pose, twist = message.pose, message.twist
     q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
     return DynamicObject(
-        id=int(message.id), position=np.array([p.x, p.y, p.z]), yaw=float(2 * np.arctan2(q.z, q.w)), size=np.array([message.size.x, message.size.y, message.size.z]),
-        velocity=np.array([v.x, v.y, v.z]), position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],
-        velocity_covariance=np.asarray(twist.covariance).reshape(6, 6)[:3, :3], confidence=float(message.confidence), age=int(message.age), missed=int(message.missed))
+        id=int(message.id),
+        position=np.array([p.x, p.y, p.z]),
+        yaw=float(2 * np.arctan2(q.z, q.w)),
+        size=np.array([message.size.x, message.size.y, message.size.z]),
+        velocity=np.array([v.x, v.y, v.z]),
+        position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],
+        velocity_covariance=np.asarray(twist.covariance).reshape(6, 6)[:3, :3],
+        confidence=float(message.confidence),
+        age=int(message.age),
+        missed=int(message.missed),
+    )
 
 
 def _cloud(message: Any) -> Cloud:
     """A PointCloud2 of x y z rgb weight as the node makes it; None gives an empty cloud."""
     if message is None:
         return Cloud(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
-    dtype = np.dtype({"names": [f.name for f in message.fields], "formats": ["<f4"] * len(message.fields), "offsets": [f.offset for f in message.fields],
-                      "itemsize": message.point_step})
+    dtype = np.dtype(
+        {
+            "names": [f.name for f in message.fields],
+            "formats": ["<f4"] * len(message.fields),
+            "offsets": [f.offset for f in message.fields],
+            "itemsize": message.point_step,
+        }
+    )
     rows = np.frombuffer(message.data, dtype)
     packed = np.ascontiguousarray(rows["rgb"]).view(np.uint32)
     rgb = np.stack([(packed >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)

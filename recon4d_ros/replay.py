@@ -1,4 +1,5 @@
 """A bag through the Reconstructor, offline: every frame set is processed, in the bag's own time, and a run repeats bit for bit."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

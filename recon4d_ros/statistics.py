@@ -1,4 +1,5 @@
 """What a run took: latency percentiles per stage, rate and memory, gathered at bounded cost."""
+
 from __future__ import annotations
 
 import resource
@@ -45,8 +46,12 @@ class RunStatistics:
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """Milliseconds: mean, p50, p95, max."""
     values = np.asarray(seconds) * 1e3
-    return {"mean": round(float(values.mean()), 2), "p50": round(float(np.percentile(values, 50)), 2),
-            "p95": round(float(np.percentile(values, 95)), 2), "max": round(float(values.max()), 2)}
+    return {
+        "mean": round(float(values.mean()), 2),
+        "p50": round(float(np.percentile(values, 50)), 2),
+        "p95": round(float(np.percentile(values, 95)), 2),
+        "max": round(float(values.max()), 2),
+    }
 
 
 def rss_mib() -> float:

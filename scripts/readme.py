@@ -3,6 +3,7 @@
 
 Runs in the ROS environment (scripts/ros_env.sh python scripts/readme.py): the topics are the node's own table.
 """
+
 from __future__ import annotations
 
 import re
@@ -47,7 +48,11 @@ def main() -> int:
     text = README.read_text()
     new = rewritten(text, (("topics", topics()), ("parameters", parameters())))
     if "--check" in sys.argv:
-        print("README.md is in step with the code" if new == text else "README.md is out of step: run scripts/ros_env.sh python scripts/readme.py")
+        print(
+            "README.md is in step with the code"
+            if new == text
+            else "README.md is out of step: run scripts/ros_env.sh python scripts/readme.py"
+        )
         return int(new != text)
     README.write_text(new)
     return 0

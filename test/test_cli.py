@@ -1,4 +1,5 @@
 """The command line as a user meets it: help that teaches, one clear sentence for bad input, exit codes."""
+
 import json
 import os
 import subprocess
@@ -67,16 +68,27 @@ def test_unknown_camera_and_topic(capsys, tmp_path, small_bag):
 
 
 def test_parameter_out_of_range_unknown_and_not_a_number(capsys, tmp_path, small_bag):
-    for assignment, word in (("mapping.voxel_size=-1", "at least"), ("mapping.voxel=1", "unknown"), ("mapping.voxel_size=.nan", "finite"), ("x", "NAME=VALUE")):
+    for assignment, word in (
+        ("mapping.voxel_size=-1", "at least"),
+        ("mapping.voxel=1", "unknown"),
+        ("mapping.voxel_size=.nan", "finite"),
+        ("x", "NAME=VALUE"),
+    ):
         one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "-p", assignment], word)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("break_it, word", [
-    (lambda folder: (folder / "engine.yaml").unlink(), "engine.yaml"),
-    (lambda folder: (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:1000]), "truncated"),
-    (lambda folder: (folder / "engine.yaml").write_text((folder / "engine.yaml").read_text().replace("format: 1", "format: 99")), "format 99"),
-])
+@pytest.mark.parametrize(
+    "break_it, word",
+    [
+        (lambda folder: (folder / "engine.yaml").unlink(), "engine.yaml"),
+        (lambda folder: (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:1000]), "truncated"),
+        (
+            lambda folder: (folder / "engine.yaml").write_text((folder / "engine.yaml").read_text().replace("format: 1", "format: 99")),
+            "format 99",
+        ),
+    ],
+)
 def test_broken_engine(capsys, tmp_path, small_bag, stereo_engine, break_it, word):
     folder = tmp_path / "engine"
     folder.mkdir()
@@ -108,6 +120,7 @@ def test_unknown_rig(capsys, tmp_path):
 
 def test_errors_that_are_ours_are_all_one_class():
     from recon4d_ros import errors
+
     ours = [value for value in vars(errors).values() if isinstance(value, type)]
     assert len(ours) >= 7 and all(issubclass(kind, Recon4dError) for kind in ours)
 
@@ -115,8 +128,13 @@ def test_errors_that_are_ours_are_all_one_class():
 def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag):
     environment = dict(os.environ, PYTHONHASHSEED="1")
     for name in ("one", "two"):
-        done = subprocess.run([sys.executable, "-m", "recon4d_ros.cli", "replay", small_bag, "--out", tmp_path / name, "--save-frames"],
-                              cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "recon4d_ros.cli", "replay", small_bag, "--out", tmp_path / name, "--save-frames"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / "one", tmp_path / "two"
     for name in ("trajectory.tum", "map.ply", "objects.jsonl"):

@@ -1,4 +1,5 @@
 """`recon4d bench`: every stage timed on this machine, over as many frame sets as wanted, with the resident memory watched."""
+
 from __future__ import annotations
 
 import argparse
@@ -61,11 +62,17 @@ class BenchResult:
     map_voxels: int
 
     def table(self) -> str:
-        lines = [f"{self.rig}, engine {self.engine} on {self.device}; {self.machine}; {self.frames} frame sets, {self.not_tracking} not tracked",
-                 f"{'stage':12} {'mean':>8} {'p50':>8} {'p95':>8} {'max':>8}  ms"]
-        lines += [f"{stage:12} " + " ".join(f"{row[key]:8.2f}" for key in ("mean", "p50", "p95", "max")) for stage, row in self.latency_ms.items()]
-        lines.append(f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms in the last 100 ({self.step_ms_late / self.step_ms_early - 1:+.1%}); "
-                     f"resident {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the end ({self.rss_mib_end - self.rss_mib_warm:+.1f})")
+        lines = [
+            f"{self.rig}, engine {self.engine} on {self.device}; {self.machine}; {self.frames} frame sets, {self.not_tracking} not tracked",
+            f"{'stage':12} {'mean':>8} {'p50':>8} {'p95':>8} {'max':>8}  ms",
+        ]
+        lines += [
+            f"{stage:12} " + " ".join(f"{row[key]:8.2f}" for key in ("mean", "p50", "p95", "max")) for stage, row in self.latency_ms.items()
+        ]
+        lines.append(
+            f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms in the last 100 ({self.step_ms_late / self.step_ms_early - 1:+.1%}); "
+            f"resident {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the end ({self.rss_mib_end - self.rss_mib_warm:+.1f})"
+        )
         return "\n".join(lines)
 
 
@@ -78,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             simulate_to(Path(folder) / "drive", find_rig(arguments.rig), arguments.seconds, 10.0, 0)
-            result = bench(Path(folder) / "drive", arguments.frames, engine=arguments.engine, parameters=parameters, odometry=arguments.odometry)
+            result = bench(
+                Path(folder) / "drive", arguments.frames, engine=arguments.engine, parameters=parameters, odometry=arguments.odometry
+            )
     print(result.table())
     if arguments.json:
         try:
@@ -106,10 +115,20 @@ def bench(bag: Path, frames: int, *, engine: str = "", parameters: Parameters | 
             rss_warm = rss_mib()
     steps = np.asarray(statistics.stages["step"])
     early = steps[100:200] if len(steps) >= 200 else steps
-    result = BenchResult(machine(), _title(rig), reconstructor.engine.spec.network, f"{reconstructor.engine.spec.runtime} {reconstructor.engine.device}", frames,
-                         {stage: percentiles(values) for stage, values in statistics.stages.items()},
-                         round(float(np.median(early)) * 1e3, 2), round(float(np.median(steps[-100:])) * 1e3, 2), round(rss_warm, 1), round(rss_mib(), 1),
-                         lost, reconstructor.mapper.size)
+    result = BenchResult(
+        machine(),
+        _title(rig),
+        reconstructor.engine.spec.network,
+        f"{reconstructor.engine.spec.runtime} {reconstructor.engine.device}",
+        frames,
+        {stage: percentiles(values) for stage, values in statistics.stages.items()},
+        round(float(np.median(early)) * 1e3, 2),
+        round(float(np.median(steps[-100:])) * 1e3, 2),
+        round(rss_warm, 1),
+        round(rss_mib(), 1),
+        lost,
+        reconstructor.mapper.size,
+    )
     reconstructor.close()
     return result
 
@@ -128,7 +147,10 @@ def to_and_fro(sets: Sequence[FrameSet], frames: int) -> Iterator[FrameSet]:
 
 def machine() -> str:
     """This machine in a few words."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
     return f"{cpu}, {os.cpu_count()} cores"
 
 

@@ -1,4 +1,5 @@
 """What several commands share: which engine, which rig, which parameters."""
+
 from __future__ import annotations
 
 import argparse
@@ -23,10 +24,21 @@ class NoEngineFits(EngineError):
 
 
 def add_engine_and_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", default="", metavar="NAME|DIR", help="engine folder, or the name of a shipped one (default: the shipped one that fits the rig)")
+    parser.add_argument(
+        "--engine",
+        default="",
+        metavar="NAME|DIR",
+        help="engine folder, or the name of a shipped one (default: the shipped one that fits the rig)",
+    )
     parser.add_argument("--parameters", type=Path, metavar="YAML", help="parameter file (as the node takes it, or plain nested names)")
-    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
-                        help="one parameter, e.g. -p mapping.voxel_size=0.2; may be repeated (`recon4d info --parameters` lists them)")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one parameter, e.g. -p mapping.voxel_size=0.2; may be repeated (`recon4d info --parameters` lists them)",
+    )
 
 
 def parameters_from(arguments: argparse.Namespace) -> Parameters:
@@ -64,6 +76,8 @@ def choose_engine(wanted: str, rig: Rig) -> Path:
     found = find_engine(rig, paths.engines())
     if found is None:
         sizes = sorted({f"{camera.width}x{camera.height}" for camera in rig.cameras})
-        raise NoEngineFits(f"no shipped engine fits rig {rig.name} ({len(rig.cameras)} cameras of {', '.join(sizes)}): "
-                           "`recon4d export --rig` makes one (see `recon4d export --help`)")
+        raise NoEngineFits(
+            f"no shipped engine fits rig {rig.name} ({len(rig.cameras)} cameras of {', '.join(sizes)}): "
+            "`recon4d export --rig` makes one (see `recon4d export --help`)"
+        )
     return found

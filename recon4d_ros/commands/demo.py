@@ -1,9 +1,11 @@
 """`recon4d demo`: the real thing, end to end: a bag is played over DDS, the node reconstructs it, a recorder listens, and what it heard is scored."""
+
 from __future__ import annotations
 
 import argparse
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.export import default_export_arguments, export_engine
 from recon4d_ros.outputs import RunWriter
 from recon4d_ros.preprocess import Preprocessor, make_calibration
+from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.recording import Recording
-from recon4d_ros.replay import odometry_topic
+from recon4d_ros.replay import frame_sets, odometry_topic
 from recon4d_ros.ros.graph import run_graph
+from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Rig, Tracking
 
 EPILOG = """leaves in --out:
@@ -40,12 +44,24 @@ OURS = ("drive", "bag", "logs", "engine", "report.md")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results; an earlier demo in it is replaced (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for the results; an earlier demo in it is replaced (default: %(default)s)",
+    )
     parser.add_argument("--bag", type=Path, help="play this bag instead of simulating a drive")
     parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the simulated drive (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="world of the simulated drive (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="play at R times real time (default: what this machine keeps up with, at most 1)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="play at R times real time (default: what this machine keeps up with, at most 1)",
+    )
     parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
     add_engine_and_parameters(parser)
 
@@ -62,18 +78,28 @@ def run(arguments: argparse.Namespace) -> int:
         rig = reader.rig()
         odometry = odometry_topic(reader, arguments.odometry)
     engine = _engine(arguments.engine, rig, out)
-    parameters_from(arguments)  # a wrong parameter is said here, not by a node's log
+    parameters = parameters_from(arguments)
     values = parameter_values(arguments.parameters, arguments.parameter)
-    rate = arguments.rate or _sustainable_rate(engine, rig, bag)
+    rate = arguments.rate or _sustainable_rate(engine, rig, bag, parameters)
     print(f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine {engine.name}", flush=True)
-    graph = run_graph(bag, out, {**values, "engine": str(engine.resolve()), "odom_topic": odometry or ""}, rate=rate, show_progress=True,
-                      player_arguments=["--truth"] if odometry and odometry.startswith("/ground_truth/") else [])
+    graph = run_graph(
+        bag,
+        out,
+        {**values, "engine": str(engine.resolve()), "odom_topic": odometry or ""},
+        rate=rate,
+        show_progress=True,
+        player_arguments=["--truth"] if odometry and odometry.startswith("/ground_truth/") else [],
+    )
     print("3/3  scoring what was heard", flush=True)
     summary = _collect(graph.bag, bag, out, rig, engine)
     report = format_report(summary)
-    (out / "report.md").write_text(f"# recon4d demo\n\n{bag}, played at {rate:.2f} x real time; engine {engine.name}.\n\n```\n{report}\n```\n\n![overview](overview.png)\n")
+    (out / "report.md").write_text(
+        f"# recon4d demo\n\n{bag}, played at {rate:.2f} x real time; engine {engine.name}.\n\n```\n{report}\n```\n\n![overview](overview.png)\n"
+    )
     print(report)
-    print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {time.monotonic() - start:.0f} s in all")
+    print(
+        f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {time.monotonic() - start:.0f} s in all"
+    )
     return 0 if graph.ok else 1
 
 
@@ -101,17 +127,17 @@ def _engine(wanted: str, rig: Rig, out: Path) -> Path:
         return export_engine(out / "engine", default_export_arguments(rig), progress=True)
 
 
-def _sustainable_rate(folder: Path, rig: Rig, bag: Path) -> float:
-    """How fast this machine can take the bag: half a second of the engine, measured, with as much again for all else on the same cores."""
-    engine = engines.load(folder, rig)
-    spec = engine.spec
-    calibration = make_calibration(rig, spec.input_size, spec.working_size)
-    seconds = engines.time_step(engine, calibration)
-    engine.close()
+def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters) -> float:
+    """How fast this machine can take the bag: its first frame sets, timed here, and half as much again for DDS, player and recorder."""
+    reconstructor = Reconstructor(rig, engine, parameters)
     with BagReader(bag) as reader:
-        info = reader.info()
-        interval = info.duration_s / max(1, max(camera.count for camera in info.cameras.values()) - 1)
-    return float(np.clip(interval / (2.5 * seconds), 0.1, 1.0))
+        sets = list(islice(frame_sets(reader, Synchronizer(rig.names, parameters.sync)), 8))
+    if len(sets) < 2:
+        return 1.0
+    interval = (sets[-1].stamp_ns - sets[0].stamp_ns) * 1e-9 / (len(sets) - 1)
+    seconds = [sum(reconstructor.step(frame_set).latency.values()) for frame_set in sets]
+    reconstructor.close()
+    return float(np.clip(interval / (1.5 * np.median(seconds[1:])), 0.1, 1.0))
 
 
 def _collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
@@ -131,7 +157,21 @@ def _collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) ->
         lost += result.pose.tracking is not Tracking.TRACKING
         for stage, seconds in result.latency.items():
             stages.setdefault(stage, []).append(seconds)
-    latency = {name: {"p50": round(float(np.percentile(values, 50)) * 1e3, 2), "p95": round(float(np.percentile(values, 95)) * 1e3, 2)}
-               for name, values in {**stages, "reception_to_publication": recording.latency}.items()}
-    return writer.finish(recording, {"bag": str(source), "rig": rig.name, "cameras": list(rig.names), "engine": {"network": spec.network, "runtime": spec.runtime},
-                                     "frames": count, "frames_played": played, "not_tracking": lost, "drops": recording.drops, "latency_ms": latency})
+    latency = {
+        name: {"p50": round(float(np.percentile(values, 50)) * 1e3, 2), "p95": round(float(np.percentile(values, 95)) * 1e3, 2)}
+        for name, values in {**stages, "reception_to_publication": recording.latency}.items()
+    }
+    return writer.finish(
+        recording,
+        {
+            "bag": str(source),
+            "rig": rig.name,
+            "cameras": list(rig.names),
+            "engine": {"network": spec.network, "runtime": spec.runtime},
+            "frames": count,
+            "frames_played": played,
+            "not_tracking": lost,
+            "drops": recording.drops,
+            "latency_ms": latency,
+        },
+    )

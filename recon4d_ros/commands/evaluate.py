@@ -1,4 +1,5 @@
 """`recon4d evaluate`: a run's folder against the truth in its bag."""
+
 from __future__ import annotations
 
 import argparse

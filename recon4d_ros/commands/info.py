@@ -1,4 +1,5 @@
 """`recon4d info`: what a bag, an engine folder or a rig file holds; or every parameter."""
+
 from __future__ import annotations
 
 import argparse
@@ -62,7 +63,9 @@ def rig_lines(rig: Rig) -> list[str]:
     lines = [f"rig {rig.name}: {len(rig.cameras)} cameras"]
     for camera in rig.cameras:
         x, y, z = camera.T_base_camera[:3, 3]
-        lines.append(f"  {camera.name:20} {camera.width}x{camera.height}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m")
+        lines.append(
+            f"  {camera.name:20} {camera.width}x{camera.height}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m"
+        )
     return lines
 
 

@@ -1,4 +1,5 @@
 """`recon4d replay`: the reconstruction over a bag, offline; the folder it writes is the contract of docs/design.md."""
+
 from __future__ import annotations
 
 import argparse
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write (must not exist, or --force)")
     parser.add_argument("--rig", type=Path, metavar="YAML", help="rig file (default: camera_info and /tf_static of the bag)")
     parser.add_argument("--cameras", nargs="+", metavar="NAME", help="use only these cameras, in this order")
-    parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)")
+    parser.add_argument(
+        "--odometry",
+        default="auto",
+        metavar="TOPIC",
+        help="odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)",
+    )
     parser.add_argument("--save-frames", action="store_true", help="also write depth and masks of every frame")
     parser.add_argument("--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets")
     parser.add_argument("--force", action="store_true", help="overwrite --out")
@@ -45,17 +51,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    summary = replay(arguments.bag, arguments.out, engine=arguments.engine, parameters=parameters_from(arguments), rig_file=arguments.rig,
-                     cameras=arguments.cameras, odometry=arguments.odometry, save_frames=arguments.save_frames,
-                     max_frames=arguments.max_frames, force=arguments.force, progress=True)
+    summary = replay(
+        arguments.bag,
+        arguments.out,
+        engine=arguments.engine,
+        parameters=parameters_from(arguments),
+        rig_file=arguments.rig,
+        cameras=arguments.cameras,
+        odometry=arguments.odometry,
+        save_frames=arguments.save_frames,
+        max_frames=arguments.max_frames,
+        force=arguments.force,
+        progress=True,
+    )
     print(format_report(summary))
     print(f"wrote {arguments.out}")
     return 0
 
 
-def replay(bag: Path, out: Path, *, engine: str = "", parameters: Parameters | None = None, rig_file: Path | None = None,
-           cameras: list[str] | None = None, odometry: str = "auto", save_frames: bool = False, max_frames: int = 0, force: bool = False,
-           progress: bool = False) -> dict:
+def replay(
+    bag: Path,
+    out: Path,
+    *,
+    engine: str = "",
+    parameters: Parameters | None = None,
+    rig_file: Path | None = None,
+    cameras: list[str] | None = None,
+    odometry: str = "auto",
+    save_frames: bool = False,
+    max_frames: int = 0,
+    force: bool = False,
+    progress: bool = False,
+) -> dict:
     """Run the bag and write the folder; returns the summary (what summary.json holds). Raises Recon4dError."""
     parameters = parameters or Parameters()
     with BagReader(bag) as reader:
@@ -68,17 +95,35 @@ def replay(bag: Path, out: Path, *, engine: str = "", parameters: Parameters | N
         statistics = RunStatistics()
         lost = 0
         expected = max(info.count for info in reader.info().cameras.values())
-        for frame_set in tqdm(frame_sets(reader, synchronizer, topic), total=max_frames or expected, unit="set", desc="replay",
-                              mininterval=0.5, disable=not progress):
+        for frame_set in tqdm(
+            frame_sets(reader, synchronizer, topic),
+            total=max_frames or expected,
+            unit="set",
+            desc="replay",
+            mininterval=0.5,
+            disable=not progress,
+        ):
             result = reconstructor.step(frame_set)
             statistics.add(result.latency, result.memory_fill)
             lost += result.pose.tracking is not Tracking.TRACKING
             writer.add(result, reconstructor.preprocessor)
             if statistics.frames == max_frames:
                 break
-        summary = {"bag": str(bag), "rig": rig.name, "cameras": list(rig.names), "odometry": topic or "none",
-                   "engine": {"network": reconstructor.engine.spec.network, "runtime": reconstructor.engine.spec.runtime, "device": reconstructor.engine.device},
-                   "not_tracking": lost, "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())}, "undecodable": reconstructor.undecodable, **statistics.summary()}
+        summary = {
+            "bag": str(bag),
+            "rig": rig.name,
+            "cameras": list(rig.names),
+            "odometry": topic or "none",
+            "engine": {
+                "network": reconstructor.engine.spec.network,
+                "runtime": reconstructor.engine.spec.runtime,
+                "device": reconstructor.engine.device,
+            },
+            "not_tracking": lost,
+            "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())},
+            "undecodable": reconstructor.undecodable,
+            **statistics.summary(),
+        }
         summary = writer.finish(reconstructor.mapper, summary)
         reconstructor.close()
     return summary

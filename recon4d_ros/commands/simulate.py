@@ -1,4 +1,5 @@
 """`recon4d simulate`: a bag of a drive through the procedural world."""
+
 from __future__ import annotations
 
 import argparse
@@ -21,10 +22,14 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag folder to write (must not exist)")
-    parser.add_argument("--rig", default="nuscenes_like", metavar="NAME|YAML", help="rig file, or the name of one in config/rigs (default: %(default)s)")
+    parser.add_argument(
+        "--rig", default="nuscenes_like", metavar="NAME|YAML", help="rig file, or the name of one in config/rigs (default: %(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=10.0, help="frame sets per second (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another world; the same seed repeats bit for bit (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed is another world; the same seed repeats bit for bit (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
