@@ -1,0 +1,346 @@
+"""A run against the truth in its bag: live, frame by frame (`Evaluator`), or from the run's folder afterwards (`evaluate_run`).
+
+Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain poses, the boxes of movers, and a
+thinned cloud. Movers are compared in base_link of their frame, and the truth's cloud and swept volumes are brought to the map by the run's
+own pose of that frame, so that each score says one thing: drift is the trajectory's matter alone.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.bags import BagReader
+from recon4d_ros.distortion import to_pixels
+from recon4d_ros.errors import Recon4dError
+from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.mapping import read_cloud
+from recon4d_ros.mapping.keys import pack
+from recon4d_ros.metrics.clouds import Boxes, inside_boxes, score_cloud
+from recon4d_ros.metrics.depth import DepthAccumulator
+from recon4d_ros.metrics.masks import MaskAccumulator
+from recon4d_ros.metrics.tracking import Movers, TrackingAccumulator
+from recon4d_ros.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
+from recon4d_ros.preprocess import Preprocessor
+from recon4d_ros.report import format_report
+from recon4d_ros.run_files import ObjectsAt, read_depth, read_mask, read_objects, read_trajectory
+from recon4d_ros.truth import TrueObjects, Truth
+from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
+
+__all__ = ["Evaluator", "evaluate_run", "format_report"]
+
+MOVING = 1.0  # m/s: slower movers are neither asked for nor held against the estimate
+CONFIDENT = 0.5  # of the engine's confidence: "where it is confident"
+NEAR = 40.0  # m
+_OBJECT_RANGE = 40.0  # m: farther movers are not asked for
+_STILL = 0.1  # m/s: below it an object is parked
+_PIXELS = 150_000  # of an image are enough for its depth score
+_CLOUD_RANGE = 30.0  # m: of the truth's cloud around each frame
+_CLOUD_PIXELS = 4_000  # per camera and frame
+_CLOUD_VOXEL = 0.1  # m: the truth's cloud is thinned to one point in each
+_LIDAR_NS = 60_000_000  # a scan this near to an image is compared with it
+
+ImageOf = Callable[[int], NDArray | None]
+
+
+@dataclass(frozen=True)
+class History:
+    """What the picture shows of the errors. truth: [F, 4, 4] T_map_base of the truth, first pose aligned; trajectory: its scores."""
+
+    truth: NDArray[np.float64]
+    trajectory: TrajectoryScore
+
+
+@dataclass
+class _Cloud:
+    """A growing cloud that keeps one point per voxel."""
+
+    blocks: list[NDArray[np.float32]] = field(default_factory=list)
+    pending: int = 0
+
+    def add(self, points: NDArray[np.float32]) -> None:
+        self.blocks.append(points)
+        self.pending += len(points)
+        if self.pending > 500_000:
+            self.points()
+
+    def points(self) -> NDArray[np.float32]:
+        every = np.concatenate([*self.blocks, np.zeros((0, 3), np.float32)])
+        first = np.unique(pack(np.floor(every / _CLOUD_VOXEL).astype(np.int64)), return_index=True)[1]
+        self.blocks, self.pending = [every[np.sort(first)]], 0
+        return self.blocks[0]
+
+
+class Evaluator:
+    """Scores a run while it runs. `add` each frame set in order, then `finish` with the map."""
+
+    def __init__(self, bag: str | Path, rig: Rig) -> None:
+        """Raises BagError if the bag cannot be read."""
+        self._rig = rig
+        self._truth = Truth(bag)
+        self.depth = DepthAccumulator(rig.names)
+        self.confident = DepthAccumulator(rig.names)
+        self.lidar = DepthAccumulator(rig.names)
+        self.lidar_confident = DepthAccumulator(rig.names)
+        self.masks = MaskAccumulator(rig.names)
+        self.tracking = TrackingAccumulator()
+        self._compared_objects = False
+        self._poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []  # T_map_base, T_world_base
+        self._swept: list[NDArray[np.float64]] = []  # [K, 7] center size yaw in map
+        self._swept_last: dict[int, NDArray[np.float64]] = {}
+        self._cloud = _Cloud()
+
+    def add_reconstruction(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
+        """One live result."""
+        geometry, frame = result.geometry, result.frame
+
+        def source(images: NDArray) -> ImageOf:
+            return lambda n: preprocessor.to_source(images[n], n) if frame.present[n] else None
+        self.add(frame.stamp_ns, frame.stamps_ns, result.pose.T_map_base, source(geometry.depth), source(result.motion.mask),
+                 objects_at(frame.stamp_ns, result.motion.objects), source(geometry.confidence))
+
+    def add(self, stamp_ns: int, stamps_ns: NDArray[np.int64], T_map_base: NDArray[np.float64], depth: ImageOf, mask: ImageOf,
+            objects: ObjectsAt, confidence: ImageOf | None = None) -> None:
+        """One frame set. depth, mask, confidence: camera index -> [height, width] at the source image's size, None = not there."""
+        T_world_base = self._truth.pose(stamp_ns)
+        if T_world_base is not None:
+            self._poses.append((T_map_base, T_world_base))
+        true_objects = self._truth.objects(stamp_ns)
+        true_masks = {}
+        for n, camera in enumerate(self._rig.cameras):
+            stamp = int(stamps_ns[n])
+            true_mask, true_depth = self._truth.mask(camera.name, stamp), self._truth.depth(camera.name, stamp)
+            if true_mask is not None:
+                true_masks[n] = true_mask
+            self._add_camera(n, camera, stamp, T_map_base, true_mask, true_depth, true_objects, T_world_base, depth, mask, confidence)
+        if true_objects is not None and T_world_base is not None:
+            self._add_objects(objects, true_objects, true_masks, T_map_base, T_world_base)
+
+    def finish(self, map_points: NDArray[np.float32] | None) -> dict:
+        """All scores as plain numbers (for summary.json); a part that the bag has no truth for is absent."""
+        self._truth.close()
+        metrics: dict = {}
+        if history := self.history:
+            score = asdict(history.trajectory)
+            metrics["trajectory"] = {name: value for name, value in score.items() if name not in ("errors", "distance")}
+        for name, every, confident in (("depth", self.depth, self.confident), ("lidar_depth", self.lidar, self.lidar_confident)):
+            if every.sums.any():
+                metrics[name] = _depth_metrics(every, confident)
+        if self.masks.counts.any():
+            metrics["masks"] = asdict(self.masks.score()) | {"cameras": {name: asdict(self.masks.score(name)) for name in self._rig.names}}
+        if self._compared_objects:
+            metrics["objects"] = asdict(self.tracking.score())
+        if map_points is not None and len(map_points):
+            if self._compared_objects:
+                boxes = self.swept
+                inside = int(np.count_nonzero(inside_boxes(map_points, boxes)))
+                share = inside / len(map_points)
+                metrics["map_swept"] = {"points": len(map_points), "inside": inside, "share": share, "boxes": len(boxes.yaw)}
+            truth = self._cloud.points()
+            if len(truth):
+                metrics["cloud"] = asdict(score_cloud(map_points, truth))
+        return metrics
+
+    @property
+    def history(self) -> History | None:
+        """For the picture; None without true poses."""
+        if not self._poses:
+            return None
+        estimate, truth = (np.stack(poses) for poses in zip(*self._poses, strict=True))
+        return History(align_first(truth, estimate), score_trajectory(estimate, truth))
+
+    @property
+    def swept(self) -> Boxes:
+        """Where movers were, in map."""
+        every = np.concatenate([*self._swept, np.zeros((0, 7))])
+        return Boxes(every[:, :3], every[:, 3:6], every[:, 6])
+
+    def _add_camera(self, n: int, camera: Camera, stamp: int, T_map_base: NDArray[np.float64], true_mask: NDArray[np.bool_] | None,
+                    true_depth: NDArray[np.float32] | None, true_objects: TrueObjects | None, T_world_base: NDArray[np.float64] | None,
+                    depth: ImageOf, mask: ImageOf, confidence: ImageOf | None) -> None:
+        scan = self._truth.points(stamp, _LIDAR_NS)
+        estimate = depth(n) if true_depth is not None or scan is not None else None
+        sure = confidence(n) if confidence is not None and estimate is not None else None
+        if estimate is not None and true_depth is not None:
+            step = max(1, round(np.sqrt(true_depth.size / _PIXELS)))
+            thin = (slice(step // 2, None, step), slice(step // 2, None, step))
+            truth = true_depth[thin].copy()
+            if true_mask is not None:
+                truth[true_mask[thin]] = np.nan  # static pixels only
+            self.depth.add(n, estimate[thin], truth)
+            if sure is not None:
+                self.confident.add(n, np.where(sure[thin] >= CONFIDENT, estimate[thin], np.nan), truth)
+            self._add_cloud_of_depth(camera, true_depth, true_mask, T_map_base)
+        if estimate is not None and scan is not None:
+            points = self._moved(*scan, stamp)
+            self._cloud.add(transform(T_map_base, points[np.linalg.norm(points, axis=1) < _CLOUD_RANGE]) if n == 0 else points[:0])
+            pixels, ranges = project_visible(points, camera)
+            self.lidar.add(n, estimate[pixels[:, 1], pixels[:, 0]], ranges)
+            if sure is not None:
+                confident = np.where(sure >= CONFIDENT, estimate, np.nan)
+                self.lidar_confident.add(n, confident[pixels[:, 1], pixels[:, 0]], ranges)
+        found = mask(n) if true_mask is not None else None
+        if found is not None and true_mask is not None:
+            ignore = None
+            if true_objects is not None and T_world_base is not None:
+                ignore = _slow_pixels(true_objects, inverse(T_world_base @ camera.T_base_camera), camera)
+            self.masks.add(n, found, true_mask, ignore)
+
+    def _moved(self, scan_ns: int, points: NDArray[np.float32], stamp: int) -> NDArray[np.float32]:
+        """A scan, in base_link of its own time, brought to base_link of another by the true poses."""
+        then, now = self._truth.pose(scan_ns), self._truth.pose(stamp)
+        return points if then is None or now is None else transform(inverse(now) @ then, points)
+
+    def _add_cloud_of_depth(self, camera: Camera, depth: NDArray[np.float32], moving: NDArray[np.bool_] | None,
+                            T_map_base: NDArray[np.float64]) -> None:
+        if camera.distortion_model != "none":
+            return
+        step = max(1, round(np.sqrt(depth.size / _CLOUD_PIXELS)))
+        v, u = np.mgrid[step // 2:depth.shape[0]:step, step // 2:depth.shape[1]:step]
+        z = depth[v, u]
+        good = z < _CLOUD_RANGE
+        if moving is not None:
+            good &= ~moving[v, u]
+        z, u, v = z[good], u[good], v[good]
+        points = np.stack([(u - camera.k[0, 2]) / camera.k[0, 0] * z, (v - camera.k[1, 2]) / camera.k[1, 1] * z, z], axis=1)
+        self._cloud.add(transform(T_map_base @ camera.T_base_camera, points).astype(np.float32))
+
+    def _add_objects(self, estimate: ObjectsAt, truth: TrueObjects, masks: dict[int, NDArray[np.bool_]], T_map_base: NDArray[np.float64],
+                     T_world_base: NDArray[np.float64]) -> None:
+        self._compared_objects = True
+        T_base_world, T_base_map = inverse(T_world_base), inverse(T_map_base)
+        speed = np.linalg.norm(truth.velocity, axis=1)
+        position = transform(T_base_world, truth.boxes.center)
+        asked = (speed > MOVING) & (np.linalg.norm(position[:, :2], axis=1) < _OBJECT_RANGE)
+        for index in np.flatnonzero(asked).tolist():
+            asked[index] = any(
+                np.count_nonzero(mask & _box_pixels(truth.boxes, index, inverse(T_world_base @ self._rig.cameras[n].T_base_camera),
+                                                    self._rig.cameras[n])) >= 300 for n, mask in masks.items()) if masks else True
+        kept = speed > _STILL
+        every = np.ones(len(estimate.ids), bool)
+        self.tracking.add(
+            Movers(estimate.ids, transform(T_base_map, estimate.position), estimate.velocity @ T_base_map[:3, :3].T, every),
+            Movers(truth.ids[kept], position[kept], truth.velocity[kept] @ T_base_world[:3, :3].T, asked[kept]),
+        )
+        T_map_world = T_map_base @ T_base_world
+        turn = float(np.arctan2(T_map_world[1, 0], T_map_world[0, 0]))
+        for index in np.flatnonzero(speed > MOVING):
+            center = transform(T_map_world, truth.boxes.center[index])
+            last = self._swept_last.get(int(truth.ids[index]))
+            if last is None or np.linalg.norm(center - last) > 0.25:
+                self._swept_last[int(truth.ids[index])] = center
+                self._swept.append(np.concatenate([center, truth.boxes.size[index], [truth.boxes.yaw[index] + turn]])[None])
+
+
+def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:
+    """Tracked movers of one frame set as arrays."""
+    columns = {name: np.array([getattr(o, name) for o in objects], np.float64).reshape(-1, 3) for name in ("position", "velocity", "size")}
+    return ObjectsAt(stamp_ns, np.array([o.id for o in objects], np.int64), yaw=np.array([o.yaw for o in objects], np.float64), **columns)
+
+
+def project_visible(points: NDArray[np.floating], camera: Camera, cell: int = 16) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Source pixels [K, 2] (u, v) and depth [K] of points in base_link that the camera sees.
+
+    A lidar sits elsewhere than the camera and sees behind what the camera sees: in each cell of `cell` pixels, points more than 20 % and 1 m
+    behind the nearest one are taken to be hidden.
+    """
+    local = transform(inverse(camera.T_base_camera), np.asarray(points, np.float64))
+    local = local[local[:, 2] > 0.5]
+    pixels = to_pixels(camera, local[:, :2] / local[:, 2:])
+    inside = (pixels[:, 0] > -0.5) & (pixels[:, 0] < camera.width - 0.5) & (pixels[:, 1] > -0.5) & (pixels[:, 1] < camera.height - 0.5)
+    pixels, depth = np.rint(pixels[inside]).astype(np.int64), local[inside, 2]
+    cells = (pixels[:, 1] // cell) * (camera.width // cell + 1) + pixels[:, 0] // cell
+    nearest = np.full((camera.width // cell + 1) * (camera.height // cell + 1), np.inf)
+    np.minimum.at(nearest, cells, depth)
+    seen = depth <= np.maximum(nearest[cells] * 1.2, nearest[cells] + 1.0)
+    return pixels[seen], depth[seen]
+
+
+def _slow_pixels(objects: TrueObjects, T_camera_world: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_] | None:
+    """Pixels of objects that move, but too slowly to be asked for."""
+    speed = np.linalg.norm(objects.velocity, axis=1)
+    slow = np.flatnonzero((speed > _STILL) & (speed <= MOVING))
+    if not slow.size:
+        return None
+    out = np.zeros((camera.height, camera.width), bool)
+    for index in slow.tolist():
+        out |= _box_pixels(objects.boxes, index, T_camera_world, camera)
+    return out
+
+
+def _box_pixels(boxes: Boxes, index: int, T_camera_world: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_]:
+    """The upright rectangle [height, width] around a box's corners in the image; nothing where a corner is behind the camera."""
+    out = np.zeros((camera.height, camera.width), bool)
+    signs = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5]), axis=-1).reshape(-1, 3) * boxes.size[index]
+    cos, sin = np.cos(boxes.yaw[index]), np.sin(boxes.yaw[index])
+    corners = signs @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + boxes.center[index]
+    local = transform(T_camera_world, corners)
+    if (local[:, 2] < 0.1).all():
+        return out
+    local = local[local[:, 2] >= 0.1]
+    pixels = to_pixels(camera, local[:, :2] / local[:, 2:])
+    pixels = pixels[np.isfinite(pixels).all(axis=1)]
+    if len(pixels):
+        limits = (camera.width, camera.height)
+        (u0, v0), (u1, v1) = (np.clip(edge, 0, limits).astype(int) for edge in (pixels.min(axis=0), pixels.max(axis=0) + 1))
+        out[v0:v1, u0:u1] = True
+    return out
+
+
+def _depth_metrics(every: DepthAccumulator, confident: DepthAccumulator) -> dict:
+    ranges = list(zip(every.ranges[:-1], every.ranges[1:], strict=True))
+    metrics = {
+        "all": asdict(every.score()),
+        "near": asdict(every.score(nearer=NEAR)),
+        "ranges": {f"{low:g}-{high:g}": asdict(every.score(nearer=high, farther=low)) for low, high in ranges},
+        "cameras": {name: asdict(every.score(name, nearer=NEAR)) for name in every.cameras},
+        "camera_ranges": {name: {f"{low:g}-{high:g}": asdict(every.score(name, nearer=high, farther=low)) for low, high in ranges}
+                          for name in every.cameras},
+    }
+    if confident.sums.any():
+        metrics["near_confident"] = asdict(confident.score(nearer=NEAR))
+        metrics["confident_cameras"] = {name: asdict(confident.score(name, nearer=NEAR)) for name in every.cameras}
+    return metrics
+
+
+def evaluate_run(folder: str | Path, bag: str | Path, rig: Rig | None = None) -> dict:
+    """Scores of a run's folder against the truth in its bag; depth and masks where the run kept its frames (--save-frames).
+
+    rig: the one that the run used, by default the bag's. Raises Recon4dError with one sentence if either cannot be read.
+    """
+    folder = Path(folder)
+    stamps, poses = read_trajectory(folder / "trajectory.tum")
+    with BagReader(bag) as reader:
+        if not reader.info().has_ground_truth:
+            raise Recon4dError(f"bag {bag} has no truth to compare with: expected topics /ground_truth/*")
+        rig = rig or reader.rig()
+    evaluator = Evaluator(bag, rig)
+    saved = [_saved_stamps(folder / "depth" / name) for name in rig.names]
+    objects = {entry.stamp_ns: entry for entry in read_objects(folder / "objects.jsonl")} if (folder / "objects.jsonl").exists() else {}
+    for stamp, pose in zip(stamps.tolist(), poses, strict=True):
+        own = np.array([_nearest(have, stamp) for have in saved], np.int64)
+        files = [f"{name}/{image_stamp}.png" for name, image_stamp in zip(rig.names, own.tolist(), strict=True)]
+        evaluator.add(stamp, own, pose, partial(_read_nth, read_depth, folder / "depth", files),
+                      partial(_read_nth, read_mask, folder / "dynamic", files), objects.get(stamp, objects_at(stamp, ())))
+    map_file = next((path for path in (folder / "map.ply", folder / "map.pcd") if path.exists()), None)
+    return evaluator.finish(read_cloud(map_file).xyz if map_file else None)
+
+
+def _read_nth(read: Callable[[Path], NDArray | None], folder: Path, files: Sequence[str], n: int) -> NDArray | None:
+    return read(folder / files[n])
+
+
+def _saved_stamps(folder: Path) -> NDArray[np.int64]:
+    return np.sort(np.array([int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()], np.int64))
+
+
+def _nearest(stamps: NDArray[np.int64], stamp: int) -> int:
+    """The saved image of a frame set: images may be stamped a little apart from their set."""
+    if not len(stamps):
+        return stamp
+    best = int(stamps[np.argmin(np.abs(stamps - stamp))])
+    return best if abs(best - stamp) <= 50_000_000 else stamp

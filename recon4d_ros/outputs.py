@@ -1,0 +1,147 @@
+"""The folder that a run leaves: trajectory, map, objects, summary, picture, and every frame's depth and masks where asked for.
+
+What is written does not depend on the clock of the machine, but for the latencies in summary.json. Lines are flushed as they come, so a run
+that is stopped leaves what it had.
+"""
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.errors import OutputError
+from recon4d_ros.evaluation import Evaluator
+from recon4d_ros.geometry import quaternion
+from recon4d_ros.mapping import Mapper, read_cloud
+from recon4d_ros.overview import draw_overview
+from recon4d_ros.overview_data import OverviewRecorder
+from recon4d_ros.preprocess import Preprocessor
+from recon4d_ros.types import DynamicObject, Reconstruction, Rig
+
+FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
+FOLDERS = ("depth", "dynamic")
+
+
+class RunWriter:
+    """`add` every frame set's result, then `finish` once. Raises OutputError with one sentence where the folder cannot be written."""
+
+    def __init__(self, out: str | Path, *, rig: Rig, save_frames: bool = False, force: bool = False,
+                 evaluator: Evaluator | None = None) -> None:
+        """out: must be new or empty, unless `force` (then the files of a run in it are replaced, and nothing else is touched).
+
+        evaluator: where given, it scores each frame as it comes (with depth and masks, saved or not) and `finish` adds its metrics.
+        """
+        self.out = Path(out)
+        self._rig = rig
+        self._save_frames = save_frames
+        self._evaluator = evaluator
+        self._recorder = OverviewRecorder(rig)
+        self._prepare(force)
+        with self._writing():
+            self._trajectory = open(self.out / "trajectory.tum", "w", buffering=1)
+            self._objects = open(self.out / "objects.jsonl", "w", buffering=1)
+
+    def add(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
+        """One frame set: a line of the trajectory and of the objects, its images if they are kept, and its scores."""
+        stamp = result.frame.stamp_ns
+        with self._writing():
+            self._trajectory.write(tum_line(stamp, result.pose.T_map_base))
+            objects = [object_entry(o) for o in result.motion.objects]
+            self._objects.write(json.dumps({"stamp_ns": stamp, "objects": objects}, separators=(",", ":")) + "\n")
+            if self._save_frames:
+                for n in np.flatnonzero(result.frame.present).tolist():
+                    name, own = self._rig.names[n], int(result.frame.stamps_ns[n])
+                    write_depth(self.out / "depth" / name / f"{own}.png", preprocessor.to_source(result.geometry.depth[n], n))
+                    write_mask(self.out / "dynamic" / name / f"{own}.png", preprocessor.to_source(result.motion.mask[n], n))
+        self._recorder.add(result, preprocessor)
+        if self._evaluator:
+            self._evaluator.add_reconstruction(result, preprocessor)
+
+    def finish(self, mapper: Mapper, summary: dict[str, Any], metrics: dict | None = None) -> dict[str, Any]:
+        """Writes map, summary and picture; returns the summary as written (with `map_points`, and `metrics` where there is truth)."""
+        with self._writing():
+            self._trajectory.close()
+            self._objects.close()
+        summary = summary | {"map_points": mapper.save(self.out / "map.ply")}
+        cloud = read_cloud(self.out / "map.ply")
+        if self._evaluator:
+            metrics = self._evaluator.finish(cloud.xyz)
+        if metrics is not None:
+            summary["metrics"] = metrics
+        with self._writing():
+            (self.out / "summary.json").write_text(json.dumps(without_nan(summary), indent=1) + "\n")
+        history = self._evaluator.history if self._evaluator else None
+        picture = draw_overview(self._recorder.data(cloud, summary, history))
+        with self._writing():
+            encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+            (self.out / "overview.png").write_bytes(encoded.tobytes())
+        return summary
+
+    def _prepare(self, force: bool) -> None:
+        if self.out.is_dir() and any(self.out.iterdir()) and not force:
+            raise OutputError(f"output folder {self.out} is not empty: expected a new one, or --force to replace the run in it")
+        with self._writing():
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                (self.out / name).unlink(missing_ok=True)
+            for name in FOLDERS:
+                if (self.out / name).is_dir():
+                    shutil.rmtree(self.out / name)
+            if self._save_frames:
+                for folder in FOLDERS:
+                    for camera in self._rig.names:
+                        (self.out / folder / camera).mkdir(parents=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"cannot write output folder {self.out}: {reason} (expected one that can be written and has room)") from error
+
+
+def tum_line(stamp_ns: int, pose: NDArray[np.float64]) -> str:
+    """`seconds x y z qx qy qz qw`, with all nanoseconds."""
+    values = " ".join(f"{value:.6f}" for value in pose[:3, 3]) + " " + " ".join(f"{value:.9f}" for value in quaternion(pose))
+    return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d} {values}\n"
+
+
+def object_entry(o: DynamicObject) -> dict[str, Any]:
+    """One mover in map as objects.jsonl has it: metres, m/s, radians."""
+    def numbers(array: NDArray) -> Any:
+        return np.round(np.asarray(array, np.float64), 4).tolist()
+    return {"id": o.id, "position": numbers(o.position), "yaw": round(float(o.yaw), 4), "size": numbers(o.size),
+            "velocity": numbers(o.velocity), "position_covariance": numbers(o.position_covariance),
+            "velocity_covariance": numbers(o.velocity_covariance),
+            "confidence": round(float(o.confidence), 4), "age": int(o.age), "missed": int(o.missed)}
+
+
+def write_depth(path: Path, depth: NDArray[np.float32]) -> None:
+    """16 bit PNG with metres x 256; 0 where there is no depth or it is beyond 255.99 m. Raises OSError."""
+    scaled = depth * np.float32(256.0)
+    known = np.isfinite(scaled) & (scaled > 0) & (scaled < 65535.5)
+    values = np.where(known, np.maximum(np.rint(np.where(known, scaled, 0)), 1), 0).astype(np.uint16)
+    path.write_bytes(cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    """8 bit PNG, 255 = moving. Raises OSError."""
+    path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))[1].tobytes())
+
+
+def without_nan(value: Any) -> Any:
+    """The same tree with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

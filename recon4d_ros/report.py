@@ -1,0 +1,71 @@
+"""A run's numbers as a person reads them."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Tree = Mapping[str, Any]
+
+
+def format_report(summary: Tree) -> str:
+    """Text of what summary.json holds, or of `evaluate_run`'s metrics alone. What was not measured is not mentioned."""
+    metrics: Tree = summary.get("metrics", summary if "frames" not in summary else {})
+    return "\n".join([*_run_lines(summary), *_metric_lines(metrics)])
+
+
+def _run_lines(summary: Tree) -> Iterator[str]:
+    if "frames" not in summary:
+        return
+    rate = f" at {summary['rate_step_hz']:.1f} frame sets/s" if "rate_step_hz" in summary else ""
+    yield f"run          {summary['frames']} frame sets{rate}, {summary.get('peak_rss_mib', float('nan')):.0f} MiB at most"
+    stages = summary.get("latency_ms", {})
+    if stages:
+        yield "latency      " + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items()) + "  (ms, median)"
+    if "map_points" in summary:
+        yield f"map          {summary['map_points']:,} points"
+
+
+def _metric_lines(metrics: Tree) -> Iterator[str]:
+    if score := metrics.get("trajectory"):
+        yield (f"trajectory   ATE {score['ate_first']:.2f} m ({score['ate']:.2f} m best fit), drift {_percent(score['end_drift'], True)} of "
+               f"{score['path']:.0f} m, segments {_percent(score['segment_drift'], True)}, "
+               f"RPE {100 * score['rpe_translation']:.1f} cm {score['rpe_rotation']:.3f} deg")
+    for name, title in (("depth", "depth"), ("lidar_depth", "depth/lidar")):
+        if score := metrics.get(name):
+            yield from _depth_lines(title, score)
+    if score := metrics.get("masks"):
+        yield (f"masks        IoU {_number(score['iou'])}, precision {_number(score['precision'])}, recall {_number(score['recall'])}, "
+               f"static marked {_percent(score['static_marked'])} ({score['movers']} movers)")
+    if score := metrics.get("objects"):
+        yield (f"objects      MOTA {_number(score['mota'])}, precision {_number(score['precision'])}, recall {_number(score['recall'])}, "
+               f"{score['switches']} id switches, velocity error {_number(score['velocity_error'])} m/s, "
+               f"position {_number(score['position_error'])} m ({score['movers']} sightings)")
+    if score := metrics.get("map_swept"):
+        yield f"map, movers  {_percent(score['share'])} of {score['points']:,} points where movers drove"
+    if score := metrics.get("cloud"):
+        yield (f"map, cloud   accuracy {_number(score['accuracy'])} m ({_percent(score['precision'])} within {score['threshold']:g} m), "
+               f"completion {_number(score['completion'])} m ({_percent(score['recall'])})")
+
+
+def _depth_lines(title: str, score: Tree) -> Iterator[str]:
+    def line(values: Tree) -> str:
+        return (f"AbsRel {_number(values['abs_rel'])}  RMSE {values['rmse']:.2f} m  delta {_number(values['delta1'])}  "
+                f"coverage {_number(values['coverage'])}")
+    yield f"{title:<13}< 40 m: {line(score['near'])}"
+    if "near_confident" in score:
+        yield f"{'':<13}< 40 m, confident: {line(score['near_confident'])}"
+    for name, values in score["ranges"].items():
+        if values["pixels"]:
+            yield f"{'':<13}{name + ' m':<9} {line(values)}"
+    if len(score["cameras"]) > 1:
+        for name, values in score["cameras"].items():
+            yield f"{'':<13}{name}: {line(values)}"
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3f}"
+
+
+def _percent(value: float, already: bool = False) -> str:
+    return "none" if math.isnan(value) else f"{value if already else 100 * value:.2f} %"

@@ -1,0 +1,80 @@
+"""The files of a run's folder, read back: what `outputs.RunWriter` wrote."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from recon4d_ros.errors import Recon4dError
+
+
+@dataclass(frozen=True)
+class ObjectsAt:
+    """Tracked movers of one frame set, in map. ids: [K]. position, velocity, size: [K, 3]. yaw: [K]."""
+
+    stamp_ns: int
+    ids: NDArray[np.int64]
+    position: NDArray[np.float64]
+    velocity: NDArray[np.float64]
+    size: NDArray[np.float64]
+    yaw: NDArray[np.float64]
+
+
+def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Stamps [F] in ns and poses [F, 4, 4] of a TUM file. The stamps keep their nanoseconds. Raises Recon4dError."""
+    stamps, rows = [], []
+    try:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if line.strip() and not line.startswith("#"):
+                first, *rest = line.split()
+                if len(rest) != 7:
+                    raise Recon4dError(f"trajectory {path}, line {number}: expected seconds x y z qx qy qz qw, got {len(rest) + 1} values")
+                whole, _, fraction = first.partition(".")
+                stamps.append(int(whole) * 1_000_000_000 + int((fraction + "0" * 9)[:9]))
+                rows.append([float(value) for value in rest])
+    except OSError as error:
+        raise Recon4dError(f"trajectory {path} cannot be read: {error.strerror} (expected the folder of a run)") from None
+    except ValueError as error:
+        raise Recon4dError(f"trajectory {path} is damaged: {error}") from None
+    values = np.array(rows).reshape(-1, 7)
+    poses = np.tile(np.eye(4), (len(values), 1, 1))
+    if len(values):
+        poses[:, :3, :3] = Rotation.from_quat(values[:, 3:]).as_matrix()
+        poses[:, :3, 3] = values[:, :3]
+    return np.array(stamps, np.int64), poses
+
+
+def read_objects(path: Path) -> Iterator[ObjectsAt]:
+    """One entry per line of objects.jsonl. Raises Recon4dError."""
+    try:
+        with open(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    entry = json.loads(line)
+                    every = entry["objects"]
+                    names = ("position", "velocity", "size")
+                    columns = {name: np.array([o[name] for o in every], np.float64).reshape(-1, 3) for name in names}
+                    yield ObjectsAt(int(entry["stamp_ns"]), np.array([o["id"] for o in every], np.int64),
+                                    yaw=np.array([o["yaw"] for o in every], np.float64), **columns)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise Recon4dError(f"objects {path}, line {number} is damaged: {error}") from None
+    except OSError as error:
+        raise Recon4dError(f"objects {path} cannot be read: {error.strerror}") from None
+
+
+def read_depth(path: Path) -> NDArray[np.float32] | None:
+    """Depth [height, width] in m, NaN = none, of a 16 bit PNG with m x 256; None where there is no such file."""
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
+    return None if values is None else np.where(values > 0, values.astype(np.float32) / np.float32(256.0), np.float32(np.nan))
+
+
+def read_mask(path: Path) -> NDArray[np.bool_] | None:
+    """Mask [height, width], True on movers; None where there is no such file."""
+    values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
+    return None if values is None else np.asarray(values) > 127
