@@ -206,11 +206,6 @@ class Buffer:
             names.append(parent)
         return names
 
-    def all_frames_as_string(self) -> str:
-        """One line a frame, for people."""
-        with self._changed:
-            return "".join(f"Frame {frame.name} exists with parent {frame.parent}.\n" for frame in self._frames.values())
-
 
 def _up(frames: list[_Frame], stamp: int) -> _Pose:
     """Pose of the first frame in the parent of the last."""
