@@ -3,8 +3,7 @@
     ros2 launch recon4d_ros recon4d.launch.py rig:=/path/my_rig.yaml rviz:=true
     ros2 launch recon4d_ros recon4d.launch.py cameras:=front,left,right      # rig from camera_info and /tf_static
 """
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, SetEnvironmentVariable, Shutdown
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import matches_action
@@ -14,6 +13,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
+
+from launch import LaunchDescription
 
 ARGUMENTS = (
     ("rig", "", "rig file (YAML); empty = the rig comes from camera_info and /tf_static of `cameras`"),
@@ -32,6 +33,8 @@ ARGUMENTS = (
 
 
 def nodes(context):
+    from recon4d_ros.ros.graph import transport_environment
+
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     share = FindPackageShare("recon4d_ros")
     given = {name: value[name] for name in ("engine", "odom_topic", "publish_tf", "output_folder")}
@@ -50,11 +53,14 @@ def nodes(context):
     rviz = Node(package="rviz2", executable="rviz2", name="rviz", output="log", condition=IfCondition(LaunchConfiguration("rviz")),
                 arguments=["-d", PathJoinSubstitution([share, "config", "recon4d.rviz"])],
                 parameters=[{"use_sim_time": given["use_sim_time"]}])
+    transport = [SetEnvironmentVariable(name, text) for name, text in transport_environment().items()]
+    failed = Shutdown(reason="recon4d could not configure: see its error above")
     return [
+        *transport,
         RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="inactive",
                                                entities=[change(Transition.TRANSITION_ACTIVATE)]), condition=auto),
         RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="unconfigured",
-                                               entities=[Shutdown(reason="recon4d could not configure: see its error above")]), condition=auto),
+                                               entities=[failed]), condition=auto),
         RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]), condition=auto),
         RegisterEventHandler(OnProcessExit(
             target_action=node, on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="recon4d ended")])),

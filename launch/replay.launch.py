@@ -5,13 +5,22 @@
 import tempfile
 from pathlib import Path
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, RegisterEventHandler, Shutdown, TimerAction
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+    Shutdown,
+    TimerAction,
+)
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
 
 ARGUMENTS = (
     ("bag", None, "bag folder, or one .mcap or .db3 file"),
@@ -26,7 +35,7 @@ SETTLE = 2.0  # seconds after the bag's end for the last frame set to come out
 
 
 def processes(context):
-    from recon4d_ros.ros.graph import bag_parameters
+    from recon4d_ros.ros.graph import bag_parameters, transport_environment
 
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     folder = Path(tempfile.mkdtemp(prefix="recon4d_replay_"))
@@ -43,7 +52,8 @@ def processes(context):
             TimerAction(period=SETTLE, actions=[Shutdown(reason="the bag is at its end")])]))
     recorder = [Node(package="recon4d_ros", executable="recon4d_recorder", name="recon4d_recorder", output="screen",
                      arguments=["--out", value["record"], "--all-of", "recon4d", "--use-sim-time"])] if value["record"] else []
-    return [end, node, *recorder, player]
+    transport = [SetEnvironmentVariable(name, text) for name, text in transport_environment().items()]
+    return [*transport, end, node, *recorder, player]
 
 
 def generate_launch_description():

@@ -180,21 +180,18 @@ def camera_info_msg(k: Array, size: tuple[int, int], ns: int, frame_id: str) -> 
     return message
 
 
-def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[K, 3] RGB as the float32 whose bits are 0x00RRGGBB, which RViz and PCL call rgb."""
-    wide = rgb.astype(np.uint32)
-    return (wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2]).view(np.float32)
-
-
 def cloud_msg(points: NDArray[np.float32], rgb: NDArray[np.uint8], ns: int, frame_id: str, **channels: NDArray[np.float32]) -> PointCloud2:
     """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K, 3] RGB.
 
     The rows are written once into a structured array, whose memory goes into the message as it is.
     """
     names = ["x", "y", "z", "rgb", *channels]
-    rows = np.empty(len(points), np.dtype([(name, np.float32) for name in names]))
+    rows = np.empty(len(points), np.dtype([(name, "<f4") for name in names]))
     rows.view(np.float32).reshape(-1, len(names))[:, :3] = points
-    rows["rgb"] = packed_rgb(rgb)
+    if len(rows):
+        pixels = rows.view(np.uint8).reshape(len(rows), -1)  # rgb is 0x00RRGGBB in a float32's bits: B G R 0 in memory
+        pixels[:, 12:15] = rgb[:, ::-1]
+        pixels[:, 15] = 0
     for name, values in channels.items():
         rows[name] = values
     fields = [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]

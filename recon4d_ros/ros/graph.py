@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from typing import Any
 
 import yaml
 
+from recon4d_ros import paths
 from recon4d_ros.bags import BagReader
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.rig import CameraTopics, save_rig
 
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Jazzy's Fast DDS 2, Kilted's 3
+SHARED_MEMORY = 512 * 2**20  # bytes free in /dev/shm: 64 MiB for each process, and what others need
 SETTLE = 1.5  # seconds after the last image for the last frame set to be published
 START_TIMEOUT = 90.0  # an engine may take long to compile on a busy machine
 END_TIMEOUT = 40.0
@@ -47,8 +51,21 @@ class GraphError(Recon4dError):
 
 def graph_environment(domain: int | None = None) -> dict[str, str]:
     """This environment with a DDS domain of its own (random unless given), discovery on this machine only, and unbuffered logs."""
-    return {**os.environ, "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100) if domain is None else domain),
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **transport_environment(), "PYTHONUNBUFFERED": "1", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+            "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100) if domain is None else domain)}
+
+
+def transport_environment() -> dict[str, str]:
+    """What makes Fast DDS fit for images and clouds (config/fastdds.xml).
+
+    Nothing if the user has a profile of his own, or the shared memory is too small for it.
+    """
+    if any(name in os.environ for name in PROFILE_VARIABLES):
+        return {}
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shutil.disk_usage(shared_memory).free < SHARED_MEMORY:
+        return {}
+    return dict.fromkeys(PROFILE_VARIABLES, str(paths.share() / "config/fastdds.xml"))
 
 
 def bag_parameters(bag: Path, folder: Path) -> dict[str, Any]:

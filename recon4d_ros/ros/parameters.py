@@ -32,7 +32,7 @@ class NodeParameters:
     rig_file: str = parameter("", "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and /tf_static")
     engine: str = parameter("", "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig")
     odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
-    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another node's), or none",
+    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another node's), none",
                                 choices=("map_odom_base", "map_odom", "none"))
     map_frame: str = parameter("map", "fixed frame of the map")
     odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
@@ -41,6 +41,8 @@ class NodeParameters:
                                           minimum=0.1, maximum=3600.0)
     path_length: int = parameter(2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000)
     path_spacing: float = parameter(0.5, "metres between two poses of ~/path", minimum=0.0, maximum=100.0)
+    points_stride: int = parameter(2, "~/points has every so-many-th pixel of every so-many-th row (~/<camera>/depth has all)",
+                                   minimum=1, maximum=32)
     silence: float = parameter(2.0, "seconds without an image after which /diagnostics calls a camera silent", minimum=0.1, maximum=600.0)
     output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
 

@@ -43,7 +43,7 @@ class Output:
 
 
 OUTPUTS = (
-    Output("~/points", PointCloud2, "this frame in the base frame: x y z rgb confidence"),
+    Output("~/points", PointCloud2, "this frame in the base frame: x y z rgb confidence; every points_stride-th pixel"),
     Output("~/map", PointCloud2, "static world in the map frame: x y z rgb weight; latched, throttled", depth=1, latched=True),
     Output("~/map_updates", MapUpdate, "voxels added or changed, and voxels removed, since the last", depth=50),
     Output("~/dynamic_points", PointCloud2, "what moves in this frame, in the base frame: x y z rgb confidence"),
@@ -72,7 +72,7 @@ class Publishers:
     """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole map."""
 
     def __init__(self, node: LifecycleNode, cameras: tuple[str, ...], frames: Frames, camera_frame: Callable[[str], str], *,
-                 path_length: int, path_spacing: float) -> None:
+                 path_length: int, path_spacing: float, points_stride: int = 1) -> None:
         self._node, self._cameras, self._frames, self._camera_frame = node, cameras, frames, camera_frame
         self._path: deque[NDArray[np.float64]] = deque(maxlen=path_length)
         self._path_stamps: deque[int] = deque(maxlen=path_length)
@@ -80,7 +80,8 @@ class Publishers:
         self._path_sent = 0
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
-        self._rays: NDArray[np.float32] | None = None
+        self._stride = points_stride
+        self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, pixels, 3] at unit depth
         self.publishers: dict[str, Publisher] = {}
         for output in OUTPUTS:
             for name in cameras if "<camera>" in output.topic else ("",):
@@ -97,7 +98,8 @@ class Publishers:
         """Fix the geometry of the working images; before the first `show`."""
         self._calibration = calibration
         one = np.ones(calibration.working_size, np.float32)
-        self._rays = np.stack([unproject(one, k) for k in calibration.k])
+        rays = np.stack([unproject(one, k) for k in calibration.k])
+        self._rays = {stride: np.ascontiguousarray(rays[:, ::stride, ::stride]).reshape(len(rays), -1, 3) for stride in {1, self._stride}}
 
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
@@ -147,25 +149,35 @@ class Publishers:
                 self._send(info, conversions.camera_info_msg(self._calibration.k[i], self._calibration.working_size, stamp, frame))
 
     def _clouds(self, result: Reconstruction, stamp: int) -> None:
-        for topic, only_movers in (("~/points", False), ("~/dynamic_points", True)):
-            if not self.wanted(topic):
-                continue
-            has = np.isfinite(result.geometry.depth) & result.frame.present[:, None, None]
-            if only_movers:
-                has &= result.motion.mask
-            self._send(topic, conversions.cloud_msg(self._in_base(result, has), result.geometry.color[has], stamp, self._frames.base,
-                                                    confidence=result.geometry.confidence[has]))
+        if self.wanted("~/points"):
+            self._send("~/points", self._cloud(result, stamp, self._stride, None))
+        if self.wanted("~/dynamic_points"):
+            self._send("~/dynamic_points", self._cloud(result, stamp, 1, result.motion.mask))
 
-    def _in_base(self, result: Reconstruction, has: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Points [K, 3] in base_link at the set's stamp, of the pixels where `has` [N, h, w], each from where its camera was at its own."""
+    def _cloud(self, result: Reconstruction, stamp: int, stride: int, only: NDArray[np.bool_] | None) -> PointCloud2:
+        """Every `stride`-th pixel that has a depth (and is in `only` [N, h, w]), in base_link at the set's stamp.
+
+        Each camera's points come from where it was at its own stamp.
+        """
         assert self._rays is not None
-        T_base_camera = inverse(result.pose.T_map_base) @ result.pose.T_map_camera
-        points = self._rays[has] * result.geometry.depth[has][:, None]
-        ends = np.cumsum(has.reshape(len(has), -1).sum(1))
-        for i, (end, count) in enumerate(zip(ends, np.diff(ends, prepend=0), strict=True)):
-            rows = slice(end - count, end)
-            points[rows] = points[rows] @ T_base_camera[i, :3, :3].T.astype(np.float32) + T_base_camera[i, :3, 3].astype(np.float32)
-        return points
+        geometry = result.geometry
+        T_base_camera = (inverse(result.pose.T_map_base) @ result.pose.T_map_camera).astype(np.float32)
+        grid = (slice(None, None, stride), slice(None, None, stride))
+        xyz, rgb, confidence = [], [], []
+        for i in np.flatnonzero(result.frame.present):
+            depth = geometry.depth[i][grid]
+            has = np.isfinite(depth) if only is None else np.isfinite(depth) & only[i][grid]
+            index = np.flatnonzero(has)
+            points = self._rays[stride][i].take(index, 0)
+            points *= depth.reshape(-1).take(index)[:, None]
+            xyz.append(points @ T_base_camera[i, :3, :3].T + T_base_camera[i, :3, 3])
+            rgb.append(geometry.color[i][grid].reshape(-1, 3).take(index, 0))
+            confidence.append(geometry.confidence[i][grid].reshape(-1).take(index))
+        if not xyz:
+            return conversions.cloud_msg(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), stamp, self._frames.base,
+                                         confidence=np.empty(0, np.float32))
+        return conversions.cloud_msg(np.concatenate(xyz), np.concatenate(rgb), stamp, self._frames.base,
+                                     confidence=np.concatenate(confidence))
 
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):

@@ -64,7 +64,7 @@ class Session:
         frames = Frames(own.map_frame, own.odom_frame, own.base_frame, own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
         self._frames = frames
         self._publishers = Publishers(node, setup.cameras, frames, lambda name: self._camera_frames.get(name, name),
-                                      path_length=own.path_length, path_spacing=own.path_spacing)
+                                      path_length=own.path_length, path_spacing=own.path_spacing, points_stride=own.points_stride)
         self._tree = PoseTree(node, own.publish_tf, frames, self._buffer)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
         self._cameras = [
