@@ -32,7 +32,7 @@ class NodeParameters:
     rig_file: str = parameter("", "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and /tf_static")
     engine: str = parameter("", "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig")
     odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
-    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another node's), none",
+    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another's), none",
                                 choices=("map_odom_base", "map_odom", "none"))
     map_frame: str = parameter("map", "fixed frame of the map")
     odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
