@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 unexport PYTHONPATH PYTHONHOME # what is there belongs to another Python
@@ -17,17 +18,7 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-# An environment made with one Python does not quietly serve another that is asked for by name.
-ifneq ($(origin PYTHON),file)
-ifneq ($(wildcard .venv/bin/python),)
-VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
-ifneq ($(shell $(PYTHON) $(VERSION)),$(shell .venv/bin/python $(VERSION)))
-$(error .venv was made with another Python than $(PYTHON): run `make clean` (without PYTHON) first)
-endif
-endif
-endif
-
-.PHONY: help setup build dev demo test lint bench clean listing
+.PHONY: help setup build dev demo test lint bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
@@ -57,9 +48,14 @@ clean: ## remove all that make made, but for demo/
 
 # --- the steps of the set-up; each leaves a stamp ---
 
-$(DONE)/venv:
-	@$(PYTHON) -c '' 2>/dev/null || { echo "$(PYTHON) does not run: install Python 3.11 or 3.12, or name one with PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) scripts/check_machine.py
+# Can it be set up with this Python; and one that is asked for by name must be the one that .venv was made with.
+python:
+	@if [ ! -e $(DONE)/venv ] || [ "$(origin PYTHON)" != file ]; then \
+	  $(PYTHON) -c '' 2> /dev/null || { echo "$(PYTHON) does not run: install Python 3.11 or 3.12, or name one with PYTHON=..." >&2; exit 1; }; \
+	  $(PYTHON) scripts/check_machine.py $(if $(wildcard $(DONE)/venv),.venv); \
+	fi
+
+$(DONE)/venv: | python
 	@echo "== virtual environment in .venv"
 	@rm -rf .venv build install
 	@$(PYTHON) -m venv .venv

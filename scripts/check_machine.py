@@ -6,14 +6,21 @@ import sys
 SUPPORTED = ((3, 11), (3, 12))
 
 
-def problem():
-    """The sentence, or an empty string."""
+def problem(environment):
+    """The sentence, or an empty string. environment: prefix of the virtual environment that is there already, or None."""
     version = "{}.{}.{}".format(*sys.version_info[:3])
     if sys.version_info[:2] not in SUPPORTED:
         return (
             "Python {} ({}) is not supported: the ROS 2 wheels are made for Python 3.11 and 3.12; "
             "install one of these and name it, for example `make PYTHON=python3.12 demo`."
         ).format(version, sys.executable)
+
+    if environment:
+        with open(os.path.join(environment, "pyvenv.cfg")) as lines:
+            made_with = dict(line.strip().split(" = ", 1) for line in lines if " = " in line)["version"]
+        if made_with.split(".")[:2] != version.split(".")[:2]:
+            return "{} was made with Python {}, not {}: run `make clean` first to change it.".format(environment, made_with, version)
+        return ""
 
     import importlib.util
     import shutil
@@ -38,7 +45,7 @@ def problem():
 
 
 if __name__ == "__main__":
-    SENTENCE = problem()
+    SENTENCE = problem(sys.argv[1] if len(sys.argv) > 1 else None)
     if SENTENCE:
         sys.stderr.write(SENTENCE + "\n")
         sys.exit(1)
