@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from recon4d_ros.bag_topics import ODOMETRY, TRUTH
 from recon4d_ros.bags import BagReader, ImageEvent, OdometryEvent
 from recon4d_ros.errors import BagError
 from recon4d_ros.sync import Synchronizer
@@ -12,14 +13,14 @@ from recon4d_ros.types import FrameSet
 
 def odometry_topic(reader: BagReader, wanted: str) -> str | None:
     """The odometry to use: `wanted` if it names a topic, None for `none`, and for `auto` the bag's only one that is not the truth."""
-    info = reader.info()
     if wanted == "none":
         return None
+    there = [topic for topic, info in reader.topics.items() if info.type == ODOMETRY]
     if wanted != "auto":
-        if wanted not in info.odometry_topics:
-            raise BagError(f"{reader.path}: no odometry on {wanted}: the bag has {', '.join(info.odometry_topics) or 'none'}")
+        if wanted not in there:
+            raise BagError(f"{reader.path}: no odometry on {wanted}: the bag has {', '.join(there) or 'none'}")
         return wanted
-    candidates = [topic for topic in info.odometry_topics if not topic.startswith("/ground_truth/")]
+    candidates = [topic for topic in there if not topic.startswith(TRUTH)]
     return candidates[0] if len(candidates) == 1 else None
 
 
