@@ -77,7 +77,6 @@ class Egomotion:
         self._calibration = calibration
         self._nominal = np.asarray(calibration.T_base_camera, np.float64)
         self._lenses = [lens_at(camera, calibration.input_size) for camera in rig.cameras]
-        self._window = 21 if calibration.input_size[1] >= 900 else 15
         axes = self._nominal[:, :3, 2]
         centres = self._nominal[:, :3, 3]
         apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
@@ -196,12 +195,12 @@ class Egomotion:
                 attempt = self._solved(frame, again, nearer, seconds)
         return attempt
 
-    def _solved(self, frame: Frame, sightings: _Sightings, prior: Prior, seconds: float) -> _Attempt:
+    def _solved(self, frame: Frame, sightings: _Sightings, prior: Prior, seconds: float, start: Array | None = None) -> _Attempt:
         velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
         solution = None
         for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
             T_camera_base = self._T_camera_base(frame, velocity)
-            solution = pnp.solve(T_camera_base, sightings.observations, prior, seed=frame.stamp_ns % 2**32)
+            solution = pnp.solve(T_camera_base, sightings.observations, prior, seed=frame.stamp_ns % 2**32, start=start)
             solved = geometry.log(geometry.inverse(self._pose) @ solution.T_map_base) / seconds
             skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
             if np.abs(solved - velocity).max() * skew < 1e-3:
@@ -226,7 +225,7 @@ class Egomotion:
         if not parts:
             return attempt
         together = replace(attempt.sightings, observations=Observations.join([attempt.sightings.observations, *parts]))
-        held = self._solved(frame, together, attempt.prior, seconds)
+        held = self._solved(frame, together, attempt.prior, seconds, None if attempt.problem else base)
         return held if not held.problem or attempt.problem else attempt
 
     def _problem(self, frame: Frame, sightings: _Sightings, solution: Solution, covariance: Array) -> str:
@@ -306,7 +305,7 @@ class Egomotion:
         self, camera: int, image: NDArray[np.uint8], taken: NDArray, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
     ) -> None:
         lens, place = self._lenses[camera], pose.T_map_camera[camera]
-        pixel = features.detect(image, taken, self._quota - len(taken), features.spacing(lens, self._quota), self._window)
+        pixel = features.detect(image, taken, self._quota - len(taken), features.spacing(lens, self._quota))
         if len(pixel) == 0:
             return
         rays = lens.rays(pixel)
@@ -371,7 +370,7 @@ class Egomotion:
                 across += self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
                 continue
             guess = self._guess(table, mine, camera, prior.T_map_base, T_camera_base, table.pixel[mine])
-            pixel[mine], good = features.follow(before, after, table.pixel[mine], guess, self._window, 1.0)
+            pixel[mine], good = features.follow(before, after, table.pixel[mine], guess, 1.0)
             good &= lens.inside(pixel[mine], 3.0)
             if len(mine) >= BLIND_COUNT and good.mean() < BLIND_SHARE:
                 blind[camera] = True
@@ -420,7 +419,7 @@ class Egomotion:
             nowhere = np.full((len(index), 2), -100.0)
             guess = self._guess(table, index, int(other), T_map_base, T_camera_base, nowhere)
             inside = lens.inside(guess, 3.0)
-            place, good = features.follow(here, there, pixel[inside], guess[inside], self._window, 1.0)
+            place, good = features.follow(here, there, pixel[inside], guess[inside], 1.0)
             good &= lens.inside(place, 3.0)
             parts.append(self._observation(table, index[inside][good], int(other), lens.rays(place[good]), 1.0))
         return parts

@@ -16,7 +16,8 @@ from recon4d_ros.lens import Lens
 
 Array = NDArray[np.float64]
 
-LEVELS = 3
+LEVELS = 3  # of the pyramid above the image
+WINDOW = 15  # pixels: larger ones follow no better and cost more
 UNKNOWN_RHO, UNKNOWN_VARIANCE = 0.05, 0.3**2  # a point of unknown depth: 20 m, anything from 2 m to infinity
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.02)
 
@@ -75,13 +76,12 @@ def follow(
     after: NDArray[np.uint8],
     pixels: NDArray[np.float32],
     guess: NDArray[np.float32],
-    window: int,
     tolerance: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
     if len(pixels) == 0:
         return pixels, np.zeros(0, np.bool_)
-    size, flags, texture = (window, window), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
+    size, flags, texture = (WINDOW, WINDOW), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
     start = _points(guess)
     there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, _points(pixels), start, None, None, size, LEVELS, CRITERIA, flags, texture)
     # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
@@ -91,14 +91,14 @@ def follow(
     return np.asarray(there[:, 0], np.float32), (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
 
 
-def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float, window: int) -> NDArray[np.float32]:
+def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float) -> NDArray[np.float32]:
     """Up to `count` new corners [K, 2] of an image, `distance` pixels from the `taken` [M, 2] and each other, strongest first.
 
     They are looked for at half size: a corner's exact place does not matter to a tracker, its texture does.
     """
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     free = np.full(half.shape, 255, np.uint8)
-    border = max(window // 4, 4)
+    border = WINDOW // 4 + 1
     free[:border], free[-border:], free[:, :border], free[:, -border:] = 0, 0, 0, 0
     for u, v in np.rint(taken / 2).astype(int).tolist():
         cv2.circle(free, (u, v), int(distance / 2), 0, -1)

@@ -219,17 +219,19 @@ def hypotheses(start: Array, T_camera_base: Array, o: Observations, prior: Prior
     return poses
 
 
-def solve(T_camera_base: Array, o: Observations, prior: Prior, seed: int = 0, enough: float = 0.7) -> Solution:
+def solve(
+    T_camera_base: Array, o: Observations, prior: Prior, seed: int = 0, enough: float = 0.7, start: Array | None = None
+) -> Solution:
     """The rig's pose from all cameras' observations and a prior.
 
     T_camera_base: [N, 4, 4], each camera's skew in time already in it. enough: share of inliers above which the annealed solution
-    is taken as it is; below it, random hypotheses compete with it. Never raises: without observations the prior comes back.
+    is taken as it is; below it, random hypotheses compete with it. start: a pose [4, 4] already near, to be polished only.
+    Never raises: without observations the prior comes back.
     """
     if len(o) == 0:
         return Solution(prior.T_map_base, np.empty(0), np.empty(0, np.bool_), np.zeros((6, 6)), 0.0)
-    pose = anneal(prior.T_map_base, T_camera_base, o, prior)
-    distance = evaluate(pose[None], T_camera_base, o)
-    if (distance < GATE).mean() < enough and len(o) > SUBSET:
+    pose = anneal(prior.T_map_base, T_camera_base, o, prior) if start is None else start
+    if start is None and len(o) > SUBSET and (evaluate(pose[None], T_camera_base, o) < GATE).mean() < enough:
         rng = np.random.default_rng(seed)
         candidates = np.concatenate([hypotheses(prior.T_map_base, T_camera_base, o, prior, rng), pose[None], prior.T_map_base[None]])
         distances = evaluate(candidates, T_camera_base, o)
