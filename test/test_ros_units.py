@@ -1,0 +1,366 @@
+"""The rooms of ros/ one by one, without a graph: conversions, the newest-wins slot, the rig from messages, parameters, configurations."""
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
+pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
+
+import tf2_ros
+from geometry_msgs.msg import Point, Quaternion
+from recon4d_msgs.msg import Status
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs_py import point_cloud2
+
+from recon4d_ros.errors import CalibrationError, ImageError, MessageError
+from recon4d_ros.geometry import exp, se3
+from recon4d_ros.parameters import describe
+from recon4d_ros.ros import conversions
+from recon4d_ros.ros.diagnostics import MAX_REASONS, Drops, Health, percentile
+from recon4d_ros.ros.parameter_file import parameter_file
+from recon4d_ros.ros.parameters import NodeParameters, all_parameters, descriptor
+from recon4d_ros.ros.pose_tree import edges
+from recon4d_ros.ros.publishers import OUTPUTS, Frames
+from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.worker import Worker, newest
+from recon4d_ros.types import DynamicObject, FrameSet, Jump, MapDelta, OdometrySample, PoseEstimate, RawImage, Tracking
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FRAMES = Frames("map", "odom", "base_link", "odom")
+rng = np.random.default_rng(3)
+
+
+def info_message(width=64, height=48, focal=50.0, frame="front_optical") -> CameraInfo:
+    message = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
+    message.header.frame_id = frame
+    message.k = np.array([focal, 0, 32, 0, focal, 24, 0, 0, 1.0])
+    return message
+
+
+# --- conversions ----------------------------------------------------------------------------------------------------------------------
+
+def test_stamps_and_poses_survive_the_round_trip():
+    ns = 1_700_000_000_123_456_789
+    assert conversions.stamp_ns(conversions.time_msg(ns)) == ns
+    for _ in range(20):
+        pose = exp(rng.normal(size=6))
+        message = conversions.transform_msg(pose, ns, "a", "b")
+        assert (message.header.frame_id, message.child_frame_id) == ("a", "b")
+        assert message.transform.rotation.w >= 0
+        np.testing.assert_allclose(conversions.transform_matrix(message), pose, atol=1e-12)
+
+
+@pytest.mark.parametrize("values, words", [((np.nan, 0, 0, 0, 0, 0, 1), "not finite"), ((0, 0, 0, 0, 0, 0, 0), "length 0")])
+def test_poses_that_cannot_be_used_are_refused(values, words):
+    x, y, z, qx, qy, qz, qw = (float(value) for value in values)
+    with pytest.raises(MessageError, match=f"odometry.*{words}"):
+        conversions.pose_matrix(Point(x=x, y=y, z=z), Quaternion(x=qx, y=qy, z=qz, w=qw), "odometry")
+
+
+def test_raw_image_shares_the_messages_bytes():
+    message = Image(height=2, width=3, encoding="bgr8", step=9, data=np.arange(18, dtype=np.uint8).tobytes())
+    image = conversions.raw_image(message, 7)
+    assert (image.width, image.height, image.step, image.encoding, image.received_ns) == (3, 2, 9, "bgr8", 7)
+    assert np.shares_memory(image.data, np.frombuffer(message.data, np.uint8))
+
+
+def test_encodings_of_cv_bridge_become_rgb8():
+    pixels = rng.integers(0, 255, (4, 5, 3), np.uint8).astype(np.uint16) * 257
+    image = conversions.raw_image(Image(height=4, width=5, encoding="rgb16", step=30, data=pixels.tobytes()), 0)
+    assert (image.encoding, image.width, image.step) == ("rgb8", 5, 15)
+    np.testing.assert_allclose(image.data.reshape(4, 5, 3).astype(int), pixels // 257, atol=1)
+
+
+@pytest.mark.parametrize("message, words", [
+    (Image(height=2, width=3, encoding="hypercolor", step=9, data=bytes(18)), "'hypercolor' is not known"),
+    (Image(height=2, width=3, encoding="rgb8", step=9, data=bytes(10)), "has 10 bytes: expected 18"),
+    (Image(height=0, width=0, encoding="rgb8", step=0), "0x0"),
+    (CompressedImage(format="bmp", data=b"BM123456"), "'bmp': expected jpeg or png")])
+def test_images_that_cannot_be_used_are_refused(message, words):
+    with pytest.raises(ImageError, match=words):
+        conversions.raw_image(message, 0)
+
+
+def test_compressed_images_are_known_by_their_bytes():
+    assert conversions.raw_image(CompressedImage(format="rgb8; png compressed", data=b"\xff\xd8\xff\xe0rest"), 0).encoding == "jpeg"
+    assert conversions.raw_image(CompressedImage(format="jpeg", data=b"cut short"), 0).encoding == "jpeg"  # the decoder refuses it later
+
+
+def test_depth_image_keeps_values_and_nan():
+    depth = rng.uniform(1, 80, (6, 8)).astype(np.float32)
+    depth[2, 3] = np.nan
+    message = conversions.image_msg(depth, "32FC1", 5, "front")
+    assert (message.height, message.width, message.step, message.encoding) == (6, 8, 32, "32FC1")
+    np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(6, 8), depth)
+
+
+def test_a_view_with_gaps_is_packed():
+    wide = rng.uniform(1, 80, (6, 16)).astype(np.float32)
+    message = conversions.image_msg(wide[:, ::2], "32FC1", 5, "front")
+    assert message.step == 32
+    np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(6, 8), wide[:, ::2])
+
+
+def test_camera_info_is_of_the_working_image():
+    k = np.array([[100.0, 0, 50], [0, 110, 40], [0, 0, 1]])
+    message = conversions.camera_info_msg(k, (80, 100), 5, "front")
+    assert (message.height, message.width) == (80, 100) and not any(message.d)
+    np.testing.assert_array_equal(np.array(message.p).reshape(3, 4), np.hstack([k, np.zeros((3, 1))]))
+
+
+def test_cloud_has_the_fields_rviz_and_pcl_expect():
+    xyz, rgb = rng.normal(size=(5, 3)).astype(np.float32), rng.integers(0, 255, (5, 3), np.uint8)
+    message = conversions.cloud_msg(xyz, rgb, 5, "base_link", confidence=np.linspace(0, 1, 5, dtype=np.float32))
+    assert [field.name for field in message.fields] == ["x", "y", "z", "rgb", "confidence"]
+    assert (message.width, message.height, message.point_step) == (5, 1, 20)
+    points = point_cloud2.read_points(message)
+    np.testing.assert_array_equal(np.stack([points["x"], points["y"], points["z"]], 1), xyz)
+    bits = np.ascontiguousarray(points["rgb"]).view(np.uint32)
+    np.testing.assert_array_equal(np.stack([bits >> 16 & 255, bits >> 8 & 255, bits & 255], 1), rgb)
+    assert not (bits >> 24).any()
+
+
+def test_an_empty_cloud_is_a_message_too():
+    message = conversions.cloud_msg(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), 5, "map")
+    assert message.width * message.height == 0 and len(message.data) == 0
+
+
+def pose_estimate(tracking=Tracking.TRACKING) -> PoseEstimate:
+    pose = se3(np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([1.0, 2, 3]))  # a quarter turn left
+    return PoseEstimate(pose, pose[None], tracking, np.diag([1.0, 2, 3, 4, 5, 6]), np.array([10.0, 0, 0, 0, 0, 0.1]))
+
+
+def test_odometry_covariance_is_turned_into_the_parent_frame():
+    message = conversions.odometry_msg(pose_estimate(), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link")
+    np.testing.assert_allclose(np.diag(np.array(message.pose.covariance).reshape(6, 6)), [2, 1, 3, 5, 4, 6], atol=1e-12)
+    assert message.twist.twist.linear.x == 10.0
+    np.testing.assert_allclose(np.diag(np.array(message.twist.covariance).reshape(6, 6)), np.array([1, 2, 3, 4, 5, 6]) * 200, rtol=1e-9)
+
+
+def test_lost_is_said_in_the_covariance():
+    message = conversions.odometry_msg(pose_estimate(Tracking.LOST), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link")
+    assert np.array(message.pose.covariance).reshape(6, 6)[0, 0] >= 1e6
+
+
+def mover(identity=7) -> DynamicObject:
+    return DynamicObject(identity, np.array([1.0, 2, 0.5]), 0.3, np.array([4.0, 2, 1.5]), np.array([5.0, 0, 0]), np.eye(3), 2 * np.eye(3),
+                         0.9, 12, 0)
+
+
+def test_objects_carry_box_velocity_and_covariance():
+    message = conversions.objects_msg((mover(),), 5, "map").objects[0]
+    assert (message.id, message.age, message.missed, message.size.x) == (7, 12, 0, 4.0)
+    assert message.pose.covariance[0] == 1.0 and message.twist.covariance[7] == 2.0
+    markers = conversions.markers_msg((mover(), mover(8)), 5, "map").markers
+    assert len(markers) == 1 + 2 * 3 and markers[0].action == markers[0].DELETEALL
+    assert len({(marker.ns, marker.id) for marker in markers[1:]}) == 6
+
+
+def test_map_update_lists_keys_beside_points():
+    delta = MapDelta(3, 0.2, np.array([[1, 2, 3], [4, 5, 6]], np.int32), np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8),
+                     np.ones(2, np.float32), np.array([[7, 8, 9]], np.int32))
+    message = conversions.map_update_msg(delta, 5, "map")
+    assert (message.sequence, message.changed.width) == (3, 2)
+    assert list(message.changed_keys) == [1, 2, 3, 4, 5, 6] and list(message.removed_keys) == [7, 8, 9]
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(focal=0.0), "focal length"), (dict(focal=float("nan")), "not finite"), (dict(width=0), "size")])
+def test_calibrations_that_cannot_be_used_are_refused(change, words):
+    with pytest.raises(CalibrationError, match=words):
+        conversions.camera_from_info("front", info_message(**change), np.eye(4))
+
+
+# --- tf ---------------------------------------------------------------------------------------------------------------------------------
+
+def test_who_owns_which_edge():
+    T_map_base, T_odom_base = exp(np.array([5.0, 1, 0, 0, 0, 0.2])), exp(np.array([4.0, 0, 0, 0, 0, 0.1]))
+    both = edges("map_odom_base", FRAMES, T_map_base, 5, None)
+    assert [(e.header.frame_id, e.child_frame_id) for e in both] == [("map", "odom"), ("odom", "base_link")]
+    product = conversions.transform_matrix(both[0]) @ conversions.transform_matrix(both[1])
+    np.testing.assert_allclose(product, T_map_base, atol=1e-12)
+    (one,) = edges("map_odom", FRAMES, T_map_base, 5, T_odom_base)
+    np.testing.assert_allclose(conversions.transform_matrix(one) @ T_odom_base, T_map_base, atol=1e-12)
+    assert edges("map_odom", FRAMES, T_map_base, 5, None) == edges("none", FRAMES, T_map_base, 5, None) == []
+
+
+# --- rig from messages --------------------------------------------------------------------------------------------------------------------
+
+def static(parent: str, child: str) -> tf2_ros.Buffer:
+    buffer = tf2_ros.Buffer()
+    buffer.set_transform_static(conversions.transform_msg(exp(np.array([1.0, 0, 1.5, 0, 0, 0.1])), 0, parent, child), "test")
+    return buffer
+
+
+def test_the_rig_waits_for_what_it_lacks_and_says_so():
+    source = RigSource(("front",), tf2_ros.Buffer(), "base_link")
+    assert source.missing() == ["camera_info of front"] and source.rig() is None
+    assert "focal length" in source.offer("front", info_message(focal=0.0))
+    assert "focal length" in source.missing()[0]
+    assert source.offer("front", info_message()) == ""
+    assert source.missing() == ["tf base_link->front_optical"] and source.rig() is None
+    source = RigSource(("front",), static("base_link", "front_optical"), "base_link")
+    source.offer("front", info_message())
+    rig = source.rig()
+    assert rig is not None and rig.cameras[0].k[0, 0] == 50.0 and rig.cameras[0].T_base_camera[2, 3] == pytest.approx(1.5)
+
+
+def test_a_calibration_in_use_is_not_replaced_but_a_change_is_said():
+    source = RigSource(("front",), static("base_link", "front_optical"), "base_link")
+    source.offer("front", info_message())
+    rig = source.rig()
+    assert source.offer("front", info_message()) == ""
+    assert "changed its K by 10.00 px" in source.offer("front", info_message(focal=60.0))
+    assert "128x48" in source.offer("front", info_message(width=128))
+    assert source.rig() is rig
+
+
+# --- worker -------------------------------------------------------------------------------------------------------------------------------
+
+def frame_set(stamp: int, jump: Jump = Jump.NONE) -> FrameSet:
+    image = RawImage(stamp, "jpeg", np.zeros(1, np.uint8))
+    return FrameSet(stamp, {"front": image}, odometry=(OdometrySample(stamp, np.eye(4)),), jump=jump)
+
+
+def test_the_newest_frame_set_wins_and_nothing_is_lost_with_the_older():
+    merged = newest(frame_set(1, Jump.BACKWARD), frame_set(2))
+    assert merged.stamp_ns == 2 and [sample.stamp_ns for sample in merged.odometry] == [1, 2] and merged.jump is Jump.BACKWARD
+    assert newest(frame_set(1, Jump.BACKWARD), frame_set(2, Jump.FORWARD)).jump is Jump.BACKWARD
+    assert newest(frame_set(1), frame_set(2, Jump.FORWARD)).jump is Jump.FORWARD
+
+
+def test_images_never_queue_behind_a_slow_engine():
+    release, done, displaced = threading.Event(), [], []
+
+    def process(item: FrameSet) -> None:
+        release.wait(5)
+        done.append(item.stamp_ns)
+
+    worker = Worker(process, displaced=lambda item: displaced.append(item.stamp_ns), failed=lambda error: None)
+    worker.put(frame_set(0))
+    time.sleep(0.1)  # the worker has taken it
+    for stamp in range(1, 6):
+        worker.put(frame_set(stamp))
+    release.set()
+    worker.call(lambda: None).result(5)
+    deadline = time.monotonic() + 5
+    while len(done) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.close()
+    assert done == [0, 5] and displaced == [1, 2, 3, 4]
+
+
+def test_the_worker_survives_what_the_step_raises():
+    errors, done = [], []
+
+    def process(item: FrameSet) -> None:
+        if item.stamp_ns == 1:
+            raise RuntimeError("no")
+        done.append(item.stamp_ns)
+
+    worker = Worker(process, displaced=lambda item: None, failed=errors.append)
+    for stamp in (1, 2):
+        worker.put(frame_set(stamp))
+        time.sleep(0.1)
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda: 1 / 0).result(5)
+    worker.close()
+    assert [str(error) for error in errors] == ["no"] and done == [2]
+    assert worker.call(lambda: None).cancelled()
+
+
+# --- diagnostics --------------------------------------------------------------------------------------------------------------------------
+
+def test_drops_are_counted_by_reason_and_bounded():
+    drops = Drops()
+    assert drops.count("front", "late") and not drops.count("front", "late")
+    for index in range(3 * MAX_REASONS):
+        drops.count("front", f"reason {index}")
+    counts = drops()
+    assert counts[("front", "late")] == 2 and len(counts) <= MAX_REASONS + 1
+    assert sum(counts.values()) == 2 + 3 * MAX_REASONS
+
+
+def test_percentiles():
+    assert percentile([], 50) == 0.0 and percentile([3, 1, 2], 50) == 2 and percentile(range(100), 95) == 95
+
+
+def test_diagnostics_say_lost_silent_and_waiting():
+    health = Health(("front", "rear"))
+    health.tracking, health.reason = Tracking.LOST, "too few inliers"
+    health.images["front"].tick()
+    health.drops.count("front", "broken JPEG")
+    message = health.diagnostics_msg(5, "recon4d", state="active", waiting=[], paused=False, silence=2.0)
+    by_name = {status.name: status for status in message.status}
+    assert by_name["recon4d: tracking"].level == b"\x02" and "too few inliers" in by_name["recon4d: tracking"].message
+    assert by_name["recon4d: camera rear"].level == b"\x02" and by_name["recon4d: camera front"].level == b"\x01"
+    waiting = health.diagnostics_msg(5, "recon4d", state="active", waiting=["camera_info of front"], paused=False, silence=2.0)
+    assert waiting.status[0].message == "waiting for camera_info of front"
+    status = health.status_msg(5, "base_link", paused=False)
+    assert status.tracking == Status.LOST and list(status.drop_reasons) == ["front: broken JPEG"] and list(status.drop_counts) == [1]
+    assert health.status_msg(5, "base_link", paused=True).tracking == Status.PAUSED
+
+
+# --- parameters and the files we ship -------------------------------------------------------------------------------------------------
+
+def test_every_parameter_has_description_and_range():
+    for info in all_parameters():
+        message = descriptor(info)
+        assert message.description, info.name
+        if info.type in (int, float):
+            assert message.floating_point_range or message.integer_range, f"{info.name} has no range"
+            value = (message.floating_point_range or message.integer_range)[0]
+            assert value.from_value <= info.default <= value.to_value, info.name
+
+
+def test_parameter_file_is_in_step_with_the_code():
+    shipped = (REPOSITORY / "config/recon4d.yaml").read_text()
+    assert shipped == parameter_file(), "run: python -m recon4d_ros.ros.parameter_file > config/recon4d.yaml"
+    tree = yaml.safe_load(shipped)["/**"]["ros__parameters"]
+    assert {"sync", "egomotion", "dynamics", "mapping"} <= set(tree)
+    assert tree["publish_tf"] == next(info for info in describe(NodeParameters) if info.name == "publish_tf").default
+
+
+def shipped_topics() -> dict[str, set[str]]:
+    """Configuration file -> topics it shows."""
+    found: set[str] = set()
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("Topic"), dict):
+                found.add(node["Topic"]["Value"])
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text()))
+    foxglove = set()
+    for panel in json.loads((REPOSITORY / "config/foxglove.json").read_text())["configById"].values():
+        foxglove |= set(panel.get("topics", ())) | {panel[key] for key in ("topicPath", "topicToRender") if key in panel}
+        foxglove |= {panel["imageMode"][key] for key in ("imageTopic", "calibrationTopic") if key in panel.get("imageMode", {})}
+        foxglove |= {path["value"].split(".")[0] for path in panel.get("paths", ())}
+    return {"rviz": found, "foxglove": foxglove}
+
+
+# What an RViz display or a Foxglove panel takes.
+RVIZ_TYPES = {"PointCloud2": "PointCloud2", "MarkerArray": "MarkerArray", "Path": "Path", "Odometry": "Odometry", "Image": "Image"}
+
+
+def test_rviz_displays_are_of_the_topics_types():
+    types = {output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.type for output in OUTPUTS}
+    latched = {output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.latched for output in OUTPUTS}
+    displays = yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text())["Visualization Manager"]["Displays"]
+    shown = [(display["Class"].split("/")[1], display["Topic"]) for display in displays if "Topic" in display]
+    assert len(shown) >= 7
+    for kind, topic in shown:
+        assert types[topic["Value"]].__name__ == RVIZ_TYPES[kind], topic["Value"]
+        assert (topic["Durability Policy"] == "Transient Local") == latched[topic["Value"]], topic["Value"]
