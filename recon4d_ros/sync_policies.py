@@ -207,10 +207,10 @@ class ResilientPolicy:
         since = stream.last_arrival if stream.last_arrival is not None else self._started
         if now_ns is not None and since is not None and now_ns - since > self._dead_after:
             return f"dead: no image for more than {self._dead_after * 1e-9:g} s", False
-        period = stream.period
-        if stream.newest is not None and period is not None:
+        if stream.newest is not None and stream.differences:
             window = self._window(stream)
-            if stream.newest - stream.offset + period - 0.5 * window > anchor + window:  # half a window early is jitter
+            soonest = min(stream.differences)  # not the median: dropped images make that too long
+            if stream.newest - stream.offset + soonest - 0.5 * window > anchor + window:  # half a window early is jitter
                 return "slower: its next image is due later", False
         return "late: not there in time", True
 

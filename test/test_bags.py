@@ -177,6 +177,16 @@ def test_extrinsics_are_a_chain_and_frames_come_from_camera_info(tmp_path: Path)
         assert np.allclose(sample.T_odom_base, odometry @ inverse(tilt))
 
 
+def test_base_link_need_not_be_the_root(tmp_path: Path) -> None:
+    up, side = exp(np.array([0.1, 0.2, 0.3, 0.1, 0, 0])), exp(np.array([0.5, 0, 2.0, 0, 0, 0.4]))
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_tf_static(START, [("base_footprint", "base_link", up), ("base_footprint", "mast", side), ("mast", "front", OPTICAL)])
+        writer.write_image("/front/image_raw", START, "front", pixels(0), "bgr8")
+        writer.write_camera_info("/front/camera_info", START, "front", camera())
+    with BagReader(tmp_path / "bag") as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, inverse(up) @ side @ OPTICAL)
+
+
 def test_cameras_are_told_by_their_namespace(tmp_path: Path) -> None:
     grey = pixels(0, 1)
     with BagWriter(tmp_path / "bag") as writer:
@@ -210,7 +220,7 @@ def test_rectified_images_take_p_and_binning_is_applied(tmp_path: Path) -> None:
         rect, half = bag.rig().cameras
     assert rect.distortion_model == "none" and np.array_equal(rect.k, [[90, 0, 30], [0, 91, 20], [0, 0, 1]])
     assert half.distortion_model == "plumb_bob" and (half.width, half.height) == (64, 48)
-    assert np.allclose(half.k, [[50, 0, 15.5], [0, 50.5, 11.5], [0, 0, 1]])
+    assert np.allclose(half.k, np.array([[50, 0, 15.5], [0, 50.5, 11.5], [0, 0, 1]]))
 
 
 def test_header_without_stamp_takes_the_time_of_reception(tmp_path: Path) -> None:

@@ -160,6 +160,23 @@ def test_cameras_with_fixed_phases_make_complete_sets(count: int, period: float,
             assert abs(frame_set.images[camera].stamp_ns - START - (k * period + phases[index]) * MS) < 0.1 * period * MS
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.3))
+def test_dropped_images_do_not_mix_turns_of_a_skewed_rig(seed: int, drop: float) -> None:
+    """nuScenes: six cameras fired over 43 ms, 12 turns a second. Once the phases are known, a set's images are of one turn."""
+    random = np.random.default_rng(seed)
+    cameras = [f"c{i}" for i in range(6)]
+    phases = np.array([0.0, 7.6, 15.5, 23.0, 32.7, 42.6])
+    period = 1000 / 12
+    arrivals = [Arrival(camera, START + round((k * period + phase) * MS), round((k * period + phase + 5) * MS))
+                for k in range(40) for camera, phase in zip(cameras, phases, strict=True) if k < 3 or random.random() >= drop]
+    result = run(sorted(arrivals, key=lambda a: a.now), cameras, SyncParameters(), poll_ms=2.0)
+    for _, frame_set in result.sets:
+        since = {camera: (image.stamp_ns - START) / MS - phases[cameras.index(camera)] for camera, image in frame_set.images.items()}
+        assert len({round(time / period) for time in since.values()}) == 1
+    assert sum(result.synchronizer.statistics.used.values()) == len(arrivals) and not result.synchronizer.statistics.dropped
+
+
 def steady(cameras: list[str], count: int, period: float = 100.0, skip: dict[str, range] | None = None) -> list[Arrival]:
     """Equal stamps, 10 ms between the cameras' arrivals; `skip` says which images a camera does not send."""
     return [Arrival(camera, START + round(k * period * MS), round((k * period + 10 * index) * MS))
@@ -258,6 +275,8 @@ def test_duplicates_and_sets_below_min_cameras_are_counted() -> None:
         synchronizer.add_image("a", RawImage(START, "mono8", PIXELS), 0)
     assert synchronizer.flush() == []
     assert synchronizer.statistics.dropped == Counter({("a", DUPLICATE): 1, ("a", TOO_FEW): 1})
+    synchronizer.add_image("a", RawImage(START, "mono8", PIXELS), 1)  # its set is long out
+    assert synchronizer.statistics.dropped["a", DUPLICATE] == 2 and synchronizer.held == 0
 
 
 def test_exact_and_approximate_match_as_they_say() -> None:
@@ -284,6 +303,17 @@ def test_odometry_door_and_delivery() -> None:
     assert [sample.stamp_ns - START for sample in frame_set.odometry] == [0, 10, 30]
     dropped = Counter({sync_odometry.NOT_FINITE: 1, sync_odometry.NOT_NEWER: 1})
     assert synchronizer.statistics.odometry_dropped == dropped and synchronizer.statistics.odometry_received == 6
+
+
+def test_odometry_from_before_a_jump_is_not_given_to_the_sets_after_it() -> None:
+    synchronizer = Synchronizer(["a"])
+    synchronizer.add_image("a", RawImage(START, "mono8", PIXELS), 0)
+    synchronizer.add_odometry(OdometrySample(START + 50 * MS, np.eye(4)))
+    (after,) = synchronizer.add_image("a", RawImage(START - 5000 * MS, "mono8", PIXELS), 1)
+    assert after.jump is Jump.BACKWARD and after.odometry == ()
+    synchronizer.add_odometry(OdometrySample(START - 4950 * MS, np.eye(4)))
+    (later,) = synchronizer.add_image("a", RawImage(START + 100 * MS, "mono8", PIXELS), 2)
+    assert [sample.stamp_ns for sample in later.odometry] == [START - 4950 * MS]
 
 
 @settings(max_examples=40, deadline=None)
