@@ -75,7 +75,7 @@ class HostedEngine:
         pose[:, :3, 3] -= self._anchor
         moving = np.ascontiguousarray(moving_previous).view(np.uint8)  # 0 or 1: only zero or not matters
         outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
-        outputs["color"] = np.empty((n, h, w, 3), np.uint8)
+        outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
         self._runtime.run(
             {
                 "images": np.ascontiguousarray(frame.images),
@@ -91,7 +91,7 @@ class HostedEngine:
         none = depth <= 0
         depth[none] = np.nan
         sigma[none] = np.nan
-        return Geometry(depth, sigma, outputs["confidence"], outputs["color"])
+        return Geometry(depth, sigma, outputs["confidence"], np.broadcast_to(outputs["color"], (n, h, w, 3)))
 
     def pointers(self) -> Pointers:
         memory = self._runtime.memory

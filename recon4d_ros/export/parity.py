@@ -15,8 +15,8 @@ from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.hosted import rig_partners
 from recon4d_ros.types import Calibration
 
-STEPS = 4
-REPEATS = 7  # of the timing
+STEPS = 3
+REPEATS = 5  # of the timing
 # A value differs when it is off by more than this: relative to depth and sigma, absolute for the others. Runtimes order sums differently, so a
 # pixel whose two best planes tie to the last bit may choose the other one: parity is the share of values, not the worst value.
 RELATIVE = {"depth": 0.01, "sigma": 0.05}
@@ -76,7 +76,7 @@ def share_off(name: str, got: NDArray, truth: NDArray) -> float:
 def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
     n, (h, w) = spec.cameras, spec.working_size
     outputs: dict[str, NDArray] = {name: np.zeros((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
-    return outputs | {"color": np.zeros((n, h, w, 3), np.uint8)}
+    return outputs | {"color": np.zeros((n, h, w, spec.channels), np.uint8)}
 
 
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:

@@ -14,6 +14,7 @@ moves along with the car, so that float32 is exact to a fraction of a millimetre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from recon4d_ros.networks.matching import (
     CENSUS_5,
     CENSUS_8,
+    Triple,
     other_view,
     rectified_scores,
     semi_global,
     soft_census,
-    space_to_depth,
     sweep_scores,
     winner,
 )
@@ -43,7 +44,7 @@ class GeometricOptions:
     from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of the
     square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera moves
     before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from which a
-    patch counts as seen again.
+    patch counts as seen again. precision: standard deviation of a match in volume pixels (surround).
     """
 
     config: str
@@ -64,6 +65,7 @@ class GeometricOptions:
     keyframe_motion: float = 0.5
     cue: float = 1.0
     agree: float = 0.7
+    precision: float = 0.3
 
     @property
     def stereo(self) -> bool:
@@ -136,19 +138,79 @@ def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
 OUTPUTS = ("depth", "sigma", "confidence", "color")  # then the memory, each name prefixed by "new_"
 
 
+def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """torch.where with one condition per camera [n] for tensors [n, ...]."""
+    return torch.where(condition.reshape(-1, *([1] * (yes.dim() - 1))), yes, no)
+
+
+class Projection(NamedTuple):
+    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y / q_z), q = constant + r * slope, three [n, y, x]
+    each; row [n, y, x] of the source image in the stack of all (0: none)."""
+
+    constant: Triple
+    slope: Triple
+    row: Tensor | float
+
+    @staticmethod
+    def between(rays: tuple[Tensor, Tensor], pose_source: Tensor, pose: Tensor, k: Tensor, valid: Tensor) -> Projection:
+        """Camera by camera from `pose` to `pose_source` [n, 4, 4]; valid [n]: 0 makes no source."""
+        back = torch.matmul(k, pose_source[:, :3, :3].transpose(1, 2)) * valid[:, None, None]
+        turn = torch.matmul(back, pose[:, :3, :3])
+        move = torch.matmul(back, pose[:, :3, 3:] - pose_source[:, :3, 3:])
+        return Projection(*_along(rays, torch.cat([turn, move], -1).permute(1, 2, 0)[..., None, None]), 0.0)
+
+    @staticmethod
+    def to_partners(rays: tuple[Tensor, Tensor], partner: Tensor, pose: Tensor, k: Tensor, present: Tensor) -> Projection:
+        """Pixel by pixel to its partner camera (partner [n, y, x], -1 for none), the images stacked with a row of zeros around each."""
+        n, y, _ = partner.shape
+        back = torch.matmul(k, pose[:, :3, :3].transpose(1, 2))[None]
+        turn = torch.matmul(back, pose[:, None, :3, :3])  # [from, to, 3, 3]
+        move = torch.matmul(back, pose[:, None, :3, 3:] - pose[None, :, :3, 3:])
+        pairs = torch.cat([turn, move], -1) * (present[:, None] * present[None])[..., None, None]
+        own = torch.arange(n, dtype=torch.float32)[:, None, None] * n
+        none = (partner < 0).to(torch.float32)  # the last column of the table
+        index = (own + partner) * (1 - none) + n * n * none
+        table = F.pad(pairs.permute(2, 3, 0, 1).reshape(12, n * n), (0, 1))
+        chosen = table[:, index.reshape(-1).to(torch.int64)].reshape(3, 4, *partner.shape)
+        return Projection(*_along(rays, chosen), partner.clamp_min(0) * (y + 2) + 1)
+
+    def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where it is not seen there), and how well the depth found
+        `there` agrees (of the same camera, or of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for equal, 0.6 for unknown."""
+        n, y, x = inverse.shape
+        q = [constant + slope * inverse for constant, slope in zip(self.constant, self.slope, strict=True)]
+        ahead = q[2] > 1e-3
+        z = torch.where(ahead, q[2], 1.0)
+        u, v = q[0] / z, q[1] / z
+        inside = ahead & (u >= 0) & (u <= x - 1) & (v >= 0) & (v <= y - 1)
+        motion = (((self.slope[0] - u * self.slope[2]) / z).square() + ((self.slope[1] - v * self.slope[2]) / z).square()).sqrt()
+        camera = torch.arange(n, dtype=torch.float32)[:, None, None] if isinstance(self.row, float) else (self.row - 1) / (y + 2)
+        pixel = (camera * y + torch.where(inside, v, 0.0).round()) * x + torch.where(inside, u, 0.0).round()
+        found = there.reshape(-1)[pixel.to(torch.int64)]
+        error = (inverse / z - found).abs() / tolerance
+        agreement = torch.where(found > 0, 1 / (1 + error.square()), 0.6)
+        shown = inside.to(inverse.dtype)
+        return motion * shown, agreement * shown
+
+
+def _along(rays: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Triple, Triple]:
+    """constant and slope of a Projection from K [R | t] as [3, 4, n, y or 1, x or 1]."""
+    u, v = rays
+    rows = [matrix[axis, 0] * u + matrix[axis, 1] * v + matrix[axis, 2] for axis in range(3)]
+    moves = [matrix[axis, 3].expand_as(rows[0]) for axis in range(3)]
+    return (rows[0], rows[1], rows[2]), (moves[0], moves[1], moves[2])
+
+
 class GeometricStep(nn.Module):
     def __init__(self, options: GeometricOptions):
         super().__init__()
         o = self.o = options
-        y, x = o.volume_size
-        v, u = torch.meshgrid(torch.arange(y, dtype=torch.float32), torch.arange(x, dtype=torch.float32), indexing="ij")
-        self.register_buffer("volume_pixels", torch.stack([u, v, torch.ones_like(u)], -1), persistent=False)  # [y, x, 3]
         self.register_buffer("inverse_depths", torch.arange(o.planes) / ((o.planes - 1) * o.near), persistent=False)
 
     # ---------------------------------------------------------------------------------------------------------------- one frame
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, 3] uint8; memory...)."""
+        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, channels] uint8; memory...)."""
         o = self.o
         names = [*frame_inputs(o), *memory_shapes(o)]
         at = dict(zip(names, tensors, strict=True))
@@ -197,11 +259,11 @@ class GeometricStep(nn.Module):
     # ---------------------------------------------------------------------------------------------------------------- images
 
     def rectify(self, images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Working images: color [n, h, w, 3] uint8, and grey [n, 1, h, w] in 0..1."""
+        """Working images: color [n, h, w, channels] uint8, and grey [n, 1, h, w] in 0..1."""
         o = self.o
         height, width = o.input_size
         x = images.permute(0, 3, 1, 2).to(torch.float32)
-        coarse = max(1, min(height // o.working_size[0], width // o.working_size[1]))  # a working pixel must not skip input pixels
+        coarse = max(1, min(height // o.working_size[0], width // o.working_size[1]) // 2)  # up to 2 the bilinear sample is an average itself
         if coarse > 1:
             x = F.avg_pool2d(x, coarse)
         grid = (grid - (coarse - 1) / 2) / coarse
@@ -209,7 +271,7 @@ class GeometricStep(nn.Module):
         x = F.grid_sample(x, grid * (2 / size) - 1, mode="bilinear", padding_mode="border", align_corners=True)
         color = (x + 0.5).clamp(0, 255).to(torch.uint8)
         if o.channels == 1:
-            return color.permute(0, 2, 3, 1).repeat(1, 1, 1, 3), x / 255
+            return color.permute(0, 2, 3, 1), x / 255
         grey = (x[:, :1] * 0.299 + x[:, 1:2] * 0.587 + x[:, 2:] * 0.114) / 255
         return color.permute(0, 2, 3, 1), grey
 
@@ -226,7 +288,7 @@ class GeometricStep(nn.Module):
         """Inverse depth, its standard deviation and confidence, each [2, y, x], of a rectified pair."""
         o = self.o
         half = F.avg_pool2d(grey, o.stride // 2)
-        descriptors = space_to_depth(soft_census(half, CENSUS_5), 2) * 0.5
+        descriptors = soft_census(half, CENSUS_5)
         raw = rectified_scores(descriptors[0], descriptors[1], o.planes)[None]  # [1, y, x, D]
         baseline = (pose[1, :3, 3] - pose[0, :3, 3]).square().sum().sqrt().clamp_min(1e-3)
         to_inverse = 1 / (self.volume_k(k)[0, 0, 0] * baseline)  # of one volume pixel of disparity
@@ -246,14 +308,84 @@ class GeometricStep(nn.Module):
         agreement = torch.exp(-((disparity - there).abs() / 0.7).square()) * inside.to(torch.float32)
 
         confidence = agreement * (margin / (margin + 0.5))
-        confidence = torch.where(disparity * to_inverse > 1 / o.far, confidence, torch.zeros_like(confidence))
+        confidence = torch.where(disparity * to_inverse > 1 / o.far, confidence, 0.0)
         spread = to_inverse * (0.12 + 0.15 / (curvature + 0.2)).clamp(0.1, 1.0)
         return disparity * to_inverse, spread, confidence
+
+    def match_rig(
+        self, grey: Tensor, at: dict[str, Tensor], cue: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Inverse depth, its standard deviation and confidence, each [n, y, x], of any rig; and the older frames for the next step.
+
+        Every pixel is matched over time with an older frame of its camera, and with the rig neighbour that sees it, if one does. The neighbour,
+        which sees movers where they are, counts for more.
+        """
+        o = self.o
+        present, pose = at["present"], at["pose"]
+        k = self.volume_k(at["k"])
+        descriptors = soft_census(F.avg_pool2d(grey, o.stride), CENSUS_8)
+        key, following = self.older_frames(at)
+
+        rays = self.rays(k)
+        over_time = Projection.between(rays, key["pose"], pose, k, present * key["valid"])
+        raw = sweep_scores(descriptors, key["descriptor"], *over_time, self.inverse_depths)
+        over_rig = None
+        if o.cameras > 1:
+            over_rig = Projection.to_partners(rays, at["partner"], pose, k, present)
+            stack = F.pad(descriptors, (0, 0, 1, 1)).permute(1, 0, 2, 3).reshape(1, descriptors.shape[1], -1, descriptors.shape[3])
+            beside = sweep_scores(descriptors, stack, *over_rig, self.inverse_depths)
+            raw = torch.where(beside != 0, 0.7 * beside + 0.3 * raw, raw)
+        bin_width = 1 / ((o.planes - 1) * o.near)
+        scores = raw + self.cue_scores(cue, self.inverse_depths, bin_width)
+        position, _, curvature, margin = winner(semi_global(scores, o.step_penalty, o.jump_penalty))
+        inverse = position * bin_width
+
+        # what the match is worth: how alike, how far off the runner-up, how much parallax there is, and whether the other image's depth agrees
+        alike = torch.gather(raw, -1, position.round().to(torch.int64).unsqueeze(-1)).squeeze(-1)
+        texture = descriptors.square().sum(1)
+        alike = (alike / texture.clamp_min(0.3)).clamp(0.0, 1.0)
+        parallax, agreement = over_time.check(inverse, key["inverse"], 2 * bin_width)
+        if over_rig is not None:
+            parallax_rig, agreement_rig = over_rig.check(inverse, inverse, 2 * bin_width)
+            better = parallax_rig > 0
+            parallax = torch.maximum(parallax, parallax_rig)
+            agreement = torch.where(better, torch.maximum(agreement, agreement_rig), agreement)
+        spread = (o.precision / parallax.clamp_min(1e-3) + 0.1 * bin_width).clamp(0.15 * bin_width, 1 / o.near)
+        relative = spread / inverse.clamp_min(1e-4)
+        product = alike * (margin / (margin + 0.5)) * agreement / (1 + (relative / 0.2).square()) * (curvature > 1e-5).to(alike.dtype)
+        confidence = product.clamp_min(1e-12).sqrt()  # four factors: the root brings them to the scale of a single one (0.5: depth off by 15 %)
+        confidence = torch.where(inverse > 1 / o.far, confidence, 0.0)
+
+        empty = following["valid"] < 0.5  # the slot of the frame to come is free: this one takes it
+        current = {"descriptor": descriptors, "inverse": inverse * (confidence > 0.1).to(inverse.dtype), "pose": pose, "valid": present}
+        new = {f"key_{name}": tensor for name, tensor in key.items()}
+        new |= {f"next_{name}": choose(empty, current[name], tensor) for name, tensor in following.items()}
+        return inverse, spread, confidence, new
+
+    def older_frames(self, at: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The frame to match with, and the one after it, which takes its place once the camera has moved on far enough from that one: so the
+        baseline lies between one and two times keyframe_motion (or is one frame's motion, if that is more)."""
+        names = ("descriptor", "inverse", "pose", "valid")
+        key, following = ({name: at[f"{which}_{name}"] for name in names} for which in ("key", "next"))
+        shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))  # [1, 4, 4] with the shift in the translation
+        key, following = ({**frame, "pose": frame["pose"] - shift} for frame in (key, following))
+        moved = (at["pose"][:, :3, 3] - following["pose"][:, :3, 3]).square().sum(1)
+        turn = (moved > self.o.keyframe_motion**2) & (following["valid"] > 0.5) & (at["present"] > 0.5)
+        key = {name: choose(turn, following[name], key[name]) for name in names}
+        following = {**following, "valid": torch.where(turn, 0.0, following["valid"])}
+        return key, following
+
+    def rays(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y at z = 1 of the volume's pixels: [n, 1, x] and [n, y, 1]."""
+        y, x = self.o.volume_size
+        u = (torch.arange(x, dtype=torch.float32) - k[:, 0, 2, None]) / k[:, 0, 0, None]
+        v = (torch.arange(y, dtype=torch.float32) - k[:, 1, 2, None]) / k[:, 1, 1, None]
+        return u[:, None, :], v[:, :, None]
 
     def cue_scores(self, cue: tuple[Tensor, Tensor], plane_inverse: Tensor, bin_width: Tensor | float) -> Tensor:
         """Scores [B, y, x, D] that pointers give to the planes around their own inverse depth."""
         inverse, spread = (tensor.unsqueeze(-1) for tensor in cue)
-        width = torch.maximum(spread, torch.ones_like(spread) * bin_width)
+        width = torch.maximum(spread, torch.as_tensor(bin_width))
         near = torch.exp(-0.5 * ((plane_inverse - inverse) / width).square())
         return self.o.cue * near * (inverse > 0).to(near.dtype)
 
@@ -261,19 +393,19 @@ class GeometricStep(nn.Module):
 
     def upsample(self, inverse: Tensor, spread: Tensor, confidence: Tensor, covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Depth, sigma, confidence [n, h, w]: bilinear on surfaces, nearest at jumps so that no pixel hangs between two surfaces."""
-        size, s = self.o.working_size, self.o.stride
-        stack = torch.stack([inverse, spread], 1)
-        smooth = F.interpolate(stack, size=size, mode="bilinear", align_corners=False)
-        block = F.interpolate(torch.stack([inverse, spread, confidence], 1), size=size, mode="nearest")
-        high = F.max_pool2d(inverse[:, None], 3, 1, 1)
-        low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)
-        jump = F.interpolate(((high - low) > 4 * spread[:, None] + 0.1 * inverse[:, None]).to(torch.float32), scale_factor=float(s), mode="nearest")
-        flat = torch.where(jump > 0.5, block[:, :2], smooth)
+        size = self.o.working_size
+        high = F.max_pool2d(inverse[:, None], 3, 1, 1)[:, 0]
+        low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)[:, 0]
+        jump = (high - low) > 4 * spread + 0.1 * inverse
+        marked = torch.where(jump, -spread, spread)  # the sign travels along
+        smooth = F.interpolate(inverse[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        block = F.interpolate(torch.stack([inverse, marked, confidence], 1), size=size, mode="nearest")
+        flat = torch.where(block[:, 1] < 0, block[:, 0], smooth)
         sure = block[:, 2] * covered
-        sure = torch.where(flat[:, 0] > 1 / self.o.far, sure, torch.zeros_like(sure))
-        depth = torch.where(sure > 0.02, 1 / flat[:, 0].clamp_min(1 / self.o.far), torch.zeros_like(sure))
-        sigma = depth * depth * flat[:, 1]
-        return depth, sigma, torch.where(depth > 0, sure, torch.zeros_like(sure))
+        sure = torch.where(flat > 1 / self.o.far, sure, 0.0)
+        depth = torch.where(sure > 0.02, 1 / flat.clamp_min(1 / self.o.far), 0.0)
+        sigma = depth * depth * block[:, 1].abs()
+        return depth, sigma, torch.where(depth > 0, sure, 0.0)
 
     # ---------------------------------------------------------------------------------------------------------------- memory
 
@@ -306,12 +438,12 @@ class GeometricStep(nn.Module):
         rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
         local = torch.matmul(memory.position[None] - centre[:, None], rotation)  # R^T (p - c) as rows
         z = local[..., 2]
-        safe = torch.where(z > 0.5, z, torch.ones_like(z))
+        safe = torch.where(z > 0.5, z, 1.0)
         u = local[..., 0] / safe * k[:, 0, 0, None] + k[:, 0, 2, None]
         v = local[..., 1] / safe * k[:, 1, 1, None] + k[:, 1, 2, None]
         inside = (z > 0.5) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1) & (memory.valid > 0.5) & (present[:, None] > 0.5)
         visible = inside.to(torch.float32)
-        u, v = torch.where(inside, u, torch.zeros_like(u)), torch.where(inside, v, torch.zeros_like(v))
+        u, v = torch.where(inside, u, 0.0), torch.where(inside, v, 0.0)
         step = (memory.feature[None, :, SCALE] * k[:, 0, 0, None] / safe).clamp(o.patch_step / 2, o.patch_step * 4)
         camera = torch.arange(n, dtype=torch.float32)[:, None].expand(n, m)
         seen = patches(grey, camera.reshape(-1), torch.stack([u, v], -1).reshape(-1, 2), step.reshape(-1)).reshape(n, m, SCALE)
@@ -325,7 +457,7 @@ class GeometricStep(nn.Module):
         u = (seen["u"] / o.stride).floor().clamp(0, x - 1)
         v = (seen["v"] / o.stride).floor().clamp(0, y - 1)
         camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
-        return torch.where(where, (camera * y + v) * x + u, torch.full_like(u, float(o.cameras * y * x))).to(torch.int64)
+        return torch.where(where, (camera * y + v) * x + u, float(o.cameras * y * x)).to(torch.int64)
 
     def pointer_cue(self, memory: Memory, seen: dict[str, Tensor], k: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse depth of the nearest pointer seen again in each volume pixel (0: none), and its standard deviation: [n, y, x] each."""
@@ -356,7 +488,7 @@ class GeometricStep(nn.Module):
         h, w = o.working_size
         camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
         pixel = (camera * h + seen["v"].round()) * w + seen["u"].round()
-        return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, torch.full_like(pixel, -1.0))
+        return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, -1.0)
 
     def offer(
         self, memory: Memory, seen: dict[str, Tensor], grey: Tensor, inverse: Tensor, spread: Tensor, confidence: Tensor, k: Tensor, pose: Tensor
@@ -385,7 +517,7 @@ class GeometricStep(nn.Module):
         again = seen["match"][:n] > o.agree
         own_cell = (torch.arange(n, dtype=torch.float32)[:, None] * rows + (seen["v"][:n] / o.cell).floor().clamp(0, rows - 1)) * columns
         own_cell = own_cell + (seen["u"][:n] / o.cell).floor().clamp(0, columns - 1)
-        own_cell = torch.where(again, own_cell, torch.full_like(own_cell, float(n * rows * columns))).to(torch.int64).reshape(-1)
+        own_cell = torch.where(again, own_cell, float(n * rows * columns)).to(torch.int64).reshape(-1)
         merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
         packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
         best = torch.zeros(n * rows * columns + 1).scatter_reduce(0, own_cell, packed.reshape(-1), "amax", include_self=True)[:-1]
@@ -410,7 +542,7 @@ class GeometricStep(nn.Module):
         expected = 1 / seen["z"].reshape(-1)[camera * m + chosen]
         contradicted = hit & ((own_inverse - expected).abs() > 3 * own_spread + 0.1 * expected)
         offered = (sure > 0.3) & (depth < 0.6 * o.far) & textured & ~contradicted
-        weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), torch.zeros_like(sure))
+        weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), 0.0)
         pixel = (camera.to(torch.float32) * h + v.round()) * w + u.round()
         return Tokens(position, feature, weight, hit.to(torch.float32)), pixel
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
+Triple = tuple[Tensor, Tensor, Tensor]
+
 CENSUS_5 = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy, dx) != (0, 0))  # 24 neighbours
 CENSUS_8 = ((-2, -1), (-2, 1), (-1, -2), (-1, 2), (1, -2), (1, 2), (2, -1), (2, 1))  # a ring of 8: a third of the samples, most of the evidence
 
@@ -29,22 +31,24 @@ def soft_census(grey: Tensor, offsets: tuple[tuple[int, int], ...], softness: fl
     return sign * torch.rsqrt((sign * sign).sum(1, keepdim=True) + 0.1 * len(offsets))
 
 
-def space_to_depth(x: Tensor, block: int) -> Tensor:
-    """[B, C, h, w] -> [B, C * block^2, h / block, w / block]: the product of two such descriptors sums over the block."""
-    return F.pixel_unshuffle(x, block)
-
-
 def rectified_scores(left: Tensor, right: Tensor, planes: int) -> Tensor:
-    """Scores [h, w, D] of a rectified pair's descriptors [C, h, w]: plane j is disparity D - 1 - j, left pixel u against right pixel u - d.
+    """Scores [h, w, D] of a rectified pair's descriptors [C, 2h, 2w], summed over blocks of 2x2: plane j is disparity D - 1 - j (of h x w pixels), left
+    pixel u against right pixel u - d.
 
     One batched product of all pixels of a row against all of the other's, of which the band is cut out by a skewed reshape (no gather).
     Where u - d leaves the image the score is 0, as for no evidence.
     """
-    c, h, w = left.shape
-    product = torch.matmul(left.permute(1, 2, 0), right.permute(1, 0, 2))  # [h, u, v]
+    h, w = left.shape[1] // 2, left.shape[2] // 2
+    product = torch.matmul(_rows_of_blocks(left).transpose(1, 2), _rows_of_blocks(right)) * 0.25  # [h, u, v]
     product = F.pad(product, (planes - 1, 0))  # column u - d + D - 1
     skewed = F.pad(product.reshape(h, w * (w + planes - 1)), (0, w))
     return skewed.reshape(h, w, w + planes)[:, :, :planes]
+
+
+def _rows_of_blocks(x: Tensor) -> Tensor:
+    """[C, 2h, 2w] -> [h, 4C, w]: a product over the 4C sums over each 2x2 block."""
+    c, rows, columns = x.shape
+    return x.reshape(c, rows // 2, 2, columns // 2, 2).permute(1, 0, 2, 4, 3).reshape(rows // 2, 4 * c, columns // 2)
 
 
 def other_view(scores: Tensor) -> Tensor:
@@ -87,24 +91,35 @@ def _both_ways(scores: Tensor, small: float, large: float) -> Tensor:
     return (paths[:, 0] + paths[:, 1].flip(0)).reshape(steps, b, lanes, planes)
 
 
-def sweep_scores(reference: Tensor, source: Tensor, constant: Tensor, slope: Tensor, row: Tensor, inverse_depths: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B, h, w, D] of a plane sweep over inverse depth, and which of them the source image covers (1 or 0).
+def sweep_scores(reference: Tensor, source: Tensor, constant: Triple, slope: Triple, row: Tensor | float, inverse_depths: Tensor) -> Tensor:
+    """Scores [B, h, w, D] of a plane sweep over inverse depth, exactly 0 where the source image does not show the point.
 
-    reference: descriptors [B, C, h, w]. source: [B, C, rows, ws], one or several images of h rows stacked. A reference pixel at inverse depth r
-    lies in its source image at (q_x / q_z, q_y / q_z) with q = constant + r * slope, both [B, h, w, 3] (q_z = 0: no source).
-    row: [B, h, w], first row of the pixel's source image in the stack. inverse_depths: [D].
+    reference: descriptors [B, C, h, w]. source: [B, C, h, w], or one stack [1, C, rows, w] of images. A reference pixel at inverse depth r lies in
+    its source image at (q_x / q_z, q_y / q_z) with q = constant + r * slope, three [B, h, w] each; row [B, h, w] is added in a stack whose images
+    have a row of zeros above and below.
     """
     b, _, h, w = reference.shape
-    planes, rows, width = inverse_depths.shape[0], source.shape[2], source.shape[3]
-    q = constant.unsqueeze(-1) + slope.unsqueeze(-1) * inverse_depths  # [B, h, w, 3, D]
-    ahead = q[..., 2, :] > 1e-3
-    scale = torch.where(ahead, 1.0 / torch.where(ahead, q[..., 2, :], torch.ones_like(q[..., 2, :])), torch.zeros_like(q[..., 2, :]))
-    u, v = q[..., 0, :] * scale, q[..., 1, :] * scale
-    inside = (ahead & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= h - 1)).to(reference.dtype)
-    v = v.clamp(0, h - 1) + row.unsqueeze(-1)
-    grid = torch.stack([u.clamp(-1, width) * (2 / (width - 1)) - 1, v * (2 / (rows - 1)) - 1], -1).reshape(b, h, w * planes, 2)
-    sampled = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=True).reshape(b, -1, h, w, planes)
-    return (sampled * reference.unsqueeze(-1)).sum(1) * inside, inside
+    planes, rows = inverse_depths.shape[0], source.shape[2]
+    r = inverse_depths[:, None, None, None]  # everything is [B, D, h, w, 2] with (x, y) interleaved from the start: joining them later is slow
+
+    def pair(first: Tensor, second: Tensor) -> Tensor:
+        return torch.stack([first, second], -1)[:, None]
+
+    z = pair(constant[2], constant[2]) + r * pair(slope[2], slope[2])
+    ahead = z > 1e-3
+    pixel = (pair(constant[0], constant[1]) + r * pair(slope[0], slope[1])) / torch.where(ahead, z, 1.0)
+    limit = torch.tensor([float(w), float(h)])
+    pixel = torch.where(ahead, torch.minimum(pixel.clamp_min(-1.0), limit), -1.0)
+    if isinstance(row, Tensor):
+        pixel = pixel + pair(torch.zeros_like(row), row)
+    grid = pixel * torch.tensor([2 / (w - 1), 2 / (rows - 1)]) - 1
+    groups = source.shape[0]
+    grid = grid.reshape(groups, -1, w, 2)
+    sampled = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    if groups == b:
+        return (sampled.reshape(b, -1, planes, h, w) * reference[:, :, None]).sum(1).permute(0, 2, 3, 1)
+    stacked = reference.permute(1, 0, 2, 3)[:, :, None]  # [C, B, 1, h, w]
+    return (sampled.reshape(-1, b, planes, h, w) * stacked).sum(0).permute(0, 2, 3, 1)
 
 
 def winner(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,14 +128,15 @@ def winner(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Curvature is the parabola's second difference (>= 0, scores per bin squared); the margin compares with planes more than one bin away.
     """
     planes = scores.shape[-1]
-    top, index = scores.max(-1)
-    index = index.unsqueeze(-1)
+    number = torch.arange(planes, device=scores.device, dtype=scores.dtype)
+    top = scores.amax(-1, keepdim=True)
+    index = torch.where(scores >= top, number, float(planes - 1)).amin(-1, keepdim=True)  # faster than asking max for it
+    away = (number - index).abs() > 1.5
+    second = torch.where(away, scores, -1e4).amax(-1)
+    position, top, index = index.squeeze(-1), top.squeeze(-1), index.to(torch.int64)
     before = torch.gather(scores, -1, (index - 1).clamp_min(0)).squeeze(-1)
     after = torch.gather(scores, -1, (index + 1).clamp_max(planes - 1)).squeeze(-1)
     curvature = (2 * top - before - after).clamp_min(1e-6)
     offset = ((after - before) / (2 * curvature)).clamp(-0.5, 0.5)
-    inner = ((index > 0) & (index < planes - 1)).squeeze(-1).to(scores.dtype)
-    position = index.squeeze(-1).to(scores.dtype)
-    away = (torch.arange(planes, device=scores.device) - index).abs() > 1
-    second = torch.where(away, scores, torch.full_like(scores, -1e4)).amax(-1)
+    inner = ((position > 0) & (position < planes - 1)).to(scores.dtype)
     return position + offset * inner, top, curvature * inner, top - second

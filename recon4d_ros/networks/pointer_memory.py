@@ -47,7 +47,7 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     capacity = memory.weight.shape[0]
     offered = tokens.weight > 0
     apart = sum(((tokens.position[:, None, axis] - memory.position[None, :, axis]) ** 2 for axis in range(3)), torch.zeros(()))
-    apart = torch.where(memory.valid > 0.5, apart, torch.full_like(apart, 1e12))  # [T, M]
+    apart = torch.where(memory.valid > 0.5, apart, 1e12)  # [T, M]
     distance, nearest = apart.min(1)
     reach = radius + tokens.feature[:, SIGMA].clamp(0.0, 3.0 * radius)
     joins = offered & (distance < reach * reach)
@@ -58,7 +58,7 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     sums = chosen.to(mass.dtype).t() @ torch.cat([tokens.position * mass[:, None], mass[:, None]], 1)  # [M, 4]
     gained = sums[:, 3]
     seen = gained > 0
-    closest, author = torch.where(chosen, apart, torch.full_like(apart, 1e12)).min(0)
+    closest, author = torch.where(chosen, apart, 1e12).min(0)
     replaced = (closest < 1e11) & ~seen
     total = memory.weight + gained
     mean = (memory.position * memory.weight[:, None] + sums[:, :3]) / total.clamp_min(1e-6)[:, None]
@@ -66,7 +66,7 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     feature = torch.where(replaced[:, None], tokens.feature[author], memory.feature)
     weight = torch.where(seen, total.clamp_max(HEAVIEST), torch.where(replaced, tokens.weight[author], memory.weight))
     touched = seen | replaced
-    age = torch.where(touched, torch.zeros_like(memory.age), memory.age + 1)
+    age = torch.where(touched, 0.0, memory.age + 1)
 
     # insert: the k-th new token takes the k-th slot in order of uselessness, free ones first
     away = (position - here).square().sum(1).sqrt()
@@ -76,7 +76,7 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     slots = torch.topk(useful, count, largest=False, sorted=True).indices
     new = offered & ~joins
     rank = torch.cumsum(new.to(torch.int64), 0) - 1
-    target = torch.where(new & (rank < count), slots[rank.clamp(0, count - 1)], torch.full_like(rank, capacity))  # `capacity`: a row thrown away
+    target = torch.where(new & (rank < count), slots[rank.clamp(0, count - 1)], capacity)  # `capacity`: a row thrown away
     return Memory(
         _put(position, target, tokens.position),
         _put(feature, target, tokens.feature),
