@@ -14,7 +14,7 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.geometry import inverse, se3
 from recon4d_ros.preprocess import decode
 from recon4d_ros.replay import frame_sets
-from recon4d_ros.sync import SyncParameters, Synchronizer
+from recon4d_ros.sync import Synchronizer, SyncParameters
 
 
 @dataclass(frozen=True)

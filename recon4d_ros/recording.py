@@ -1,6 +1,7 @@
 """What a running node published, read back from the recorded bag as the Reconstructions that it was made from.
 
-So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what a listener heard, not from inside the node.
+So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what a listener heard, not from
+inside the node.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from recon4d_ros.geometry import se3_from_quaternion
 from recon4d_ros.mapping import Cloud, write_cloud
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import (
+    Calibration,
     DynamicObject,
     Frame,
     FrameSet,
@@ -55,7 +57,7 @@ class Recording:
     bag: Path
     source: Path
     preprocessor: Preprocessor
-    names: tuple[str, ...]
+    calibration: Calibration
     node: str = "/recon4d"
     latency: list[float] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)
@@ -66,7 +68,9 @@ class Recording:
         poses, objects, statuses = self._small_messages()
         if not statuses:
             raise BagError(f"{self.bag}: no frame set was recorded from {self.node}")
-        working = _ImageStream(self.bag, [f"{self.node}/{name}/{what}" for name in self.names for what in ("depth", "dynamic_mask")])
+        working = _ImageStream(
+            self.bag, [f"{self.node}/{name}/{what}" for name in self.calibration.names for what in ("depth", "dynamic_mask")]
+        )
         source = _SourceImages(self.source)
         slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
         for stamp in sorted(statuses):
@@ -102,13 +106,13 @@ class Recording:
         source: _SourceImages,
         slack: int,
     ) -> Reconstruction:
-        h, w = self.preprocessor.calibration.working_size
-        count = len(self.names)
+        h, w = self.calibration.working_size
+        count = len(self.calibration.names)
         depth = np.full((count, h, w), np.nan, np.float32)
         mask = np.zeros((count, h, w), bool)
         present, stamps = np.zeros(count, bool), np.full(count, stamp, np.int64)
         images: dict[str, RawImage] = {}
-        for n, name in enumerate(self.names):
+        for n, name in enumerate(self.calibration.names):
             found = working.nearest(f"{self.node}/{name}/depth", stamp, slack) if status.present[n] else None
             if found is None:
                 continue
@@ -122,13 +126,13 @@ class Recording:
             if picture is not None:
                 images[name] = picture
         frame, _ = self.preprocessor(FrameSet(stamp, images))
-        color = np.stack([_rectified(frame.images[n], self.preprocessor.calibration.grid[n]) for n in range(count)])
+        color = np.stack([_rectified(frame.images[n], self.calibration.grid[n]) for n in range(count)])
         known = np.isfinite(depth)
         q, p = pose.pose.pose.orientation, pose.pose.pose.position
         T_map_base = se3_from_quaternion(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
         estimate = PoseEstimate(
             T_map_base,
-            T_map_base @ self.preprocessor.calibration.T_base_camera,
+            T_map_base @ self.calibration.T_base_camera,
             _TRACKING.get(status.tracking, Tracking.LOST),
             np.asarray(pose.pose.covariance, np.float64).reshape(6, 6),
             np.zeros(6),

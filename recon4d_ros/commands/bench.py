@@ -24,8 +24,8 @@ from recon4d_ros.statistics import RunStatistics, percentiles, rss_mib
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, Rig, Tracking
 
-EPILOG = """The drive is played to and fro without a pause (forward, then backward, ...), so that any number of frame sets is one continuous motion
-through a bounded place: what grows with the length of a drive shows.
+EPILOG = """The drive is played to and fro without a pause (forward, then backward, ...), so that any number of frame sets is one
+continuous motion through a bounded place: what grows with the length of a drive shows.
 
 examples:
   recon4d bench                                  the six-camera rig on 4 s of the procedural world
@@ -69,10 +69,11 @@ class BenchResult:
         lines += [
             f"{stage:12} " + " ".join(f"{row[key]:8.2f}" for key in ("mean", "p50", "p95", "max")) for stage, row in self.latency_ms.items()
         ]
+        slower, grown = self.step_ms_late / self.step_ms_early - 1, self.rss_mib_end - self.rss_mib_warm
         lines.append(
-            f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms in the last 100 ({self.step_ms_late / self.step_ms_early - 1:+.1%}); "
-            f"resident {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the end ({self.rss_mib_end - self.rss_mib_warm:+.1f})"
+            f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms in the last 100 ({slower:+.1%})"
         )
+        lines.append(f"resident: {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the end ({grown:+.1f})")
         return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ def parameters_from(arguments: argparse.Namespace) -> Parameters:
 
 
 def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Dotted names to values, not yet checked. A ROS parameter file (node name, ros__parameters) is unwrapped, and its node-only names left out."""
+    """Dotted names to values, not yet checked. A ROS parameter file is unwrapped, and its node-only names left out."""
     values: dict[str, Any] = {}
     if file is not None:
         try:

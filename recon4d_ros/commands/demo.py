@@ -1,4 +1,7 @@
-"""`recon4d demo`: the real thing, end to end: a bag is played over DDS, the node reconstructs it, a recorder listens, and what it heard is scored."""
+"""`recon4d demo`: the real thing, end to end.
+
+A bag is played over DDS, the node reconstructs it, a recorder listens, and what it heard is scored.
+"""
 
 from __future__ import annotations
 
@@ -93,13 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     print("3/3  scoring what was heard", flush=True)
     summary = _collect(graph.bag, bag, out, rig, engine)
     report = format_report(summary)
-    (out / "report.md").write_text(
-        f"# recon4d demo\n\n{bag}, played at {rate:.2f} x real time; engine {engine.name}.\n\n```\n{report}\n```\n\n![overview](overview.png)\n"
-    )
+    how = f"{bag}, played at {rate:.2f} x real time; engine {engine.name}."
+    (out / "report.md").write_text(f"# recon4d demo\n\n{how}\n\n```\n{report}\n```\n\n![overview](overview.png)\n")
     print(report)
-    print(
-        f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {time.monotonic() - start:.0f} s in all"
-    )
+    seconds = time.monotonic() - start
+    print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {seconds:.0f} s in all")
     return 0 if graph.ok else 1
 
 
@@ -144,7 +145,7 @@ def _collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) ->
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
     spec = engines.load_spec(engine)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
-    recording = Recording(recorded, source, Preprocessor(rig, calibration, spec.channels), rig.names)
+    recording = Recording(recorded, source, Preprocessor(rig, calibration, spec.channels), calibration)
     with BagReader(source) as reader:
         evaluator = Evaluator(source, rig) if reader.info().has_ground_truth else None
         played = max(camera.count for camera in reader.info().cameras.values())

@@ -63,9 +63,8 @@ def rig_lines(rig: Rig) -> list[str]:
     lines = [f"rig {rig.name}: {len(rig.cameras)} cameras"]
     for camera in rig.cameras:
         x, y, z = camera.T_base_camera[:3, 3]
-        lines.append(
-            f"  {camera.name:20} {camera.width}x{camera.height}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m"
-        )
+        size = f"{camera.width}x{camera.height}"
+        lines.append(f"  {camera.name:20} {size}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m")
     return lines
 
 
