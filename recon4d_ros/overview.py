@@ -102,7 +102,7 @@ def draw_overview(data: OverviewData) -> Pixels:
     block = _camera_block(data.cameras)
     map_top = _TITLE + block.shape[0] + _SCALE + _GAP
     height = map_top + _MAP_HEIGHT + _MARGIN
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)
         page = _Page(figure, WIDTH, height)

@@ -41,11 +41,11 @@ class MappingParameters:
     min_range: float = parameter(1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0)
     max_range: float = parameter(50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0)
     min_confidence: float = parameter(0.3, "points of lower confidence are not mapped", minimum=0.0, maximum=1.0)
-    max_sigma: float = parameter(0.6, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
+    max_sigma: float = parameter(0.8, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
     edge: float = parameter(0.25, "points beside a larger relative step of inverse depth are not mapped", minimum=0.01, maximum=10.0)
     mask_margin: int = parameter(3, "pixels around a mover that are not mapped either", minimum=0, maximum=100)
-    points_per_camera: int = parameter(5000, "pixels of a camera that are mapped per frame, at most", minimum=100, maximum=10_000_000)
-    min_evidence: float = parameter(3.0, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0)
+    points_per_camera: int = parameter(16_000, "pixels of a camera that are looked at per frame, at most", minimum=100, maximum=10_000_000)
+    min_evidence: float = parameter(2.5, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0)
     max_evidence: float = parameter(6.0, "frames of agreement a voxel remembers: more keep longer what left", minimum=0.5, maximum=100.0)
     baseline: float = parameter(0.25, "frames count fully as independent when the car moved this far, m", minimum=0.0, maximum=10.0)
     carve_range: float = parameter(30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0)
@@ -63,6 +63,8 @@ class Mapper:
         self._calibration = calibration
         self._rays = rays(calibration)
         self._step = steps(calibration.working_size, p.points_per_camera)
+        # Nearer than this, two steps of the sampling are less than a voxel.
+        self._dense = p.voxel_size * calibration.k[:, 0, 0] / (2.0 * self._step[1])
         self._gate = Gate(p.min_range, p.max_range, p.min_confidence, p.max_sigma, p.edge, p.mask_margin)
         self._table = VoxelTable(int(p.max_voxels / 0.6))
         capacity = self._table.capacity
@@ -158,7 +160,7 @@ class Mapper:
         rows, columns = self._step
         turn = (self._frame * 7) % (rows * columns) if (rows * columns) % 7 else self._frame % (rows * columns)
         phase = (turn // columns, turn % columns)
-        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase) for n in range(len(geometry.depth))]
+        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, self._dense[n]) for n in range(len(geometry.depth))]
         local = [transform(T, view.points) for view, T in zip(views, T_local_camera, strict=True)]
         scaled = np.concatenate(local) / np.float32(size)
         if not len(scaled):
@@ -335,8 +337,8 @@ def _observations(views: list[Samples], offset: NDArray[np.float32], voxel_size:
     np.multiply(offset.T, weight, out=rows[0:3])
     np.multiply(np.concatenate([v.colors for v in views]).T, weight, out=rows[3:6])
     rows[6] = weight
-    rows[7] = np.where(moving, 0, confidence)
-    rows[8] = np.where(moving, confidence, 0)
+    rows[7] = np.where(moving, 0, 2 * confidence)  # what is half sure says as much as a frame can say
+    rows[8] = np.where(moving, 2 * confidence, 0)
     return rows
 
 
