@@ -1,4 +1,4 @@
-"""Stand-in for cv_bridge: sensor_msgs/Image from and to OpenCV's arrays. Same names as the real package, only the calls we make."""
+"""Stand-in for cv_bridge: sensor_msgs/Image to OpenCV's arrays. Same names as the real package, only the calls we make."""
 from __future__ import annotations
 
 import re
@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
 
 STAND_IN = True
 
@@ -50,26 +49,6 @@ class CvBridge:
         if desired_encoding in ("passthrough", img_msg.encoding):
             return image
         return _convert(image, img_msg.encoding, colour, desired_encoding)
-
-    def cv2_to_imgmsg(self, cvim: NDArray, encoding: str = "passthrough", header: Header | None = None) -> Image:
-        """An Image message of an array; `passthrough` names it by its depth and channels (8UC3)."""
-        channels = cvim.shape[2] if cvim.ndim == 3 else 1
-        depth = {np.dtype(value): name for name, value in _DEPTHS.items()}.get(cvim.dtype.newbyteorder("="))
-        if depth is None:
-            raise CvBridgeError(f"an array of {cvim.dtype} has no OpenCV type")
-        if encoding != "passthrough":
-            dtype, expected, _ = _layout(encoding)
-            if (dtype, expected) != (cvim.dtype.newbyteorder("="), channels):
-                raise CvBridgeError(f"encoding specified as {encoding}, but image has incompatible type {depth}C{channels}")
-        else:
-            encoding = f"{depth}C{channels}"
-        message = Image(height=cvim.shape[0], width=cvim.shape[1], encoding=encoding)
-        if header is not None:
-            message.header = header
-        message.is_bigendian = cvim.dtype.byteorder == ">" or (cvim.dtype.byteorder == "=" and sys.byteorder == "big")
-        message.step = cvim.shape[1] * channels * cvim.dtype.itemsize
-        message.data.frombytes(np.ascontiguousarray(cvim).data.cast("B"))
-        return message
 
 
 def _convert(image: NDArray, source: str, colour: str | None, target: str) -> NDArray:

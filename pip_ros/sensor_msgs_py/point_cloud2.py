@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
@@ -63,12 +62,3 @@ def read_points(cloud: PointCloud2, field_names: Sequence[str] | None = None, sk
             keep &= ~np.isnan(points[name])
         points = points[keep]
     return points
-
-
-def read_points_numpy(cloud: PointCloud2, field_names: Sequence[str] | None = None, skip_nans: bool = False) -> NDArray:
-    """The points [N, fields] as a plain array; all fields read must have one type."""
-    points = read_points(cloud, field_names, skip_nans)
-    names = points.dtype.names or ()
-    if len({points.dtype[name] for name in names}) > 1:
-        raise AssertionError("all fields must have the same datatype: name those to read in field_names")
-    return structured_to_unstructured(points)

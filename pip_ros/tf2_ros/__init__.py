@@ -2,13 +2,13 @@
 
 Same names as the real package, only the calls we make.
 """
-from .broadcaster import StaticTransformBroadcaster, TransformBroadcaster
+from .broadcaster import TransformBroadcaster
 from .buffer import Buffer, ConnectivityException, ExtrapolationException, LookupException, TransformException
 from .listener import TransformListener
 
 STAND_IN = True
 
 __all__ = [
-    "Buffer", "ConnectivityException", "ExtrapolationException", "LookupException", "StaticTransformBroadcaster", "TransformBroadcaster",
-    "TransformException", "TransformListener",
+    "Buffer", "ConnectivityException", "ExtrapolationException", "LookupException", "TransformBroadcaster", "TransformException",
+    "TransformListener",
 ]
