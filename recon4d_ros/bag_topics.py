@@ -41,23 +41,29 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
     cameras would share it. Of a camera's several image topics the one with most messages is taken, raw before compressed. Depth, masks
     and /ground_truth/* are not cameras.
     """
-    best: dict[str, tuple[str, str]] = {}  # namespace -> (topic, base)
+    best: dict[str, str] = {}  # namespace -> topic
     for topic, info in topics.items():
         if info.type not in (IMAGE, COMPRESSED_IMAGE) or topic.startswith(TRUTH):
             continue
         namespace, base = _split(topic, info.type)
         if any(word in f"{namespace.rsplit('/', 1)[-1]}/{base}".lower() for word in _NO_PICTURES):
             continue
-        if namespace not in best or _preference(topics[topic]) > _preference(topics[best[namespace][0]]):
-            best[namespace] = (topic, base)
+        if namespace not in best or _preference(info) > _preference(topics[best[namespace]]):
+            best[namespace] = topic
     short = [namespace.rsplit("/", 1)[-1] for namespace in best]
     cameras = {}
-    for (namespace, (topic, base)), last in zip(best.items(), short, strict=True):
+    for (namespace, topic), last in zip(best.items(), short, strict=True):
         name = (last if short.count(last) == 1 else namespace.strip("/").replace("/", "_")) or "camera"
-        info_topic = f"{namespace}/camera_info"
-        found = info_topic if info_topic in topics and topics[info_topic].type == CAMERA_INFO else None
-        cameras[name] = CameraTopic(name, topic, topics[topic].type, topics[topic].count, found, "rect" in base.lower())
+        cameras[name] = camera_at(name, topic, topics)
     return cameras
+
+
+def camera_at(name: str, topic: str, topics: Mapping[str, TopicInfo]) -> CameraTopic:
+    """The camera of one image topic, with the camera_info beside it."""
+    namespace, base = _split(topic, topics[topic].type)
+    info = f"{namespace}/camera_info"
+    found = info if info in topics and topics[info].type == CAMERA_INFO else None
+    return CameraTopic(name, topic, topics[topic].type, topics[topic].count, found, "rect" in base.lower())
 
 
 def _split(topic: str, message_type: str) -> tuple[str, str]:

@@ -137,12 +137,20 @@ class BagReader:
         except Exception as error:  # whatever the generated code trips over, the cause is the bytes
             raise BagError(f"bag {self.path}: a message of {topic or message_type} cannot be read as {message_type}: {error}") from error
 
-    def cameras(self, names: Sequence[str] | None = None) -> dict[str, CameraTopic]:
-        """The bag's cameras that have images, or those asked for, in the order asked for."""
+    def cameras(self, names: Sequence[str] | None = None, image_topics: Mapping[str, str] | None = None) -> dict[str, CameraTopic]:
+        """The bag's cameras that have images, or those asked for, in the order asked for.
+
+        image_topics: camera -> image topic, where a rig file names it and the topic's namespace is not the camera's name.
+        """
         if not self._reader.message_count:
             raise BagError(f"bag {self.path} is empty: it holds no message")
         every = bag_topics.find_cameras(self.topics)
         found = {name: camera for name, camera in every.items() if camera.count}
+        for name, topic in (image_topics or {}).items():
+            info = self._topic(topic)
+            if info.type not in (bag_topics.IMAGE, bag_topics.COMPRESSED_IMAGE):
+                raise BagError(f"bag {self.path}, camera {name}: {topic} is {info.type}: expected an image")
+            found[name] = bag_topics.camera_at(name, topic, self.topics)
         if not found:
             raise BagError(f"bag {self.path} has no image: its topics are {', '.join(self.topics)}")
         if unknown := [name for name in names or () if name not in found]:
@@ -164,17 +172,15 @@ class BagReader:
             return {}
         return ros.static_transforms(message for _, _, message in self.messages([bag_topics.TF_STATIC]))
 
-    def events(self, cameras: Sequence[str] | None = None, odometry_topic: str | None = None,
-               base_frame: str = "base_link") -> Iterator[Event]:
+    def events(self, cameras: Sequence[str] | None = None, odometry_topic: str | None = None, base_frame: str = "base_link",
+               image_topics: Mapping[str, str] | None = None) -> Iterator[Event]:
         """Images and odometry in order of reception; of what was received in the same nanosecond, odometry first, so that a set of
         images finds the odometry of its own stamp.
 
-        odometry_topic: None takes the bag's first outside /ground_truth, if there is one; an empty string takes none. Odometry of
-        another frame than base_frame is brought to it through /tf_static.
+        cameras, image_topics: as in `cameras`. odometry_topic: None gives no odometry (`info().odometry_topics` says what there is).
+        Odometry of another frame than base_frame is brought to it through /tf_static.
         """
-        chosen = {camera.image: camera for camera in self.cameras(cameras).values()}
-        if odometry_topic is None:
-            odometry_topic = next(iter(self.info().odometry_topics), "")
+        chosen = {camera.image: camera for camera in self.cameras(cameras, image_topics).values()}
         if odometry_topic and self._topic(odometry_topic).type != bag_topics.ODOMETRY:
             raise BagError(f"bag {self.path}: {odometry_topic} is {self.topics[odometry_topic].type}: expected {bag_topics.ODOMETRY}")
         edges = self.static_transforms() if odometry_topic else {}
