@@ -22,6 +22,7 @@ from recon4d_ros.dynamics.residual import (
     static_flow,
     static_residual,
 )
+from recon4d_ros.dynamics.standing import add_pieces, find_standing
 from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.geometry import inverse, transform
@@ -111,7 +112,8 @@ class Dynamics:
         """One camera: its regions go into mask [h, w] and come back as detections."""
         view, stamp = self._views[i], int(frame.stamps_ns[i])
         picture = make_picture(geometry.color[i])
-        depth = self._independent_depth(view, geometry.depth[i], geometry.sigma[i])
+        whole = make_depth(geometry.depth[i, ::STRIDE, ::STRIDE], geometry.sigma[i, ::STRIDE, ::STRIDE])
+        depth = Depth(np.where(view.covered, whole.q, np.float32(np.nan)), whole.sigma) if view.mostly_covered else None
         q = 1 / geometry.depth[i, ::STRIDE, ::STRIDE]
         now = _Seen(stamp, picture, pose.T_map_camera[i], depth, q, np.zeros(q.shape, bool))
         history = self._seen.setdefault(i, [])
@@ -130,7 +132,7 @@ class Dynamics:
         flow = self._meter.measure(picture, before.picture, start)
         seconds = (stamp - before.stamp_ns) * 1e-9
         pose_sigma = self._pose_sigma(pose)
-        residual = static_residual(view, flow, T_before_now, pose_sigma, road, depth, before.depth)
+        residual = static_residual(view, flow, T_before_now, pose_sigma, road, depth or whole, before.depth)
         grey = picture.grid.astype(np.float32)
         alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T_before_now, road, depth, before.depth, guess)
         chi2 = np.minimum(residual.chi2, alternative)
@@ -141,6 +143,12 @@ class Dynamics:
         regions = find_regions(chi2, p.weak_sigma, p.strong_sigma, 3)
         normal = view.T_base_camera[:3, :3].T @ self._plane[:3]
         height = float(self._plane[:3] @ view.T_base_camera[:3, 3] + self._plane[3])
+        floats = np.zeros(view.x.shape, bool)
+        if not view.mostly_covered and self._plane_seen and height > 0.5:
+            standing = find_standing(whole.q, whole.sigma, road, height, p.clearance)
+            regions = add_pieces(regions, standing, p.strong_sigma)
+            floats = standing.floating[standing.labels] > p.strong_sigma
+            now.candidates[:] |= floats
         sight = Sight(i, view, now.T_map_camera, before.T_map_camera, seconds, flow, road, (normal, height), residual, depth, before.depth)
         found = []
         moving = np.zeros(view.x.shape, np.uint8)
@@ -151,10 +159,14 @@ class Dynamics:
             extent = measure_extent(sight, inside, box)
             if extent is None or 1 / extent.q > p.maximum_range or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area:
                 continue
-            if not self._seen_moving(history[-2], flow, (now.stamp_ns - history[-2].stamp_ns) * 1e-9 / seconds, window, inside):
+            if not floats[window][inside].mean() > 0.3 and not self._seen_moving(history[-2], flow, (now.stamp_ns - history[-2].stamp_ns) * 1e-9 / seconds, window, inside):
                 continue
             sure = float(1 - np.exp(-np.median(chi2[window][inside]) / 50))
             found.append(lift(sight, label, inside, box, extent, sure))
+            if depth is None:
+                # Static flow follows the matched depth, which a mover has bent to its own motion: nothing competes.
+                moving[window] |= inside
+                continue
             moving |= self._shape(grey, before.picture.grid, flow, residual, start, regions.labels == label, box)
         moving = fill_holes(moving)
         mask |= cv2.resize(moving, self._size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -168,7 +180,7 @@ class Dynamics:
         vs, us = vs + window[0].start, us + window[1].start
         x = np.clip(np.rint(us + share * flow.u[vs, us]), 0, w - 1).astype(np.intp)
         y = np.clip(np.rint(vs + share * flow.v[vs, us]), 0, h - 1).astype(np.intp)
-        return bool(last.candidates[y, x].mean() > 0.4)
+        return bool(max(last.candidates[y, x].mean(), last.candidates[vs, us].mean()) > 0.4)
 
     def _shape(self, now: NDArray[np.float32], before: NDArray[np.uint8], flow: Flow, residual: Residual, static: NDArray[np.float32],
                region: NDArray[np.bool_], box: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -191,12 +203,6 @@ class Dynamics:
         out = np.zeros(region.shape, np.uint8)
         out[window] = shape
         return out
-
-    def _independent_depth(self, view: View, depth: NDArray[np.float32], sigma: NDArray[np.float32]) -> Depth | None:
-        if not view.covered.any():
-            return None
-        d = np.where(view.covered, depth[::STRIDE, ::STRIDE], np.nan)
-        return make_depth(d, sigma[::STRIDE, ::STRIDE])
 
     @staticmethod
     def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:

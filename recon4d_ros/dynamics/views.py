@@ -31,6 +31,11 @@ class View:
     T_base_camera: NDArray[np.float64]
 
     @property
+    def mostly_covered(self) -> bool:
+        """A stereo camera, rather than one of a ring that overlaps a little with its neighbours."""
+        return bool(self.covered.mean() > 0.5)
+
+    @property
     def focal(self) -> float:
         return float(0.5 * (self.k[0, 0] + self.k[1, 1]))
 
