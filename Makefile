@@ -41,7 +41,7 @@ lint: dev ## ruff and mypy only
 	@$(ROS) mypy recon4d_ros
 
 bench: setup dev ## the numbers of docs/benchmarks.md, measured on this machine
-	@$(ROS) recon4d bench $(ARGS)
+	@$(ROS) python benchmarks/run.py $(ARGS)
 
 clean: ## remove all that make made, but for demo/
 	@rm -rf .venv build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,8 +26,9 @@ STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its p
 STEADY_SECONDS = 1.5  # for so long a motion that nothing confirms is carried on as it was
 PARALLEL = np.cos(np.radians(20.0))  # cameras that look this much the same way see the same patch the same way
 KEYFRAME_TRAVEL, KEYFRAMES = 1.0, 6  # metres between keyframes, keyframes adjusted together
+VAGUE = 0.02  # relative deviation of an inverse depth above which the engine's is worth asking for
 MEMORY_NOISE = 0.5  # pixels of the working image
-MOUNT = 0.003  # rad: how far a camera's mount may be turned from its calibration
+MOUNT = 0.001  # rad: how far a camera's mount may be turned from its calibration
 BLIND_SHARE, BLIND_COUNT = 0.2, 10
 
 
@@ -288,8 +289,12 @@ class Egomotion:
 
     def _learn_depth(self, camera: int, mine: NDArray, working: Array, geometry_: Geometry, pose: PoseEstimate) -> None:
         """Landmarks whose depth is less well known than the engine's take the engine's."""
-        rho, variance = _inverse_depth(geometry_, camera, working)
         table = self._landmarks
+        vague = table.variance[mine] > (VAGUE * table.rho[mine]) ** 2
+        mine, working = mine[vague], working[vague]
+        if len(mine) == 0:
+            return
+        rho, variance = _inverse_depth(geometry_, camera, working)
         place = pose.T_map_camera[camera]
         with np.errstate(invalid="ignore"):
             better = np.isfinite(rho) & (variance < 0.5 * table.variance[mine])

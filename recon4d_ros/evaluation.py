@@ -228,7 +228,7 @@ class Evaluator:
         )
         T_map_world = T_map_base @ T_base_world
         turn = float(np.arctan2(T_map_world[1, 0], T_map_world[0, 0]))
-        for index in np.flatnonzero(speed > MOVING):
+        for index in np.flatnonzero(speed > MOVING).tolist():
             center = transform(T_map_world, truth.boxes.center[index])
             last = self._swept_last.get(int(truth.ids[index]))
             if last is None or np.linalg.norm(center - last) > 0.25:
@@ -245,8 +245,8 @@ def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:
 def project_visible(points: NDArray[np.floating], camera: Camera, cell: int = 16) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Source pixels [K, 2] (u, v) and depth [K] of points in base_link that the camera sees.
 
-    A lidar sits elsewhere than the camera and sees behind what the camera sees: in each cell of `cell` pixels, points more than 20 % and 1 m
-    behind the nearest one are taken to be hidden.
+    A lidar sits elsewhere than the camera and sees behind what the camera sees: in each cell of `cell` pixels, points more than 20 % and
+    1 m behind the nearest one are taken to be hidden.
     """
     local = transform(inverse(camera.T_base_camera), np.asarray(points, np.float64))
     local = local[local[:, 2] > 0.5]

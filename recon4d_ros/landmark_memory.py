@@ -24,9 +24,9 @@ SCALE, DEPTH_SIGMA = 64, 65  # columns of the feature beside the patch: metres p
 PATCH = SIDE * SIDE
 SOFTEN = 2.0  # grey levels added to a patch's deviation when it is normalised (as the memory does)
 AROUND = (np.indices((SIDE, SIDE))[::-1].reshape(2, -1).T - (SIDE - 1) / 2).astype(np.float32)  # [64, 2] (u, v) in samples
-ROUNDS, REACH = 6, 2.0  # iterations; samples that a patch may be off
+ROUNDS, REACH = 4, 2.0  # iterations; samples that a patch may be off
 ALIKE = 0.75  # normalised correlation of a match
-PER_CAMERA = 60
+PER_CAMERA, CANDIDATES = 40, 100  # patches aligned, and looked at for their texture, per camera
 STEP_RANGE = (0.5, 6.0)  # working pixels per sample at which a patch can still be compared
 
 
@@ -63,6 +63,9 @@ def find(
     index, rays, depth, step = _visible(pointers, lens, k, T_map_camera)
     if len(index) < 4:
         return None
+    if len(index) > CANDIDATES:  # the ones confirmed most often
+        best = np.sort(np.argsort(-pointers.weight[index], kind="stable")[:CANDIDATES])
+        index, rays, depth, step = index[best], rays[best], depth[best], step[best]
     patch = pointers.feature[index, :PATCH]
     slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=-1).reshape(len(index), PATCH, 2)
     hessian = np.swapaxes(slope, 1, 2) @ slope

@@ -26,8 +26,8 @@ _TITLE, _MAP_HEIGHT, _SCALE = 92, 780, 46
 _BACKGROUND, _PANEL, _TEXT, _FAINT = "#0f1218", "#171b23", "#e8ebf0", "#8b93a3"
 _OURS, _TRUE, _MASK = "#35d0ff", "#ffffff", (255, 64, 129)
 _NEAR, _FAR = 3.0, 80.0  # m: ends of the depth colours
-_STYLE = {"font.family": "DejaVu Sans", "axes.edgecolor": "#333a47", "axes.labelcolor": _FAINT, "xtick.color": _FAINT, "ytick.color": _FAINT,
-          "axes.facecolor": _PANEL, "text.color": _TEXT, "axes.titlecolor": _TEXT, "axes.grid": True, "grid.color": "#262c37",
+_STYLE = {"font.family": "DejaVu Sans", "axes.edgecolor": "#333a47", "axes.labelcolor": _FAINT, "xtick.color": _FAINT,
+          "ytick.color": _FAINT, "axes.facecolor": _PANEL, "text.color": _TEXT, "axes.titlecolor": _TEXT, "axes.grid": True, "grid.color": "#262c37",
           "axes.axisbelow": True}
 _LONGEST_TILE = 460  # px: a tall image is made narrower rather than taller
 
@@ -124,7 +124,7 @@ def draw_overview(data: OverviewData) -> Pixels:
 def _title(page: _Page, summary: Mapping[str, Any]) -> None:
     name = str(summary.get("bag", "")).rstrip("/").rsplit("/", 1)[-1]
     page.text(_MARGIN, 18, "recon4d", 24, _OURS, weight="bold")
-    page.text(_MARGIN + 150, 25, name, 17)
+    page.text(_MARGIN + 176, 25, name, 17)
     page.text(_MARGIN, 62, "     ".join(headline(summary)), 13.5, _TEXT)
 
 
@@ -280,7 +280,7 @@ def _map(axes: Axes, data: OverviewData) -> None:
     axes.grid(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    longest = sorted(data.trails, key=lambda trail: len(trail.positions))[-60:]
+    longest = sorted((trail for trail in data.trails if len(trail.positions) >= 3), key=lambda trail: len(trail.positions))[-40:]
     for trail in longest:
         _draw_trail(axes, trail, turn)
     if data.truth is not None and len(data.truth):
@@ -487,4 +487,4 @@ def _latency_panel(axes: Axes, latency: Mapping[str, Mapping[str, float]]) -> No
     axes.grid(axis="y", visible=False)
     box = axes.get_position()
     axes.set_position((box.x0 + 0.03, box.y0, box.width - 0.03, box.height))
-    axes.set_title("latency per stage, ms: median, and 95th percentile behind", fontsize=12, loc="left")
+    axes.set_title("latency per stage, ms: median (grey: p95)", fontsize=12, loc="left")

@@ -54,6 +54,10 @@ def check(info: ParameterInfo, value: Any) -> Any:
         value = tuple(value)
     if not isinstance(value, info.type) or (info.type is not bool and isinstance(value, bool)):
         raise ParameterError(f"parameter {info.name} is {value!r}: expected a {info.type.__name__}")
+    return _in_range(info, value)
+
+
+def _in_range(info: ParameterInfo, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"parameter {info.name} is {value}: expected a finite number")
     if info.choices and value not in info.choices:

@@ -69,7 +69,7 @@ class Recording:
         if not statuses:
             raise BagError(f"{self.bag}: no frame set was recorded from {self.node}")
         working = _ImageStream(
-            self.bag, [f"{self.node}/{name}/{what}" for name in self.calibration.names for what in ("depth", "dynamic_mask")]
+            self.bag, [f"{self.node}/{name}/{what}" for what in ("depth", "dynamic_mask") for name in self.calibration.names]
         )
         source = _SourceImages(self.source)
         slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
@@ -203,7 +203,7 @@ class _SourceImages:
 
 
 def _rectified(image: NDArray[np.uint8], grid: NDArray[np.float32]) -> NDArray[np.uint8]:
-    out = cv2.remap(image, grid, None, cv2.INTER_LINEAR)
+    out = np.asarray(cv2.remap(image, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR), np.uint8)
     return np.repeat(out.reshape(*grid.shape[:2], -1), 3 if image.shape[-1] == 1 else 1, axis=-1)
 
 

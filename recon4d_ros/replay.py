@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from recon4d_ros.bag_topics import ODOMETRY, TRUTH
 from recon4d_ros.bags import BagReader, ImageEvent, OdometryEvent
@@ -24,9 +24,14 @@ def odometry_topic(reader: BagReader, wanted: str) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def frame_sets(reader: BagReader, synchronizer: Synchronizer, odometry: str | None = None) -> Iterator[FrameSet]:
-    """The bag's frame sets in order; time is the bag's, so waiting rules act as they would have on the vehicle."""
-    for event in reader.events(odometry_topic=odometry):
+def frame_sets(
+    reader: BagReader, synchronizer: Synchronizer, odometry: str | None = None, image_topics: Mapping[str, str] | None = None
+) -> Iterator[FrameSet]:
+    """The bag's frame sets in order; time is the bag's, so waiting rules act as they would have on the vehicle.
+
+    image_topics: camera -> topic, where a rig file names it.
+    """
+    for event in reader.events(cameras=synchronizer.cameras, odometry_topic=odometry, image_topics=image_topics):
         if isinstance(event, ImageEvent):
             yield from synchronizer.add_image(event.camera, event.image, event.receive_ns)
         elif isinstance(event, OdometryEvent):

@@ -28,8 +28,8 @@ def _run_lines(summary: Tree) -> Iterator[str]:
 
 def _metric_lines(metrics: Tree) -> Iterator[str]:
     if score := metrics.get("trajectory"):
-        yield (f"trajectory   ATE {score['ate_first']:.2f} m ({score['ate']:.2f} m best fit), drift {_percent(score['end_drift'], True)} of "
-               f"{score['path']:.0f} m, segments {_percent(score['segment_drift'], True)}, "
+        yield (f"trajectory   ATE {score['ate_first']:.2f} m ({score['ate']:.2f} m best fit), "
+               f"drift {_percent(score['end_drift'], True)} of {score['path']:.0f} m, segments {_percent(score['segment_drift'], True)}, "
                f"RPE {100 * score['rpe_translation']:.1f} cm {score['rpe_rotation']:.3f} deg")
     for name, title in (("depth", "depth"), ("lidar_depth", "depth/lidar")):
         if score := metrics.get(name):

@@ -109,9 +109,9 @@ def bench(bag: Path, frames: int, *, engine: str = "", parameters: Parameters | 
     reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
     statistics, lost, rss_warm = RunStatistics(), 0, 0.0
     for index, frame_set in enumerate(tqdm(to_and_fro(sets, frames), total=frames, unit="set", desc="bench", mininterval=0.5)):
-        result = reconstructor.step(frame_set)
-        statistics.add(result.latency, result.memory_fill)
-        lost += result.pose.tracking is not Tracking.TRACKING
+        step = reconstructor.step(frame_set)
+        statistics.add(step.latency, step.memory_fill)
+        lost += step.pose.tracking is not Tracking.TRACKING
         if index == min(100, frames - 1):
             rss_warm = rss_mib()
     steps = np.asarray(statistics.stages["step"])

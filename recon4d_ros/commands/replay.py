@@ -13,7 +13,7 @@ from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.outputs import RunWriter
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.rig import load_rig
+from recon4d_ros.rig import load_rig_file
 from recon4d_ros.statistics import RunStatistics
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Tracking
@@ -86,7 +86,9 @@ def replay(
     """Run the bag and write the folder; returns the summary (what summary.json holds). Raises Recon4dError."""
     parameters = parameters or Parameters()
     with BagReader(bag) as reader:
-        rig = load_rig(rig_file) if rig_file else reader.rig(cameras)
+        file = load_rig_file(rig_file) if rig_file else None
+        rig = file.rig if file else reader.rig(cameras)
+        image_topics = {name: topics.image for name, topics in file.topics.items() if topics.image} if file else {}
         topic = odometry_topic(reader, odometry)
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         synchronizer = Synchronizer(rig.names, parameters.sync)
@@ -96,7 +98,7 @@ def replay(
         lost = 0
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
-            frame_sets(reader, synchronizer, topic),
+            frame_sets(reader, synchronizer, topic, image_topics),
             total=max_frames or expected,
             unit="set",
             desc="replay",

@@ -31,7 +31,7 @@ from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spinning
 
 CLOCK_PERIOD = 0.01  # seconds of wall time between two /clock
 PREROLL_PERIOD = 0.5
-SETTLE = 0.3  # seconds between the last peer's match and the first message: both ends have to know of it
+SETTLE = 0.5  # seconds between the last peer's match and the first message: both ends have to know of it
 LATE_NS = 50_000_000
 ACKNOWLEDGE = Duration(seconds=5)
 

@@ -27,7 +27,7 @@ _PAINT = np.array((0.62, 0.62, 0.60), np.float32)
 @dataclass(frozen=True)
 class Surface:
     """The ground at n points. u, v: metres in the texture's plane; du, dv: the viewing direction there (unit). layer [n], density [n]
-    texels per metre, color [n, 3] linear."""
+    texels per metre, color [3, n] linear."""
 
     u: NDArray[np.float32]
     v: NDArray[np.float32]
@@ -72,7 +72,9 @@ class Ground:
         stretch = major - minor
         fine_s, fine_l = minor + stretch * np.abs(along), minor + stretch * np.abs(across)
         away = np.abs(lateral)
-        zone = np.searchsorted(np.array(_EDGES, np.float32), away).astype(np.int8)
+        zone = np.zeros(len(away), np.int8)
+        for edge in _EDGES:
+            zone += away > np.float32(edge)
         paint = self._markings(s, lateral, away, fine_s, fine_l)
         for crossing in self.road.crossings:
             middle = crossing.origin - self.origin
@@ -83,11 +85,11 @@ class Ground:
             r = (y - np.float32(middle[1])) * tx - (x - np.float32(middle[0])) * ty
             self._cross(q, r, away, zone, paint, dx * tx + dy * ty, minor, major)
         layers, colors, density, laid = (np.array([z[i] for z in _ZONES]) for i in range(4))
-        road_wise = laid[zone].astype(bool)
-        color = colors.astype(np.float32)[zone]
-        color += paint[:, None] * (_PAINT - color)
+        road_wise = laid.astype(bool).take(zone)
+        bare = colors.T.astype(np.float32).take(zone, axis=1)
+        color = np.stack([own + paint * (white - own) for own, white in zip(bare, _PAINT, strict=True)])
         return Surface(np.where(road_wise, s, x), np.where(road_wise, lateral, y), np.where(road_wise, along, dx),
-                       np.where(road_wise, across, dy), layers.astype(np.int16)[zone], density.astype(np.float32)[zone], color)
+                       np.where(road_wise, across, dy), layers.astype(np.int16).take(zone), density.astype(np.float32).take(zone), color)
 
     def _markings(self, s: NDArray, lateral: NDArray, away: NDArray, fine_s: NDArray, fine_l: NDArray) -> NDArray[np.float32]:
         """Share of each point that is painted, anti-aliased over the pixel's extent."""

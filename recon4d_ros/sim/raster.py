@@ -40,15 +40,17 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
     back = np.eye(4)
     back[:3, :3] = T_world_camera[:3, :3].T
     back[:3, 3] = -back[:3, :3] @ T_world_camera[:3, 3]
-    near = np.einsum("pi,pi->p", d := solids.corners.mean(1) - T_world_camera[:3, 3], d) < FAR**2
-    seen = solids.take(near).moved(back)
-    low, high, z = _bounds(seen.corners)
+    centre = solids.corners.mean(1) @ back[:3, :3].T + back[:3, 3]
+    radius = np.sqrt(((solids.corners[:, 0] - solids.corners[:, 7]) ** 2).sum(1)) * 0.6  # tapered ones are not centred: a margin
+    seen = solids.take(_in_frustum(centre, radius, view)).moved(back)
+    low, high = _bounds(seen.corners)
+    near, far = seen.corners[..., 2].min(1), seen.corners[..., 2].max(1)
     boxes = view.pixel_rectangles(low, high)
-    extent = np.maximum(boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2])
     big = ((high - low) * view.focal).max(1) > 0.7  # less than a pixel is noise, not a picture
-    visible = np.flatnonzero((boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3]) & (extent > 0) & (z > NEAR) & big)
-    visible = visible[np.argsort(z[visible], kind="stable")]
+    visible = np.flatnonzero((boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3]) & (far > NEAR) & big)
+    visible = visible[np.argsort(near[visible], kind="stable")]  # what is near hides the rest
     seen, boxes = seen.take(visible), boxes[visible]
+    nearest = 1.0 / np.maximum(near[visible], NEAR)
 
     normal = T_world_camera[:3, :3].T[:, 2]
     ground = (-normal / T_world_camera[2, 3]).astype(np.float64)
@@ -58,8 +60,10 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
     scaled, front = _scaled_planes(seen)
     for row in range(len(seen)):
         u0, u1, v0, v1 = boxes[row]
-        x, y = _crop(view, u0, u1, v0, v1)
         window = inverse_depth[v0:v1, u0:u1]
+        if window.min() >= nearest[row]:
+            continue
+        x, y = _crop(view, u0, u1, v0, v1)
         if seen.kind[row] == FLAT:
             entry, leave, face = _planes(scaled[row], front[row], x, y)
         else:
@@ -75,8 +79,18 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
     return Hits(inverse_depth, surface, seen)
 
 
-def _bounds(corners: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
-    """Bounds (low, high [P, 2]) of x/z and y/z of hexahedra clipped at NEAR, and their greatest z."""
+def _in_frustum(centre: NDArray[np.float64], radius: NDArray[np.float64], view: View) -> NDArray[np.bool_]:
+    """Which balls (in the camera's frame) touch the pyramid that holds all of a view's rays, nearer than FAR."""
+    x, y, z = centre.T
+    inside = (z > NEAR - radius) & (z < FAR)
+    for side, low, high in ((x, view.x_low[0], view.x_high[-1]), (y, view.y_low[0], view.y_high[-1])):
+        inside &= (side - low * z) > -radius * np.sqrt(1 + low * low)
+        inside &= (side - high * z) < radius * np.sqrt(1 + high * high)
+    return inside
+
+
+def _bounds(corners: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """Bounds (low, high [P, 2]) of x/z and y/z of hexahedra clipped at NEAR."""
     z = corners[..., 2]
     ok = z > NEAR
     safe = np.where(ok, z, 1.0)[..., None]
@@ -92,7 +106,7 @@ def _bounds(corners: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
         points = (a + f * (b - a))[..., :2] / NEAR
         low[cut] = np.minimum(low[cut], np.where(crosses[..., None], points, np.inf).min(1))
         high[cut] = np.maximum(high[cut], np.where(crosses[..., None], points, -np.inf).max(1))
-    return low, high, z.max(1)
+    return low, high
 
 
 def _scaled_planes(solids: Solids) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.sim.ground import SHADOW_CELL, Ground, sample
 from recon4d_ros.sim.raster import FIRST, GROUND, SKY, Hits
-from recon4d_ros.sim.solids import FACES, FLAT, PLANES, Solids
+from recon4d_ros.sim.solids import FACES, PLANES, Solids
 from recon4d_ros.sim.textures import LEVELS, SIZE, Atlas
 from recon4d_ros.sim.view import View
 
@@ -21,57 +21,70 @@ HAZE_LENGTH = 900.0
 TAPS = 3  # texture samples along the direction in which a pixel's footprint is longest
 MACRO = 1024  # texels of the atlas's slow variation
 MACRO_RATIO = 0.071  # its texels per texel of the layer
+_BLOCK = 49152  # pixels
 _SHARPER = 0.35  # mip levels below the one of the exact footprint
 
 
 def shade(hits: Hits, view: View, T_world_camera: NDArray[np.float64], ground: Ground, atlas: Atlas, shadow: NDArray[np.uint8],
           shadow_origin: NDArray[np.float64]) -> NDArray[np.float32]:
     """Light at each pixel, [H, W, 3] float32 linear RGB. shadow: image from above (see ground.Shadows)."""
-    height, width = view.shape
-    light = np.empty((height * width, 3), np.float32)
-    surface, inverse = hits.surface.ravel(), hits.inverse_depth.ravel()
-    full_x = np.broadcast_to(view.x, view.shape).ravel()
-    full_y = np.broadcast_to(view.y, view.shape).ravel()
+    light = np.empty((*view.shape, 3), np.float32)
+    table = _Table(hits.solids, T_world_camera[:3, :3].T @ SUN)
+    x, y = np.broadcast_to(view.x, view.shape), np.broadcast_to(view.y, view.shape)
+    rows = max(_BLOCK // view.shape[1], 1)
+    for top in range(0, view.shape[0], rows):  # in blocks that stay in the processor's cache
+        band = slice(top, top + rows)
+        _shade_band(light[band].reshape(-1, 3), hits.surface[band].ravel(), hits.inverse_depth[band].ravel(), x[band].ravel(), y[band].ravel(),
+                    table, view.focal, T_world_camera, ground, atlas, shadow, shadow_origin)
+    return light
 
+
+def _shade_band(light: NDArray[np.float32], surface: NDArray[np.int32], inverse: NDArray[np.float32], full_x: NDArray[np.float32],
+                full_y: NDArray[np.float32], table: _Table, focal: float, T_world_camera: NDArray[np.float64], ground: Ground, atlas: Atlas,
+                shadow: NDArray[np.uint8], shadow_origin: NDArray[np.float64]) -> None:
+    """`shade` for n pixels, into light [n, 3]."""
     things = np.flatnonzero(surface >= FIRST)
     floor = np.flatnonzero(surface == GROUND)
     sky = np.flatnonzero(surface == SKY)
-    light[sky] = _sky(full_x[sky], full_y[sky], T_world_camera, atlas)
+    if len(sky):
+        light[sky] = _sky(full_x[sky], full_y[sky], T_world_camera, atlas)
+    if len(sky) == len(surface):
+        return
 
     x, y = full_x[things], full_y[things]
     depth = 1.0 / inverse[things]
-    table = _Table(hits.solids, T_world_camera[:3, :3].T @ SUN)
-    a = table.look_up(surface[things] - FIRST, x, y, depth, view.focal)
+    a = table.look_up(surface[things] - FIRST, x, y, depth, focal)
 
     gx, gy = full_x[floor], full_y[floor]
     g_depth = 1.0 / inverse[floor]
-    b, lit = _floor(gx, gy, g_depth, view.focal, T_world_camera, ground, shadow, shadow_origin)
+    b, lit = _floor(gx, gy, g_depth, focal, T_world_camera, ground, shadow, shadow_origin)
 
     u, v, du, dv, minor, major, layer, mu, mv = (np.concatenate(pair) for pair in zip(a[:9], b[:9], strict=True))
     texture = _texture(atlas, u, v, du, dv, minor, major, layer)
     macro = sample(atlas.macro, mu - np.float32(MACRO) * np.floor(mu * np.float32(1 / MACRO)),
-                   mv - np.float32(MACRO) * np.floor(mv * np.float32(1 / MACRO)), cv2.BORDER_WRAP)
-    color = texture * np.concatenate([a[9], b[9] * lit])
-    color *= macro * np.float32(2.0 / 255.0)
-    z = np.concatenate([depth, g_depth])
-    clear = np.exp(z * np.float32(-1.0 / HAZE_LENGTH))[:, None]
-    color -= HAZE
-    color *= clear
-    color += HAZE
-    light[things], light[floor] = color[:len(things)], color[len(things):]
-    return light.reshape(height, width, 3)
+                   mv - np.float32(MACRO) * np.floor(mv * np.float32(1 / MACRO)), cv2.BORDER_WRAP)[:, 0]
+    clear = np.exp(np.concatenate([depth, g_depth]) * np.float32(-1.0 / HAZE_LENGTH))
+    macro = macro * clear * np.float32(2.0 / 255.0 / TAPS)
+    clear = 1.0 - clear
+    seen = np.concatenate([things, floor])
+    for channel in range(3):  # channel by channel, because NumPy is slow at inner axes of three
+        color = np.concatenate([a[9][channel], b[9][channel] * lit[channel]])
+        color *= texture[:, channel]
+        color *= macro
+        color += clear * HAZE[channel]
+        light[seen, channel] = color
 
 
 def _texture(atlas: Atlas, u: NDArray, v: NDArray, du: NDArray, dv: NDArray, minor: NDArray, major: NDArray,
-             layer: NDArray) -> NDArray[np.float32]:
-    """Filtered texture [n, 3], 0..255. u, v, minor, major in texels of the finest level; du, dv a unit direction.
+             layer: NDArray) -> NDArray[np.uint16]:
+    """Filtered texture [n, 3] uint16, 0..255 x TAPS. u, v, minor, major in texels of the finest level; du, dv a unit direction.
 
     Anisotropic filtering by TAPS samples along du, dv; the taps' levels are staggered, which blends neighbouring levels without
     sampling each twice.
     """
     level = np.log2(np.maximum(np.maximum(minor, major * np.float32(1 / TAPS)), np.float32(1e-3))) - np.float32(_SHARPER)
     reach = np.minimum(major, minor * (3 * TAPS))
-    total = np.zeros((len(u), 3), np.float32)
+    total = np.zeros((len(u), 3), np.uint16)
     top = atlas.origin.reshape(-1, 2)
     row = layer.astype(np.int32) * LEVELS
     for tap in range(TAPS):
@@ -85,7 +98,6 @@ def _texture(atlas: Atlas, u: NDArray, v: NDArray, du: NDArray, dv: NDArray, min
             texel -= np.float32(SIZE) * np.floor(texel * np.float32(1 / SIZE))
             coordinates.append(texel * shrink + (top[:, axis].take(index) - np.float32(0.5)))
         total += sample(atlas.image, coordinates[0], coordinates[1])
-    total *= np.float32(1 / TAPS)
     return total
 
 
@@ -106,7 +118,7 @@ class _Table:
         up_ness = np.einsum("pki,i->pk", planes[..., :3], sun)
         lit = SKY_LIGHT * 0.85 + SUN_LIGHT * np.maximum(up_ness, 0.0)[..., None]
         lit[:, PLANES] = 1.0
-        self.color = (solids.color * lit).reshape(-1, 3).astype(np.float32)
+        self.color = np.ascontiguousarray((solids.color * lit).reshape(-1, 3).T.astype(np.float32))
         self.albedo = solids.color.reshape(-1, 3).astype(np.float32)
         self.kind = solids.kind
         self.frame = solids.frame.astype(np.float32)
@@ -114,7 +126,7 @@ class _Table:
         self.sun = sun.astype(np.float32)
 
     def look_up(self, row: NDArray[np.int32], x: NDArray, y: NDArray, depth: NDArray, focal: float) -> tuple[NDArray, ...]:
-        """u, v, du, dv (texels), minor, major (texels), layer, macro u, macro v, lit color [n, 3]."""
+        """u, v, du, dv (texels), minor, major (texels), layer, macro u, macro v, lit color [3, n]."""
         du = self.linear[0].take(row) * x + self.linear[1].take(row) * y + self.linear[2].take(row)
         dv = self.linear[3].take(row) * x + self.linear[4].take(row) * y + self.linear[5].take(row)
         pu, pv = du * depth, dv * depth
@@ -124,7 +136,7 @@ class _Table:
         density = self.density.take(row)
         minor = depth * density * np.float32(1.0 / focal)
         cosine = self.distance.take(row) / (depth * np.sqrt(x * x + y * y + 1.0))
-        color = self.color.take(row, axis=0)
+        color = self.color.take(row, axis=1)
         layer = self.layer.take(row)
         scale = 1.0 / np.maximum(np.sqrt(du * du + dv * dv), np.float32(1e-9))
         du *= scale
@@ -149,14 +161,14 @@ class _Table:
             cosine[curved] = np.maximum(seen, 0.3)
             du[curved], dv[curved] = 1.0, 0.0
             lit = SKY_LIGHT.astype(np.float32) * 0.8 + SUN_LIGHT.astype(np.float32) * np.maximum(facing, 0.0)[:, None]
-            color[curved] = self.albedo[row[curved]] * lit
+            color[:, curved] = (self.albedo[row[curved]] * lit).T
         major = minor / np.clip(cosine, np.float32(0.04), np.float32(1.0))
         return u, v, du, dv, minor, major, layer, mu, mv, color
 
 
 def _floor(x: NDArray, y: NDArray, depth: NDArray, focal: float, T_world_camera: NDArray[np.float64], ground: Ground,
            shadow: NDArray[np.uint8], shadow_origin: NDArray[np.float64]) -> tuple[tuple[NDArray, ...], NDArray[np.float32]]:
-    """As `_Table.look_up`, for the ground (color unlit), and the light on it [n, 3]."""
+    """As `_Table.look_up`, for the ground (color unlit), and the light on it [3, n]."""
     r = T_world_camera[:3, :3].astype(np.float32)
     eye = (T_world_camera[:2, 3] - ground.origin).astype(np.float32)
     dx, dy = r[0, 0] * x + r[0, 1] * y + r[0, 2], r[1, 0] * x + r[1, 1] * y + r[1, 2]
@@ -170,8 +182,8 @@ def _floor(x: NDArray, y: NDArray, depth: NDArray, focal: float, T_world_camera:
     at = ground.surface(wx, wy, dx, dy, minor, major)
     shift = ((ground.origin - shadow_origin) / SHADOW_CELL).astype(np.float32)
     shaded = sample(shadow, wx * np.float32(1 / SHADOW_CELL) + shift[0], wy * np.float32(1 / SHADOW_CELL) + shift[1], cv2.BORDER_CONSTANT)
-    sun = 1.0 - shaded.astype(np.float32) * np.float32(1 / 255)
-    lit = SKY_LIGHT.astype(np.float32) + SUN_LIGHT.astype(np.float32) * np.float32(SUN[2]) * sun
+    sun = 1.0 - shaded[:, 0].astype(np.float32) * np.float32(1 / 255)
+    lit = np.stack([np.float32(sky) + np.float32(light * SUN[2]) * sun for sky, light in zip(SKY_LIGHT, SUN_LIGHT, strict=True)])
     # World metres to macro texels, on the world's own grid: the lattice's origin is a multiple of metres, so mod keeps it exact.
     macro = 64.0 * MACRO_RATIO
     base = np.mod(ground.origin * macro, MACRO).astype(np.float32)

@@ -96,12 +96,13 @@ class SimFrame:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything at one time. still: the scenery; free: what can move."""
+    """Everything at one time. still: the scenery; free: what can move; solids: both."""
 
     time: float
     chunks: tuple[int, int]
     still: Solids
     free: Solids
+    solids: Solids
     objects: tuple[SimObject, ...]
 
 
@@ -120,6 +121,8 @@ class Drive:
         self._shadows = Shadows(SUN)
         self._atlas = make_atlas(seed)
         self._still: tuple[tuple[int, int], Solids] | None = None
+        self._shaded: Scene | None = None
+        self._shadow = np.zeros((1, 1), np.uint8)
 
     def T_world_base(self, t: float) -> NDArray[np.float64]:
         """Pose of base_link at t seconds."""
@@ -146,14 +149,17 @@ class Drive:
             a, b = before.get(mover.id, mover), after.get(mover.id, mover)
             span = h * ((a is not mover) + (b is not mover))
             objects.append(_object(mover, low, high, a.pose, b.pose, max(span, h)))
-        return Scene(t, key, self._still[1], concatenate(bodies) if bodies else empty(), tuple(objects))
+        free = concatenate(bodies) if bodies else empty()
+        return Scene(t, key, self._still[1], free, concatenate([self._still[1], free]), tuple(objects))
 
     def render(self, scene: Scene, view: View, sensor: Sensor, T_world_camera: NDArray[np.float64]) -> Picture:
         """One camera's picture of a scene."""
         self._ground.move_to(T_world_camera[:2, 3])
-        shadow = self._shadows.draw(T_world_camera[:2, 3], scene.still, scene.chunks, scene.free)
-        hits = cast(concatenate([scene.still, scene.free]), view, T_world_camera)
-        light = shade(hits, view, T_world_camera, self._ground, self._atlas, shadow, self._shadows.origin)
+        if scene is not self._shaded:  # one drawing serves all cameras of a scene
+            self._shaded, middle = scene, self.T_world_base(scene.time)[:2, 3]
+            self._shadow = self._shadows.draw(middle, scene.still, scene.chunks, scene.free)
+        hits = cast(scene.solids, view, T_world_camera)
+        light = shade(hits, view, T_world_camera, self._ground, self._atlas, self._shadow, self._shadows.origin)
         with np.errstate(divide="ignore"):
             depth = np.where(hits.inverse_depth > 0, np.float32(1.0) / hits.inverse_depth, np.float32(np.nan))
         speeds = {thing.id for thing in scene.objects if thing.moving}
@@ -163,7 +169,7 @@ class Drive:
         return Picture(sensor.expose(light, scene.time), depth, owners[row], moves[row])
 
 
-@lru_cache(512)
+@lru_cache(2048)
 def _body(body: Body, phase: int) -> tuple[Solids, NDArray[np.float64], NDArray[np.float64]]:
     """A body's solids and its extent, at one step of its stride."""
     solids = models.build(body, phase * 2 * np.pi / _PHASES)

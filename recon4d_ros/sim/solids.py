@@ -17,7 +17,9 @@ PLANES = 6
 FACES = PLANES + 1  # the quadric is the last one
 FLAT, ELLIPSOID, CYLINDER = 0, 1, 2
 _SIGNS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
-_CORNERS_OF_FACE = ((4, 5, 6, 7), (0, 1, 2, 3), (2, 3, 6, 7), (0, 1, 4, 5), (1, 3, 5, 7), (0, 2, 4, 6))  # +x -x +y -y +z -z
+_CORNERS_OF_FACE = np.array(((4, 5, 6, 7), (0, 1, 2, 3), (2, 3, 6, 7), (0, 1, 4, 5), (1, 3, 5, 7), (0, 2, 4, 6)))  # +x -x +y -y +z -z
+_AXES = np.array(((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)), np.float64)
+_OUTWARD = np.array((-1.0, 1.0, 1.0, -1.0, -1.0, 1.0))  # sign of (second - first corner) x (third - first corner) against the outward normal
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,15 @@ def box(center: Sequence[float], size: Sequence[float], skin: Skin = Skin(), ski
     top = _SIGNS[:, 2] > 0
     corners[top, 0] = corners[top, 0] * taper[0] + taper[2]
     corners[top, 1] *= taper[1]
-    planes, uv = np.zeros((PLANES, 4)), np.zeros((PLANES, 2, 4))
+    of_face = corners[_CORNERS_OF_FACE]
+    normal = _cross(of_face[:, 1] - of_face[:, 0], of_face[:, 2] - of_face[:, 0])
+    normal *= (_OUTWARD / np.sqrt((normal**2).sum(1)))[:, None]
+    planes = np.concatenate([normal, (normal * of_face[:, 0]).sum(1, keepdims=True)], axis=1)
+    chosen = [(skins or {}).get(face, skin) for face in range(PLANES)]
+    uv, densities = _face_maps(normal, of_face, np.array([own.density for own in chosen]))
     layer, density, color = np.zeros(FACES, np.int16), np.ones(FACES), np.zeros((FACES, 3))
-    for face, ids in enumerate(_CORNERS_OF_FACE):
-        a, b, c, _ = corners[list(ids)]
-        normal = np.cross(b - a, c - a)
-        normal /= np.linalg.norm(normal)
-        normal *= np.sign(normal @ (corners[list(ids)].mean(0) - corners.mean(0)))
-        planes[face] = *normal, normal @ a
-        chosen = (skins or {}).get(face, skin)
-        uv[face], density[face] = _face_map(face, normal, corners[list(ids)], chosen.density)
-        layer[face], color[face] = chosen.layer, chosen.color
+    density[:PLANES] = densities
+    layer[:PLANES], color[:PLANES] = [own.layer for own in chosen], [own.color for own in chosen]
     layer[PLANES], color[PLANES] = skin.layer, skin.color
     frame = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
     solid = Solids(np.array([FLAT], np.uint8), planes[None], frame[None], half[None], corners[None], uv[None], layer[None], density[None],
@@ -130,36 +130,40 @@ def cylinder(center: Sequence[float], radius: float, height: float, skin: Skin, 
 
 
 def _round(kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], skin: Skin, cap: Skin) -> Solids:
-    uv = np.zeros((PLANES, 2, 4))
     layer, density, color = np.full(FACES, cap.layer, np.int16), np.ones(FACES), np.tile(np.array(cap.color, np.float64), (FACES, 1))
     corners = _SIGNS * radii
-    for face in (4, 5):
-        uv[face], density[face] = _face_map(face, planes[face, :3], corners[list(_CORNERS_OF_FACE[face])], cap.density)
+    uv, density[:PLANES] = _face_maps(_AXES, corners[_CORNERS_OF_FACE], np.full(PLANES, cap.density))
     layer[PLANES], density[PLANES], color[PLANES] = skin.layer, skin.density, skin.color
     frame = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
     return Solids(np.array([kind], np.uint8), planes[None], frame[None], radii[None], corners[None], uv[None], layer[None], density[None],
                   color[None], np.zeros(1, np.int64))
 
 
-def _face_map(face: int, normal: NDArray, corners: NDArray, density: float) -> tuple[NDArray[np.float64], float]:
-    """Affine map [2, 4] of a face to texels, and its texels per metre. v grows downwards, so that tiles stand upright."""
-    if face in (4, 5):
-        u_axis, v_axis = np.array([0.0, -1.0, 0.0]), np.array([-1.0, 0.0, 0.0])
-    elif face in (2, 3):  # the sides' u grows forward on both, so that one drawing of a car serves both
-        u_axis = np.array([1.0, 0.0, 0.0])
-        v_axis = np.cross(normal, u_axis)
-        v_axis *= -np.sign(v_axis[2])
-    else:
-        u_axis = np.cross((0.0, 0.0, 1.0), normal)
-        u_axis /= np.linalg.norm(u_axis)
-        v_axis = np.cross(normal, u_axis)
-        v_axis *= -np.sign(v_axis[2])
-    axes = np.stack([u_axis, v_axis])
-    flat = corners @ axes.T
-    low, size = flat.min(0), np.ptp(flat, axis=0)
-    scale = np.full(2, density) if density > 0 else SIZE / np.maximum(size, 1e-6)
-    offset = -scale * low if density <= 0 else -scale * np.array([low[0], flat[:, 1].max()])
-    return np.concatenate([axes * scale[:, None], offset[:, None]], axis=1), float(np.sqrt(scale[0] * scale[1]))
+def _face_maps(normal: NDArray, corners: NDArray, density: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Affine maps [6, 2, 4] of a box's faces to texels, and their texels per metre [6]. normal: [6, 3]; corners: [6, 4, 3].
+
+    v grows downwards, so that tiles stand upright; on both sides u grows forward, so that one drawing of a car serves both.
+    """
+    u_axis = np.zeros((PLANES, 3))
+    u_axis[:2, 0], u_axis[:2, 1] = -normal[:2, 1], normal[:2, 0]  # z x normal
+    u_axis[:2] /= np.sqrt((u_axis[:2] ** 2).sum(1, keepdims=True))
+    u_axis[2:4, 0], u_axis[4:, 1] = 1.0, -1.0
+    v_axis = _cross(normal, u_axis)
+    v_axis *= -np.sign(v_axis[:, 2:])
+    v_axis[4:] = (-1.0, 0.0, 0.0)
+    axes = np.stack([u_axis, v_axis], axis=1)
+    flat = np.einsum("fij,fkj->fki", axes, corners)
+    low, high = flat.min(1), flat.max(1)
+    fitted = (density <= 0)[:, None]
+    scale = np.where(fitted, SIZE / np.maximum(high - low, 1e-6), density[:, None])
+    anchor = np.stack([low[:, 0], np.where(fitted[:, 0], low[:, 1], high[:, 1])], axis=1)
+    uv = np.concatenate([axes * scale[..., None], -(scale * anchor)[..., None]], axis=2)
+    return uv, np.sqrt(scale[:, 0] * scale[:, 1])
+
+
+def _cross(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+    """Cross products [n, 3]: np.cross spends its time on checks."""
+    return np.stack([a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1], a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2], a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], axis=1)
 
 
 def _pose(center: Sequence[float], rotation: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -90,8 +92,9 @@ def value_noise(rng: np.random.Generator, size: int, first: int, octaves: int, g
     return total / total.std()
 
 
+@lru_cache(2)
 def make_atlas(seed: int = 0) -> Atlas:
-    """All layers and their mip levels. Deterministic by seed; about a second."""
+    """All layers and their mip levels. Deterministic by seed; about a second, kept for the next drive of the same seed."""
     tiles = [_tile(layer, np.random.default_rng([seed, int(layer), 77])) for layer in Layer]
     rows = -(-len(tiles) // COLUMNS)
     cell = [(SIZE >> level) + 2 * PAD for level in range(LEVELS)]
@@ -158,7 +161,7 @@ def _asphalt(rng: np.random.Generator) -> Image:
 def _wrapped_line(tile: Image, points: NDArray, value: float, thickness: int) -> None:
     for dx in (-SIZE, 0, SIZE):
         for dy in (-SIZE, 0, SIZE):
-            cv2.polylines(tile, [np.rint(points + (dx, dy)).astype(np.int32)], False, value, thickness)
+            cv2.polylines(tile, [np.rint(points + np.array((dx, dy))).astype(np.int32)], False, value, thickness)
 
 
 def _grass(rng: np.random.Generator) -> Image:
@@ -272,7 +275,7 @@ def _shop(rng: np.random.Generator) -> Image:
     """12.8 m of shop fronts, one storey: three of them, each with sign, window and door."""
     tile = np.repeat((0.5 + 0.07 * value_noise(rng, SIZE, 4, 8))[..., None], 3, 2).astype(np.float32) * 0.5
     edges = [0, int(rng.uniform(140, 190)), int(rng.uniform(310, 370)), SIZE]
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         colour = rng.uniform(0.04, 0.5, 3)
         cv2.rectangle(tile, (left + 4, 10), (right - 4, 100), tuple(float(v) for v in colour), -1)
         word = "".join(rng.choice(list("ABCDEGHKLMNOPRSTU"), int(rng.integers(3, 6))))

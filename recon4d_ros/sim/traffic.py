@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.sim.models import Body
 from recon4d_ros.sim.road import CHUNK, LANE, STEP, Road, has_crossing
-from recon4d_ros.sim.world import Parked, World
+from recon4d_ros.sim.world import PARKED_LATERAL, Parked, World
 
 EGO_LATERAL = -LANE
 LEAD_AHEAD, LEAD_SECONDS = 9.0, 2.7
@@ -26,6 +26,7 @@ LATERAL_ACCELERATION = 2.2
 BRAKE, THRUST = 1.8, 1.5  # m/s^2
 STOP_SECONDS = 3.5
 START_S = 12.0
+VARIANTS = 24  # of each kind: few enough that all their strides stay in memory
 _DT = 0.02
 
 
@@ -158,6 +159,7 @@ class Traffic:
         self._hash = lru_cache(4096)(self._place)
         self._crossers_of = lru_cache(None)(self._make_crossers)
         self._exists = lru_cache(4096)(self._keeps_clear)
+        self._parked_at = lru_cache(512)(self._stand)
         self._all_crossers = lru_cache(None)(self._plan_crossers)
         self._all_leavers = lru_cache(None)(self._plan_leavers)
 
@@ -182,9 +184,9 @@ class Traffic:
 
     def _company(self, t: float) -> Iterator[Mover]:
         lead = float(self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0))) + LEAD_AHEAD
-        yield Mover(101, Body("car", self.world.seed * 7 + 3), self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
+        yield Mover(101, Body("car", (self.world.seed * 7 + 3) % VARIANTS), self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
         tail = float(self.ego.s(t - TAIL_SECONDS)) - TAIL_BEHIND
-        yield Mover(102, Body("car", self.world.seed * 7 + 4), self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
+        yield Mover(102, Body("car", (self.world.seed * 7 + 4) % VARIANTS), self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
 
     def _column_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for column in COLUMNS:
@@ -203,7 +205,7 @@ class Traffic:
         """Where the j-th place of a column was at t = 0, and who holds it."""
         rng = np.random.default_rng([self.world.seed, column.number, j + 10_000_000, 6])
         start = j * column.spacing + rng.uniform(-column.jitter, column.jitter)
-        taken, kind, variant = rng.random() < column.keep, column.kinds[int(rng.integers(len(column.kinds)))], int(rng.integers(1 << 30))
+        taken, kind, variant = rng.random() < column.keep, column.kinds[int(rng.integers(len(column.kinds)))], int(rng.integers(VARIANTS))
         return start, Body(kind, variant) if taken else None
 
     def _keeps_clear(self, column: Column, j: int) -> bool:
@@ -258,7 +260,7 @@ class Traffic:
 
         def add(kind: str, s: float, delay: float, speed: float, reach: float) -> None:
             """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on the ego lane."""
-            body = Body(kind, int(rng.integers(1 << 30)))
+            body = Body(kind, int(rng.integers(VARIANTS)))
             crosser = Crosser(first + len(made), body, s, EGO_LATERAL, self.ego.time_at(s - 1.5) + delay, speed, reach)
             if self._lane_is_free(crosser):
                 made.append(crosser)
@@ -291,13 +293,15 @@ class Traffic:
     def _parked_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for chunk in self.world.around(s_ego):
             for car in self.world.chunk(chunk).parked:
-                s, lateral, turn = car.s, car.side * 7.5, 0.0
                 if car.leaves:
-                    since = np.array([t - self.leaving_time(car)])
-                    places, laterals, turns = _leaving(car, since)
-                    s, lateral, turn = float(places[0]), float(laterals[0]), float(turns[0])
-                if abs(s - s_ego) < SIGHT + 20.0:
-                    yield Mover(car.id, car.body, self.world.on_road(s, lateral, turn + (np.pi if car.side > 0 else 0.0)))
+                    place, lateral, turn = (float(value[0]) for value in _leaving(car, np.array([t - self.leaving_time(car)])))
+                    if abs(place - s_ego) < SIGHT + 20.0:
+                        yield Mover(car.id, car.body, self.world.on_road(place, lateral, turn + np.pi))
+                elif abs(car.s - s_ego) < SIGHT + 20.0:
+                    yield self._parked_at(car)
+
+    def _stand(self, car: Parked) -> Mover:
+        return Mover(car.id, car.body, self.world.on_road(car.s, car.side * PARKED_LATERAL, np.pi if car.side > 0 else 0.0))
 
 
 def _leaving(car: Parked, since: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -307,8 +311,8 @@ def _leaving(car: Parked, since: NDArray) -> tuple[NDArray[np.float64], NDArray[
     moving = np.maximum(since, 0.0)
     way = np.where(moving < ramp, 0.5 * acceleration * moving**2, cruise * (moving - 0.5 * ramp))
     u = np.clip((way - 0.3) / 16.0, 0.0, 1.0)
-    lateral = 7.5 + (COLUMNS[0].lateral - 7.5) * u * u * (3 - 2 * u)
-    slope = (COLUMNS[0].lateral - 7.5) * 6 * u * (1 - u) / 16.0
+    lateral = PARKED_LATERAL + (COLUMNS[0].lateral - PARKED_LATERAL) * u * u * (3 - 2 * u)
+    slope = (COLUMNS[0].lateral - PARKED_LATERAL) * 6 * u * (1 - u) / 16.0
     return car.s - way, lateral, -np.arctan(slope)
 
 

@@ -156,7 +156,7 @@ class World:
         for side in (1, -1):
             for slot in range(int(CHUNK // SLOT)):
                 s = index * CHUNK + SLOT * (slot + 0.5) + rng.uniform(-0.5, 0.5)
-                taken, variant, kind = rng.random() < 0.5, int(rng.integers(1 << 30)), rng.random()
+                taken, variant, kind = rng.random() < 0.5, int(rng.integers(40)), rng.random()
                 if taken and self._free(index, s, 3.5):
                     body = Body("van" if kind < 0.12 else "car", variant)
                     slots.append(Parked(2_000_000 + (index - 1) % 20000 * 100 + slot + (50 if side > 0 else 0), s, side, body, False))
