@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,21 @@ class GraphError(Recon4dError):
 def graph_environment(domain: int | None = None) -> dict[str, str]:
     """This environment with a DDS domain of its own (random unless given), discovery on this machine only, and unbuffered logs."""
     return {**os.environ, **transport_environment(), "PYTHONUNBUFFERED": "1", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-            "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100) if domain is None else domain)}
+            "ROS_DOMAIN_ID": str(free_domain() if domain is None else domain)}
+
+
+def free_domain() -> int:
+    """A random domain that nobody on this machine is in: its first participant's discovery port (DDSI-RTPS 9.6.1.1) is free."""
+    candidates = list(range(1, 102))  # above, the ports are in Linux' ephemeral range
+    random.SystemRandom().shuffle(candidates)
+    for domain in candidates:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7410 + 250 * domain))
+                return domain
+            except OSError:
+                continue
+    return candidates[0]
 
 
 def transport_environment() -> dict[str, str]:
