@@ -27,7 +27,8 @@ _BACKGROUND, _PANEL, _TEXT, _FAINT = "#0f1218", "#171b23", "#e8ebf0", "#8b93a3"
 _OURS, _TRUE, _MASK = "#35d0ff", "#ffffff", (255, 64, 129)
 _NEAR, _FAR = 3.0, 80.0  # m: ends of the depth colours
 _STYLE = {"font.family": "DejaVu Sans", "axes.edgecolor": "#333a47", "axes.labelcolor": _FAINT, "xtick.color": _FAINT,
-          "ytick.color": _FAINT, "axes.facecolor": _PANEL, "text.color": _TEXT, "axes.titlecolor": _TEXT, "axes.grid": True, "grid.color": "#262c37",
+          "ytick.color": _FAINT, "axes.facecolor": _PANEL, "text.color": _TEXT, "axes.titlecolor": _TEXT, "axes.grid": True,
+          "grid.color": "#262c37",
           "axes.axisbelow": True}
 _LONGEST_TILE = 460  # px: a tall image is made narrower rather than taller
 
