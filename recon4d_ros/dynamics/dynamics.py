@@ -11,7 +11,7 @@ from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.regions import affine_flow, competing_shape, fill_holes, find_regions
+from recon4d_ros.dynamics.regions import affine_flow, competing_shape, fill_holes, find_regions, join
 from recon4d_ros.dynamics.residual import (
     Depth,
     Residual,
@@ -23,8 +23,9 @@ from recon4d_ros.dynamics.residual import (
     static_residual,
 )
 from recon4d_ros.dynamics.standing import add_pieces, find_standing
+from recon4d_ros.dynamics.support import in_boxes
 from recon4d_ros.dynamics.tracker import Detection, Tracker
-from recon4d_ros.dynamics.views import STRIDE, View, make_views
+from recon4d_ros.dynamics.views import STRIDE, make_views
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
 
@@ -32,6 +33,9 @@ Array = NDArray[np.float64]
 
 LONGEST_GAP = 1.0
 """Images further apart than this many seconds are not compared: a mover has left its place by then."""
+
+ROAD_SKIN = 0.1
+"""Metres above the road that stay the road, where depth is measured: flow bleeds from wheels and shadows."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,19 @@ class Dynamics:
         regions = find_regions(chi2, p.weak_sigma, p.strong_sigma, 3)
         normal = view.T_base_camera[:3, :3].T @ self._plane[:3]
         height = float(self._plane[:3] @ view.T_base_camera[:3, 3] + self._plane[3])
+        tracks = self._tracker.moving()
         floats = np.zeros(view.x.shape, bool)
+        expected = floats
+        if depth is not None:
+            expected = in_boxes(view, now.T_map_camera, tracks, whole.q, chi2 > p.weak_sigma**2)
+            regions = join(regions, expected)
         if not view.mostly_covered and self._plane_seen and height > 0.5:
             standing = find_standing(whole.q, whole.sigma, road, height, p.clearance)
             regions = add_pieces(regions, standing, p.strong_sigma)
             floats = standing.floating[standing.labels] > p.strong_sigma
             now.candidates[:] |= floats
+        if depth is not None:
+            now.candidates[:] |= expected
         sight = Sight(i, view, now.T_map_camera, before.T_map_camera, seconds, flow, road, (normal, height), residual, depth, before.depth)
         found = []
         moving = np.zeros(view.x.shape, np.uint8)
@@ -159,7 +170,7 @@ class Dynamics:
             extent = measure_extent(sight, inside, box)
             if extent is None or 1 / extent.q > p.maximum_range or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area:
                 continue
-            if not floats[window][inside].mean() > 0.3 and not self._seen_moving(history[-2], flow, (now.stamp_ns - history[-2].stamp_ns) * 1e-9 / seconds, window, inside):
+            if not (floats | expected)[window][inside].mean() > 0.3 and not self._seen_moving(history[-2], flow, (now.stamp_ns - history[-2].stamp_ns) * 1e-9 / seconds, window, inside):
                 continue
             sure = float(1 - np.exp(-np.median(chi2[window][inside]) / 50))
             found.append(lift(sight, label, inside, box, extent, sure))
@@ -167,8 +178,11 @@ class Dynamics:
                 # Static flow follows the matched depth, which a mover has bent to its own motion: nothing competes.
                 moving[window] |= inside
                 continue
-            moving |= self._shape(grey, before.picture.grid, flow, residual, start, regions.labels == label, box)
+            moving |= self._shape(grey, before.picture.grid, flow, residual, start, regions.labels == label, box, expected)
         moving = fill_holes(moving)
+        if depth is not None and self._plane_seen:
+            with np.errstate(invalid="ignore"):
+                moving[whole.q * np.float32(height) < road.q * np.float32(height) + np.float32(ROAD_SKIN) * whole.q] = 0
         mask |= cv2.resize(moving, self._size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
         return found
 
@@ -183,7 +197,7 @@ class Dynamics:
         return bool(max(last.candidates[y, x].mean(), last.candidates[vs, us].mean()) > 0.4)
 
     def _shape(self, now: NDArray[np.float32], before: NDArray[np.uint8], flow: Flow, residual: Residual, static: NDArray[np.float32],
-               region: NDArray[np.bool_], box: NDArray[np.int32]) -> NDArray[np.uint8]:
+               region: NDArray[np.bool_], box: NDArray[np.int32], expected: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """A region [h, w] bool grown and trimmed to the object's outline."""
         h, w = region.shape
         left, top, width, height = (int(b) for b in box)
@@ -201,7 +215,7 @@ class Dynamics:
         shape = competing_shape(now, before, (left, top, right - left, bottom - top), mover, static[window][..., 0], static[window][..., 1], prior,
                                 self._parameters.image_noise * 1.5)
         out = np.zeros(region.shape, np.uint8)
-        out[window] = shape
+        out[window] = shape | (expected[window] & inside)
         return out
 
     @staticmethod

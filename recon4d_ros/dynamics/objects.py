@@ -62,7 +62,10 @@ def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent |
         sigma = float(np.hypot(1.5 * abs(row), 0.05 * q))
     if q < 1e-3:
         return None
-    return Extent(q, sigma, width / (q * sight.view.focal), height / (q * sight.view.focal))
+    # Stragglers at the border are not the object: nine tenths of its pixels, and a tenth more.
+    vs, us = np.nonzero(mask)
+    wide, high = np.ptp(np.percentile(us, (5, 95))) * 1.1 + 1, np.ptp(np.percentile(vs, (5, 95))) * 1.1 + 1
+    return Extent(q, sigma, float(wide) / (q * sight.view.focal), float(high) / (q * sight.view.focal))
 
 
 def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: Extent, sure: float) -> Detection:
@@ -95,8 +98,12 @@ def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: E
     pixel = 0.3 * z / view.focal
     spread = np.diag([pixel**2, pixel**2, 0.0]) + sigma_before**2 * np.outer(ray_before, ray_before)
     velocity_covariance = R_before @ spread @ R_before.T / sight.seconds**2 + 0.1**2 * np.eye(3)
-    size = np.array([extent.width, max(min(extent.width, 2.0), 0.5), extent.height])
-    return Detection(sight.camera, label, position, position_covariance, velocity, velocity_covariance, size, int(mask.sum()), sure)
+    # The side along the view is hidden: about as long as a pedestrian is wide, or twice as long as a car is.
+    hidden = extent.width if extent.width < 1.2 else min(2.2 * extent.width, 4.5)
+    size = np.array([extent.width, hidden, extent.height])
+    looking = R_now @ ray
+    return Detection(sight.camera, label, position, position_covariance, velocity, velocity_covariance, size, int(mask.sum()), sure,
+                     float(np.arctan2(looking[1], looking[0])))
 
 
 def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent: Extent, v: float) -> tuple[float, float]:

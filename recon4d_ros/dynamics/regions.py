@@ -37,6 +37,15 @@ def find_regions(chi2: Plane, weak: float, strong: float, smallest: int) -> Regi
     return relabel(labels, keep, stats)
 
 
+def join(regions: Regions, more: NDArray[np.bool_]) -> Regions:
+    """Regions with the pixels of `more` [h, w], connected anew."""
+    if not more.any():
+        return regions
+    joined = ((regions.labels > 0) | more).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4, ltype=cv2.CV_32S)
+    return Regions(labels, stats[1:, :4].astype(np.int32))
+
+
 def relabel(labels: NDArray[np.int32], keep: NDArray[np.bool_], stats: NDArray[np.int32]) -> Regions:
     """Only the labels in `keep` ([count] bool, 0 never), renumbered from 1."""
     number = np.zeros(len(keep), np.int32)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.regions import Regions
+from recon4d_ros.dynamics.regions import Regions, join
 from recon4d_ros.dynamics.residual import Road
 
 Plane = NDArray[np.float32]
@@ -87,13 +87,9 @@ def _floating(labels: NDArray[np.int32], count: int, above: Plane, q: Plane, sig
 
 
 def add_pieces(regions: Regions, standing: Standing, strong: float) -> Regions:
-    """Regions with every piece joined to them that floats by more than `strong` standard deviations or mostly lies in a region."""
+    """Regions with every piece joined to them that floats by more than `strong` standard deviations, or of which a good part lies in one."""
     area = np.maximum(standing.stats[:, cv2.CC_STAT_AREA], 1)
     shared = np.bincount(standing.labels.ravel(), weights=(regions.labels > 0).ravel(), minlength=len(area)) / area
     chosen = (standing.floating > strong) | (shared > 0.4)
     chosen[0] = False
-    if not chosen.any():
-        return regions
-    joined = ((regions.labels > 0) | chosen[standing.labels]).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4, ltype=cv2.CV_32S)
-    return Regions(labels, stats[1:, :4].astype(np.int32))
+    return join(regions, chosen[standing.labels])

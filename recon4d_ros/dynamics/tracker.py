@@ -19,7 +19,7 @@ GATE = 16.0
 class Detection:
     """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; size: [3] width across the view, depth
     along it and height. velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the motion grid.
-    sure: in 0..1, how strong the evidence of motion is.
+    sure: in 0..1, how strong the evidence of motion is. bearing: direction of the view in map, radians about z.
     """
 
     camera: int
@@ -31,6 +31,7 @@ class Detection:
     size: Array
     pixels: int
     sure: float
+    bearing: float
 
 
 @dataclass
@@ -121,6 +122,11 @@ class Tracker:
         """Speed above the smallest that counts, and three standard deviations above zero."""
         return bool(np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 3.0)
 
+    def moving(self) -> list[Track]:
+        """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that vehicles have."""
+        return [track for track in self.tracks if track.confirmed and track.missed <= 2 and self.is_moving(track) and track.significance > 4.0
+                and track.size.max() < 12.0 and track.size[2] < 4.0 and np.hypot(*track.state[3:5]) < 45.0]
+
     def _distances(self, detections: list[Detection]) -> Array:
         if not self.tracks or not detections:
             return np.zeros((len(detections), 0))
@@ -135,7 +141,7 @@ class Tracker:
         P[:3, :3] = d.position_covariance
         P[3:, 3:] = d.velocity_covariance
         yaw = float(np.arctan2(d.velocity[1], d.velocity[0]))
-        track = Track(self._next_id, np.concatenate([d.position, d.velocity]), P, d.size.copy(), yaw, d.sure, cameras={d.camera})
+        track = Track(self._next_id, np.concatenate([d.position, d.velocity]), P, _along(d, yaw), yaw, d.sure, cameras={d.camera})
         track.confirmed = self._confirm <= 1
         self._next_id += 1
         self.tracks.append(track)
@@ -161,8 +167,16 @@ class Tracker:
         if np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 2.0:
             track.yaw = float(np.arctan2(track.state[4], track.state[3]))
         # A view shows at most the whole object, often less: growing is believed sooner than shrinking.
-        track.size = track.size + np.where(d.size > track.size, 0.5, 0.1) * (d.size - track.size)
+        size = _along(d, track.yaw)
+        track.size = track.size + np.where(size > track.size, 0.3, 0.15) * (size - track.size)
 
     def _alive(self, track: Track) -> bool:
         # A track that was never confirmed gets half the patience.
         return track.missing <= self._keep_missing * (1.0 if track.confirmed else 0.5)
+
+
+def _along(d: Detection, yaw: float) -> Array:
+    """Length, width, height along `yaw` of a detection whose sides are across and along the view."""
+    across, along, height = d.size
+    sides = (across, along) if abs(np.sin(yaw - d.bearing)) > 0.7 else (along, across)
+    return np.array([*sides, height])
