@@ -26,10 +26,10 @@ _TITLE, _MAP_HEIGHT, _SCALE = 92, 780, 46
 _BACKGROUND, _PANEL, _TEXT, _FAINT = "#0f1218", "#171b23", "#e8ebf0", "#8b93a3"
 _OURS, _TRUE, _MASK = "#35d0ff", "#ffffff", (255, 64, 129)
 _NEAR, _FAR = 3.0, 80.0  # m: ends of the depth colours
+_LONGEST_ARROW = 15.0  # m: an arrow is a second of motion, at most this long
 _STYLE = {"font.family": "DejaVu Sans", "axes.edgecolor": "#333a47", "axes.labelcolor": _FAINT, "xtick.color": _FAINT,
           "ytick.color": _FAINT, "axes.facecolor": _PANEL, "text.color": _TEXT, "axes.titlecolor": _TEXT, "axes.grid": True,
-          "grid.color": "#262c37",
-          "axes.axisbelow": True}
+          "grid.color": "#262c37", "axes.axisbelow": True}
 _LONGEST_TILE = 460  # px: a tall image is made narrower rather than taller
 
 
@@ -369,6 +369,7 @@ def _draw_trail(axes: Axes, trail: Trail, turn: NDArray[np.float64]) -> None:
     corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * half @ np.array([[cos, sin], [-sin, cos]]) + trail.positions[-1, :2]
     axes.fill(*(corners @ turn.T).T, facecolor=(*color, 0.35), edgecolor=color, lw=1.2, zorder=4)
     tip = turn @ trail.velocity[:2]
+    tip *= min(1.0, _LONGEST_ARROW / max(float(np.linalg.norm(tip)), 1e-6))
     arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", way[-1] + tip, way[-1], arrowprops=arrow, zorder=4, annotation_clip=True)
     axes.text(way[-1, 0], way[-1, 1] + half.max() * 0.6, str(trail.id), color=color, fontsize=9, ha="center", va="bottom", zorder=8,

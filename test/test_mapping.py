@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.geometry import inverse, transform, unproject
 from recon4d_ros.mapping import Cloud, Mapper, MappingParameters, read_cloud, write_cloud
 from recon4d_ros.mapping.keys import pack, unpack_relative
 from recon4d_ros.mapping.views import Gate, free_until, rays, sample, steps
 from recon4d_ros.mapping.voxel_table import VoxelTable
-from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tracking
+from recon4d_ros.metrics.clouds import Boxes, inside_boxes, score_cloud
+from recon4d_ros.types import Calibration, Camera, Geometry, MapDelta, PoseEstimate, Rig, Tracking
 
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], np.float64)  # base_link -> camera that looks ahead
 H, W = 48, 96
@@ -378,3 +380,46 @@ def test_a_truncated_or_foreign_cloud_is_one_sentence(tmp_path: Path) -> None:
         read_cloud(path)
     with pytest.raises(Recon4dError, match="cannot read cloud"):
         read_cloud(tmp_path / "missing.pcd")
+
+
+# ---- the simulated drive, with its exact truth
+
+@pytest.fixture(scope="module")
+def drive() -> tuple[Mapper, Boxes, np.ndarray]:
+    """Two and a half seconds of traffic seen by a small wide camera, mapped from true depth and poses with the true masks; where movers were."""
+    sim = pytest.importorskip("recon4d_ros.sim.simulate")
+    k = np.array([[80.0, 0, 79.5], [0, 80.0, 44.5], [0, 0, 1]])
+    camera = Camera("front", 160, 90, k, OPTICAL)
+    small = Calibration(("front",), np.zeros((1, 90, 160, 2), np.float32), k[None], OPTICAL[None], (90, 160), (90, 160))
+    mapper = Mapper(small, MappingParameters(max_voxels=100_000))
+    rng = np.random.default_rng(0)
+    boxes, truth, start = [], [], None
+    for frame in sim.simulate(Rig("small", (camera,)), seconds=2.5, rate=10, seed=3):
+        start = inverse(frame.T_world_base) if start is None else start
+        pose = start @ frame.T_world_base
+        depth = frame.depth[0] * (1 + 0.005 * rng.standard_normal((90, 160))).astype(np.float32)
+        geometry = Geometry(depth[None], (0.01 * depth)[None], np.ones_like(depth)[None], frame.images[0][None])
+        estimate = PoseEstimate(pose, (pose @ OPTICAL)[None], Tracking.TRACKING, np.eye(6), np.zeros(6))
+        mapper(estimate, geometry, frame.moving[0][None], frame.stamp_ns)
+        seen = unproject(frame.depth[0], k)[~frame.moving[0] & (frame.depth[0] < 30)]
+        truth.append(transform(pose @ OPTICAL, seen)[::7])
+        for thing in frame.objects:
+            if np.linalg.norm(thing.velocity) > 1.0:
+                at_map = start @ thing.T_world_object
+                boxes.append([*at_map[:3, 3], *thing.size, np.arctan2(at_map[1, 0], at_map[0, 0])])
+    every = np.array(boxes)
+    return mapper, Boxes(every[:, :3], every[:, 3:6], every[:, 6]), np.concatenate(truth)
+
+
+def test_where_movers_drove_the_map_of_a_simulated_drive_is_empty(drive: tuple[Mapper, Boxes, np.ndarray]) -> None:
+    mapper, boxes, _ = drive
+    xyz = mapper.points()[0]
+    assert len(xyz) > 2000 and len(boxes.yaw) > 20
+    assert inside_boxes(xyz, boxes).mean() < 0.01
+
+
+def test_the_map_of_a_simulated_drive_is_where_the_world_is(drive: tuple[Mapper, Boxes, np.ndarray]) -> None:
+    mapper, _, truth = drive
+    score = score_cloud(mapper.points()[0], truth, threshold=0.3)
+    assert score.accuracy < 0.12 and score.precision > 0.95, score
+    assert score.recall > 0.5, score

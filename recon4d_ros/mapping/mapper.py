@@ -160,7 +160,7 @@ class Mapper:
         rows, columns = self._step
         turn = (self._frame * 7) % (rows * columns) if (rows * columns) % 7 else self._frame % (rows * columns)
         phase = (turn // columns, turn % columns)
-        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, self._dense[n]) for n in range(len(geometry.depth))]
+        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, dense) for n, dense in enumerate(self._dense)]
         local = [transform(T, view.points) for view, T in zip(views, T_local_camera, strict=True)]
         scaled = np.concatenate(local) / np.float32(size)
         if not len(scaled):

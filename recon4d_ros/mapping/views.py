@@ -60,8 +60,8 @@ def sample(geometry: Geometry, mask: NDArray[np.bool_], camera: int, directions:
 
     Where a surface is nearer than `dense` (m) every second of them in rows and columns is enough, for they fall into the same voxels.
 
-    Pixels beside a depth discontinuity are left out: there depth is a mixture of near and far ("flying pixels"). The outermost pixels, which
-    lack a neighbour, are left out too. Only the pixels taken are touched, however large the image.
+    Pixels beside a depth discontinuity are left out: there depth is a mixture of near and far ("flying pixels"). The outermost pixels,
+    which lack a neighbour, are left out too. Only the pixels taken are touched, however large the image.
     """
     r = max(1, round(geometry.depth.shape[2] / 500))  # pixels to a neighbour: a large image's depth is smooth over more than one
 
@@ -73,8 +73,9 @@ def sample(geometry: Geometry, mask: NDArray[np.bool_], camera: int, directions:
     depth, sigma, confidence = taken(full), taken(geometry.sigma[camera]), taken(geometry.confidence[camera])
     good = (depth >= gate.min_range) & (depth <= gate.max_range) & (confidence >= gate.min_confidence) & (sigma <= gate.max_sigma)
     # |1/a - 1/b| > edge / depth of the two neighbours a, b in a row or column, without the divisions; False where one has no depth
-    for a, b in ((taken(full, 0, -r), taken(full, 0, r)), (taken(full, -r), taken(full, r))):
-        good &= ~(np.abs(a - b) * depth > np.float32(gate.edge) * a * b)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for a, b in ((taken(full, 0, -r), taken(full, 0, r)), (taken(full, -r), taken(full, r))):
+            good &= ~(np.abs(a - b) * depth > np.float32(gate.edge) * a * b)
     moving = mask[camera]
     if moving.any():
         good &= ~taken(_margin(moving, gate.mask_margin))
