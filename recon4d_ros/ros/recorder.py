@@ -28,7 +28,8 @@ NEVER = frozenset(["/parameter_events", "/rosout"])  # of every node; asked for 
 LOOK = 0.2  # seconds between two looks at the graph
 STEADY = 1.0  # seconds without a new topic after which it is said that all are there
 GONE = 1.0
-DRAIN = 0.5  # seconds without a message after which a stopped recorder believes that it has them all
+LAST = 1.5  # seconds a stopped recorder goes on at most, if messages keep coming
+DRAIN = 0.3  # seconds without a message after which a stopped recorder believes that it has them all
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def record(recorder: Recorder, stop: Callable[[], bool]) -> None:
                 recorder.look()
                 if recorder.finished():
                     break
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + LAST
         while recorder.fault is None and time.monotonic() < end and not recorder.idle_for(DRAIN):
             executor.spin_once(timeout_sec=0.05)
     finally:
