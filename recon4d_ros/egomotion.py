@@ -40,7 +40,12 @@ class EgomotionParameters:
         choices=("none", "prior", "trust"),
     )
     features: int = parameter(480, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
-    memory: bool = parameter(True, "hold the pose against the engine's pointer memory too")
+    memory: str = parameter(
+        "auto",
+        "hold the pose against the engine's pointer memory: `always`, `never`, or `auto`, where it was measured to help: cameras without a "
+        "second one beside them, and any camera while the followed points do not hold the pose",
+        choices=("auto", "always", "never"),
+    )
     min_inliers: int = parameter(15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500)
     pixel_noise: float = parameter(0.5, "standard deviation of a followed point in pixels of the input image", minimum=0.05, maximum=5.0)
     odometry_noise: float = parameter(0.02, "standard deviation of the odometry's motion, as a share of it", minimum=0.0001, maximum=1.0)
@@ -99,7 +104,7 @@ class Egomotion:
         self._velocity_known = False
         self._covariance = np.eye(6) * 1e-8
         self._tracked_once = False
-        self._unheld = 0.0  # seconds since an image or odometry confirmed the motion
+        self._hold()
         self._odometry_doubted = 0
         self._born = 0
         self._births = landmark_memory.Births.none()
@@ -122,7 +127,7 @@ class Egomotion:
             return self._begin(frame)
         seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
         self._forget_stale(frame)
-        if self.parameters.memory:
+        if self.parameters.memory != "never":
             self._births.update(pointers, self._places[0])
         motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
         if self.parameters.odometry == "none":
@@ -135,7 +140,7 @@ class Egomotion:
             attempt, reason = self._attempt(frame, steady, seconds), said
         else:
             attempt, reason = self._with_odometry(frame, motion, steady, seconds)
-        if self.parameters.memory:
+        if self.parameters.memory != "never":
             attempt = self._held(frame, attempt, pointers, seconds)
         return self._conclude(frame, attempt, motion, steady, seconds, reason)
 
@@ -156,7 +161,7 @@ class Egomotion:
         solution = Solution(prior.T_map_base, distance, inlier, np.zeros((6, 6)), 0.0)
         attempt = _Attempt(sightings, prior, solution, T_camera_base, prior.covariance, "")
         self._accept(frame, attempt, prior.T_map_base, prior.covariance, seconds)
-        self._unheld = 0.0
+        self._hold()
         return self._said(frame, Tracking.TRACKING, int(inlier.sum()), "odometry is trusted as it is")
 
     def _with_odometry(self, frame: Frame, motion: Array, steady: Prior, seconds: float) -> tuple[_Attempt, str]:
@@ -219,7 +224,8 @@ class Egomotion:
         T_map_camera = base @ geometry.inverse(attempt.T_camera_base)
         parts = []
         for camera, image in enumerate(self._current):
-            if image is not None:
+            asked = self.parameters.memory == "always" or bool(attempt.problem) or not len(self._neighbours[camera])
+            if image is not None and asked:
                 lens, k = self._lenses[camera], self._calibration.k[camera]
                 found = landmark_memory.find(pointers, self._births, camera, image, lens, k, T_map_camera[camera], MEMORY_NOISE)
                 parts += [found] if found is not None else []
@@ -249,19 +255,21 @@ class Egomotion:
     def _conclude(self, frame: Frame, attempt: _Attempt, motion: Array | None, steady: Prior, seconds: float, reason: str) -> PoseEstimate:
         if not attempt.problem:
             self._accept(frame, attempt, attempt.solution.T_map_base, attempt.covariance, seconds)
-            self._unheld = 0.0
+            self._hold()
             self._tracked_once = True
             return self._said(frame, Tracking.TRACKING, attempt.solution.inliers, reason)
         told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
         if motion is not None:
             pose, covariance = self._pose @ motion, self._odometry_covariance(motion)
             self._accept(frame, attempt, pose, covariance, seconds)
-            self._unheld = 0.0
+            self._hold()
             return self._said(frame, Tracking.TRACKING, 0, f"odometry alone: {told}")
         self._unheld += seconds
         if self._unheld > STEADY_SECONDS:
             self._velocity = self._velocity * np.exp(-seconds)  # nobody knows any more: better to stay than to fly on
-        self._accept(frame, attempt, steady.T_map_base, steady.covariance, seconds, keep_velocity=True)
+        growth = np.maximum(steady.covariance - self._lost_covariance, 1e-8 * np.eye(6))
+        self._lost_covariance = steady.covariance
+        self._accept(frame, attempt, steady.T_map_base, np.diag(np.diag(growth)), seconds, keep_velocity=True)
         return self._said(frame, Tracking.LOST if self._tracked_once else Tracking.STARTING, attempt.solution.inliers, told)
 
     # -- after the engine ----------------------------------------------------------------------------------------------------------
@@ -516,6 +524,11 @@ class Egomotion:
         residual, along, _, ahead = pnp.linearise(pose[None], T_camera_base, o)
         features.refine(table, o.landmark, residual[0] * ahead[0][:, None], along[0] * ahead[0][:, None], o.sigma, 0.002)
 
+    def _hold(self) -> None:
+        """The motion is confirmed: seconds without confirmation, and what they added to the covariance, start anew."""
+        self._unheld = 0.0
+        self._lost_covariance: Array = np.zeros((6, 6))
+
     def _adopt(self, frame: Frame, seeing: NDArray[np.bool_]) -> None:
         """These cameras' images become the ones that points are followed from."""
         for camera in np.flatnonzero(frame.present & seeing):
@@ -542,7 +555,8 @@ class Egomotion:
         return geometry.inverse(T_base_camera)
 
     def _steady_covariance(self, seconds: float, known: bool = False) -> Array:
-        """How far constant velocity can be off after `seconds`."""
+        """How far constant velocity can be off after `seconds`, and after all those before them that nothing confirmed."""
+        seconds = seconds + self._unheld
         if self._velocity_known or known:
             deviation = np.concatenate([0.03 + seconds**2 * np.array([4.0, 1.5, 1.5]), 0.004 + seconds**2 * np.array([0.5, 0.5, 1.0])])
         else:

@@ -25,6 +25,7 @@ PATCH = SIDE * SIDE
 SOFTEN = 2.0  # grey levels added to a patch's deviation when it is normalised (as the memory does)
 AROUND = (np.indices((SIDE, SIDE))[::-1].reshape(2, -1).T - (SIDE - 1) / 2).astype(np.float32)  # [64, 2] (u, v) in samples
 ROUNDS, REACH = 4, 2.0  # iterations; samples that a patch may be off
+DOUBT = 0.04  # share of its distance that a pointer's depth is never better than: engines smooth, so their errors go together
 ALIKE = 0.75  # normalised correlation of a match
 PER_CAMERA, CANDIDATES = 40, 100  # patches aligned, and looked at for their texture, per camera
 STEP_RANGE = (0.5, 6.0)  # working pixels per sample at which a patch can still be compared
@@ -139,7 +140,7 @@ def _observations(
     near = distance < 0.5
     arm = np.where(near[:, None], position - T_map_camera[:3, 3], arm)
     distance = np.maximum(np.linalg.norm(arm, axis=1), 0.1)
-    doubt = np.maximum(pointers.feature[index, DEPTH_SIGMA].astype(np.float64), 0.01 * distance)
+    doubt = np.maximum(pointers.feature[index, DEPTH_SIGMA].astype(np.float64), DOUBT * distance)
     rho = 1.0 / distance
     nobody = np.full(len(index), -1)
     return Observations(position - arm, arm * rho[:, None], rho, (doubt * rho**2) ** 2, np.full(len(index), camera), seen, sigma, nobody)

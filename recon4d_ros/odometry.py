@@ -62,7 +62,9 @@ class OdometryBuffer:
         """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last twist [6], if it is known."""
         before, after = self.at(from_ns), self.at(to_ns)
         if before is None or after is None:
-            return None, "odometry stopped" if self._stamps and self._stamps[-1] < to_ns else "no odometry yet"
+            if not self._stamps:
+                return None, ""  # nobody ever promised any
+            return None, "odometry stopped" if self._stamps[-1] < to_ns else "odometry has not reached this frame yet"
         motion = geometry.inverse(before) @ after
         seconds = max((to_ns - from_ns) * 1e-9, 1e-3)
         twist = geometry.log(motion) / seconds

@@ -576,3 +576,27 @@ def test_a_real_drive(kitti_bag: Path) -> None:
         preprocess.close()
     start = geometry.inverse(truth[0])
     assert np.linalg.norm((start @ truth[25])[:3, 3] - poses[-1][:3, 3]) < 0.015 * 30
+
+
+def test_the_memory_finds_the_car_when_the_tracks_are_gone() -> None:
+    """The images go dark for so long that every followed point is given up; in the light again the pointers say where the car is."""
+    shots = street("mono", 20)
+    pointers = [memory_of(MONO, pose, 120, index) for index, (*_, pose) in enumerate(shots[:6])]
+    parts = zip(*((p.position, p.feature, p.weight, p.age, p.valid) for p in pointers), strict=True)
+    memory = Pointers(*(np.concatenate(part) for part in parts))
+    errors = {}
+    for choice in ("auto", "never"):
+        ego = Egomotion(MONO, calibrate(MONO), EgomotionParameters(memory=choice))
+        for frame, truth, _ in shots[:4]:
+            pose = ego.estimate(frame, (), NO_POINTERS)
+            ego.observe(frame, truth, pose, np.zeros(truth.depth.shape, np.bool_))
+        ego._velocity = ego._velocity * np.array([0.9, 1, 1, 1, 1, 1])  # so that the prediction is off
+        for frame, truth, _ in darkened(shots, range(4, 17))[4:17]:
+            ego.observe(frame, blank(truth), ego.estimate(frame, (), memory), np.zeros(truth.depth.shape, np.bool_))
+        frame, _, at = shots[5]  # brought back to where the memory is
+        back = replace(frame, stamp_ns=shots[17][0].stamp_ns, stamps_ns=shots[17][0].stamps_ns)
+        ego._pose = at @ geometry.exp(np.array([-0.25, 0.03, 0, 0, 0, 0.01])) @ geometry.inverse(geometry.exp(ego._velocity * 0.1))
+        pose = ego.estimate(back, (), memory)
+        errors[choice] = error(pose.T_map_base, at)[0]
+        assert (pose.tracking is Tracking.TRACKING) == (choice == "auto")
+    assert errors["auto"] < 0.1 < errors["never"]
