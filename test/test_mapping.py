@@ -386,7 +386,7 @@ def test_a_truncated_or_foreign_cloud_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def drive() -> tuple[Mapper, Boxes, np.ndarray]:
-    """Two and a half seconds of traffic seen by a small wide camera, mapped from true depth and poses with the true masks; where movers were."""
+    """2.5 s of traffic seen by a small wide camera, mapped from true depth and poses with the true masks; where movers were."""
     sim = pytest.importorskip("recon4d_ros.sim.simulate")
     k = np.array([[80.0, 0, 79.5], [0, 80.0, 44.5], [0, 0, 1]])
     camera = Camera("front", 160, 90, k, OPTICAL)

@@ -36,15 +36,15 @@ class MappingParameters:
     voxel_size: float = parameter(0.2, "edge of a voxel, m: at most one map point in each", minimum=0.02, maximum=5.0)
     radius: float = parameter(60.0, "the map reaches this far around the car, m", minimum=5.0, maximum=1000.0)
     keep_outside: str = parameter("file", "what leaves the radius is kept for the saved file, or dropped", choices=("file", "drop"))
-    max_voxels: int = parameter(600_000, "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
+    max_voxels: int = parameter(300_000, "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
                                 minimum=1000, maximum=50_000_000)
     min_range: float = parameter(1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0)
     max_range: float = parameter(50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0)
     min_confidence: float = parameter(0.3, "points of lower confidence are not mapped", minimum=0.0, maximum=1.0)
-    max_sigma: float = parameter(0.8, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
+    max_sigma: float = parameter(1.2, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
     edge: float = parameter(0.25, "points beside a larger relative step of inverse depth are not mapped", minimum=0.01, maximum=10.0)
     mask_margin: int = parameter(3, "pixels around a mover that are not mapped either", minimum=0, maximum=100)
-    points_per_camera: int = parameter(16_000, "pixels of a camera that are looked at per frame, at most", minimum=100, maximum=10_000_000)
+    points_per_camera: int = parameter(12_000, "pixels of a camera that are looked at per frame, at most", minimum=100, maximum=10_000_000)
     min_evidence: float = parameter(2.5, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0)
     max_evidence: float = parameter(6.0, "frames of agreement a voxel remembers: more keep longer what left", minimum=0.5, maximum=100.0)
     baseline: float = parameter(0.25, "frames count fully as independent when the car moved this far, m", minimum=0.0, maximum=10.0)

@@ -63,31 +63,35 @@ def sample(geometry: Geometry, mask: NDArray[np.bool_], camera: int, directions:
     Pixels beside a depth discontinuity are left out: there depth is a mixture of near and far ("flying pixels"). The outermost pixels,
     which lack a neighbour, are left out too. Only the pixels taken are touched, however large the image.
     """
-    r = max(1, round(geometry.depth.shape[2] / 500))  # pixels to a neighbour: a large image's depth is smooth over more than one
-
-    def taken(image: NDArray, down: int = 0, right: int = 0) -> NDArray:
-        h, w = image.shape[:2]
-        return image[r + down + phase[0]:h - r + down:step[0], r + right + phase[1]:w - r + right:step[1]]
-
-    full = geometry.depth[camera]
-    depth, sigma, confidence = taken(full), taken(geometry.sigma[camera]), taken(geometry.confidence[camera])
-    good = (depth >= gate.min_range) & (depth <= gate.max_range) & (confidence >= gate.min_confidence) & (sigma <= gate.max_sigma)
-    # |1/a - 1/b| > edge / depth of the two neighbours a, b in a row or column, without the divisions; False where one has no depth
-    with np.errstate(invalid="ignore", over="ignore"):
-        for a, b in ((taken(full, 0, -r), taken(full, 0, r)), (taken(full, -r), taken(full, r))):
-            good &= ~(np.abs(a - b) * depth > np.float32(gate.edge) * a * b)
-    moving = mask[camera]
-    if moving.any():
-        good &= ~taken(_margin(moving, gate.mask_margin))
+    h, w = geometry.depth.shape[1:]
+    r = max(1, round(w / 500))  # pixels to a neighbour: a large image's depth is smooth over more than one
+    grid = (slice(r + phase[0], h - r, step[0]), slice(r + phase[1], w - r, step[1]))
+    depth = geometry.depth[camera][grid].copy()
+    good = (depth >= gate.min_range) & (depth <= gate.max_range)
+    good &= (geometry.confidence[camera][grid] >= gate.min_confidence) & (geometry.sigma[camera][grid] <= gate.max_sigma)
     thin = depth < np.float32(dense)
     thin[::2, ::2] = False
     rows, columns = np.nonzero(good & ~thin)
+    z = depth[rows, columns]
+    index = (r + phase[0] + step[0] * rows) * w + (r + phase[1] + step[1] * columns)  # from here on only pixels that passed
+    every = geometry.depth[camera].reshape(-1)
+    # |1/a - 1/b| > edge / z of the two neighbours a, b in a row or column, without the divisions; False where one has no depth
+    kept = np.ones(len(index), bool)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for offset in (r, r * w):
+            a, b = every[index - offset], every[index + offset]
+            kept &= ~(np.abs(a - b) * z > np.float32(gate.edge) * a * b)
+    moving = np.zeros(len(index), bool)
+    if mask[camera].any():
+        moving = mask[camera].reshape(-1)[index]
+        kept &= moving | ~_widened(mask[camera], gate.mask_margin).reshape(-1)[index]
+    index = index[kept]
     return Samples(
-        points=taken(directions)[rows, columns] * depth[rows, columns, None],
-        colors=taken(geometry.color[camera])[rows, columns],
-        sigma=sigma[rows, columns],
-        confidence=confidence[rows, columns],
-        moving=taken(moving)[rows, columns],
+        points=directions.reshape(-1, 3)[index] * z[kept, None],
+        colors=geometry.color[camera].reshape(-1, 3)[index],
+        sigma=geometry.sigma[camera].reshape(-1)[index],
+        confidence=geometry.confidence[camera].reshape(-1)[index],
+        moving=moving[kept],
     )
 
 
@@ -103,10 +107,9 @@ def free_until(depth: Image, sigma: Image, confidence: Image, min_confidence: fl
     return np.asarray(cv2.erode(limit, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
-def _margin(moving: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """[h, w] the ring around the mask: neither surely static nor surely moving."""
+def _widened(moving: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """[h, w] the mask and a ring around it that is neither surely static nor surely moving."""
     if pixels == 0:
-        return np.zeros_like(moving)
+        return moving
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
-    wide = cv2.dilate(moving.view(np.uint8), kernel)
-    return (wide != 0) & ~moving
+    return np.asarray(cv2.dilate(moving.view(np.uint8), kernel)).view(np.bool_)
