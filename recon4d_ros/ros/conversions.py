@@ -160,7 +160,7 @@ def camera_from_info(name: str, message: CameraInfo, T_base_camera: Array) -> Ca
 def _buffer(values: NDArray) -> array.array:
     """Bytes of an array as the array.array that a message keeps: one memcpy, no check per element."""
     data = array.array("B")
-    data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
+    data.frombytes(np.ascontiguousarray(values).data.cast("B"))
     return data
 
 

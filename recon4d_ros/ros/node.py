@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -15,6 +16,7 @@ from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
 from recon4d_ros.errors import CalibrationError, ParameterError, Recon4dError
+from recon4d_ros.rig import CameraTopics as FileTopics
 from recon4d_ros.rig import load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
@@ -83,6 +85,8 @@ class Recon4dNode(LifecycleNode):
         if result == SUCCESS and self._session is not None:
             self._session.activate()
             self._state = "active"
+            waiting = self._session.waiting()
+            self.get_logger().info(f"active" + (f", waiting for {'; '.join(waiting)}" if waiting else ""))
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -141,7 +145,8 @@ class Recon4dNode(LifecycleNode):
             sentence, self._faults = self._faults[0], []
             raise ParameterError(sentence)
         own, algorithm = parameters.read_all(self)
-        rig, file_topics = None, {}
+        rig: Rig | None = None
+        file_topics: Mapping[str, FileTopics] = {}
         if own.rig_file:
             file = load_rig_file(own.rig_file)
             rig, file_topics = chosen(file.rig, own.cameras), file.topics

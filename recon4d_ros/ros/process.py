@@ -48,7 +48,8 @@ def ros_process(args: list[str] | None) -> Iterator[threading.Event]:
             rclpy.try_shutdown()
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Asked to stop, the process is about to end: a second signal must not turn its exit code 0 into a death by SIGINT.
+            signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
 
 
 def spin_until(executor: Executor, done: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from nav_msgs.msg import Odometry, Path
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
-from rclpy.publisher import Publisher
+from rclpy.lifecycle.publisher import LifecyclePublisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from recon4d_msgs.msg import DynamicObjectArray, MapUpdate, Status
@@ -82,7 +82,7 @@ class Publishers:
         self._calibration: Calibration | None = None
         self._stride = points_stride
         self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, pixels, 3] at unit depth
-        self.publishers: dict[str, Publisher] = {}
+        self.publishers: dict[str, LifecyclePublisher] = {}
         for output in OUTPUTS:
             for name in cameras if "<camera>" in output.topic else ("",):
                 topic = output.topic.replace("<camera>", name)

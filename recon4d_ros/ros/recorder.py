@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
@@ -114,9 +115,14 @@ class Recorder(Node):
             return
         qos = fitting_qos(writers)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
-        events = SubscriptionEventCallbacks(message_lost=lambda event: self.lost.update({topic: event.total_count_change}))
-        self.create_subscription(kind, topic, lambda data: self._take(topic, type_name, data, latched), qos, raw=True,
-                                 event_callbacks=events)
+
+        def lost(event: Any) -> None:
+            self.lost[topic] += event.total_count_change
+
+        def take(data: Any) -> None:  # raw: CDR bytes
+            self._take(topic, type_name, data, latched)
+
+        self.create_subscription(kind, topic, take, qos, raw=True, event_callbacks=SubscriptionEventCallbacks(message_lost=lost))
         self.counts[topic] += 0
         self._last_new = time.monotonic()
 

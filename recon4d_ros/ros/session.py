@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ class Session:
         self._worker = Worker(self._process, displaced=self._displaced, failed=self._step_failed, idle=self._publish_map_if_due)
         if setup.rig is not None:
             try:
-                self._worker.call(lambda rig=setup.rig: self._load(rig)).result()
+                self._worker.call(partial(self._load, setup.rig)).result()
             except Recon4dError:
                 self.close()
                 raise
@@ -134,7 +135,7 @@ class Session:
                     self._failed(str(error))
                     return
                 if rig is not None:
-                    self._loading = self._worker.call(lambda: self._load(rig))
+                    self._loading = self._worker.call(partial(self._load, rig))
         elif self.active:
             for camera in self._cameras:
                 camera.connect()
