@@ -86,7 +86,7 @@ class Recon4dNode(LifecycleNode):
             self._session.activate()
             self._state = "active"
             waiting = self._session.waiting()
-            self.get_logger().info(f"active" + (f", waiting for {'; '.join(waiting)}" if waiting else ""))
+            self.get_logger().info("active" + (f", waiting for {'; '.join(waiting)}" if waiting else ""))
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
