@@ -90,6 +90,7 @@ $(LISTING): listing ;
 SOURCES := setup.py setup.cfg package.xml colcon.pkg $(wildcard hook/* msg/* msg/*/* pip_ros/tf2_msgs/* pip_ros/tf2_msgs/*/*)
 install/.built: $(DONE)/wheels $(LISTING) $(SOURCES)
 	@echo "== colcon build of recon4d_ros and recon4d_msgs"
+	@rm -rf install/share/recon4d_ros/{launch,config,engines} # colcon would keep links to files that are gone
 	@paths=.; [ -d .venv/share/tf2_msgs ] || paths+=" pip_ros/tf2_msgs"; \
 	$(ROS) colcon --log-base build/log build --merge-install --symlink-install --base-paths $$paths > build/colcon.log 2>&1 \
 	  || { cat build/colcon.log >&2; echo "colcon build failed: its output is above and in build/colcon.log" >&2; exit 1; }
