@@ -1,4 +1,5 @@
 """Engines: one interface (base.py), one file per runtime, found by name in RUNTIMES."""
+
 from __future__ import annotations
 
 import importlib
@@ -12,14 +13,17 @@ from recon4d_ros.types import Calibration, Rig
 
 __all__ = ["RUNTIMES", "Engine", "EngineSpec", "describe", "find_engine", "load", "load_spec"]
 
-RUNTIMES = {"openvino": ("recon4d_ros.engine.openvino", "OpenVinoRuntime"), "onnxruntime": ("recon4d_ros.engine.onnxruntime", "OnnxRuntime")}
+RUNTIMES = {
+    "openvino": ("recon4d_ros.engine.openvino", "OpenVinoRuntime"),
+    "onnxruntime": ("recon4d_ros.engine.onnxruntime", "OnnxRuntime"),
+}
 
 
 def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, runtime: str = "", threads: int = 0) -> Engine:
     """An engine ready to step. runtime: the engine's own by default; threads: 0 lets the runtime choose.
 
-    Raises EngineError with one sentence: folder or file missing, truncated, of another version, for another rig (when its rig or calibration is given),
-    or a runtime that is not known or not installed.
+    Raises EngineError with one sentence: folder or file missing, truncated, of another version, for another rig (when its rig or
+    calibration is given), or a runtime that is not known or not installed.
     """
     folder = Path(folder)
     spec = load_spec(folder)
@@ -34,7 +38,9 @@ def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, r
     try:
         runtime_class = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise EngineError(f"{where}: runtime {name} is not installed here ({error}): pip install {name}, or choose another runtime") from None
+        raise EngineError(
+            f"{where}: runtime {name} is not installed here ({error}): pip install {name}, or choose another runtime"
+        ) from None
     shapes = {key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()}
     try:
         ready = runtime_class(model, spec, shapes, threads)
@@ -47,7 +53,8 @@ def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, r
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
-    """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo before surround, then by name. None if none does."""
+    """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo before surround, then by name. None if
+    none does."""
     fitting: list[tuple[int, bool, str, Path]] = []
     folder = Path(engines)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -63,7 +70,9 @@ def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
 def requirement(spec: EngineSpec) -> str:
     """The rig an engine is made for, in words."""
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
-    return f"a rectified stereo pair (left first) of {size}" if spec.stereo else f"{spec.cameras} camera(s) of {size} (or 2, 4, 8 times that)"
+    return (
+        f"a rectified stereo pair (left first) of {size}" if spec.stereo else f"{spec.cameras} camera(s) of {size} (or 2, 4, 8 times that)"
+    )
 
 
 def _rig_in_words(rig: Rig) -> str:

@@ -2,6 +2,7 @@
 
 An engine is a folder: a model file of static shapes and `engine.yaml`, which `EngineSpec` mirrors field by field.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,11 +29,12 @@ SPEC_FILE = "engine.yaml"
 class EngineSpec:
     """engine.yaml, field by field.
 
-    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or `surround`). runtime: the default, measured fastest at
-    export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h, w) of depth.
-    pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name beside engine.yaml, model_sha256: its checksum.
-    checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in the graph's order. options: the network's parameters at
-    export. versions: of the libraries that built it. parity: worst difference between PyTorch and each runtime, per output.
+    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or `surround`). runtime: the default, measured
+    fastest at export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB.
+    working_size: (h, w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name beside engine.yaml,
+    model_sha256: its checksum. checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in the graph's order.
+    options: the network's parameters at export. versions: of the libraries that built it. parity: worst difference between PyTorch and each
+    runtime, per output.
     """
 
     network: str
@@ -73,12 +75,14 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forgets everything seen: as after loading."""
 
-    def step(self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]) -> Geometry:
+    def step(
+        self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]
+    ) -> Geometry:
         """Depth of one frame, and the memory's next state.
 
-        T_map_camera: [N, 4, 4] poses of the cameras at their own stamps. moving_previous: [N, h, w], what dynamics found moving in the frame
-        before (all False at first): the tokens of that frame enter the memory now, without these pixels. The arrays of the result are the
-        caller's: the next step does not overwrite them. Raises EngineError if a shape is not the engine's or a pose is not finite.
+        T_map_camera: [N, 4, 4] poses of the cameras at their own stamps. moving_previous: [N, h, w], what dynamics found moving in the
+        frame before (all False at first): the tokens of that frame enter the memory now, without these pixels. The arrays of the result are
+        the caller's: the next step does not overwrite them. Raises EngineError if a shape is not the engine's or a pose is not finite.
         """
         ...
 
@@ -110,12 +114,16 @@ def load_spec(folder: Path) -> EngineSpec:
     if not isinstance(tree, dict):
         raise EngineError(f"engine {folder}: {SPEC_FILE} is not a table of fields")
     if tree.get("format") != FORMAT:
-        raise EngineError(f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads format {FORMAT}; export it again")
+        raise EngineError(
+            f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads format {FORMAT}; export it again"
+        )
     fields = {f.name: f for f in dataclasses.fields(EngineSpec)}
     required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields))
     if missing or unknown:
-        raise EngineError(f"engine {folder}: {SPEC_FILE} " + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}"))
+        raise EngineError(
+            f"engine {folder}: {SPEC_FILE} " + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}")
+        )
     try:
         for name in ("input_size", "working_size"):
             tree[name] = (int(tree[name][0]), int(tree[name][1]))
@@ -135,7 +143,9 @@ def load_model_bytes(folder: Path, spec: EngineSpec) -> bytes:
         raise EngineError(f"engine {folder}: its model file {spec.model} is missing")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != spec.model_sha256:
-        raise EngineError(f"engine {folder}: {spec.model} ({len(data)} bytes) is truncated or changed: its SHA-256 is not the one in {SPEC_FILE}; export it again")
+        raise EngineError(
+            f"engine {folder}: {spec.model} ({len(data)} bytes) is truncated or changed since its export (SHA-256): export it again"
+        )
     return data
 
 
@@ -166,11 +176,14 @@ def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
     if tuple(calibration.working_size) != spec.working_size:
         raise EngineError(f"{where} works at {_size(spec.working_size)}: the calibration was made for {_size(calibration.working_size)}")
     if spec.stereo and not is_rectified_pair(calibration.k, calibration.T_base_camera, calibration.working_size):
-        raise EngineError(f"{where} is made for a rectified stereo pair, left camera first: cameras {', '.join(calibration.names)} are not one")
+        raise EngineError(
+            f"{where} is made for a rectified stereo pair, left camera first: cameras {', '.join(calibration.names)} are not one"
+        )
 
 
 def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
-    """Whether the engine can serve a rig: same number of cameras, an input size that is the images' (or theirs averaged down by 2, 4 or 8)."""
+    """Whether the engine can serve a rig: same number of cameras, an input size that is the images' (or theirs averaged down by 2, 4 or
+    8)."""
     if len(rig.cameras) != spec.cameras:
         return False
     sizes = [tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1)) for reduce in REDUCTIONS]

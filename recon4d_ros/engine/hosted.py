@@ -1,4 +1,5 @@
 """The host's side of an engine: what a runtime cannot know of poses, anchors, absent cameras and NaN."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -61,7 +62,9 @@ class HostedEngine:
             self._constant["partner"] = rig_partners(calibration, int(self.spec.options["stride"]))
         self._calibration = calibration
 
-    def step(self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]) -> Geometry:
+    def step(
+        self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]
+    ) -> Geometry:
         self.use(calibration)
         spec = self.spec
         n, (h, w) = spec.cameras, spec.working_size
@@ -70,9 +73,9 @@ class HostedEngine:
         self._expect("moving_previous", moving_previous, (n, h, w))
         if not np.isfinite(T_map_camera).all():
             raise EngineError(f"{self._where}: a camera's pose is not finite")
-        shift = self._follow(T_map_camera)
+        anchor, shift = self._follow(T_map_camera)
         pose = T_map_camera.copy()
-        pose[:, :3, 3] -= self._anchor
+        pose[:, :3, 3] -= anchor
         moving = np.ascontiguousarray(moving_previous).view(np.uint8)  # 0 or 1: only zero or not matters
         outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
         outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
@@ -111,17 +114,17 @@ class HostedEngine:
     def close(self) -> None:
         self._runtime.close()
 
-    def _follow(self, T_map_camera: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Moves the anchor along if the car has left it behind; by how much, in metres."""
+    def _follow(self, T_map_camera: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The anchor, which moves along if the car has left it behind, and by how much it moved, in metres."""
         car = T_map_camera[:, :3, 3].mean(0)
         nearest = np.round(car / ANCHOR_GRID) * ANCHOR_GRID
         if self._anchor is None:
             self._anchor = nearest
         if np.abs(car - self._anchor).max() <= ANCHOR_REACH:
-            return np.zeros(3)
+            return self._anchor, np.zeros(3)
         shift = nearest - self._anchor
         self._anchor = nearest
-        return shift
+        return nearest, shift
 
     def _expect(self, name: str, array: NDArray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:
@@ -129,10 +132,12 @@ class HostedEngine:
 
 
 def rig_partners(calibration: Calibration, stride: int) -> NDArray[np.float32]:
-    """[N, y, x] for each pixel at 1 / stride of the working size, the other camera that sees it at most of PARTNER_DEPTHS (the one whose image centre
-    is nearest to it), -1 where none does."""
+    """[N, y, x] for each pixel at 1 / stride of the working size, the other camera that sees it at most of PARTNER_DEPTHS (the one whose
+    image centre is nearest to it), -1 where none does."""
     n, (h, w) = len(calibration.names), calibration.working_size
-    v, u = np.meshgrid(np.arange(h // stride) * stride + (stride - 1) / 2, np.arange(w // stride) * stride + (stride - 1) / 2, indexing="ij")
+    v, u = np.meshgrid(
+        np.arange(h // stride) * stride + (stride - 1) / 2, np.arange(w // stride) * stride + (stride - 1) / 2, indexing="ij"
+    )
     pixels = np.stack([u, v, np.ones_like(u)], -1)
     T_camera_base = inverse(calibration.T_base_camera)
     best = np.full((n, *u.shape), 0.0)

@@ -1,8 +1,9 @@
 """ONNX Runtime: the CPU everywhere, and the CUDA provider where there is one.
 
-The CUDA path keeps the memory on the device (OrtValues of the device, bound as inputs and outputs); no GPU was at hand when this was written,
-so it has not run yet.
+The CUDA path keeps the memory on the device (OrtValues of the device, bound as inputs and outputs); no GPU was at hand when this was
+written, so it has not run yet.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -55,7 +56,8 @@ class OnnxRuntime:
 
     def reset(self) -> None:
         self._memory = [
-            {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0) for name, shape in self._shapes.items()} for _ in range(2)
+            {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0) for name, shape in self._shapes.items()}
+            for _ in range(2)
         ]
         self._now = 0
 

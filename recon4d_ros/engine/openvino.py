@@ -1,4 +1,5 @@
 """OpenVINO on the CPU: the fastest CPU runtime measured for `recon4d_geometric`."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

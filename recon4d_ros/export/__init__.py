@@ -2,6 +2,7 @@
 
 The folder is written beside its place and renamed when it is whole: an interrupted export leaves nothing that looks like an engine.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,7 +46,8 @@ class ExportArguments:
 
 
 def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
-    """Sizes for a rig: a rectified pair works at about 1024 pixels of width, one camera at 640, more at 320 to 480 each (measured: docs)."""
+    """Sizes for a rig: a rectified pair works at about 1024 pixels of width, one camera at 640, more at 320 to 480 each (measured:
+    docs)."""
     stereo = is_rectified_rig(rig)
     width = 1024 if stereo else {1: 640, 2: 512, 3: 416, 4: 384}.get(len(rig.cameras), 320)
     widest = max(camera.width for camera in rig.cameras)
@@ -53,22 +55,25 @@ def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
     width = min(width, widest // 8 * 8)
     working = (max(64, round(width * aspect / 4) * 4), width)
     # decoded as small as still twice the working size in surround (averaging down is cheap in the decoder), never below the working size
-    margin = 1.0 if stereo else 1.5
+    margin = 2.0
     fitting = [
         size
         for size in (tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1)) for reduce in REDUCTIONS)
-        if size[1] >= margin * working[1] and size[0] >= margin * working[0]
+        if size[1] >= margin * working[1] * 0.99 and size[0] >= margin * working[0] * 0.99
     ]
     full = (max(camera.height for camera in rig.cameras), max(camera.width for camera in rig.cameras))
     chosen = fitting[-1] if fitting and not stereo else full
     return ExportArguments("stereo" if stereo else "surround", len(rig.cameras), (chosen[0], chosen[1]), working, channels)
 
 
-def export_engine(out: str | os.PathLike[str], arguments: ExportArguments, *, force: bool = False, progress: bool = False, **options: Any) -> Path:
+def export_engine(
+    out: str | os.PathLike[str], arguments: ExportArguments, *, force: bool = False, progress: bool = False, **options: Any
+) -> Path:
     """Writes an engine folder: model.onnx, checked, and engine.yaml with the parity of every runtime against PyTorch over a few steps.
 
-    options: fields of the network's own options (e.g. merge_radius=0.5). Raises ParameterError for arguments that make no network, OutputError if
-    `out` is there already (unless force) or cannot be written, EngineError if PyTorch is missing or the exported graph is not what PyTorch computes.
+    options: fields of the network's own options (e.g. merge_radius=0.5). Raises ParameterError for arguments that make no network,
+    OutputError if `out` is there already (unless force) or cannot be written, EngineError if PyTorch is missing or the exported graph is
+    not what PyTorch computes.
     """
     out = Path(out)
     _check(arguments)
@@ -129,13 +134,20 @@ def parity_table(spec: EngineSpec) -> str:
     """The parity report as a person reads it."""
     lines = [f"{'runtime':14} {'ms/step':>8}  share of values that differ from PyTorch (worst of the steps)"]
     for name, report in spec.parity.items():
-        lines.append(f"{name:14} {report['milliseconds']:8.1f}  " + ", ".join(f"{key} {value:.3%}" for key, value in report["differs"].items()))
+        lines.append(
+            f"{name:14} {report['milliseconds']:8.1f}  " + ", ".join(f"{key} {value:.3%}" for key, value in report["differs"].items())
+        )
     return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="engine folder to write")
-    parser.add_argument("--rig", default="", metavar="YAML|BAG|NAME", help="rig file, bag, or name of a shipped rig: chooses all sizes below that are not given")
+    parser.add_argument(
+        "--rig",
+        default="",
+        metavar="YAML|BAG|NAME",
+        help="rig file, bag, or name of a shipped rig: chooses all sizes below that are not given",
+    )
     parser.add_argument("--network", default="recon4d_geometric", help="one of " + ", ".join(NETWORKS) + " (default: %(default)s)")
     parser.add_argument("--config", default="", help="stereo (rectified pair, left first) or surround (any other rig)")
     parser.add_argument("--cameras", type=int, default=0, metavar="N", help="number of cameras")
@@ -144,7 +156,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, default=0, help="1 grey or 3 RGB (default: 3)")
     parser.add_argument("--pointers", type=int, default=2048, metavar="M", help="capacity of the memory (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="fp32: geometry needs it (default: %(default)s)")
-    parser.add_argument("--runtime", default="auto", help="default runtime of the engine: openvino, onnxruntime, or auto, the fastest measured (default)")
+    parser.add_argument(
+        "--runtime", default="auto", help="default runtime of the engine: openvino, onnxruntime, or auto, the fastest measured (default)"
+    )
     parser.add_argument("--force", action="store_true", help="replace --out")
 
 
@@ -181,8 +195,14 @@ def _check(a: ExportArguments) -> None:
         (a.config == "stereo" and a.cameras != 2, f"cameras is {a.cameras}: config stereo takes 2"),
         (a.channels not in (1, 3), f"channels is {a.channels}: expected 1 (grey) or 3 (RGB)"),
         (not 16 <= a.pointers <= 16384, f"pointers is {a.pointers}: expected 16 to 16384"),
-        (min(a.input_size) < 32 or max(a.input_size) > 8192, f"input size is {a.input_size[1]}x{a.input_size[0]}: expected 32 to 8192 pixels"),
-        (any(size % 4 or size < 64 for size in a.working_size), f"working size is {a.working_size[1]}x{a.working_size[0]}: expected multiples of 4 from 64"),
+        (
+            min(a.input_size) < 32 or max(a.input_size) > 8192,
+            f"input size is {a.input_size[1]}x{a.input_size[0]}: expected 32 to 8192 pixels",
+        ),
+        (
+            any(size % 4 or size < 64 for size in a.working_size),
+            f"working size is {a.working_size[1]}x{a.working_size[0]}: expected multiples of 4 from 64",
+        ),
     )
     for wrong, sentence in problems:
         if wrong:

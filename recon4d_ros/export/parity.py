@@ -1,4 +1,6 @@
-"""Does a runtime compute what PyTorch computes? Every output over a few steps of a moving, textured scene, each stream on its own memory."""
+"""Does a runtime compute what PyTorch computes? Every output over a few steps of a moving, textured scene, each stream on its own
+memory."""
+
 from __future__ import annotations
 
 import importlib
@@ -17,14 +19,15 @@ from recon4d_ros.types import Calibration
 
 STEPS = 3
 REPEATS = 5  # of the timing
-# A value differs when it is off by more than this: relative to depth and sigma, absolute for the others. Runtimes order sums differently, so a
-# pixel whose two best planes tie to the last bit may choose the other one: parity is the share of values, not the worst value.
+# A value differs when it is off by more than this: relative to depth and sigma, absolute for the others. Runtimes order sums differently,
+# so a pixel whose two best planes tie to the last bit may choose the other one: parity is the share of values, not the worst value.
 RELATIVE = {"depth": 0.01, "sigma": 0.05}
 ABSOLUTE = {"confidence": 0.02, "color": 1.5}
 
 
 def measure_parity(model: torch.nn.Module, path: Path, spec: EngineSpec) -> dict[str, Any]:
-    """Per installed runtime: share of values that differ from PyTorch, per output (the worst step), the worst of them, and milliseconds a step."""
+    """Per installed runtime: share of values that differ from PyTorch, per output (the worst step), the worst of them, and milliseconds a
+    step."""
     memory = {name: tuple(shape) for name, shape in spec.options["memory"].items()}
     steps = [example_inputs(spec, index) for index in range(STEPS)]
     expected = []
@@ -80,7 +83,8 @@ def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
 
 
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
-    """A wall with texture, 8 m ahead of every camera, seen while the car drives 0.6 m a step sideways to it: rows of one broad noise image."""
+    """A wall with texture, 8 m ahead of every camera, seen while the car drives 0.6 m a step sideways to it: rows of one broad noise
+    image."""
     n, (height, width), (h, w) = spec.cameras, spec.input_size, spec.working_size
     focal, distance, baseline = 0.7 * w, 8.0, 0.5
     rng = np.random.default_rng(7)
@@ -112,6 +116,8 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
     if "partner" in spec.inputs:
         base = np.tile(np.eye(4), (n, 1, 1))
         base[:, 0, 3] = np.arange(n) * baseline
-        calibration = Calibration(tuple(f"camera_{i}" for i in range(n)), grid, inputs["k"].astype(np.float64), base, spec.input_size, spec.working_size)
+        calibration = Calibration(
+            tuple(f"camera_{i}" for i in range(n)), grid, inputs["k"].astype(np.float64), base, spec.input_size, spec.working_size
+        )
         inputs["partner"] = rig_partners(calibration, int(spec.options["stride"]))
     return inputs

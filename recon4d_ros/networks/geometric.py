@@ -1,16 +1,18 @@
 """`recon4d_geometric`: depth and memory from geometry alone, no learned weights, as one static-shape graph `step`.
 
-Read `GeometricStep.forward` from top to bottom: it is one frame. Images become rectified working images and light-robust descriptors; a volume of
-matching scores is filled between rig neighbours and over time; the pointer memory is projected in as a further cue; semi-global aggregation and a
-parabola give inverse depth; the match itself gives confidence and sigma; the most telling pixel of each cell becomes a token that enters the memory
-at the start of the *next* step, when what moved is known.
+Read `GeometricStep.forward` from top to bottom: it is one frame. Images become rectified working images and light-robust descriptors; a
+volume of matching scores is filled between rig neighbours and over time; the pointer memory is projected in as a further cue; semi-global
+aggregation and a parabola give inverse depth; the match itself gives confidence and sigma; the most telling pixel of each cell becomes a
+token that enters the memory at the start of the *next* step, when what moved is known.
 
-Two configurations of the same step: `stereo` for a rectified pair (volume of disparities, one batched product, both views from one volume) and
-`surround` for any other rig (one camera included): plane sweep against one neighbour per pixel and against an older frame of the same camera.
+Two configurations of the same step: `stereo` for a rectified pair (volume of disparities, one batched product, both views from one volume)
+and `surround` for any other rig (one camera included): plane sweep against one neighbour per pixel and against an older frame of the same
+camera.
 
-Names: n cameras; (H, W) input, (h, w) working and (y, x) volume sizes; m pointers; t tokens; positions in metres from an anchor that the host
-moves along with the car, so that float32 is exact to a fraction of a millimetre on a drive of any length.
+Names: n cameras; (H, W) input, (h, w) working and (y, x) volume sizes; m pointers; t tokens; positions in metres from an anchor that the
+host moves along with the car, so that float32 is exact to a fraction of a millimetre on a drive of any length.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,10 +43,10 @@ class GeometricOptions:
     """Fixed at export. Sizes in working pixels unless named otherwise.
 
     stride: working pixels per volume pixel. planes: of the volume (stereo: disparities 0..planes-1 volume pixels; surround: inverse depths
-    from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of the
-    square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera moves
-    before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from which a
-    patch counts as seen again. precision: standard deviation of a match in volume pixels (surround).
+    from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of
+    the square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera
+    moves before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from
+    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround).
     """
 
     config: str
@@ -76,6 +78,11 @@ class GeometricOptions:
         return self.working_size[0] // self.stride, self.working_size[1] // self.stride
 
     @property
+    def depth_stride(self) -> int:
+        """Working pixels per pixel of the depth before it is brought to full resolution: a pair's is refined to twice its volume's."""
+        return self.stride // 2 if self.stereo else self.stride
+
+    @property
     def token_cameras(self) -> int:
         """Both views of a pair see the same points: only the left one offers tokens."""
         return 1 if self.stereo else self.cameras
@@ -92,9 +99,9 @@ SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0}
 def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Names, types and shapes of what a step takes beside the memory, in order.
 
-    images: as decoded. present: 1 or 0. grid: input pixel of each working pixel. k: of the working image. pose: T_anchor_camera. anchor_shift:
-    metres the anchor moved since the last step (new minus old). moving: 255 or 0, of the frame before. partner (surround): per volume pixel the
-    index of the rig neighbour to match with, -1 for none.
+    images: as decoded. present: 1 or 0. grid: input pixel of each working pixel. k: of the working image. pose: T_anchor_camera.
+    anchor_shift: metres the anchor moved since the last step (new minus old). moving: 255 or 0, of the frame before. partner (surround of
+    more than one): per volume pixel the index of the rig neighbour to match with, -1 for none.
     """
     n, (height, width), (h, w), (y, x) = o.cameras, o.input_size, o.working_size, o.volume_size
     inputs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -106,14 +113,14 @@ def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int,
         "anchor_shift": (torch.float32, (3,)),
         "moving": (torch.uint8, (n, h, w)),
     }
-    if not o.stereo:
+    if not o.stereo and o.cameras > 1:
         inputs["partner"] = (torch.float32, (n, y, x))
     return inputs
 
 
 def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat indices into [n, h, w], -1 for none (and 0 at the start,
-    where nothing is valid)."""
+    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat indices into [n, h, w], -1 for none (and 0 at
+    the start, where nothing is valid)."""
     n, m, t, (y, x) = o.cameras, o.pointers, o.tokens, o.volume_size
     shapes: dict[str, tuple[int, ...]] = {
         "pointer_position": (m, 3),
@@ -144,8 +151,8 @@ def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y / q_z), q = constant + r * slope, three [n, y, x]
-    each; row [n, y, x] of the source image in the stack of all (0: none)."""
+    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y / q_z), q = constant + r * slope, three
+    [n, y, x] each; row [n, y, x] of the source image in the stack of all (0: none)."""
 
     constant: Triple
     slope: Triple
@@ -175,8 +182,9 @@ class Projection(NamedTuple):
         return Projection(*_along(rays, chosen), partner.clamp_min(0) * (y + 2) + 1)
 
     def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where it is not seen there), and how well the depth found
-        `there` agrees (of the same camera, or of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for equal, 0.6 for unknown."""
+        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where it is not seen there), and how well the
+        depth found `there` agrees (of the same camera, or of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for
+        equal, 0.6 for unknown."""
         n, y, x = inverse.shape
         q = [constant + slope * inverse for constant, slope in zip(self.constant, self.slope, strict=True)]
         ahead = q[2] > 1e-3
@@ -202,6 +210,8 @@ def _along(rays: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Triple, Triple]
 
 
 class GeometricStep(nn.Module):
+    inverse_depths: Tensor
+
     def __init__(self, options: GeometricOptions):
         super().__init__()
         o = self.o = options
@@ -210,7 +220,8 @@ class GeometricStep(nn.Module):
     # ---------------------------------------------------------------------------------------------------------------- one frame
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, channels] uint8; memory...)."""
+        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, channels] uint8;
+        memory...)."""
         o = self.o
         names = [*frame_inputs(o), *memory_shapes(o)]
         at = dict(zip(names, tensors, strict=True))
@@ -263,7 +274,9 @@ class GeometricStep(nn.Module):
         o = self.o
         height, width = o.input_size
         x = images.permute(0, 3, 1, 2).to(torch.float32)
-        coarse = max(1, min(height // o.working_size[0], width // o.working_size[1]) // 2)  # up to 2 the bilinear sample is an average itself
+        coarse = max(
+            1, min(height // o.working_size[0], width // o.working_size[1]) // 2
+        )  # up to 2 the bilinear sample is an average itself
         if coarse > 1:
             x = F.avg_pool2d(x, coarse)
         grid = (grid - (coarse - 1) / 2) / coarse
@@ -285,7 +298,7 @@ class GeometricStep(nn.Module):
     # ---------------------------------------------------------------------------------------------------------------- matching
 
     def match_pair(self, grey: Tensor, k: Tensor, pose: Tensor, cue: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Inverse depth, its standard deviation and confidence, each [2, y, x], of a rectified pair."""
+        """Inverse depth, its standard deviation and confidence, each [2, 2y, 2x], of a rectified pair."""
         o = self.o
         half = F.avg_pool2d(grey, o.stride // 2)
         descriptors = soft_census(half, CENSUS_5)
@@ -299,26 +312,56 @@ class GeometricStep(nn.Module):
         position, _, curvature, margin = winner(both)
         disparity = o.planes - 1 - position
 
-        # each view's disparity, looked up where the other one says this pixel is
-        columns = torch.arange(o.volume_size[1], dtype=torch.float32)
-        target = torch.stack([columns - disparity[0], columns + disparity[1]])
-        inside = (target >= 0) & (target <= o.volume_size[1] - 1)
-        index = target.round().clamp(0, o.volume_size[1] - 1).to(torch.int64)
-        there = torch.gather(disparity.flip(0), 2, index)
-        agreement = torch.exp(-((disparity - there).abs() / 0.7).square()) * inside.to(torch.float32)
+        # twice as fine: which of the surfaces around a pixel is its own, then its sub-pixel place
+        fine = soft_census(half, CENSUS_8)
+        around = disparity[:, None]
+        surfaces = torch.cat([around, F.max_pool2d(around, 3, 1, 1), -F.max_pool2d(-around, 3, 1, 1)], 1)
+        surfaces = F.interpolate(surfaces, scale_factor=2.0, mode="nearest") * 2
+        like = self.likeness(fine, surfaces, 3)
+        own = like[:, 0] + 0.02  # a surface of a neighbour has to be better, not as good
+        chosen = torch.where(
+            like[:, 1] > torch.maximum(own, like[:, 2]), surfaces[:, 1], torch.where(like[:, 2] > own, surfaces[:, 2], surfaces[:, 0])
+        )
+        steps = torch.tensor([-1.0, 0.0, 1.0])[None, :, None, None]
+        like = self.likeness(fine, chosen[:, None] + steps, 5)
+        bend = (2 * like[:, 1] - like[:, 0] - like[:, 2]).clamp_min(1e-4)
+        chosen = chosen + ((like[:, 2] - like[:, 0]) / (2 * bend)).clamp(-0.75, 0.75)
 
-        confidence = agreement * (margin / (margin + 0.5))
-        confidence = torch.where(disparity * to_inverse > 1 / o.far, confidence, 0.0)
-        spread = to_inverse * (0.12 + 0.15 / (curvature + 0.2)).clamp(0.1, 1.0)
-        return disparity * to_inverse, spread, confidence
+        # each view's disparity, looked up where the other one says this pixel is
+        columns = torch.arange(2 * o.volume_size[1], dtype=torch.float32)
+        target = torch.stack([columns - chosen[0], columns + chosen[1]])
+        inside = (target >= 0) & (target <= 2 * o.volume_size[1] - 1)
+        index = target.round().clamp(0, 2 * o.volume_size[1] - 1).to(torch.int64)
+        there = torch.gather(chosen.flip(0), 2, index)
+        agreement = torch.exp(-((chosen - there).abs() / 1.2).square()) * inside.to(torch.float32)
+
+        coarse = torch.stack([margin / (margin + 0.5), 0.12 + 0.15 / (curvature + 0.2)], 1)
+        sure, spread = F.interpolate(coarse, scale_factor=2.0, mode="nearest").unbind(1)
+        inverse = chosen * (0.5 * to_inverse)
+        texture = F.avg_pool2d(fine.square().sum(1, keepdim=True), 5, 1, 2)[:, 0]
+        alike = ((like[:, 1] + 0.1) / (texture + 0.1)).clamp(0.0, 1.0)
+        confidence = torch.where(inverse > 1 / o.far, agreement * sure * alike, 0.0)
+        return inverse, to_inverse * 0.7 * spread.clamp(0.1, 1.0), confidence
+
+    def likeness(self, descriptors: Tensor, disparity: Tensor, window: int) -> Tensor:
+        """How well both views of a pair [2, C, y, x] match each other at disparities [2, K, y, x] of their own pixels, averaged over a
+        window: [2, K, y, x]."""
+        _, c, y, x = descriptors.shape
+        options = disparity.shape[1]
+        columns, rows = torch.arange(x, dtype=torch.float32) * (2 / (x - 1)) - 1, torch.arange(y, dtype=torch.float32) * (2 / (y - 1)) - 1
+        place = torch.stack([columns[None, :].expand(y, x), rows[:, None].expand(y, x)], -1)
+        way = torch.tensor([[-2 / (x - 1), 0.0], [2 / (x - 1), 0.0]])[:, None, None, None]
+        grid = (place + disparity[..., None] * way).reshape(2, options * y, x, 2)
+        sampled = F.grid_sample(descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        return F.avg_pool2d((sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1), window, 1, window // 2)
 
     def match_rig(
         self, grey: Tensor, at: dict[str, Tensor], cue: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Inverse depth, its standard deviation and confidence, each [n, y, x], of any rig; and the older frames for the next step.
 
-        Every pixel is matched over time with an older frame of its camera, and with the rig neighbour that sees it, if one does. The neighbour,
-        which sees movers where they are, counts for more.
+        Every pixel is matched over time with an older frame of its camera, and with the rig neighbour that sees it, if one does. The
+        neighbour, which sees movers where they are, counts for more.
         """
         o = self.o
         present, pose = at["present"], at["pose"]
@@ -340,7 +383,8 @@ class GeometricStep(nn.Module):
         position, _, curvature, margin = winner(semi_global(scores, o.step_penalty, o.jump_penalty))
         inverse = position * bin_width
 
-        # what the match is worth: how alike, how far off the runner-up, how much parallax there is, and whether the other image's depth agrees
+        # what the match is worth: how alike, how far off the runner-up, how much parallax there is, and whether the other image's depth
+        # agrees
         alike = torch.gather(raw, -1, position.round().to(torch.int64).unsqueeze(-1)).squeeze(-1)
         texture = descriptors.square().sum(1)
         alike = (alike / texture.clamp_min(0.3)).clamp(0.0, 1.0)
@@ -353,7 +397,9 @@ class GeometricStep(nn.Module):
         spread = (o.precision / parallax.clamp_min(1e-3) + 0.1 * bin_width).clamp(0.15 * bin_width, 1 / o.near)
         relative = spread / inverse.clamp_min(1e-4)
         product = alike * (margin / (margin + 0.5)) * agreement / (1 + (relative / 0.2).square()) * (curvature > 1e-5).to(alike.dtype)
-        confidence = product.clamp_min(1e-12).sqrt()  # four factors: the root brings them to the scale of a single one (0.5: depth off by 15 %)
+        confidence = product.clamp_min(
+            1e-12
+        ).sqrt()  # four factors: the root brings them to the scale of a single one (0.5: depth off by 15 %)
         confidence = torch.where(inverse > 1 / o.far, confidence, 0.0)
 
         empty = following["valid"] < 0.5  # the slot of the frame to come is free: this one takes it
@@ -363,8 +409,8 @@ class GeometricStep(nn.Module):
         return inverse, spread, confidence, new
 
     def older_frames(self, at: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The frame to match with, and the one after it, which takes its place once the camera has moved on far enough from that one: so the
-        baseline lies between one and two times keyframe_motion (or is one frame's motion, if that is more)."""
+        """The frame to match with, and the one after it, which takes its place once the camera has moved on far enough from that one: so
+        the baseline lies between one and two times keyframe_motion (or is one frame's motion, if that is more)."""
         names = ("descriptor", "inverse", "pose", "valid")
         key, following = ({name: at[f"{which}_{name}"] for name in names} for which in ("key", "next"))
         shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))  # [1, 4, 4] with the shift in the translation
@@ -431,7 +477,8 @@ class GeometricStep(nn.Module):
         return fuse(memory, tokens, self.o.merge_radius, at["pose"][:, :3, 3].mean(0))
 
     def look(self, memory: Memory, grey: Tensor, k: Tensor, pose: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Every pointer in every camera, [n, m] each: u, v (working pixels), z, visible (0 or 1, in the image), match (correlation of its patch)."""
+        """Every pointer in every camera, [n, m] each: u, v (working pixels), z, visible (0 or 1, in the image), match (correlation of its
+        patch)."""
         o = self.o
         n, m = o.cameras, o.pointers
         h, w = o.working_size
@@ -450,12 +497,12 @@ class GeometricStep(nn.Module):
         correlation = (seen * memory.feature[None, :, :SCALE]).mean(-1)
         return {"u": u, "v": v, "z": safe, "visible": visible, "match": correlation * visible}
 
-    def flat_volume_pixel(self, seen: dict[str, Tensor], where: Tensor) -> Tensor:
-        """[n, m] int64 index into [n, y, x] of each pointer; n * y * x where not `where`."""
+    def flat_pixel(self, seen: dict[str, Tensor], where: Tensor, stride: int) -> Tensor:
+        """[n, m] int64 index into [n, h / stride, w / stride] of each pointer; one past the end where not `where`."""
         o = self.o
-        y, x = o.volume_size
-        u = (seen["u"] / o.stride).floor().clamp(0, x - 1)
-        v = (seen["v"] / o.stride).floor().clamp(0, y - 1)
+        y, x = o.working_size[0] // stride, o.working_size[1] // stride
+        u = (seen["u"] / stride).floor().clamp(0, x - 1)
+        v = (seen["v"] / stride).floor().clamp(0, y - 1)
         camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
         return torch.where(where, (camera * y + v) * x + u, float(o.cameras * y * x)).to(torch.int64)
 
@@ -465,7 +512,7 @@ class GeometricStep(nn.Module):
         y, x = o.volume_size
         count = o.cameras * y * x
         again = seen["match"] > o.agree
-        index = self.flat_volume_pixel(seen, again).reshape(-1)
+        index = self.flat_pixel(seen, again, o.stride).reshape(-1)
         inverse = (1 / seen["z"]).reshape(-1)
         spread = (memory.feature[None, :, SIGMA] / (seen["z"] * seen["z"])).reshape(-1)
         nearest = torch.zeros(count + 1).scatter_reduce(0, index, inverse, "amax", include_self=True)
@@ -474,10 +521,10 @@ class GeometricStep(nn.Module):
         return nearest[:-1].reshape(o.cameras, y, x), width[:-1].reshape(o.cameras, y, x)
 
     def judge(self, memory: Memory, seen: dict[str, Tensor], inverse: Tensor, confidence: Tensor, present: Tensor) -> tuple[Memory, Tensor]:
-        """Pointers through which something farther is seen lose half their weight, and leave below a quarter; and the working pixel each pointer
-        is seen at where the depth agrees, [n, m], so that the next step can drop those that moved."""
+        """Pointers through which something farther is seen lose half their weight, and leave below a quarter; and the working pixel each
+        pointer is seen at where the depth agrees, [n, m], so that the next step can drop those that moved."""
         o = self.o
-        index = self.flat_volume_pixel(seen, seen["visible"] > 0.5)
+        index = self.flat_pixel(seen, seen["visible"] > 0.5, o.depth_stride)
         measured = F.pad(inverse.reshape(-1), (0, 1))[index]
         sure = F.pad(confidence.reshape(-1), (0, 1))[index]
         own = 1 / seen["z"]
@@ -491,16 +538,26 @@ class GeometricStep(nn.Module):
         return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, -1.0)
 
     def offer(
-        self, memory: Memory, seen: dict[str, Tensor], grey: Tensor, inverse: Tensor, spread: Tensor, confidence: Tensor, k: Tensor, pose: Tensor
+        self,
+        memory: Memory,
+        seen: dict[str, Tensor],
+        grey: Tensor,
+        inverse: Tensor,
+        spread: Tensor,
+        confidence: Tensor,
+        k: Tensor,
+        pose: Tensor,
     ) -> tuple[Tokens, Tensor]:
-        """One token per cell: where a pointer is seen again, that point; else the cell's surest and most textured pixel. And its flat working pixel [t]."""
+        """One token per cell: where a pointer is seen again, that point; else the cell's surest and most textured pixel. And its flat
+        working pixel [t]."""
         o = self.o
-        n, (h, w), (y, x) = o.token_cameras, o.working_size, o.volume_size
-        side = o.cell // o.stride
+        n, (h, w), stride = o.token_cameras, o.working_size, o.depth_stride
+        y, x = h // stride, w // stride
+        side = o.cell // stride
         rows, columns = h // o.cell, w // o.cell
 
         # the surest textured pixel of each cell
-        small = F.avg_pool2d(grey[:n], o.stride)
+        small = F.avg_pool2d(grey[:n], stride)
         rough = (small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)).abs()[:, 0]
         value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
         value = value[:, : rows * side, : columns * side]
@@ -508,10 +565,11 @@ class GeometricStep(nn.Module):
         place = cells.argmax(1)
         cell = torch.arange(n * rows * columns)
         camera, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
-        u = ((column * side + place % side).to(torch.float32) + 0.5) * o.stride - 0.5
-        v = ((row * side + place // side).to(torch.float32) + 0.5) * o.stride - 0.5
+        u = ((column * side + place % side).to(torch.float32) + 0.5) * stride - 0.5
+        v = ((row * side + place // side).to(torch.float32) + 0.5) * stride - 0.5
 
-        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score and index packed in one float32: exact below 2^24)
+        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score and index packed in one float32: exact
+        # below 2^24)
         m = o.pointers
         levels = 2**24 // m - 2
         again = seen["match"][:n] > o.agree
@@ -527,7 +585,9 @@ class GeometricStep(nn.Module):
         v = torch.where(hit, seen["v"].reshape(-1)[camera * m + chosen], v)
 
         # its point, patch and weight
-        flat = (camera * y + (v / o.stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (u / o.stride).floor().clamp(0, x - 1).to(torch.int64)
+        flat = (camera * y + (v / stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (u / stride).floor().clamp(0, x - 1).to(
+            torch.int64
+        )
         own_inverse, own_spread = inverse[:n].reshape(-1)[flat], spread[:n].reshape(-1)[flat]
         sure = confidence[:n].reshape(-1)[flat]
         depth = 1 / own_inverse.clamp_min(1 / o.far)
@@ -545,5 +605,3 @@ class GeometricStep(nn.Module):
         weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), 0.0)
         pixel = (camera.to(torch.float32) * h + v.round()) * w + u.round()
         return Tokens(position, feature, weight, hit.to(torch.float32)), pixel
-
-

@@ -1,8 +1,10 @@
-"""Matching without learned weights, in operations of static shape: light-robust descriptors, cost volumes, semi-global aggregation, sub-bin depth.
+"""Matching without learned weights, in operations of static shape: light-robust descriptors, cost volumes, semi-global aggregation, sub-bin
+depth.
 
-Volumes are *scores* [B, h, w, D] (higher is better), planes last so that the semi-global step runs over contiguous memory. A plane is an inverse depth
-(or a disparity, which is one up to a factor).
+Volumes are *scores* [B, h, w, D] (higher is better), planes last so that the semi-global step runs over contiguous memory. A plane is an
+inverse depth (or a disparity, which is one up to a factor).
 """
+
 from __future__ import annotations
 
 import torch
@@ -13,15 +15,24 @@ from torch._higher_order_ops.scan import scan
 Triple = tuple[Tensor, Tensor, Tensor]
 
 CENSUS_5 = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy, dx) != (0, 0))  # 24 neighbours
-CENSUS_8 = ((-2, -1), (-2, 1), (-1, -2), (-1, 2), (1, -2), (1, 2), (2, -1), (2, 1))  # a ring of 8: a third of the samples, most of the evidence
+CENSUS_8 = (
+    (-2, -1),
+    (-2, 1),
+    (-1, -2),
+    (-1, 2),
+    (1, -2),
+    (1, 2),
+    (2, -1),
+    (2, 1),
+)  # a ring of 8: a third of the samples, most of the evidence
 
 
 def soft_census(grey: Tensor, offsets: tuple[tuple[int, int], ...], softness: float = 0.02) -> Tensor:
     """Descriptors [B, C, h, w] of unit length (or less, where there is no texture) from grey images [B, 1, h, w] in 0..1.
 
-    The census transform (Zabih and Woodfill 1994) says which neighbours are brighter; here each bit is the soft sign d / (|d| + softness), and
-    the product of two descriptors is one minus their soft Hamming distance: blind to gain and bias of the camera, tame under noise. A pixel
-    whose neighbourhood is flat to a few grey levels gets a short descriptor, so that it votes for nothing.
+    The census transform (Zabih and Woodfill 1994) says which neighbours are brighter; here each bit is the soft sign d / (|d| + softness),
+    and the product of two descriptors is one minus their soft Hamming distance: blind to gain and bias of the camera, tame under noise. A
+    pixel whose neighbourhood is flat to a few grey levels gets a short descriptor, so that it votes for nothing.
     """
     h, w = grey.shape[-2:]
     padded = F.pad(grey, (2, 2, 2, 2), mode="replicate")
@@ -32,8 +43,8 @@ def soft_census(grey: Tensor, offsets: tuple[tuple[int, int], ...], softness: fl
 
 
 def rectified_scores(left: Tensor, right: Tensor, planes: int) -> Tensor:
-    """Scores [h, w, D] of a rectified pair's descriptors [C, 2h, 2w], summed over blocks of 2x2: plane j is disparity D - 1 - j (of h x w pixels), left
-    pixel u against right pixel u - d.
+    """Scores [h, w, D] of a rectified pair's descriptors [C, 2h, 2w], summed over blocks of 2x2: plane j is disparity D - 1 - j (of h x w
+    pixels), left pixel u against right pixel u - d.
 
     One batched product of all pixels of a row against all of the other's, of which the band is cut out by a skewed reshape (no gather).
     Where u - d leaves the image the score is 0, as for no evidence.
@@ -60,7 +71,8 @@ def other_view(scores: Tensor) -> Tensor:
 
 
 def semi_global(scores: Tensor, small: float, large: float) -> Tensor:
-    """Aggregated scores [B, h, w, D]: the mean over four directions of semi-global matching (Hirschmueller 2008, equation 13, as a maximum).
+    """Aggregated scores [B, h, w, D]: the mean over four directions of semi-global matching (Hirschmueller 2008, equation 13, as a
+    maximum).
 
     small, large: penalties of a step of one plane and of any other step, in the scores' unit (smaller ones at image edges made it worse).
     The two vertical directions run as one scan over rows, the two horizontal ones as one over columns.
@@ -73,8 +85,8 @@ def semi_global(scores: Tensor, small: float, large: float) -> Tensor:
 def _both_ways(scores: Tensor, small: float, large: float) -> Tensor:
     """Sum of the forward and the backward path along the first axis of [S, B, L, D].
 
-    `scan` keeps the graph at a few hundred nodes where unrolling makes thousands. It is private to torch 2: the only public alternative is a Loop
-    from TorchScript. Its body may capture no tensors (OpenVINO refuses), hence the penalties as numbers.
+    `scan` keeps the graph at a few hundred nodes where unrolling makes thousands. It is private to torch 2: the only public alternative is
+    a Loop from TorchScript. Its body may capture no tensors (OpenVINO refuses), hence the penalties as numbers.
     """
     steps, b, lanes, planes = scores.shape
     flat = scores.reshape(steps, b * lanes, planes)
@@ -94,13 +106,15 @@ def _both_ways(scores: Tensor, small: float, large: float) -> Tensor:
 def sweep_scores(reference: Tensor, source: Tensor, constant: Triple, slope: Triple, row: Tensor | float, inverse_depths: Tensor) -> Tensor:
     """Scores [B, h, w, D] of a plane sweep over inverse depth, exactly 0 where the source image does not show the point.
 
-    reference: descriptors [B, C, h, w]. source: [B, C, h, w], or one stack [1, C, rows, w] of images. A reference pixel at inverse depth r lies in
-    its source image at (q_x / q_z, q_y / q_z) with q = constant + r * slope, three [B, h, w] each; row [B, h, w] is added in a stack whose images
-    have a row of zeros above and below.
+    reference: descriptors [B, C, h, w]. source: [B, C, h, w], or one stack [1, C, rows, w] of images. A reference pixel at inverse depth r
+    lies in its source image at (q_x / q_z, q_y / q_z) with q = constant + r * slope, three [B, h, w] each; row [B, h, w] is added in a
+    stack whose images have a row of zeros above and below.
     """
     b, _, h, w = reference.shape
     planes, rows = inverse_depths.shape[0], source.shape[2]
-    r = inverse_depths[:, None, None, None]  # everything is [B, D, h, w, 2] with (x, y) interleaved from the start: joining them later is slow
+    r = inverse_depths[
+        :, None, None, None
+    ]  # everything is [B, D, h, w, 2] with (x, y) interleaved from the start: joining them later is slow
 
     def pair(first: Tensor, second: Tensor) -> Tensor:
         return torch.stack([first, second], -1)[:, None]

@@ -1,8 +1,9 @@
 """The explicit spatial memory: a fixed number of pointers in 3D, merged, inserted and evicted inside a graph of static shapes.
 
-After Point3R's pointer memory (a token joins the nearest pointer within a threshold, else becomes a new one), with its threshold in metres and a
-capacity: when no slot is free the least useful pointers leave. Every tensor is finite always, invalid slots included.
+After Point3R's pointer memory (a token joins the nearest pointer within a threshold, else becomes a new one), with its threshold in metres
+and a capacity: when no slot is free the least useful pointers leave. Every tensor is finite always, invalid slots included.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -28,7 +29,8 @@ class Memory(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a frame offers to the memory: position [T, 3], feature [T, F], weight [T] (0: nothing), again [T] (1: a pointer was seen again here)."""
+    """What a frame offers to the memory: position [T, 3], feature [T, F], weight [T] (0: nothing), again [T] (1: a pointer was seen again
+    here)."""
 
     position: Tensor
     feature: Tensor
@@ -39,10 +41,10 @@ class Tokens(NamedTuple):
 def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     """The memory after one frame's tokens.
 
-    A token joins its nearest pointer if that is nearer than radius + the token's own depth sigma (at most 4 * radius). A pointer that was seen
-    again takes the weighted mean of its position and its tokens' and keeps its patch, so that what is seen later is held against what was seen
-    first; one whose place is taken by a token that looks different becomes that token. The other tokens take free slots in order, then those of
-    the least useful pointers: light, old, or far from `here` [3].
+    A token joins its nearest pointer if that is nearer than radius + the token's own depth sigma (at most 4 * radius). A pointer that was
+    seen again takes the weighted mean of its position and its tokens' and keeps its patch, so that what is seen later is held against what
+    was seen first; one whose place is taken by a token that looks different becomes that token. The other tokens take free slots in order,
+    then those of the least useful pointers: light, old, or far from `here` [3].
     """
     capacity = memory.weight.shape[0]
     offered = tokens.weight > 0

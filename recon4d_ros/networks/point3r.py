@@ -1,0 +1,199 @@
+"""Point3R (Wu et al., "Point3R: Streaming 3D Reconstruction with Explicit Spatial Pointer Memory", 2025), under its checkpoints' parameter
+names.
+
+One image at a time: a ViT encodes it; its tokens and a pose token talk, block by block, with pointers (features that live at points in
+space); two dense heads give points in the camera's own frame and in the world, a small one the pose; each patch then offers a new pointer
+at its mean point. How offers enter the memory is pointer_stream.py's matter. Everything is up to one scale, and the world is the first
+camera's frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, ModulatedBlock, PatchEmbed, layer_norm
+from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
+from recon4d_ros.networks.rotary import image_rotation, patch_positions, space_rotation
+
+PATCH = 16
+VALUE_DEPTH = 6  # blocks of the encoder of point maps
+POSE_DEPTH = 2  # blocks that read and that write the memory of poses
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The published one, but for the depths, where they differ."""
+
+    encoder_depth: int = 24
+    encoder_width: int = 1024
+    encoder_heads: int = 16
+    decoder_depth: int = 12
+    decoder_width: int = 768
+    decoder_heads: int = 12
+    pointer_heads: int = 16  # of the decoder whose queries are pointers
+    pose_slots: int = 256
+
+
+class Prediction(NamedTuple):
+    """Of B images [H, W]: points_self, points [B, H, W, 3] in the camera's frame and in the world, their confidences [B, H, W] (at least
+    1), and pose [B, 7]: the camera in the world, x, y, z and a unit quaternion w, x, y, z with w >= 0."""
+
+    points_self: Tensor
+    confidence_self: Tensor
+    pose: Tensor
+    points: Tensor
+    confidence: Tensor
+
+
+class Pointers(NamedTuple):
+    """feature [M, C], position [M, 3], valid [M] bool. Slots that are not valid hold zeros."""
+
+    feature: Tensor
+    position: Tensor
+    valid: Tensor
+
+
+class Point3R(nn.Module):
+    def __init__(self, configuration: Configuration = Configuration()) -> None:
+        super().__init__()
+        c = self.configuration = configuration
+        self.pose_token = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
+        self.patch_embed = PatchEmbed(c.encoder_width, PATCH)
+        self.pts_patch_embed = PatchEmbed(c.encoder_width, PATCH)
+        self.enc_blocks = nn.ModuleList(EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.encoder_depth))
+        self.enc_norm = layer_norm(c.encoder_width)
+        self.decoder_embed = nn.Linear(c.encoder_width, c.decoder_width)
+        self.dec_blocks = nn.ModuleList(DecoderBlock(c.decoder_width, c.decoder_heads) for _ in range(c.decoder_depth))
+        self.dec_norm = layer_norm(c.decoder_width)
+        self.pose_retriever = PoseMemory(c.encoder_width, c.decoder_width, c.decoder_heads, c.pose_slots)
+        self.decoder_embed_memory = nn.Linear(c.encoder_width, c.decoder_width)
+        # the last of these blocks, and the norm after it, are in every checkpoint, but what they give is never used
+        self.dec_blocks_memory = nn.ModuleList(DecoderBlock(c.decoder_width, c.pointer_heads) for _ in range(c.decoder_depth))
+        self.dec_norm_memory = layer_norm(c.decoder_width)
+        self.value_encoder = nn.ModuleList(EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(VALUE_DEPTH))
+        self.value_norm = layer_norm(c.encoder_width)
+        self.value_out = nn.Linear(c.encoder_width, c.encoder_width)
+        self.downstream_head = Heads(c)
+        both = c.encoder_width + c.decoder_width
+        self.memory_attn_head = nn.Sequential(nn.Linear(both, both), nn.GELU(), nn.Linear(both, c.encoder_width))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
+        turn = self._image_turn(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
+        x = self.patch_embed(images)
+        for block in self.enc_blocks:
+            x = block(x, turn)
+        return self.enc_norm(x)
+
+    def decode(self, tokens: Tensor, token_positions: Tensor, pose: Tensor, pointers: Pointers) -> list[Tensor]:
+        """Image and pointers talk: tokens [1, T, encoder_width], token_positions [T, 3], pose token [1, 1, decoder_width].
+
+        -> what the heads want of it: the tokens themselves, then [1, 1 + T, decoder_width] (the pose token first) after half, three
+        quarters, all of the blocks. Positions of all zeros (nothing known yet) leave the features unturned.
+        """
+        c = self.configuration
+        x = torch.cat([pose, self.decoder_embed(tokens)], 1)
+        y = pointers.feature[None]
+        positions = F.pad(token_positions, (0, 0, 1, 0))[None]  # at zero, the pose token is never turned
+        image, space = (space_rotation(p, c.decoder_width // c.decoder_heads) for p in (positions, pointers.position[None]))
+        image_there, space_there = (space_rotation(p, c.decoder_width // c.pointer_heads) for p in (positions, pointers.position[None]))
+        keys = pointers.valid[None]
+        states = []
+        for i, (block, pointer_block) in enumerate(zip(self.dec_blocks, self.dec_blocks_memory, strict=True)):
+            before = x
+            x = block(x, y, image, space, keys_y=keys)
+            if i + 1 < c.decoder_depth:
+                y = pointer_block(y, before, space_there, image_there, keys_x=keys)
+            states.append(x)
+        return [tokens, states[c.decoder_depth // 2 - 1], states[c.decoder_depth * 3 // 4 - 1], self.dec_norm(x)]
+
+    def predict(self, decoded: list[Tensor], grid: tuple[int, int]) -> Prediction:
+        """The heads, on what decode() gave for an image of `grid` = (rows, columns) of patches."""
+        turn = self._image_turn(grid, self.configuration.decoder_width // self.configuration.decoder_heads, decoded[0])
+        return self.downstream_head(decoded, grid, turn)
+
+    def offer(self, tokens: Tensor, decoded: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """New pointers, one a patch: feature [T, decoder_width], position [T, 3].
+
+        tokens [1, T, encoder_width] of the encoder, decoded [1, T, decoder_width] of the last block, points [1, H, W, 3] in the world.
+        """
+        image = points.permute(0, 3, 1, 2)
+        turn = self._image_turn(_grid(image), self.configuration.encoder_width // self.configuration.encoder_heads, tokens)
+        value = self.pts_patch_embed(image)
+        for block in self.value_encoder:
+            value = block(value, turn)
+        value = self.value_out(self.value_norm(value))
+        key = self.memory_attn_head(torch.cat([tokens, decoded], -1))
+        return self.decoder_embed_memory(key + value)[0], F.avg_pool2d(image, PATCH)[0].flatten(1).t()
+
+    @staticmethod
+    def _image_turn(grid: tuple[int, int], channels: int, like: Tensor):
+        return image_rotation(patch_positions(*grid, device=like.device), channels)
+
+
+class PoseMemory(nn.Module):
+    """A fixed set of slots that remembers which pose went with which image (after CUT3R, Wang et al., 2025). Slots: [1, pose_slots, 2 *
+    width]."""
+
+    def __init__(self, query_width: int, width: int, heads: int, slots: int) -> None:
+        super().__init__()
+        self.masked_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mem = nn.Parameter(torch.zeros(1, slots, 2 * width))
+        self.proj_q = nn.Linear(query_width, width)
+        self.write_blocks = nn.ModuleList(DecoderBlock(2 * width, heads) for _ in range(POSE_DEPTH))
+        self.read_blocks = nn.ModuleList(DecoderBlock(2 * width, heads) for _ in range(POSE_DEPTH))
+
+    def read(self, image: Tensor, slots: Tensor) -> Tensor:
+        """The pose token to begin with, for an image's mean token [1, 1, query_width]."""
+        x = torch.cat([self.proj_q(image), self.masked_token], -1)
+        for block in self.read_blocks:
+            x = block(x, slots)
+        return x[..., self.masked_token.shape[-1] :]
+
+    def write(self, image: Tensor, pose: Tensor, slots: Tensor) -> Tensor:
+        """The slots after an image's mean token [1, 1, query_width] came out with the pose token [1, 1, width]."""
+        x = torch.cat([self.proj_q(image), pose], -1)
+        for block in self.write_blocks:
+            slots = block(slots, x)
+        return slots
+
+
+class Heads(nn.Module):
+    def __init__(self, c: Configuration) -> None:
+        super().__init__()
+        widths = (c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width)
+        self.dpt_self = DenseHead(widths, 4)
+        self.final_transform = nn.ModuleList(ModulatedBlock(c.decoder_width, c.decoder_heads) for _ in range(2))
+        self.dpt_cross = DenseHead(widths, 4)
+        self.pose_head = nn.ModuleDict({"mlp": Mlp(c.decoder_width, 4 * c.decoder_width, 7)})
+
+    def forward(self, decoded: list[Tensor], grid: tuple[int, int], turn) -> Prediction:
+        encoded, half, most, last = decoded
+        levels = [encoded, half[:, 1:], most[:, 1:]]
+        pose, own = last[:, 0], last[:, 1:]
+        world = own
+        for block in self.final_transform:
+            world = block(world, pose, turn)
+        return Prediction(
+            *points_and_confidence(self.dpt_self([*levels, own], grid)),
+            _pose(self.pose_head["mlp"](pose)),
+            *points_and_confidence(self.dpt_cross([*levels, world], grid)),
+        )
+
+
+def _pose(x: Tensor) -> Tensor:
+    """[B, 7] -> translation whose length grows as exp(.) - 1, and a unit quaternion with w >= 0."""
+    x = x.float()
+    length = x[:, :3].norm(dim=-1, keepdim=True)
+    quaternion = F.normalize(x[:, 3:], dim=-1)
+    quaternion = torch.where(quaternion[:, :1] < 0, -quaternion, quaternion)
+    return torch.cat([x[:, :3] * torch.expm1(length) / length.clamp_min(1e-8), quaternion], -1)
+
+
+def _grid(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2] // PATCH, image.shape[-1] // PATCH

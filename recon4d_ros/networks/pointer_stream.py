@@ -1,0 +1,151 @@
+"""Point3R as a stream with a memory of fixed size: step(images, memory) -> (predictions, memory'), no shape depending on data.
+
+With room to spare it does what the authors' code does. When the slots are full, new pointers take the places of those that are farthest
+from everything the current image shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon4d_ros.networks.point3r import PATCH, Point3R, Pointers, Prediction
+
+FAR = 1e30  # a squared distance beyond any, and finite
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """When an offered pointer merges into its nearest one: nearer than the diagonal of everything seen / `cells` (the published rule), but
+    never farther than `longest` (in the network's own unit). The published rule alone merges ever more on a long drive."""
+
+    cells: float = 20.0
+    longest: float = float("inf")
+
+
+class StreamMemory(NamedTuple):
+    """feature [M, C], position [M, 3], valid [M] bool of the pointers; token_positions [N, T, 3]: where each camera's patches were last
+    seen; slots [1, pose_slots, 2 C] of the poses; started [] bool."""
+
+    feature: Tensor
+    position: Tensor
+    valid: Tensor
+    token_positions: Tensor
+    slots: Tensor
+    started: Tensor
+
+
+class PointerStream(nn.Module):
+    """N cameras [H, W] share M pointers. Their images are encoded together and then enter the memory one after the other, in camera
+    order."""
+
+    def __init__(self, network: Point3R, size: tuple[int, int], cameras: int = 1, capacity: int = 1024, fusion: Fusion = Fusion()) -> None:
+        super().__init__()
+        self.network, self.cameras, self.capacity, self.fusion = network, cameras, capacity, fusion
+        self.grid = size[0] // PATCH, size[1] // PATCH
+        self.patches = self.grid[0] * self.grid[1]
+        if size[0] % PATCH or size[1] % PATCH:
+            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {PATCH}")
+        if capacity < self.patches:
+            raise ValueError(f"{capacity} pointers are too few for images of {self.patches} patches")
+
+    def begin(self) -> StreamMemory:
+        """The memory before the first image."""
+        mem = self.network.pose_retriever.mem.detach()
+        zeros = mem.new_zeros
+        return StreamMemory(
+            feature=zeros(self.capacity, self.network.configuration.decoder_width),
+            position=zeros(self.capacity, 3),
+            valid=zeros(self.capacity, dtype=torch.bool),
+            token_positions=zeros(self.cameras, self.patches, 3),
+            slots=mem.clone(),
+            started=zeros((), dtype=torch.bool),
+        )
+
+    def forward(self, images: Tensor, memory: StreamMemory) -> tuple[Prediction, StreamMemory]:
+        """images [N, 3, H, W] in -1..1 -> Prediction of the N images, and the memory for the next ones."""
+        net = self.network
+        encoded = net.encode(images)
+        pointers = Pointers(memory.feature, memory.position, memory.valid)
+        slots, started = memory.slots, memory.started
+        predictions: list[Prediction] = []
+        positions: list[Tensor] = []
+        for camera in range(self.cameras):
+            tokens = encoded[camera : camera + 1]
+            summary = tokens.mean(1, keepdim=True)
+            known = memory.token_positions[camera]
+            if camera > 0:  # a camera that was never seen is taken to look where the one before it does
+                known = torch.where(memory.started, known, positions[-1])
+            pose = torch.where(started, net.pose_retriever.read(summary, slots), net.pose_token)
+            decoded = net.decode(tokens, known, pose, self._first(tokens, pointers, started))
+            prediction = net.predict(decoded, self.grid)
+            slots = net.pose_retriever.write(summary, decoded[-1][:, :1], slots)
+            feature, position = net.offer(tokens, decoded[-1][:, 1:], prediction.points)
+            pointers = fuse(pointers, feature, position, self.fusion)
+            started = torch.ones_like(started)
+            predictions.append(prediction)
+            positions.append(position)
+        joined = Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
+        return joined, StreamMemory(*pointers, torch.stack(positions), slots, started)
+
+    def _first(self, tokens: Tensor, pointers: Pointers, started: Tensor) -> Pointers:
+        """The very first image talks with its own tokens, which are nowhere yet (position zero)."""
+        own = F.pad(self.network.decoder_embed_memory(tokens)[0], (0, 0, 0, self.capacity - self.patches))
+        there = torch.arange(self.capacity, device=tokens.device) < self.patches
+        return Pointers(torch.where(started, pointers.feature, own), pointers.position, torch.where(started, pointers.valid, there))
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """[A, 3], [B, 3] -> [A, B], axis by axis (a matrix product would lose the digits that decide near-ties)."""
+    x, y, z = ((a[:, None, axis] - b[None, :, axis]).square() for axis in range(3))
+    return x + y + z
+
+
+def threshold(pointers: Pointers, position: Tensor, fusion: Fusion) -> Tensor:
+    """The distance [] below which an offer merges."""
+    valid = pointers.valid[:, None]
+    high = torch.maximum(torch.where(valid, pointers.position, -FAR).amax(0), position.amax(0))
+    low = torch.minimum(torch.where(valid, pointers.position, FAR).amin(0), position.amin(0))
+    return ((high - low) / fusion.cells).norm().clamp_max(fusion.longest)
+
+
+def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion) -> Pointers:
+    """The pointers after T offers (feature [T, C], position [T, 3]; T <= M).
+
+    An offer merges into its nearest pointer if that is nearer than threshold(); a pointer takes the mean of what merged into it and forgets
+    what it was. The other offers take free slots, in order, then the slots of the pointers that are farthest from all offers.
+    """
+    capacity, count = pointers.valid.shape[0], position.shape[0]
+    apart = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR)  # [T, M]
+    nearest_distance, nearest = apart.min(1)
+    merges = nearest_distance.sqrt() < threshold(pointers, position, fusion)
+
+    into = (nearest[:, None] == torch.arange(capacity, device=nearest.device)) & merges[:, None]  # [T, M]
+    share = into.to(position.dtype)
+    share = share / share.sum(0).clamp_min(1)
+    merged = into.any(0)
+    position_then = torch.where(merged[:, None], share.t() @ position, pointers.position)
+    feature_then = torch.where(merged[:, None], (share.to(feature.dtype).t() @ feature), pointers.feature)
+
+    # free slots first, in the order of their number in every runtime; those that were merged into never, since M >= T
+    free = FAR * (3 - torch.arange(capacity, device=apart.device, dtype=apart.dtype) / capacity)
+    spare = torch.where(pointers.valid, torch.where(merged, -1.0, apart.amin(0)), free)
+    slots = torch.topk(spare, count).indices
+    rank = (torch.cumsum((~merges).to(torch.int64), 0) - 1).clamp_min(0)
+    target = torch.where(merges, capacity, slots[rank])  # the row past the end takes what is not inserted
+    return Pointers(
+        _put(feature_then, target, feature),
+        _put(position_then, target, position),
+        _put(pointers.valid, target, torch.ones_like(merges)),
+    )
+
+
+def _put(rows: Tensor, target: Tensor, values: Tensor) -> Tensor:
+    """rows with rows[target[i]] = values[i]; a target past the end is thrown away."""
+    longer = torch.cat([rows, rows[:1]])
+    index = target if rows.dim() == 1 else target[:, None].expand(-1, rows.shape[1])
+    return longer.scatter(0, index, values.to(rows.dtype))[:-1]
