@@ -27,14 +27,16 @@ def yawed(yaw: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
-def make_rig(poses: list[tuple[float, tuple[float, float, float]]], width: int = 320, height: int = 192, focal: float = 230.0) -> tuple[Rig, Calibration]:
+def make_rig(poses: list[tuple[float, tuple[float, float, float]]], width: int = 320, height: int = 192,
+             focal: float = 230.0) -> tuple[Rig, Calibration]:
     """A rig from (yaw, position) per camera, without distortion, and a calibration whose working image is the image."""
     k = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
     cameras = tuple(Camera(f"c{i}", width, height, k, se3(yawed(yaw) @ FORWARD, np.array(p))) for i, (yaw, p) in enumerate(poses))
     rig = Rig("test", cameras)
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
     n = len(cameras)
-    calibration = Calibration(rig.names, np.broadcast_to(grid, (n, *grid.shape)), np.stack([k] * n), rig.T_base_camera, (height, width), (height, width))
+    size = (height, width)
+    calibration = Calibration(rig.names, np.broadcast_to(grid, (n, *grid.shape)), np.stack([k] * n), rig.T_base_camera, size, size)
     return rig, calibration
 
 
@@ -50,7 +52,8 @@ class Street:
             texture = sum(layer / layer.std() for layer in layers)
             self.textures.append(np.clip(128 + 30 * texture / texture.std() * 1.2, 0, 255).astype(np.float32))
 
-    def render(self, calibration: Calibration, i: int, T_map_camera: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def render(self, calibration: Calibration, i: int, T_map_camera: np.ndarray,
+               seconds: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Grey image [h, w] uint8, z-depth [h, w] float32 and the index of the box seen [h, w] (-1 = none)."""
         h, w = calibration.working_size
         k = calibration.k[i]
@@ -88,7 +91,9 @@ class Street:
         st = ((at * 24.0) % 1000).astype(np.float32)
         x, y = st[:, 0].astype(int), st[:, 1].astype(int)
         fx, fy = st[:, 0] - x, st[:, 1] - y
-        return (picture[y, x] * (1 - fx) + picture[y, x + 1] * fx) * (1 - fy) + (picture[y + 1, x] * (1 - fx) + picture[y + 1, x + 1] * fx) * fy
+        upper = picture[y, x] * (1 - fx) + picture[y, x + 1] * fx
+        lower = picture[y + 1, x] * (1 - fx) + picture[y + 1, x + 1] * fx
+        return upper * (1 - fy) + lower * fy
 
 
 def observe(street: Street, calibration: Calibration, T_map_base: np.ndarray, seconds: float, *, disparity_noise: float | None = None,

@@ -107,10 +107,11 @@ def test_reset_and_repetition_are_exact():
 @pytest.fixture(scope="module")
 def measured():
     """Flow and depths of one stereo view with a mover, and all that a residual needs."""
-    rig, calibration = STEREO
+    _, calibration = STEREO
     street, rng = Street((*STILL, CROSSING)), np.random.default_rng(0)
     view = make_views(calibration)[0]
-    shots = [observe(street, calibration, se3(np.eye(3), np.array([0.8 * n, 0, 0])), 0.1 * n, disparity_noise=0.25, rng=rng) for n in (0, 1)]
+    shots = [observe(street, calibration, se3(np.eye(3), np.array([0.8 * n, 0, 0])), 0.1 * n, disparity_noise=0.25, rng=rng)
+             for n in (0, 1)]
     pictures = [make_picture(shot[2].color[0]) for shot in shots]
     depths = [make_depth(shot[2].depth[0, ::2, ::2], shot[2].sigma[0, ::2, ::2]) for shot in shots]
     T = inverse(shots[0][1].T_map_camera[0]) @ shots[1][1].T_map_camera[0]
@@ -124,9 +125,9 @@ def test_more_doubt_never_means_more_motion(measured, scale, pose, road, flow_sc
     """Chi-square falls, or stays, where any covariance grows: a residual is judged by its own uncertainty."""
     view, flow, T, (before, now), _ = measured
     sure = static_residual(view, flow, T, (0.01, 0.0005), see_road(view, LEVEL, 0.05, 0.005), now, before)
-    vague = static_residual(
-        view, dataclasses.replace(flow, wuu=flow.wuu / flow_scale, wuv=flow.wuv / flow_scale, wvv=flow.wvv / flow_scale), T, (0.01 * pose, 0.0005 * pose),
-        see_road(view, LEVEL, road, road / 10), Depth(now.q, now.sigma * np.float32(scale)), Depth(before.q, before.sigma * np.float32(scale)))
+    blurred = dataclasses.replace(flow, wuu=flow.wuu / flow_scale, wuv=flow.wuv / flow_scale, wvv=flow.wvv / flow_scale)
+    now, before = (Depth(d.q, d.sigma * np.float32(scale)) for d in (now, before))
+    vague = static_residual(view, blurred, T, (0.01 * pose, 0.0005 * pose), see_road(view, LEVEL, road, road / 10), now, before)
     both = sure.inside & vague.inside
     assert np.all(vague.chi2[both] <= sure.chi2[both] * 1.01 + 0.1)
 
@@ -168,8 +169,8 @@ def test_the_road_is_found_where_base_link_is_not_on_it():
 
 
 def detection(camera: int, position, velocity=(0.0, 3.0, 0.0), label: int = 1) -> Detection:
-    return Detection(camera, label, np.array(position, float), np.eye(3) * 0.1, np.array(velocity, float), np.eye(3) * 0.5, np.array([2, 1, 1.5]), 50, 0.9,
-                     0.0)
+    return Detection(camera, label, np.array(position, float), np.eye(3) * 0.1, np.array(velocity, float), np.eye(3) * 0.5,
+                     np.array([2, 1, 1.5]), 50, 0.9, 0.0)
 
 
 def test_ids_survive_a_crossing():

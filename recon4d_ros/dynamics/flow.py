@@ -44,8 +44,8 @@ class Flow:
 
 def make_picture(color: NDArray[np.uint8]) -> Picture:
     """Grey pictures of a working image [h, w, 3]."""
-    grey = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
-    half = cv2.pyrDown(grey)  # pixel i is pixel 2i of the image: the motion grid
+    grey = np.asarray(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY), np.uint8)
+    half = np.asarray(cv2.pyrDown(grey), np.uint8)  # pixel i is pixel 2i of the image: the motion grid
     return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half)
 
 
@@ -56,7 +56,7 @@ class FlowMeter:
     """
 
     def __init__(self, flow_noise: float, image_noise: float) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
         self._dis.setFinestScale(1)
         self._dis.setPatchStride(4)
         self._dis.setGradientDescentIterations(12)
@@ -69,9 +69,11 @@ class FlowMeter:
         scale = current.flow.shape[1] / current.grid.shape[1]
         begin = None
         if start is not None:
-            begin = start if scale == 1 else cv2.resize(start, current.flow.shape[::-1], interpolation=cv2.INTER_LINEAR) * np.float32(STRIDE)
+            begin = start
+            if scale != 1:
+                begin = cv2.resize(start, current.flow.shape[::-1], interpolation=cv2.INTER_LINEAR) * np.float32(STRIDE)
             begin = np.ascontiguousarray(begin, np.float32)
-        field = self._dis.calc(current.flow, previous.flow, begin)
+        field = np.asarray(self._dis.calc(current.flow, previous.flow, begin), np.float32)
         if scale != 1:
             field = field[::STRIDE, ::STRIDE] * np.float32(1 / STRIDE)
         u, v = np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.flow import Flow
-from recon4d_ros.dynamics.residual import Depth, Residual, Road
+from recon4d_ros.dynamics.residual import Depth, Road
 from recon4d_ros.dynamics.tracker import Detection
 from recon4d_ros.dynamics.views import View
 
@@ -26,8 +26,7 @@ class Sight:
     seconds: float
     flow: Flow
     road: Road
-    road_before: tuple[Array, float]
-    residual: Residual
+    plane: Array | None
     depth: Depth | None
     depth_before: Depth | None
 
@@ -123,10 +122,11 @@ def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent:
             middle = float(np.median(change))
             spread = 1.48 * float(np.median(np.abs(change - middle))) / np.sqrt(max(both.sum() / 25, 1))
             return z + middle, spread + 0.003 * z
-    if sight.road_before[1] < 0.1:
-        return z, 0.1 * z
     # The foot now is on the road at q; before it was v lower in the image, where the road was that camera's road.
-    normal, height = sight.road_before
+    if sight.plane is None:
+        return z, 0.1 * z
+    normal = sight.view.T_base_camera[:3, :3].T @ sight.plane[:3]
+    height = max(float(sight.plane[:3] @ sight.view.T_base_camera[:3, 3] + sight.plane[3]), 0.1)
     k = sight.view.k
     top, left = window[0].start, window[1].start
     vs, us = np.nonzero(mask)

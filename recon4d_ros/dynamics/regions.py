@@ -29,8 +29,7 @@ def find_regions(chi2: Plane, weak: float, strong: float, smallest: int) -> Regi
     """
     score = cv2.medianBlur(chi2, 3)
     candidates = (score > weak * weak).astype(np.uint8)
-    candidates = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(candidates, connectivity=4, ltype=cv2.CV_32S)
+    count, labels, stats = components(cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)
     seeds = np.bincount(labels.ravel(), weights=(score > strong * strong).ravel(), minlength=count)
     keep = (seeds >= smallest) & (stats[:, cv2.CC_STAT_AREA] >= 2 * smallest)
     keep[0] = False
@@ -41,9 +40,14 @@ def join(regions: Regions, more: NDArray[np.bool_]) -> Regions:
     """Regions with the pixels of `more` [h, w], connected anew."""
     if not more.any():
         return regions
-    joined = ((regions.labels > 0) | more).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4, ltype=cv2.CV_32S)
-    return Regions(labels, stats[1:, :4].astype(np.int32))
+    _, labels, stats = components((regions.labels > 0) | more)
+    return Regions(labels, stats[1:, :4])
+
+
+def components(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Connected pixels (by sides) of a mask [h, w]: how many labels there are, 0 included; labels [h, w]; statistics [count, 5]."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    return count, np.asarray(labels, np.int32), np.asarray(stats, np.int32)
 
 
 def relabel(labels: NDArray[np.int32], keep: NDArray[np.bool_], stats: NDArray[np.int32]) -> Regions:
@@ -56,7 +60,7 @@ def relabel(labels: NDArray[np.int32], keep: NDArray[np.bool_], stats: NDArray[n
 def fill_holes(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Everything inside the outer contours of a 0/1 mask."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.zeros_like(mask), contours, -1, 1, cv2.FILLED)
+    return np.asarray(cv2.drawContours(np.zeros_like(mask), contours, -1, 1, cv2.FILLED), np.uint8)
 
 
 def affine_flow(u: Plane, v: Plane, weight: Plane) -> NDArray[np.float64]:
@@ -80,12 +84,12 @@ def affine_flow(u: Plane, v: Plane, weight: Plane) -> NDArray[np.float64]:
     return solution.T
 
 
-def competing_shape(now: Plane, before: NDArray[np.uint8], box: tuple[int, int, int, int], mover: NDArray[np.float64], static_u: Plane,
-                    static_v: Plane, prior: Plane, noise: float) -> NDArray[np.bool_]:
+def competing_shape(now: Plane, before: NDArray[np.uint8], box: tuple[int, int, int, int], mover: NDArray[np.float64],
+                    static_flow: NDArray[np.float32], prior: Plane, noise: float) -> NDArray[np.bool_]:
     """Pixels of a window that the mover's motion explains better than a static world does.
 
-    box: left, top, width, height of the window in the motion grid. mover: affine flow in window coordinates. static_u, static_v,
-    prior: [height, width]; prior: log-odds from the region itself. noise: grey levels. Both motions warp the previous image onto the
+    box: left, top, width, height of the window in the motion grid. mover: affine flow in window coordinates.
+    static_flow: [height, width, 2]. prior: [height, width], log-odds from the region itself. noise: grey levels. Both motions warp the previous image onto the
     current one; the difference of their squared errors, summed over 3x3, is a log-likelihood ratio.
     """
     left, top, width, height = box
@@ -97,7 +101,7 @@ def competing_shape(now: Plane, before: NDArray[np.uint8], box: tuple[int, int, 
                            borderMode=cv2.BORDER_REPLICATE)
         return np.minimum(np.square((here - warped) / np.float32(noise)), 25)
 
-    static = error(static_u, static_v)
+    static = error(static_flow[..., 0], static_flow[..., 1])
     moving = error(mover[0, 0] * xs + mover[0, 1] * ys + mover[0, 2], mover[1, 0] * xs + mover[1, 1] * ys + mover[1, 2])
     odds = cv2.blur(static - moving, (3, 3)) + prior
     return cv2.GaussianBlur(odds, (5, 5), 0) > 0

@@ -58,15 +58,18 @@ class Residual:
 
 def make_depth(depth: Plane, sigma: Plane) -> Depth:
     """Inverse depth and its standard deviation from metres (sigma_q = sigma / depth^2); at least 1 % is always in doubt."""
-    q = (1 / depth).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        q = (1 / depth).astype(np.float32)
     return Depth(q, np.maximum(sigma.astype(np.float32) * q * q, np.float32(0.01) * q))
 
 
-def see_road(view: View, plane: NDArray[np.float64], height_sigma: float, slope_sigma: float) -> Road:
+def see_road(view: View, plane: NDArray[np.float64] | None, height_sigma: float, slope_sigma: float) -> Road:
     """The road plane (n, d) in base_link, n . p + d = 0 with n up, along each ray of a camera.
 
-    A ray with direction r from height H over the plane meets it at inverse depth -(n . r) / H.
+    None: no road is known. A ray with direction r from height H over the plane meets it at inverse depth -(n . r) / H.
     """
+    if plane is None:
+        return Road(np.zeros_like(view.x), np.full_like(view.x, np.inf))
     normal = view.T_base_camera[:3, :3].T @ plane[:3]
     height = float(plane[:3] @ view.T_base_camera[:3, 3] + plane[3])
     if height < 0.1:
@@ -186,30 +189,30 @@ def hidden_before(view: View, pixels: NDArray[np.intp], q: Plane, T_previous_cur
     shows it, to within `tolerance` of its depth, where a static world puts it. A mover is not, and does not hide itself.
     """
     h, w = view.x.shape
-    u, v, z = _move(view, view.x.ravel()[pixels], view.y.ravel()[pixels], q, T_previous_current)
-    in_place = _nearest(q_before, u, v)
+    u, v, z = move(view, view, view.x.ravel()[pixels], view.y.ravel()[pixels], q, T_previous_current)
+    in_place = nearest(q_before, u, v)
     nearer = in_place * z > 1 + tolerance
     x, y = (u - np.float32(view.k[0, 2])) / np.float32(view.k[0, 0]), (v - np.float32(view.k[1, 2])) / np.float32(view.k[1, 1])
-    u, v, z = _move(view, x, y, in_place, inverse(T_previous_current))
+    u, v, z = move(view, view, x, y, in_place, inverse(T_previous_current))
     offsets = np.array([-1, 0, 1], np.float32)
-    around = np.stack([_nearest(q_now, u + du, v + dv) * z for du in offsets for dv in offsets])
+    around = np.stack([nearest(q_now, u + du, v + dv) * z for du in offsets for dv in offsets])
     with np.errstate(invalid="ignore"):
         still_there = (np.abs(around - 1) < tolerance).any(0)
     gone = (u < 0) | (v < 0) | (u > w - 1) | (v > h - 1)  # out of sight by now: it cannot be asked
     return nearer & (still_there | gone)
 
 
-def _move(view: View, x: Plane, y: Plane, q: Plane, T: NDArray[np.float64]) -> tuple[Plane, Plane, Plane]:
+def move(view: View, other: View, x: Plane, y: Plane, q: Plane, T: NDArray[np.float64]) -> tuple[Plane, Plane, Plane]:
     """Pixel u, v and depth z (metres) in the other camera of points at normalised x, y and inverse depth q."""
     m = T.astype(np.float32)
     q = np.maximum(q, np.float32(1e-4))
     a = [m[i, 0] * x + m[i, 1] * y + m[i, 2] + q * m[i, 3] for i in range(3)]
     below = np.maximum(a[2], np.float32(1e-3))
-    return (a[0] / below * np.float32(view.k[0, 0]) + np.float32(view.k[0, 2]), a[1] / below * np.float32(view.k[1, 1]) + np.float32(view.k[1, 2]),
-            a[2] / q)
+    k = other.k.astype(np.float32)
+    return a[0] / below * k[0, 0] + k[0, 2], a[1] / below * k[1, 1] + k[1, 2], a[2] / q
 
 
-def _nearest(plane: Plane, u: Plane, v: Plane) -> Plane:
+def nearest(plane: Plane, u: Plane, v: Plane) -> Plane:
     """Values of a plane at pixels, nearest neighbour; NaN outside."""
     h, w = plane.shape
     with np.errstate(invalid="ignore"):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.regions import Regions, join
+from recon4d_ros.dynamics.regions import Regions, components, join
 from recon4d_ros.dynamics.residual import Road
 
 Plane = NDArray[np.float32]
@@ -39,7 +39,7 @@ def find_standing(q: Plane, sigma: Plane, road: Road, height: float, clearance: 
     q, sigma: [h, w] inverse depth, NaN = none. height: of the camera over the road, metres. clearance: metres that static things
     may have between the road and their lowest visible edge.
     """
-    filled = cv2.medianBlur(np.nan_to_num(q, nan=0.0), 5)
+    filled = np.asarray(cv2.medianBlur(np.nan_to_num(q, nan=0.0), 5), np.float32)
     known = filled > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         above = np.where(known, np.float32(height) * (1 - road.q / filled), np.float32(0))
@@ -50,7 +50,7 @@ def find_standing(q: Plane, sigma: Plane, road: Road, height: float, clearance: 
     body = np.ones(filled.shape, bool)
     body[3:] = filled[3:] >= 0.93 * filled[:-3]
     smooth &= body
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((off_road & smooth).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    count, labels, stats = components(off_road & smooth)
     return Standing(labels, stats, _floating(labels, count, above, filled, sigma, road, height, clearance))
 
 
@@ -87,7 +87,7 @@ def _floating(labels: NDArray[np.int32], count: int, above: Plane, q: Plane, sig
 
 
 def add_pieces(regions: Regions, standing: Standing, strong: float) -> Regions:
-    """Regions with every piece joined to them that floats by more than `strong` standard deviations, or of which a good part lies in one."""
+    """Regions with every piece joined to them that floats by over `strong` standard deviations, or of which a good part lies in one."""
     area = np.maximum(standing.stats[:, cv2.CC_STAT_AREA], 1)
     shared = np.bincount(standing.labels.ravel(), weights=(regions.labels > 0).ravel(), minlength=len(area)) / area
     chosen = (standing.floating > strong) | (shared > 0.4)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.dynamics.residual import move, nearest
 from recon4d_ros.dynamics.tracker import Track
 from recon4d_ros.dynamics.views import View
 from recon4d_ros.geometry import inverse
@@ -50,8 +51,24 @@ def in_boxes(view: View, T_map_camera: Array, tracks: Sequence[Track], q: Plane,
         c, s = np.float32(np.cos(track.yaw)), np.float32(np.sin(track.yaw))
         half = track.size / 2 + MARGIN
         with np.errstate(invalid="ignore"):
-            there = ((np.abs(c * offset[..., 0] + s * offset[..., 1]) < half[0]) & (np.abs(c * offset[..., 1] - s * offset[..., 0]) < half[1])
+            there = ((np.abs(c * offset[..., 0] + s * offset[..., 1]) < half[0])
+                     & (np.abs(c * offset[..., 1] - s * offset[..., 0]) < half[1])
                      & (offset[..., 2] < half[2]) & (offset[..., 2] > 0.15 - track.size[2] / 2))
         if there.any() and weak[window][there].mean() > 1 / 6:
             inside[window] |= there
     return inside
+
+
+def seen_by_partner(view: View, leader: View, T_leader_view: Array, q: Plane, q_leader: Plane,
+                    found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels [h, w] of a view whose points, at their inverse depth q (NaN = none), lie on what another view `found` to move.
+
+    Points that the leader does not see, because something nearer hides them there (15 %), are none of it.
+    """
+    index = np.flatnonzero(np.isfinite(q))
+    u, v, z = move(view, leader, view.x.ravel()[index], view.y.ravel()[index], q.ravel()[index], T_leader_view)
+    with np.errstate(invalid="ignore"):
+        same = ~(np.abs(nearest(q_leader, u, v) * z - 1) > 0.15)
+    seen = np.zeros(view.x.size, bool)
+    seen[index] = same & (nearest(found.astype(np.float32), u, v) > 0.5)
+    return seen.reshape(view.x.shape)

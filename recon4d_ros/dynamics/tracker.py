@@ -114,8 +114,7 @@ class Tracker:
         """Confirmed tracks whose speed is significantly above zero, oldest id first."""
         return tuple(
             DynamicObject(track.id, track.state[:3].copy(), track.yaw, track.size.copy(), track.state[3:].copy(), track.P[:3, :3].copy(),
-                          track.P[3:, 3:].copy(), float(np.clip(track.sure * min(1.0, track.hits / (track.hits + track.missed)), 0, 1)), track.age,
-                          track.missed)
+                          track.P[3:, 3:].copy(), float(track.sure * track.hits / (track.hits + track.missed)), track.age, track.missed)
             for track in self.tracks if track.confirmed and self.is_moving(track))
 
     def is_moving(self, track: Track) -> bool:
@@ -124,7 +123,8 @@ class Tracker:
 
     def moving(self) -> list[Track]:
         """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that vehicles have."""
-        return [track for track in self.tracks if track.confirmed and track.missed <= 2 and self.is_moving(track) and track.significance > 4.0
+        return [track for track in self.tracks
+                if track.confirmed and track.missed <= 2 and self.is_moving(track) and track.significance > 4.0
                 and track.size.max() < 12.0 and track.size[2] < 4.0 and np.hypot(*track.state[3:5]) < 45.0]
 
     def _distances(self, detections: list[Detection]) -> Array:

@@ -54,22 +54,36 @@ def make_views(calibration: Calibration) -> tuple[View, ...]:
     return tuple(views)
 
 
-def _covered(calibration: Calibration, index: int, x: NDArray[np.float32], y: NDArray[np.float32], near: float = 6.0, far: float = 40.0) -> NDArray[np.bool_]:
-    """Pixels whose points at both distances are seen by a camera at least 5 cm away that looks the same way (within 60 degrees)."""
-    h, w = calibration.working_size
+def partners(calibration: Calibration, views: tuple[View, ...]) -> tuple[int | None, ...]:
+    """For each camera the first camera before it that sees nearly the same (the leader of a stereo pair), or None."""
+    leaders: list[int | None] = []
+    for i, view in enumerate(views):
+        others = [j for j in range(i) if leaders[j] is None and _seen_by(calibration, i, j, view.x, view.y).mean() > 0.6]
+        leaders.append(others[0] if others else None)
+    return tuple(leaders)
+
+
+def _covered(calibration: Calibration, index: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Pixels that any other camera sees too."""
     covered = np.zeros(x.shape, bool)
-    for other, k in enumerate(calibration.k):
-        if other == index:
-            continue
-        relative = inverse(calibration.T_base_camera[other]) @ calibration.T_base_camera[index]
-        if relative[2, 2] < 0.5 or np.linalg.norm(relative[:3, 3]) < 0.05:
-            continue
-        seen = np.ones(x.shape, bool)
-        for distance in (near, far):
-            points = np.stack([x, y, np.ones_like(x)], -1) * distance @ relative[:3, :3].T + relative[:3, 3]
-            z = np.maximum(points[..., 2], 1e-6)
-            u = k[0, 0] * points[..., 0] / z + k[0, 2]
-            v = k[1, 1] * points[..., 1] / z + k[1, 2]
-            seen &= (points[..., 2] > 0.1) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1)
-        covered |= seen
+    for other in range(len(calibration.k)):
+        if other != index:
+            covered |= _seen_by(calibration, index, other, x, y)
     return covered
+
+
+def _seen_by(calibration: Calibration, index: int, other: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Pixels whose points at 6 and at 40 m a camera sees that is at least 5 cm away and looks the same way (within 60 degrees)."""
+    h, w = calibration.working_size
+    relative = inverse(calibration.T_base_camera[other]) @ calibration.T_base_camera[index]
+    if relative[2, 2] < 0.5 or np.linalg.norm(relative[:3, 3]) < 0.05:
+        return np.zeros(x.shape, bool)
+    k = calibration.k[other]
+    seen = np.ones(x.shape, bool)
+    for distance in (6.0, 40.0):
+        points = np.stack([x, y, np.ones_like(x)], -1) * distance @ relative[:3, :3].T + relative[:3, 3]
+        z = np.maximum(points[..., 2], 1e-6)
+        u = k[0, 0] * points[..., 0] / z + k[0, 2]
+        v = k[1, 1] * points[..., 1] / z + k[1, 2]
+        seen &= (points[..., 2] > 0.1) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1)
+    return seen

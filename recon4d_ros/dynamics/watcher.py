@@ -1,0 +1,208 @@
+"""One camera's search for motion: flow, residual, regions, outlines, detections."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
+from recon4d_ros.dynamics.parameters import DynamicsParameters
+from recon4d_ros.dynamics.regions import Regions, affine_flow, competing_shape, fill_holes, find_regions, join
+from recon4d_ros.dynamics.residual import Depth, Road, hidden_before, make_depth, see_road, static_alternative, static_flow, static_residual
+from recon4d_ros.dynamics.standing import add_pieces, find_standing
+from recon4d_ros.dynamics.support import in_boxes
+from recon4d_ros.dynamics.tracker import Detection, Track
+from recon4d_ros.dynamics.views import STRIDE, View
+from recon4d_ros.geometry import inverse
+
+Array = NDArray[np.float64]
+Plane = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+LONGEST_GAP = 1.0
+"""Images further apart than this many seconds are not compared: a mover has left its place by then."""
+
+ROAD_SKIN = 0.1
+"""Metres above the road that stay the road, where depth is measured: flow bleeds from wheels and shadows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
+
+    candidates: [h, w] bool, filled in when the image is judged: pixels with any sign of motion.
+    """
+
+    stamp_ns: int
+    picture: Picture
+    T_map_camera: Array
+    whole: Depth
+    depth: Depth | None
+    candidates: Mask
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a camera is told from outside. plane: [4] the road in base_link, or None. pose_sigma: metres, radians. tracks: that move."""
+
+    plane: Array | None
+    pose_sigma: tuple[float, float]
+    tracks: list[Track]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """flow, road and static flow [h, w, 2] between two shots; chi2: [h, w] what a static world cannot explain, by any means."""
+
+    flow: Flow
+    road: Road
+    static: NDArray[np.float32]
+    chi2: Plane
+
+
+class Watcher:
+    """Compares a camera's image with its last one, or an older one if images come faster than `baseline`."""
+
+    def __init__(self, camera: int, view: View, parameters: DynamicsParameters) -> None:
+        self.camera = camera
+        self.view = view
+        self._p = parameters
+        self._meter = FlowMeter(parameters.flow_noise, parameters.image_noise)
+        self._shots: list[Shot] = []
+
+    def reset(self) -> None:
+        """The next image is the first."""
+        self._shots = []
+
+    def look(self, stamp_ns: int, color: NDArray[np.uint8], depth: Plane, sigma: Plane, T_map_camera: Array,
+             around: Surroundings) -> tuple[Mask, list[Detection]]:
+        """What moves on the motion grid, [h, w] bool, and each region's detection. color, depth, sigma: the working image's."""
+        now = self._shoot(stamp_ns, color, depth, sigma, T_map_camera)
+        self._shots = [shot for shot in self._shots if 0 < (stamp_ns - shot.stamp_ns) * 1e-9 < LONGEST_GAP]
+        old_enough = [shot for shot in self._shots if (stamp_ns - shot.stamp_ns) * 1e-9 > self._p.baseline - 0.02]
+        before = old_enough[-1] if old_enough else next(iter(self._shots), None)
+        last = self._shots[-1] if self._shots else None
+        # Only what a later image may still be compared with is kept.
+        if before is None or last is None:
+            self._shots = [now]
+            return np.zeros(self.view.x.shape, bool), []
+        self._shots = [*self._shots[self._shots.index(before):], now]
+        evidence = self._judge(now, before, around)
+        regions, sure = self._regions(now, evidence, around)
+        return self._accept(now, before, last, evidence, regions, sure, around)
+
+    def _shoot(self, stamp_ns: int, color: NDArray[np.uint8], depth: Plane, sigma: Plane, T_map_camera: Array) -> Shot:
+        whole = make_depth(depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE])
+        own = Depth(np.where(self.view.covered, whole.q, np.float32(np.nan)), whole.sigma) if self.view.mostly_covered else None
+        return Shot(stamp_ns, make_picture(color), T_map_camera, whole, own, np.zeros(self.view.x.shape, bool))
+
+    def _judge(self, now: Shot, before: Shot, around: Surroundings) -> _Evidence:
+        """Measured against static motion. A single camera's depth comes from time: it stands in for the flow's along the epipolar line."""
+        p, view = self._p, self.view
+        T = inverse(before.T_map_camera) @ now.T_map_camera
+        road = see_road(view, around.plane, p.ground_noise, p.ground_noise / 10)
+        guess = np.where(np.isfinite(now.whole.q), now.whole.q, road.q)
+        static = np.stack(static_flow(view, guess, T), -1)
+        flow = self._meter.measure(now.picture, before.picture, static)
+        residual = static_residual(view, flow, T, around.pose_sigma, road, now.depth or now.whole, before.depth)
+        weak = p.weak_sigma**2
+        if np.count_nonzero(residual.chi2 > weak) < 4:
+            return _Evidence(flow, road, static, residual.chi2)
+        grey = now.picture.grid.astype(np.float32)
+        alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth, guess)
+        chi2 = np.minimum(residual.chi2, alternative)
+        pixels = np.flatnonzero(chi2 > weak)
+        hidden = hidden_before(view, pixels, guess.ravel()[pixels], T, now.whole.q, before.whole.q)
+        chi2.ravel()[pixels[hidden]] = 0
+        return _Evidence(flow, road, static, chi2)
+
+    def _regions(self, now: Shot, evidence: _Evidence, around: Surroundings) -> tuple[Regions, Mask]:
+        """Regions by every cue, and the pixels [h, w] that need no second image to be believed."""
+        p, view = self._p, self.view
+        weak = evidence.chi2 > p.weak_sigma**2
+        now.candidates[:] = cv2.dilate(weak.astype(np.uint8), np.ones((5, 5), np.uint8))
+        regions = find_regions(evidence.chi2, p.weak_sigma, p.strong_sigma, 3)
+        sure = np.zeros(view.x.shape, bool)
+        if now.depth is not None:
+            sure = in_boxes(view, now.T_map_camera, around.tracks, now.whole.q, weak)
+            regions = join(regions, sure)
+        elif around.plane is not None and (height := _height(view, around.plane)) > 0.5:
+            standing = find_standing(now.whole.q, now.whole.sigma, evidence.road, height, p.clearance)
+            regions = add_pieces(regions, standing, p.strong_sigma)
+            sure = standing.floating[standing.labels] > p.strong_sigma
+        np.logical_or(now.candidates, sure, out=now.candidates)
+        return regions, sure
+
+    def _accept(self, now: Shot, before: Shot, last: Shot, evidence: _Evidence, regions: Regions, sure: Mask,
+                around: Surroundings) -> tuple[Mask, list[Detection]]:
+        """Regions that are large and near enough and were there before, with the outline of their object."""
+        p, view, flow = self._p, self.view, evidence.flow
+        seconds = (now.stamp_ns - before.stamp_ns) * 1e-9
+        share = (now.stamp_ns - last.stamp_ns) * 1e-9 / seconds
+        sight = Sight(self.camera, view, now.T_map_camera, before.T_map_camera, seconds, flow, evidence.road, around.plane, now.depth,
+                      before.depth)
+        found: list[Detection] = []
+        moving = np.zeros(view.x.shape, np.uint8)
+        for label, box in enumerate(regions.boxes, start=1):
+            left, top, width, high = (int(b) for b in box)
+            window = np.s_[top:top + high, left:left + width]
+            inside = regions.labels[window] == label
+            if inside.sum() < 6:
+                continue
+            extent = measure_extent(sight, inside, box)
+            if extent is None or 1 / extent.q > p.maximum_range or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area:
+                continue
+            if sure[window][inside].mean() < 0.3 and not _seen_moving(last, flow, share, window, inside):
+                continue
+            belief = float(1 - np.exp(-np.median(evidence.chi2[window][inside]) / 50))
+            found.append(lift(sight, label, inside, box, extent, max(belief, 0.5 if sure[window][inside].any() else 0.0)))
+            if now.depth is None:
+                # Static flow follows the matched depth, which a mover has bent to its own motion: nothing competes.
+                moving[window] |= inside
+            else:
+                self._outline(moving, now, before, evidence, inside, box, sure)
+        moving = fill_holes(moving)
+        if now.depth is not None and around.plane is not None:
+            height = np.float32(_height(view, around.plane))
+            with np.errstate(invalid="ignore"):
+                moving[(now.whole.q - evidence.road.q) * height < np.float32(ROAD_SKIN) * now.whole.q] = 0
+        return moving.astype(bool), found
+
+    def _outline(self, moving: NDArray[np.uint8], now: Shot, before: Shot, evidence: _Evidence, region: Mask, box: NDArray[np.int32],
+                 sure: Mask) -> None:
+        """Draw a region, grown and trimmed to its object's outline, into `moving` [h, w]. region: [bh, bw] inside box."""
+        h, w = moving.shape
+        left, top, width, height = (int(b) for b in box)
+        border = 3 + int(0.25 * max(width, height))
+        x0, x1, y0, y1 = max(left - border, 0), min(left + width + border, w), max(top - border, 0), min(top + height + border, h)
+        window = np.s_[y0:y1, x0:x1]
+        inside = np.zeros((y1 - y0, x1 - x0), bool)
+        inside[top - y0:top - y0 + height, left - x0:left - x0 + width] = region
+        core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        if core.sum() < 6:
+            core = inside
+        flow = evidence.flow
+        mover = affine_flow(flow.u[window], flow.v[window], np.where(core, (flow.wuu + flow.wvv)[window], 0))
+        distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
+        prior = np.where(inside, 1.5, -0.5 - distance).astype(np.float32)
+        shape = competing_shape(now.picture.grid.astype(np.float32), before.picture.grid, (x0, y0, x1 - x0, y1 - y0), mover,
+                                evidence.static[window], prior, self._p.image_noise * 1.5)
+        moving[window] |= shape | (sure[window] & inside)
+
+
+def _height(view: View, plane: Array) -> float:
+    """Of a camera over the road, metres."""
+    return float(plane[:3] @ view.T_base_camera[:3, 3] + plane[3])
+
+
+def _seen_moving(last: Shot, flow: Flow, share: float, window: tuple[slice, slice], inside: Mask) -> bool:
+    """Whether a region had candidates in the last image too, in place or `share` of its flow back: what flickers is noise."""
+    h, w = last.candidates.shape
+    vs, us = np.nonzero(inside)
+    vs, us = vs + window[0].start, us + window[1].start
+    x = np.clip(np.rint(us + share * flow.u[vs, us]), 0, w - 1).astype(np.intp)
+    y = np.clip(np.rint(vs + share * flow.v[vs, us]), 0, h - 1).astype(np.intp)
+    return bool(max(last.candidates[y, x].mean(), last.candidates[vs, us].mean()) > 0.4)
