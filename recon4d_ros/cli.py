@@ -55,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     names = [name for name, _, _ in COMMANDS]
     only = next((word for word in argv if word in names), None)
-    arguments = build_parser(only).parse_args(argv)
+    try:
+        arguments = build_parser(only).parse_args(argv)
+    except ModuleNotFoundError as missing:
+        print(f"recon4d {only}: the Python package {missing.name} is not installed: docs/install.md says how", file=sys.stderr)
+        return 2
     try:
         return arguments.run(arguments)
     except Recon4dError as error:
