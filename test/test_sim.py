@@ -148,7 +148,8 @@ def test_pictures_agree_where_the_truth_says_the_same_point(frames: list[SimFram
     """Photometric: the grey values of static points correlate between two times, exposure aside."""
     first, second = frames[0], frames[1]
     camera = surround.rig.cameras[0]
-    grey = [cv2.GaussianBlur(cv2.cvtColor(frame.images[0], cv2.COLOR_RGB2GRAY), (5, 5), 1.2).astype(np.float64) for frame in (first, second)]
+    grey = [cv2.GaussianBlur(cv2.cvtColor(frame.images[0], cv2.COLOR_RGB2GRAY), (5, 5), 1.2).astype(np.float64)
+            for frame in (first, second)]
     near = ~first.moving[0] & (first.depth[0] < 40)
     points = world_points(first, camera, 0)
     pixels, z, inside = seen_again(points[near], second, camera, 0)
@@ -194,7 +195,7 @@ def test_box_is_the_bound_of_the_body() -> None:
             reach = [np.minimum(reach[0], points.min(0)), np.maximum(reach[1], points.max(0))]
         assert (reach[0] >= low - 0.002).all() and (reach[1] <= high + 0.002).all(), kind
         # From above, a tyre's lowest visible point is a little over the ground.
-        assert (reach[0] <= low + (0.06, 0.06, 0.2)).all() and (reach[1] >= high - 0.06).all(), (kind, reach, low, high)
+        assert (reach[0] <= low + np.array((0.06, 0.06, 0.2))).all() and (reach[1] >= high - 0.06).all(), (kind, reach, low, high)
 
 
 def test_moving_mask_is_what_moves(frames: list[SimFrame]) -> None:
@@ -351,7 +352,8 @@ def test_bag_has_images_and_truth(tmp_path: Path) -> None:
     image = cv2.imdecode(np.frombuffer(bytes(messages["/camera/left/image_raw/compressed"].data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.abs(image.astype(float) - frame.images[0]).mean() < 4.0
     listed = messages["/ground_truth/objects"].objects
-    assert [o.id for o in listed] == [o.id for o in frame.objects if o.moving] and messages["/ground_truth/objects"].header.frame_id == "world"
+    assert [o.id for o in listed] == [o.id for o in frame.objects if o.moving]
+    assert messages["/ground_truth/objects"].header.frame_id == "world"
     odom = messages["/ground_truth/odom"]
     assert odom.header.frame_id == "world" and odom.child_frame_id == "base_link"
     np.testing.assert_allclose([odom.pose.pose.position.x, odom.pose.pose.position.y], frame.T_world_base[:2, 3])

@@ -75,7 +75,8 @@ def encode(frame: SimFrame, quality: int, ground_truth_every: int) -> Encoded:
     depths = masks = None
     if frame.index % ground_truth_every == 0:
         depths = tuple(depth_png(picture.depth) for picture in frame.pictures)
-        masks = tuple(_encode(".png", picture.moving.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1]) for picture in frame.pictures)
+        masks = tuple(_encode(".png", picture.moving.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+                      for picture in frame.pictures)
     return Encoded(replace(frame, pictures=()), images, depths, masks)
 
 
@@ -133,7 +134,8 @@ def _write(bag: BagWriter, rig: Rig, encoded: Encoded) -> None:
     for number, camera in enumerate(rig.cameras):
         stamp = frame.stamps_ns[number]
         bag.write_camera_info(f"/camera/{camera.name}/camera_info", stamp, camera.name, camera)
-        _write_compressed(bag, f"/camera/{camera.name}/image_raw/compressed", stamp, camera.name, "rgb8; jpeg compressed bgr8", encoded.images[number])
+        image = encoded.images[number]
+        _write_compressed(bag, f"/camera/{camera.name}/image_raw/compressed", stamp, camera.name, "rgb8; jpeg compressed bgr8", image)
         if encoded.depths is not None and encoded.masks is not None:
             _write_compressed(bag, f"/ground_truth/{camera.name}/depth", stamp, camera.name, "16UC1; png", encoded.depths[number])
             _write_compressed(bag, f"/ground_truth/{camera.name}/dynamic_mask", stamp, camera.name, "mono8; png", encoded.masks[number])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ _ZONES = ((Layer.ASPHALT, (0.115, 0.115, 0.12), 64.0, False), (Layer.ASPHALT, (0
           (Layer.COBBLE, (0.15, 0.145, 0.14), 128.0, True), (Layer.PLASTER, (0.34, 0.33, 0.31), 64.0, True),
           (Layer.PAVERS, (0.26, 0.25, 0.235), 128.0, True), (Layer.GRASS, (0.085, 0.125, 0.035), 64.0, False))
 _EDGES = (CARRIAGEWAY, CYCLE_LANE, PARKING, KERB, PAVEMENT)
+_NO_SECOND_MAP: Any = None  # cv2.remap takes None where the first map holds both coordinates; its stubs do not say so
 _PAINT = np.array((0.62, 0.62, 0.60), np.float32)
 
 
@@ -104,7 +106,8 @@ class Ground:
         return paint
 
     @staticmethod
-    def _cross(q: NDArray, r: NDArray, away: NDArray, zone: NDArray, paint: NDArray, along: NDArray, minor: NDArray, major: NDArray) -> None:
+    def _cross(q: NDArray, r: NDArray, away: NDArray, zone: NDArray, paint: NDArray, along: NDArray, minor: NDArray,
+               major: NDArray) -> None:
         """A side street and its zebra crossings, in place. q: metres along the main road from the crossing's middle; r: across it."""
         beside, out = np.abs(q), np.abs(r)
         near = (beside < 14.0) & (out < 130.0)
@@ -157,7 +160,7 @@ class Shadows:
             self._key, self.origin = key, corner
             self._still = self._fill(np.zeros((int(2 * SHADOW_REACH / SHADOW_CELL),) * 2, np.uint8), still)
         image = self._fill(self._still.copy(), moving)
-        return cv2.GaussianBlur(image, (5, 5), 1.0)
+        return np.asarray(cv2.GaussianBlur(image, (5, 5), 1.0), np.uint8)
 
     def _fill(self, image: NDArray[np.uint8], solids: Solids) -> NDArray[np.uint8]:
         points = np.where((solids.kind == ELLIPSOID)[:, None, None], _silhouettes(solids), np.repeat(solids.corners, 4, axis=1))
@@ -183,5 +186,5 @@ def sample(image: NDArray, x: NDArray[np.float32], y: NDArray[np.float32], borde
     rows = max(-(-n // width), 1)
     grid = np.zeros((rows * width, 2), np.float32)
     grid[:n, 0], grid[:n, 1] = x, y
-    out = cv2.remap(image, grid.reshape(rows, width, 2), None, cv2.INTER_LINEAR, borderMode=border)
+    out = cv2.remap(image, grid.reshape(rows, width, 2), _NO_SECOND_MAP, cv2.INTER_LINEAR, borderMode=border)
     return out.reshape(rows * width, -1)[:n]

@@ -52,7 +52,7 @@ def _rgb(values: NDArray | tuple[float, ...]) -> tuple[float, float, float]:
 
 def _wheels(x_front: float, x_rear: float, half_width: float, radius: float) -> list[Solids]:
     tyre, hub = Skin(Layer.PAINT, _DARK, 200), Skin(Layer.WHEEL, (0.5, 0.5, 0.5), 0.0)
-    return [cylinder((x, side * (half_width - 0.1), radius), radius, 0.2, tyre, hub, _ROLL) for x in (x_front, x_rear) for side in (-1, 1)]
+    return [cylinder((x, side * (half_width - 0.1), radius), radius, 0.23, tyre, hub, _ROLL) for x in (x_front, x_rear) for side in (-1, 1)]
 
 
 def _car(rng: np.random.Generator) -> Solids:
@@ -92,10 +92,11 @@ def _truck(rng: np.random.Generator) -> Solids:
     length, width = rng.uniform(6.8, 7.8), 2.2
     paint, dark = Skin(Layer.PAINT, color, 90), Skin(Layer.METAL, (0.08, 0.08, 0.08), 90)
     cargo = Skin(Layer.CARGO, _rgb(rng.uniform(0.35, 0.7, 3)), 0)
-    cab = box((length / 2 - 0.9, 0, 1.4), (1.8, width, 1.9), paint, {0: Skin(Layer.GLASS_FRONT, color, 0), 2: Skin(Layer.GLASS_SIDE, color, 0),
-                                                                     3: Skin(Layer.GLASS_SIDE, color, 0)}, taper=(0.86, 0.94, -0.12))
-    load = box((-0.95, 0, 1.95), (length - 1.95, width, 2.3), Skin(Layer.METAL, cargo.color, 64), {1: Skin(Layer.CAR_REAR, cargo.color, 0),
-                                                                                                2: cargo, 3: cargo})
+    glass = Skin(Layer.GLASS_SIDE, color, 0)
+    cab = box((length / 2 - 0.9, 0, 1.4), (1.8, width, 1.9), paint, {0: Skin(Layer.GLASS_FRONT, color, 0), 2: glass, 3: glass},
+              taper=(0.86, 0.94, -0.12))
+    load = box((-0.95, 0, 1.95), (length - 1.95, width, 2.3), Skin(Layer.METAL, cargo.color, 64),
+               {1: Skin(Layer.CAR_REAR, cargo.color, 0), 2: cargo, 3: cargo})
     chassis = box((-0.2, 0, 0.6), (length - 0.6, 1.7, 0.4), dark)
     return concatenate([cab, load, chassis, *_wheels(length / 2 - 1.1, -length / 2 + 1.6, width / 2, 0.42)])
 
@@ -117,14 +118,16 @@ def _pedestrian(rng: np.random.Generator, phase: float) -> Solids:
     height = rng.uniform(1.58, 1.9)
     coat = Skin(Layer.STRIPES if rng.random() < 0.3 else Layer.CLOTH, _rgb(rng.uniform(0.05, 0.6, 3)), 220)
     trousers = Skin(Layer.CLOTH, _rgb(rng.uniform(0.03, 0.2) * rng.uniform(0.8, 1.3, 3)), 220)
-    skin, hair = Skin(Layer.SKIN, _rgb(np.array((0.5, 0.32, 0.24)) * rng.uniform(0.45, 1.1)), 200), Skin(Layer.CLOTH, (0.05, 0.04, 0.03), 300)
+    skin = Skin(Layer.SKIN, _rgb(np.array((0.5, 0.32, 0.24)) * rng.uniform(0.45, 1.1)), 200)
+    hair = Skin(Layer.CLOTH, (0.05, 0.04, 0.03), 300)
     hip, shoulder = 0.5 * height, 0.82 * height
     swing = 0.42 * np.sin(phase)
     head_radius = 0.075 * height * 0.9
     parts = [
         _limb((0, 0.09, hip), hip - 0.02, 0.15, swing, trousers), _limb((0, -0.09, hip), hip - 0.02, 0.15, -swing, trousers),
         box((0, 0, 0.5 * (hip - 0.06 + shoulder)), (0.24, 0.42, shoulder - hip + 0.06), coat, taper=(0.9, 0.95, 0.0)),
-        _limb((0, 0.25, shoulder - 0.02), 0.36 * height, 0.1, -0.9 * swing, coat), _limb((0, -0.25, shoulder - 0.02), 0.36 * height, 0.1, 0.9 * swing, coat),
+        _limb((0, 0.25, shoulder - 0.02), 0.36 * height, 0.1, -0.9 * swing, coat),
+        _limb((0, -0.25, shoulder - 0.02), 0.36 * height, 0.1, 0.9 * swing, coat),
         ellipsoid((0.01, 0, height - head_radius * 1.25), (head_radius, head_radius * 0.9, head_radius * 1.25), skin),
         ellipsoid((-0.02, 0, height - head_radius * 1.0), (head_radius * 1.02, head_radius * 0.96, head_radius * 1.0), hair),
     ]
@@ -156,7 +159,7 @@ def tree(rng: np.random.Generator) -> Solids:
     height, radius = rng.uniform(5.0, 8.5), rng.uniform(1.3, 2.1)
     bark = Skin(Layer.BARK, (0.2, 0.15, 0.1), 160)
     green = np.array((0.11, 0.19, 0.05)) * rng.uniform(0.7, 1.4) * (1 + 0.3 * rng.uniform(-1, 1) * np.array((1, 0, 0)))
-    parts = [cylinder((0, 0, height * 0.3), rng.uniform(0.11, 0.2), height * 0.6, bark)]
+    parts = [cylinder((0, 0, height * 0.39), rng.uniform(0.11, 0.2), height * 0.78, bark)]
     parts.append(ellipsoid((0, 0, height - 0.3 * radius), (radius * 0.85, radius * 0.85, radius), Skin(Layer.LEAVES, _rgb(green), 120)))
     for angle in np.arange(6) * 2 * np.pi / 6 + rng.uniform(0, 1):
         out, size = radius * rng.uniform(0.55, 0.8), radius * rng.uniform(0.45, 0.7)
@@ -166,9 +169,10 @@ def tree(rng: np.random.Generator) -> Solids:
 
 
 def lamp() -> Solids:
-    """A street lamp; its arm reaches out to -y... +x is along the road, the arm points to +y."""
+    """A street lamp; +x is along the road, the arm points to +y."""
     metal = Skin(Layer.METAL, (0.25, 0.27, 0.27), 160)
-    return concatenate([cylinder((0, 0, 3.5), 0.07, 7.0, metal), cylinder((0, 0, 0.5), 0.11, 1.0, metal), box((0, 0.8, 7.0), (0.08, 1.8, 0.08), metal),
+    return concatenate([cylinder((0, 0, 3.5), 0.07, 7.0, metal), cylinder((0, 0, 0.5), 0.11, 1.0, metal),
+                        box((0, 0.8, 7.0), (0.08, 1.8, 0.08), metal),
                         box((0, 1.6, 6.95), (0.25, 0.55, 0.12), Skin(Layer.METAL, (0.6, 0.6, 0.55), 160))])
 
 
@@ -182,7 +186,8 @@ def sign(rng: np.random.Generator) -> Solids:
 def bin_or_box(rng: np.random.Generator) -> Solids:
     """Street furniture: a bin, a switch cabinet or a letter box."""
     size = rng.uniform((0.4, 0.4, 0.9), (0.9, 0.7, 1.4))
-    return box((0, 0, size[2] / 2), size, Skin(Layer.PLANKS if rng.random() < 0.4 else Layer.METAL, _rgb(rng.uniform(0.1, 0.5, 3)), 250))
+    layer = Layer.PLANKS if rng.random() < 0.4 else Layer.METAL
+    return box((0, 0, size[2] / 2), size.tolist(), Skin(layer, _rgb(rng.uniform(0.1, 0.5, 3)), 250))
 
 
 def hedge(length: float, height: float, rng: np.random.Generator) -> Solids:
@@ -195,7 +200,7 @@ def hedge(length: float, height: float, rng: np.random.Generator) -> Solids:
 
 
 def building(width: float, depth: float, height: float, rng: np.random.Generator) -> Solids:
-    """A house. Its front is the plane x = 0 facing -x... it stands at x in [0, depth], y in [-width/2, width/2]."""
+    """A house. Its front is the plane x = 0, facing -x; it stands at x in [0, depth], y in [-width/2, width/2]."""
     facade = FACADES[int(rng.integers(len(FACADES)))]
     tint = _rgb(0.5 * rng.uniform(0.75, 1.1) * rng.uniform(0.92, 1.08, 3))
     storeys = max(round(height / 3.2), 1)
@@ -207,8 +212,9 @@ def building(width: float, depth: float, height: float, rng: np.random.Generator
     parts = [box((depth / 2, 0, 0.5 * (ground + top)), (depth, width, top - ground), wall, {4: roof_skin})]
     if shop:
         layer = Layer.SHOP_0 if rng.random() < 0.5 else Layer.SHOP_1
-        # The tile is 12.8 m wide and one storey high: stretched on the front, plain on the sides.
-        parts.append(box((depth / 2 - 0.1, 0, ground / 2), (depth + 0.2, width - 0.02, ground), Skin(Layer.PLASTER, tint, 40), {1: Skin(layer, (0.5, 0.5, 0.5), 0)}))
+        # The tile is one storey high: stretched on the front, plain on the sides.
+        parts.append(box((depth / 2 - 0.1, 0, ground / 2), (depth + 0.2, width - 0.02, ground), Skin(Layer.PLASTER, tint, 40),
+                         {1: Skin(layer, (0.5, 0.5, 0.5), 0)}))
     else:
         parts.append(box((depth / 2 - 0.04, 0, 0.35), (depth + 0.08, width + 0.08, 0.7), Skin(Layer.BRICK, (0.25, 0.22, 0.2), 128)))
     if rng.random() < 0.6:

@@ -11,7 +11,7 @@ from recon4d_ros.sim.solids import FACES, PLANES, Solids
 from recon4d_ros.sim.textures import LEVELS, SIZE, Atlas
 from recon4d_ros.sim.view import View
 
-SUN = np.array([-0.42, 0.48, 0.77])
+SUN = np.array([0.58, 0.40, 0.60])
 SUN = SUN / np.linalg.norm(SUN)
 SUN_LIGHT = np.array([1.9, 1.8, 1.6])
 SKY_LIGHT = np.array([0.62, 0.72, 0.86])
@@ -34,8 +34,8 @@ def shade(hits: Hits, view: View, T_world_camera: NDArray[np.float64], ground: G
     rows = max(_BLOCK // view.shape[1], 1)
     for top in range(0, view.shape[0], rows):  # in blocks that stay in the processor's cache
         band = slice(top, top + rows)
-        _shade_band(light[band].reshape(-1, 3), hits.surface[band].ravel(), hits.inverse_depth[band].ravel(), x[band].ravel(), y[band].ravel(),
-                    table, view.focal, T_world_camera, ground, atlas, shadow, shadow_origin)
+        _shade_band(light[band].reshape(-1, 3), hits.surface[band].ravel(), hits.inverse_depth[band].ravel(), x[band].ravel(),
+                    y[band].ravel(), table, view.focal, T_world_camera, ground, atlas, shadow, shadow_origin)
     return light
 
 

@@ -19,7 +19,8 @@ FLAT, ELLIPSOID, CYLINDER = 0, 1, 2
 _SIGNS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
 _CORNERS_OF_FACE = np.array(((4, 5, 6, 7), (0, 1, 2, 3), (2, 3, 6, 7), (0, 1, 4, 5), (1, 3, 5, 7), (0, 2, 4, 6)))  # +x -x +y -y +z -z
 _AXES = np.array(((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)), np.float64)
-_OUTWARD = np.array((-1.0, 1.0, 1.0, -1.0, -1.0, 1.0))  # sign of (second - first corner) x (third - first corner) against the outward normal
+# Sign that turns (second - first corner) x (third - first corner) of a face outward.
+_OUTWARD = np.array((-1.0, 1.0, 1.0, -1.0, -1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _face_maps(normal: NDArray, corners: NDArray, density: NDArray) -> tuple[NDA
 
 def _cross(a: NDArray, b: NDArray) -> NDArray[np.float64]:
     """Cross products [n, 3]: np.cross spends its time on checks."""
-    return np.stack([a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1], a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2], a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], axis=1)
+    (ax, ay, az), (bx, by, bz) = a.T, b.T
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=1)
 
 
 def _pose(center: Sequence[float], rotation: NDArray[np.float64] | None) -> NDArray[np.float64]:

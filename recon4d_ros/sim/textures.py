@@ -246,11 +246,13 @@ def _facade(rng: np.random.Generator, kind: int) -> Image:
     tile *= 1.0 + 0.06 * stains[..., None]
     cell = SIZE // 4
     width, height = int(cell * rng.uniform(0.36, 0.62)), int(cell * rng.uniform(0.48, 0.62))
-    frame = np.array([(0.75, 0.75, 0.72), (0.7, 0.68, 0.6), (0.12, 0.12, 0.13), (0.3, 0.16, 0.08), (0.8, 0.8, 0.8), (0.15, 0.25, 0.17)][kind])
+    frames = [(0.75, 0.75, 0.72), (0.7, 0.68, 0.6), (0.12, 0.12, 0.13), (0.3, 0.16, 0.08), (0.8, 0.8, 0.8), (0.15, 0.25, 0.17)]
+    frame = np.array(frames[kind])
     for row in range(4):
         for column in range(4):
             x, y = column * cell + (cell - width) // 2, row * cell + int(cell * 0.2)
-            cv2.rectangle(tile, (x - 5, y - 5), (x + width + 5, y + height + 5), tuple(float(v) for v in frame * rng.uniform(0.85, 1.0)), -1)
+            shade = tuple(float(v) for v in frame * rng.uniform(0.85, 1.0))
+            cv2.rectangle(tile, (x - 5, y - 5), (x + width + 5, y + height + 5), shade, -1)
             glass = float(rng.uniform(0.02, 0.12))
             pane = np.linspace(1.5, 0.7, height, dtype=np.float32)[:, None, None] * np.array([0.8, 0.95, 1.1], np.float32) * glass
             pane = np.repeat(pane, width, axis=1)
@@ -284,7 +286,8 @@ def _shop(rng: np.random.Generator) -> Image:
         for _ in range(14):  # goods behind the glass
             x, y = int(rng.integers(left + 14, max(right - 80, left + 15))), int(rng.integers(200, 400))
             w, h = rng.integers(10, 40, 2)
-            cv2.rectangle(tile, (x, y), (min(x + int(w), right - 62), min(y + int(h), 428)), tuple(float(v) for v in rng.uniform(0.05, 0.5, 3)), -1)
+            goods = tuple(float(v) for v in rng.uniform(0.05, 0.5, 3))
+            cv2.rectangle(tile, (x, y), (min(x + int(w), right - 62), min(y + int(h), 428)), goods, -1)
         cv2.rectangle(tile, (right - 52, 120), (right - 10, 505), tuple(float(v) for v in colour * 0.5), -1)
         cv2.rectangle(tile, (right - 46, 130), (right - 16, 330), (0.08, 0.09, 0.1), -1)
     return tile

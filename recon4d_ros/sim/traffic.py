@@ -42,7 +42,10 @@ class Mover:
 
 @dataclass(frozen=True)
 class Column:
-    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of places that are taken."""
+    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of places that are taken.
+
+    overtakes: speed is what it has over the ego vehicle's, and those who cross give way to it (it gives way to nobody).
+    """
 
     number: int
     kinds: tuple[str, ...]
@@ -51,11 +54,12 @@ class Column:
     spacing: float
     jitter: float
     keep: float
+    overtakes: bool = False
 
 
 COLUMNS = (
     Column(1, ("car", "car", "van", "truck"), LANE, -8.5, 34.0, 9.0, 0.8),
-    Column(2, ("car", "car", "car", "van"), 0.0, 12.6, 38.0, 9.0, 0.8),
+    Column(2, ("car", "car", "car", "van"), 0.0, 3.2, 34.0, 7.0, 0.75, True),
     Column(3, ("cyclist",), -5.6, 4.6, 34.0, 9.0, 0.75),
     Column(4, ("cyclist",), 5.6, -4.4, 40.0, 12.0, 0.75),
     Column(5, ("pedestrian",), -10.2, 1.45, 17.0, 6.0, 0.7),
@@ -116,7 +120,8 @@ class Ego:
         i = inside.astype(np.int64)
         u = inside - i
         v0, v1 = self._speed[i] * _DT, self._speed[i + 1] * _DT
-        value = ((1 + 2 * u) * (1 - u) ** 2 * self._s[i] + u * (1 - u) ** 2 * v0 + u * u * (3 - 2 * u) * self._s[i + 1] + u * u * (u - 1) * v1)
+        value = ((1 + 2 * u) * (1 - u) ** 2 * self._s[i] + u * (1 - u) ** 2 * v0 + u * u * (3 - 2 * u) * self._s[i + 1]
+                 + u * u * (u - 1) * v1)
         return value + (x - inside) * np.where(x < 0, self._speed[0], self._speed[-1]) * _DT
 
     def time_at(self, s: float) -> float:
@@ -156,6 +161,7 @@ class Traffic:
     def __init__(self, world: World, horizon_s: float) -> None:
         self.world = world
         self.ego = Ego(world.road, world.seed, horizon_s)
+        self._lead_body, self._tail_body = (Body("car", (world.seed * 7 + i) % VARIANTS) for i in (3, 4))
         self._hash = lru_cache(4096)(self._place)
         self._crossers_of = lru_cache(None)(self._make_crossers)
         self._exists = lru_cache(4096)(self._keeps_clear)
@@ -184,22 +190,28 @@ class Traffic:
 
     def _company(self, t: float) -> Iterator[Mover]:
         lead = float(self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0))) + LEAD_AHEAD
-        yield Mover(101, Body("car", (self.world.seed * 7 + 3) % VARIANTS), self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
+        yield Mover(101, self._lead_body, self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
         tail = float(self.ego.s(t - TAIL_SECONDS)) - TAIL_BEHIND
-        yield Mover(102, Body("car", (self.world.seed * 7 + 4) % VARIANTS), self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
+        yield Mover(102, self._tail_body, self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
 
     def _column_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for column in COLUMNS:
-            middle = (s_ego - column.speed * t) / column.spacing
+            base = self._base(column, t)
+            middle = (s_ego - base) / column.spacing
             reach = SIGHT if column.kinds[0] == "car" else 0.6 * SIGHT
             for j in range(int(np.floor(middle - reach / column.spacing)), int(np.ceil(middle + reach / column.spacing)) + 1):
                 start, body = self._hash(column, j)
                 if body is None or not self._exists(column, j):
                     continue
-                s = start + column.speed * t
+                s = start + float(base)
                 lateral = column.lateral + 0.12 * np.sin(0.5 * t + j)
-                yield Mover(1_000_000 * (10 + column.number) + j % 1_000_000, body, self.world.on_road(s, lateral, 0.0 if column.speed > 0 else np.pi),
-                            _stride(body, s))
+                pose = self.world.on_road(s, lateral, 0.0 if column.speed > 0 else np.pi)
+                yield Mover(1_000_000 * (10 + column.number) + j % 1_000_000, body, pose, _stride(body, s))
+
+    def _base(self, column: Column, t: NDArray | float) -> NDArray[np.float64]:
+        """How far a column has come at time t."""
+        way = column.speed * np.asarray(t, np.float64)
+        return way + self.ego.s(t) if column.overtakes else way
 
     def _place(self, column: Column, j: int) -> tuple[float, Body | None]:
         """Where the j-th place of a column was at t = 0, and who holds it."""
@@ -212,7 +224,7 @@ class Traffic:
         """Whether a column's j-th never comes near what crosses its lane, or the leaving car on it."""
         start, _ = self._hash(column, j)
         half = {"car": 1.3, "cyclist": 0.8}.get(column.kinds[0])
-        if half is not None:
+        if half is not None and not column.overtakes:
             places, times, crossers = self._all_crossers()
             meets = (places - start) / column.speed
             for i in np.flatnonzero(np.abs(meets - times) < 30.0):
@@ -259,11 +271,14 @@ class Traffic:
         made: list[Crosser] = []
 
         def add(kind: str, s: float, delay: float, speed: float, reach: float) -> None:
-            """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on the ego lane."""
+            """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on the ego lane, as near as can be."""
             body = Body(kind, int(rng.integers(VARIANTS)))
-            crosser = Crosser(first + len(made), body, s, EGO_LATERAL, self.ego.time_at(s - 1.5) + delay, speed, reach)
-            if self._lane_is_free(crosser):
-                made.append(crosser)
+            for more in (0.0, -0.15, 0.15, -0.3, 0.3, *np.arange(1, 9) * 0.35 * np.sign(delay)):
+                time = self.ego.time_at(s - 1.5) + delay + more
+                crosser = Crosser(first + len(made), body, s, EGO_LATERAL, time, speed, reach)
+                if self._lane_is_free(crosser):
+                    made.append(crosser)
+                    return
 
         sign = 1.0 if rng.random() < 0.5 else -1.0
         if has_crossing(self.world.seed, chunk):
@@ -280,7 +295,7 @@ class Traffic:
         return tuple(made)
 
     def _lane_is_free(self, crosser: Crosser) -> bool:
-        """Whether the ego vehicle and the cars before and behind it are away while someone is on their lane."""
+        """Whether the ego vehicle, the cars before and behind it and those that overtake are away while someone is on their lanes."""
         t = crosser.time + np.linspace(-6.0, 6.0, 121)
         on_lane = np.abs(crosser.at(t) - EGO_LATERAL) < crosser.half_length + 1.1
         margin = 3.2 + (1.0 if crosser.half_length > 2.0 else 0.4)
@@ -288,6 +303,14 @@ class Traffic:
         for s in (self.ego.s(t) + 1.5, lead, self.ego.s(t - TAIL_SECONDS) - TAIL_BEHIND):
             if (on_lane & (np.abs(s - crosser.s) < margin)).any():
                 return False
+        for column in (column for column in COLUMNS if column.overtakes):
+            on_lane = np.abs(crosser.at(t) - column.lateral) < crosser.half_length + 1.3
+            base = self._base(column, t)
+            places = (crosser.s - base) / column.spacing
+            for j in range(int(places.min()) - 1, int(places.max()) + 2):
+                start, body = self._hash(column, j)
+                if body is not None and (on_lane & (np.abs(start + base - crosser.s) < margin)).any():
+                    return False
         return True
 
     def _parked_movers(self, t: float, s_ego: float) -> Iterator[Mover]:

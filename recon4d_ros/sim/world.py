@@ -95,8 +95,8 @@ class World:
                 continue
             front = side * (PAVEMENT + setback)
             pose = self.on_road(middle, front, side * np.pi / 2)
-            corners = pose[:2, :2] @ np.array([(x, y) for x in (0.0, depth) for y in np.linspace(-width / 2, width / 2, 5)]).T + pose[:2, 3:]
-            fits = self.road.clearance(corners.T) > PAVEMENT - 0.6
+            outline = np.array([(x, y) for x in (0.0, depth) for y in np.linspace(-width / 2, width / 2, 5)])
+            fits = self.road.clearance(outline @ pose[:2, :2].T + pose[:2, 3]) > PAVEMENT - 0.6
             if fits and rng.random() < 0.84:
                 parts.append(models.building(width - 0.1, depth, 3.2 * storeys, rng).moved(pose))
                 if setback > 2.0:
@@ -104,7 +104,8 @@ class World:
             else:
                 parts.append(models.hedge(width * 0.9, rng.uniform(1.0, 2.0), rng).moved(self.on_road(middle, side * (PAVEMENT + 0.6))))
                 for _ in range(3):
-                    spot = self.on_road(middle + rng.uniform(-width / 2, width / 2), side * (PAVEMENT + rng.uniform(2.5, 12.0)), rng.uniform(0, 6))
+                    along, out = rng.uniform(-width / 2, width / 2), rng.uniform(2.5, 12.0)
+                    spot = self.on_road(middle + along, side * (PAVEMENT + out), rng.uniform(0, 6))
                     if self.road.clearance(spot[None, :2, 3]) > PAVEMENT:
                         parts.append(models.tree(rng).moved(spot))
         return parts
