@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, ModulatedBlock, PatchEmbed, layer_norm
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
-from recon4d_ros.networks.rotary import image_rotation, patch_positions, space_rotation
+from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions, space_rotation
 
 PATCH = 16
 VALUE_DEPTH = 6  # blocks of the encoder of point maps
@@ -132,7 +132,7 @@ class Point3R(nn.Module):
         return self.decoder_embed_memory(key + value)[0], F.avg_pool2d(image, PATCH)[0].flatten(1).t()
 
     @staticmethod
-    def _image_turn(grid: tuple[int, int], channels: int, like: Tensor):
+    def _image_turn(grid: tuple[int, int], channels: int, like: Tensor) -> Rotation:
         return image_rotation(patch_positions(*grid, device=like.device), channels)
 
 
@@ -172,7 +172,7 @@ class Heads(nn.Module):
         self.dpt_cross = DenseHead(widths, 4)
         self.pose_head = nn.ModuleDict({"mlp": Mlp(c.decoder_width, 4 * c.decoder_width, 7)})
 
-    def forward(self, decoded: list[Tensor], grid: tuple[int, int], turn) -> Prediction:
+    def forward(self, decoded: list[Tensor], grid: tuple[int, int], turn: Rotation) -> Prediction:
         encoded, half, most, last = decoded
         levels = [encoded, half[:, 1:], most[:, 1:]]
         pose, own = last[:, 0], last[:, 1:]
