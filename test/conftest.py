@@ -40,3 +40,21 @@ def nuscenes_bag(shared: Path) -> Path:
 def ros_domain() -> int:
     """A ROS_DOMAIN_ID that another run on this machine is unlikely to use; below 102, where no port is an ephemeral one."""
     return random.SystemRandom().randint(1, 101)
+
+
+@pytest.fixture(scope="session")
+def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight frame sets of the simulated stereo rig, with truth."""
+    from recon4d_ros.paths import rigs
+    from recon4d_ros.rig import load_rig
+    from recon4d_ros.sim.bag import write_bag
+
+    path = tmp_path_factory.mktemp("bags") / "small"
+    write_bag(path, load_rig(rigs() / "kitti_like.yaml"), seconds=0.8, rate=10.0, seed=3, workers=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stereo_engine() -> Path:
+    """The shipped engine for the simulated stereo rig."""
+    return Path(__file__).resolve().parents[1] / "engines/geometric_stereo_375x1242"
