@@ -39,7 +39,7 @@ class EgomotionParameters:
         "what odometry is for: `none` ignores it, `prior` starts from it and refines, `trust` takes its motion as it is",
         choices=("none", "prior", "trust"),
     )
-    features: int = parameter(480, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
+    features: int = parameter(400, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
     memory: str = parameter(
         "auto",
         "hold the pose against the engine's pointer memory: `always`, `never`, or `auto`, where it was measured to help: cameras without a "
@@ -104,7 +104,8 @@ class Egomotion:
         self._velocity_known = False
         self._covariance = np.eye(6) * 1e-8
         self._tracked_once = False
-        self._hold()
+        self._unheld = 0.0  # seconds since an image or odometry confirmed the motion
+        self._lost_covariance: Array = np.zeros((6, 6))  # what those seconds have added to the covariance
         self._odometry_doubted = 0
         self._born = 0
         self._births = landmark_memory.Births.none()
@@ -223,11 +224,12 @@ class Egomotion:
         base = attempt.prior.T_map_base if attempt.problem else attempt.solution.T_map_base
         T_map_camera = base @ geometry.inverse(attempt.T_camera_base)
         parts = []
+        room = landmark_memory.PATCHES // max(int(frame.present.sum()), 1)
         for camera, image in enumerate(self._current):
             asked = self.parameters.memory == "always" or bool(attempt.problem) or not len(self._neighbours[camera])
             if image is not None and asked:
                 lens, k = self._lenses[camera], self._calibration.k[camera]
-                found = landmark_memory.find(pointers, self._births, camera, image, lens, k, T_map_camera[camera], MEMORY_NOISE)
+                found = landmark_memory.find(pointers, self._births, camera, image, lens, k, T_map_camera[camera], MEMORY_NOISE, room)
                 parts += [found] if found is not None else []
         if not parts:
             return attempt
@@ -527,7 +529,7 @@ class Egomotion:
     def _hold(self) -> None:
         """The motion is confirmed: seconds without confirmation, and what they added to the covariance, start anew."""
         self._unheld = 0.0
-        self._lost_covariance: Array = np.zeros((6, 6))
+        self._lost_covariance = np.zeros((6, 6))
 
     def _adopt(self, frame: Frame, seeing: NDArray[np.bool_]) -> None:
         """These cameras' images become the ones that points are followed from."""

@@ -27,7 +27,7 @@ AROUND = (np.indices((SIDE, SIDE))[::-1].reshape(2, -1).T - (SIDE - 1) / 2).asty
 ROUNDS, REACH = 4, 2.0  # iterations; samples that a patch may be off
 DOUBT = 0.04  # share of its distance that a pointer's depth is never better than: engines smooth, so their errors go together
 ALIKE = 0.75  # normalised correlation of a match
-PER_CAMERA, CANDIDATES = 40, 100  # patches aligned, and looked at for their texture, per camera
+PATCHES = 160  # aligned per frame, all cameras together
 STEP_RANGE = (0.5, 6.0)  # working pixels per sample at which a patch can still be compared
 
 
@@ -53,26 +53,35 @@ class Births:
 
 
 def find(
-    pointers: Pointers, births: Births, camera: int, image: NDArray[np.uint8], lens: Lens, k: Array, T_map_camera: Array, noise: float
+    pointers: Pointers,
+    births: Births,
+    camera: int,
+    image: NDArray[np.uint8],
+    lens: Lens,
+    k: Array,
+    T_map_camera: Array,
+    noise: float,
+    room: int,
 ) -> Observations | None:
     """Sightings of the memory in one camera's image [H, W], or None.
 
-    k: 3x3 of the working image, in whose pixels patches are laid out. noise: standard deviation of a match in working pixels.
+    k: 3x3 of the working image, in whose pixels patches are laid out. noise: deviation of a match in working pixels. room: how many patches
+    may be looked for.
     """
     if pointers.feature.shape[1] <= DEPTH_SIGMA or not pointers.valid.any():
         return None
     index, rays, depth, step = _visible(pointers, lens, k, T_map_camera)
     if len(index) < 4:
         return None
-    if len(index) > CANDIDATES:  # the ones confirmed most often
-        best = np.sort(np.argsort(-pointers.weight[index], kind="stable")[:CANDIDATES])
+    if len(index) > 3 * room:  # the ones confirmed most often; of them the best textured are chosen below
+        best = np.sort(np.argsort(-pointers.weight[index], kind="stable")[: 3 * room])
         index, rays, depth, step = index[best], rays[best], depth[best], step[best]
     patch = pointers.feature[index, :PATCH]
     slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=-1).reshape(len(index), PATCH, 2)
     hessian = np.swapaxes(slope, 1, 2) @ slope
     trace, determinant = np.trace(hessian, axis1=1, axis2=2), np.linalg.det(hessian)
     weakest = 0.5 * (trace - np.sqrt(np.maximum(trace**2 - 4 * determinant, 0.0)))  # smaller eigenvalue: how well both directions hold
-    best = np.argsort(-weakest, kind="stable")[:PER_CAMERA]
+    best = np.argsort(-weakest, kind="stable")[:room]
     best = best[weakest[best] > 1.0]
     index, rays, depth, step, patch, slope = index[best], rays[best], depth[best], step[best], patch[best], slope[best]
     if len(index) < 4:

@@ -328,14 +328,14 @@ def test_the_memory_is_found_again_from_elsewhere() -> None:
     truth = geometry.exp(np.array([0.8, 0.02, 0, 0, 0, 0.004])) @ cam.T_base_camera
     image, _ = render(truth, cam.k, size)
     off = truth @ geometry.exp(np.array([0, 0, 0, 0.003, 0.006, 0]))
-    o = landmark_memory.find(pointers, births, 0, image, lens_at(cam, size), cam.k, off, 0.5)
+    o = landmark_memory.find(pointers, births, 0, image, lens_at(cam, size), cam.k, off, 0.5, 60)
     assert o is not None and len(o) >= 15
     q = geometry.transform(geometry.inverse(truth), o.origin + o.bearing / o.rho[:, None])
     pixels = np.abs(q[:, :2] / q[:, 2:] - o.ray).max(1) * cam.k[0, 0]
     assert np.median(pixels) < 0.35
     assert (pixels < 1.5).mean() > 0.8
     flat = np.full_like(image, 90)
-    assert landmark_memory.find(pointers, births, 0, flat, lens_at(cam, size), cam.k, off, 0.5) is None
+    assert landmark_memory.find(pointers, births, 0, flat, lens_at(cam, size), cam.k, off, 0.5, 60) is None
 
 
 # -- the stage ---------------------------------------------------------------------------------------------------------------------------
