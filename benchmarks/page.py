@@ -1,4 +1,5 @@
 """docs/benchmarks.md from benchmarks/results/*.json: every number beside its bar, met or not, with machine and date."""
+
 from __future__ import annotations
 
 import json
@@ -9,8 +10,8 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Measured by `make bench` (benchmarks/run.py), one process per measurement; this page is generated from benchmarks/results/. Nothing here is from
-a GPU: none was at hand, so TensorRT and CUDA have not run. Why a bar is missed is said in [notes](benchmarks_notes.md).
+Measured by `make bench` (benchmarks/run.py), one process per measurement; this page is generated from benchmarks/results/.
+Nothing here is from a GPU: none was at hand, so TensorRT and CUDA have not run. Why a bar is missed is said in [notes](benchmarks_notes.md).
 
 | what | measured | bar | met | where, when |
 |---|---|---|---|---|
@@ -47,9 +48,18 @@ def kitti(result: dict) -> Iterator[Row]:
     ours, theirs = result["ours"], result["opencv"]
     score, other = ours["metrics"]["trajectory"], theirs["trajectory"]
     engine, rate = ours["latency_ms"]["engine"]["p50"], ours["rate_step_hz"]
-    yield Row("kitti_stereo_a, drift at the end", f"{score['end_drift']:.2f} % (OpenCV {other['end_drift']:.2f} %)", "≤ 1.0 %", score["end_drift"] <= 1)
-    yield Row("kitti_stereo_a, ATE, best fit (first pose aligned)", f"{score['ate']:.2f} m ({score['ate_first']:.2f} m; OpenCV {other['ate']:.2f} m, "
-              f"{other['ate_first']:.2f} m)", "≤ 0.30 m", score["ate"] <= 0.30)
+    yield Row(
+        "kitti_stereo_a, drift at the end",
+        f"{score['end_drift']:.2f} % (OpenCV {other['end_drift']:.2f} %)",
+        "≤ 1.0 %",
+        score["end_drift"] <= 1,
+    )
+    yield Row(
+        "kitti_stereo_a, ATE, best fit (first pose aligned)",
+        f"{score['ate']:.2f} m ({score['ate_first']:.2f} m; OpenCV {other['ate']:.2f} m, {other['ate_first']:.2f} m)",
+        "≤ 0.30 m",
+        score["ate"] <= 0.30,
+    )
     yield Row("kitti_stereo_a, frame sets/s, decoding included", f"{rate:.1f} (OpenCV {theirs['rate_hz']:.1f})", "≥ 8", rate >= 8)
     yield Row("kitti_stereo_a, engine, median", f"{engine:.1f} ms", "≤ 60 ms", engine <= 60)
 
@@ -57,8 +67,12 @@ def kitti(result: dict) -> Iterator[Row]:
 def ddad(result: dict) -> Iterator[Row]:
     score = result["metrics"]["lidar_depth"]
     sure, near = score["near_confident"], score["near"]
-    yield Row("ddad_surround, < 40 m, confident (over 0.5)", f"AbsRel {sure['abs_rel']:.3f}, delta {sure['delta1']:.3f}, coverage {sure['coverage']:.3f}",
-              "AbsRel ≤ 0.15", sure["abs_rel"] <= 0.15)
+    yield Row(
+        "ddad_surround, < 40 m, confident (over 0.5)",
+        f"AbsRel {sure['abs_rel']:.3f}, delta {sure['delta1']:.3f}, coverage {sure['coverage']:.3f}",
+        "AbsRel ≤ 0.15",
+        sure["abs_rel"] <= 0.15,
+    )
     yield Row("ddad_surround, < 40 m, all", f"AbsRel {near['abs_rel']:.3f}, delta {near['delta1']:.3f}, coverage {near['coverage']:.3f}")
 
 
@@ -69,15 +83,21 @@ def nuscenes(result: dict) -> Iterator[Row]:
 
 def simulated_stereo(result: dict) -> Iterator[Row]:
     near = result["metrics"]["depth"]["near"]
-    yield Row("simulated stereo, static, < 40 m", f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}", "≤ 0.035 at ≥ 0.90",
-              near["abs_rel"] <= 0.035 and near["coverage"] >= 0.90)
+    yield Row(
+        "simulated stereo, static, < 40 m",
+        f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}",
+        "≤ 0.035 at ≥ 0.90",
+        near["abs_rel"] <= 0.035 and near["coverage"] >= 0.90,
+    )
     yield from _movers("simulated stereo", result)
 
 
 def simulated_surround(result: dict) -> Iterator[Row]:
     near, sure = result["metrics"]["depth"]["near"], result["metrics"]["depth"].get("near_confident")
     text = f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}"
-    yield Row("six simulated cameras, static, < 40 m", text + (f"; confident: {sure['abs_rel']:.3f}, {sure['coverage']:.3f}" if sure else ""))
+    yield Row(
+        "six simulated cameras, static, < 40 m", text + (f"; confident: {sure['abs_rel']:.3f}, {sure['coverage']:.3f}" if sure else "")
+    )
     yield from _movers("six simulated cameras", result)
 
 
@@ -86,27 +106,49 @@ def _movers(what: str, result: dict) -> Iterator[Row]:
     masks, swept, score = metrics["masks"], metrics["map_swept"], metrics["trajectory"]
     yield Row(f"{what}, movers' mask IoU", f"{masks['iou']:.3f} ({masks['movers']} sightings)", "≥ 0.5", masks["iou"] >= 0.5)
     yield Row(f"{what}, static pixels marked", f"{100 * masks['static_marked']:.2f} %", "< 2 %", masks["static_marked"] < 0.02)
-    yield Row(f"{what}, map points where movers drove", f"{100 * swept['share']:.2f} % of {swept['points']:,}", "< 1 %", swept["share"] < 0.01)
-    yield Row(f"{what}, no odometry", f"drift {score['end_drift']:.2f} % of {score['path']:.0f} m, ATE {score['ate']:.2f} m; {result['rate_step_hz']:.1f} frame sets/s")
+    yield Row(
+        f"{what}, map points where movers drove", f"{100 * swept['share']:.2f} % of {swept['points']:,}", "< 1 %", swept["share"] < 0.01
+    )
+    yield Row(
+        f"{what}, no odometry",
+        f"drift {score['end_drift']:.2f} % of {score['path']:.0f} m, ATE {score['ate']:.2f} m; {result['rate_step_hz']:.1f} frame sets/s",
+    )
 
 
 def endurance(what: str) -> Any:
     def rows(result: dict) -> Iterator[Row]:
         slower = result["step_ms_late"] / result["step_ms_early"] - 1
         grown = result["rss_mib_end"] - result["rss_mib_warm"]
-        yield Row(f"2,000 frame sets, {what}: step of the last 100 against sets 100 to 200",
-                  f"{result['step_ms_late']:.1f} against {result['step_ms_early']:.1f} ms ({slower:+.1%})", "within 10 %", abs(slower) <= 0.10)
-        yield Row(f"2,000 frame sets, {what}: resident memory after warm-up", f"{grown:+.1f} MiB to {result['rss_mib_end']:.0f}", "< +50 MB", grown < 47.7)
+        yield Row(
+            f"2,000 frame sets, {what}: step of the last 100 against sets 100 to 200",
+            f"{result['step_ms_late']:.1f} against {result['step_ms_early']:.1f} ms ({slower:+.1%})",
+            "within 10 %",
+            abs(slower) <= 0.10,
+        )
+        yield Row(
+            f"2,000 frame sets, {what}: resident memory after warm-up",
+            f"{grown:+.1f} MiB to {result['rss_mib_end']:.0f}",
+            "< +50 MB",
+            grown < 47.7,
+        )
+
     return rows
 
 
 def graph(result: dict) -> Iterator[Row]:
     for rate, heard in result.items():
         drops = "; ".join(f"{count} {reason}" for reason, count in heard["drops"].items()) or "no drops"
-        yield Row(f"six cameras over DDS at {rate} x real time", f"p50 {heard['latency_p50_ms']:.0f} ms, p95 {heard['latency_p95_ms']:.0f} ms from reception to "
-                  f"publication; {heard['frame_sets']} frame sets; engine {heard['engine_p50_ms']:.0f} ms; {drops}")
-        yield Row(f"the same: host outside the engine, per camera, median (p95), at {rate} x", f"{heard['host_per_camera_p50_ms']:.2f} ms "
-                  f"({heard['host_per_camera_p95_ms']:.2f})", "< 5 ms", heard["host_per_camera_p50_ms"] < 5)
+        yield Row(
+            f"six cameras over DDS at {rate} x real time",
+            f"p50 {heard['latency_p50_ms']:.0f} ms, p95 {heard['latency_p95_ms']:.0f} ms from reception to "
+            f"publication; {heard['frame_sets']} frame sets; engine {heard['engine_p50_ms']:.0f} ms; {drops}",
+        )
+        yield Row(
+            f"the same: host outside the engine, per camera, median (p95), at {rate} x",
+            f"{heard['host_per_camera_p50_ms']:.2f} ms ({heard['host_per_camera_p95_ms']:.2f})",
+            "< 5 ms",
+            heard["host_per_camera_p50_ms"] < 5,
+        )
 
 
 def camera_table(result: dict) -> str:
@@ -114,14 +156,27 @@ def camera_table(result: dict) -> str:
     score = result["metrics"]["lidar_depth"]
     ranges = [name for name in score["ranges"] if score["ranges"][name]["pixels"]]
     cells = {camera: [score["camera_ranges"][camera][name] for name in ranges] for camera in score["cameras"]}
-    lines = [f"| {camera} | " + " | ".join(f"{c['abs_rel']:.3f} / {c['delta1']:.2f} / {c['coverage']:.2f}" if c["pixels"] else "" for c in row) + " |"
-             for camera, row in cells.items()]
-    head = "\n## ddad_surround by camera and range: AbsRel / delta / coverage\n\n| camera | " + " | ".join(f"{name} m" for name in ranges) + " |\n"
+    lines = [
+        f"| {camera} | "
+        + " | ".join(f"{c['abs_rel']:.3f} / {c['delta1']:.2f} / {c['coverage']:.2f}" if c["pixels"] else "" for c in row)
+        + " |"
+        for camera, row in cells.items()
+    ]
+    head = (
+        "\n## ddad_surround by camera and range: AbsRel / delta / coverage\n\n| camera | "
+        + " | ".join(f"{name} m" for name in ranges)
+        + " |\n"
+    )
     return head + "|---" * (len(ranges) + 1) + "|\n" + "\n".join(lines) + "\n"
 
 
 SECTIONS = (
-    ("kitti", kitti, None), ("ddad", ddad, camera_table), ("nuscenes", nuscenes, None), ("simulated_stereo", simulated_stereo, None),
-    ("simulated_surround", simulated_surround, None), ("graph", graph, None),
-    ("endurance_stereo", endurance("stereo"), None), ("endurance_surround", endurance("six cameras"), None),
+    ("kitti", kitti, None),
+    ("ddad", ddad, camera_table),
+    ("nuscenes", nuscenes, None),
+    ("simulated_stereo", simulated_stereo, None),
+    ("simulated_surround", simulated_surround, None),
+    ("graph", graph, None),
+    ("endurance_stereo", endurance("stereo"), None),
+    ("endurance_surround", endurance("six cameras"), None),
 )

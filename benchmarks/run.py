@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Measure every number of docs/benchmarks.md on this machine, and write that page: `make bench`, or `make bench ARGS="kitti graph"` for some.
+"""Measure every number of docs/benchmarks.md on this machine, and write that page.
+
+`make bench`, or `make bench ARGS="kitti graph"` for some.
 
 Each measurement is a process of its own (peak memory is a process's), keeps its result in benchmarks/results/NAME.json with machine and
 date, and can be repeated alone. What is not there (shared/bags) is said, not made up.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -130,9 +133,15 @@ def _heard(recorded: Path) -> dict:
             host.append((sum(stages.values()) - stages["engine"]) / len(status.cameras))
             drops = dict(zip(status.drop_reasons, map(int, status.drop_counts), strict=True))
     p50, p95 = (np.percentile(latency, q) for q in (50, 95))
-    return {"frame_sets": len(latency), "latency_p50_ms": round(float(p50) * 1e3, 1), "latency_p95_ms": round(float(p95) * 1e3, 1),
-            "engine_p50_ms": round(float(np.median(engine)) * 1e3, 1), "host_per_camera_p50_ms": round(float(np.median(host)) * 1e3, 2),
-            "host_per_camera_p95_ms": round(float(np.percentile(host, 95)) * 1e3, 2), "drops": drops}
+    return {
+        "frame_sets": len(latency),
+        "latency_p50_ms": round(float(p50) * 1e3, 1),
+        "latency_p95_ms": round(float(p95) * 1e3, 1),
+        "engine_p50_ms": round(float(np.median(engine)) * 1e3, 1),
+        "host_per_camera_p50_ms": round(float(np.median(host)) * 1e3, 2),
+        "host_per_camera_p95_ms": round(float(np.percentile(host, 95)) * 1e3, 2),
+        "drops": drops,
+    }
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
 from recon4d_ros.geometry import quaternion
-from recon4d_ros.mapping import Mapper, read_cloud
+from recon4d_ros.mapping import read_cloud
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview_data import OverviewRecorder
 from recon4d_ros.preprocess import Preprocessor
@@ -28,6 +28,14 @@ from recon4d_ros.types import DynamicObject, Reconstruction, Rig
 
 FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
 FOLDERS = ("depth", "dynamic")
+
+
+class SavesMap(Protocol):
+    """What has a map to save: the Mapper of a run, or a recording that heard one."""
+
+    def save(self, path: Path) -> int:
+        """Write the map; returns its number of points."""
+        ...
 
 
 class RunWriter:
@@ -65,7 +73,7 @@ class RunWriter:
         if self._evaluator:
             self._evaluator.add_reconstruction(result, preprocessor)
 
-    def finish(self, mapper: Mapper, summary: dict[str, Any], metrics: dict | None = None) -> dict[str, Any]:
+    def finish(self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None) -> dict[str, Any]:
         """Writes map, summary and picture; returns the summary as written (with `map_points`, and `metrics` where there is truth)."""
         with self._writing():
             self._trajectory.close()

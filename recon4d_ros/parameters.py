@@ -3,6 +3,7 @@
 The node declares them to ROS, the command line and YAML files set them, the README's table is generated from them, and a value
 out of range is one sentence. A stage's dataclass lives in the stage's own file, beside the code that it steers.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,9 +30,13 @@ class ParameterInfo:
     choices: tuple[str, ...] = ()
 
 
-def parameter(default: T, description: str, *, minimum: float | None = None, maximum: float | None = None, choices: Sequence[str] = ()) -> T:
+def parameter(
+    default: T, description: str, *, minimum: float | None = None, maximum: float | None = None, choices: Sequence[str] = ()
+) -> T:
     """A dataclass field that is a user's parameter; ranges are inclusive."""
-    return dataclasses.field(default=default, metadata={"description": description, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)})  # type: ignore[return-value]
+    return dataclasses.field(
+        default=default, metadata={"description": description, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    )  # type: ignore[return-value]
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[ParameterInfo]:
@@ -43,7 +48,9 @@ def describe(cls: type, prefix: str = "") -> Iterator[ParameterInfo]:
             yield from describe(type(value), f"{prefix}{field.name}.")
         else:
             meta = field.metadata
-            yield ParameterInfo(prefix + field.name, type(value), value, meta["description"], meta["minimum"], meta["maximum"], meta["choices"])
+            yield ParameterInfo(
+                prefix + field.name, type(value), value, meta["description"], meta["minimum"], meta["maximum"], meta["choices"]
+            )
 
 
 def check(info: ParameterInfo, value: Any) -> Any:

@@ -5,6 +5,7 @@ Conventions: metres, seconds only in floats named so, time stamps in integer nan
 y left, z up and its origin on the ground where the rig says so; a camera's frame is its optical one (x right, y down, z forward).
 Pixel (0, 0) is the centre of the first pixel. N cameras, in the rig's order, absent ones included (see `Frame.present`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -38,15 +39,21 @@ class Camera:
     def __post_init__(self) -> None:
         where = f"camera {self.name}"
         if self.distortion_model not in DISTORTION_COEFFICIENTS:
-            raise CalibrationError(f"{where}: distortion model {self.distortion_model!r} is not known: expected one of {', '.join(DISTORTION_COEFFICIENTS)}")
+            raise CalibrationError(
+                f"{where}: distortion model {self.distortion_model!r} is not known: expected one of {', '.join(DISTORTION_COEFFICIENTS)}"
+            )
         if len(self.d) not in DISTORTION_COEFFICIENTS[self.distortion_model] and any(self.d):
-            raise CalibrationError(f"{where}: {self.distortion_model} takes {DISTORTION_COEFFICIENTS[self.distortion_model]} coefficients, got {len(self.d)}")
+            raise CalibrationError(
+                f"{where}: {self.distortion_model} takes {DISTORTION_COEFFICIENTS[self.distortion_model]} coefficients, got {len(self.d)}"
+            )
         if np.shape(self.k) != (3, 3) or np.shape(self.T_base_camera) != (4, 4):
             raise CalibrationError(f"{where}: K must be 3x3 and T_base_camera 4x4")
         if not (np.all(np.isfinite(self.k)) and np.all(np.isfinite(self.T_base_camera)) and np.all(np.isfinite(self.d))):
             raise CalibrationError(f"{where}: calibration has a value that is not finite")
         if self.k[0, 0] <= 0 or self.k[1, 1] <= 0:
-            raise CalibrationError(f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above zero (is the camera calibrated?)")
+            raise CalibrationError(
+                f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above zero (is the camera calibrated?)"
+            )
         if self.width <= 0 or self.height <= 0:
             raise CalibrationError(f"{where}: image size is {self.width}x{self.height}: expected above zero")
         rotation = self.T_base_camera[:3, :3]
