@@ -519,7 +519,7 @@ def test_player_and_recorder_refuse_bad_input(environment, tmp_path):
 # --- the whole graph ------------------------------------------------------------------------------------------------------------------
 
 def test_player_node_and_recorder_as_three_processes(drive, tmp_path):
-    result = run_graph(drive, tmp_path / "out", {"map_publish_period": 0.5}, rate=0.4, show_progress=False)
+    result = run_graph(drive, tmp_path / "out", {"map_publish_period": 0.5}, rate=0.12, show_progress=False)
     assert result.ok, {name: log.read_text() for name, log in result.logs.items()}
     with BagReader(result.bag) as reader:
         types = {topic: info.type for topic, info in reader.topics.items()}
@@ -531,7 +531,7 @@ def test_player_node_and_recorder_as_three_processes(drive, tmp_path):
         stamps = {receive_ns for _, receive_ns, _ in reader.messages(["/camera/left/camera_info"])}
     assert types["/recon4d/map"] == "sensor_msgs/msg/PointCloud2" and types["/recon4d/map_updates"] == "recon4d_msgs/msg/MapUpdate"
     sets = len(by_topic["/recon4d/odometry"])
-    assert sets >= 0.5 * SECONDS * RATE, "fewer than half of the frame sets came out at 0.4 of the rate"
+    assert sets >= 0.5 * SECONDS * RATE, "fewer than half of the frame sets came out at an eighth of the rate"
     for topic in ("/recon4d/points", "/recon4d/left/depth", "/recon4d/right/dynamic_mask", "/recon4d/objects", "/recon4d/map_updates"):
         assert len(by_topic[topic]) == sets, f"{topic} lost messages on the way to the recorder"
     sequence = [message.sequence for _, message in by_topic["/recon4d/map_updates"]]
@@ -543,3 +543,4 @@ def test_player_node_and_recorder_as_three_processes(drive, tmp_path):
     assert last_map.width > 100 and last_map.header.frame_id == "map"
     final = by_topic["/recon4d/status"][-1][1]
     assert final.frame_sets == sets and final.tracking in (Status.STARTING, Status.TRACKING)
+    assert all(all(message.present) for _, message in by_topic["/recon4d/status"] if message.frame_sets)  # slow play splits no set

@@ -15,6 +15,8 @@ pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not
 
 import tf2_ros
 from geometry_msgs.msg import Point, Quaternion
+from rclpy.clock import Clock
+from rclpy.time import Time
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sensor_msgs_py import point_cloud2
@@ -29,6 +31,7 @@ from recon4d_ros.ros.parameters import NodeParameters, all_parameters, descripto
 from recon4d_ros.ros.pose_tree import edges
 from recon4d_ros.ros.publishers import OUTPUTS, Frames
 from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.session import WaitingClock
 from recon4d_ros.ros.worker import Worker, newest
 from recon4d_ros.types import DynamicObject, FrameSet, Jump, MapDelta, OdometrySample, PoseEstimate, RawImage, Tracking
 
@@ -274,6 +277,22 @@ def test_the_worker_survives_what_the_step_raises():
     worker.close()
     assert [str(error) for error in errors] == ["no"] and done == [2]
     assert worker.call(lambda: None).cancelled()
+
+
+def test_waits_follow_the_played_clock_and_never_go_back():
+    class Played:
+        ros_time_is_active = True
+
+        def __init__(self) -> None:
+            self.times = iter([10, 20, 5, 15])
+
+        def now(self) -> Time:
+            return Time(nanoseconds=next(self.times))
+
+    clock = WaitingClock(Played())
+    assert [clock() for _ in range(4)] == [10, 20, 20, 30]
+    wall = WaitingClock(Clock())
+    assert abs(wall() - time.monotonic_ns()) < 1e9
 
 
 # --- diagnostics --------------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import tf2_ros
+from rclpy.clock import Clock
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
@@ -58,6 +59,7 @@ class Session:
         self.health = Health(setup.cameras)
         self.paused = False
         self.active = False
+        self._now = WaitingClock(node.get_clock())
         self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
         self._listener = tf2_ros.TransformListener(self._buffer, node)
         self._source = RigSource(setup.cameras, self._buffer, own.base_frame, setup.rig)
@@ -143,7 +145,7 @@ class Session:
     def poll(self) -> None:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
-            self._hand_over(self._synchronizer.poll(time.monotonic_ns()))
+            self._hand_over(self._synchronizer.poll(self._now()))
 
     def waiting(self) -> list[str]:
         """What is missing before frame sets can come."""
@@ -197,7 +199,7 @@ class Session:
         self.health.images[camera].tick()
         self._camera_frames[camera] = frame_id or camera
         if not self.paused:
-            self._hand_over(self._synchronizer.add_image(camera, image, image.received_ns))
+            self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
 
     def _on_odometry(self, sample: OdometrySample) -> None:
         self._synchronizer.add_odometry(sample)
@@ -290,6 +292,25 @@ class Session:
         xyz, rgb, weight = self._reconstructor.mapper.points()
         self._publishers.show_map(np.asarray(xyz, np.float32), rgb, np.asarray(weight, np.float32), self._stamp_ns)
         self._map_ns, self._map_dirty = time.monotonic_ns(), False
+
+
+class WaitingClock:
+    """The time that the synchronizer's waits are counted in: the wall's, or with use_sim_time /clock's, made monotonic, in ns.
+
+    So a bag that is played slowly, or stands still, is waited for as the car would have been.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = self._offset = 0
+
+    def __call__(self) -> int:
+        if not getattr(self._clock, "ros_time_is_active", False):
+            return time.monotonic_ns()
+        now = self._clock.now().nanoseconds
+        self._offset += max(self._last - now, 0)  # a bag loops
+        self._last = now
+        return now + self._offset
 
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
