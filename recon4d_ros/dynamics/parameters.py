@@ -12,6 +12,7 @@ class DynamicsParameters:
 
     weak_sigma: float = parameter(3.0, "a pixel may belong to a mover from this many standard deviations", minimum=1.0, maximum=20.0)
     strong_sigma: float = parameter(5.0, "a new mover needs pixels of at least this many standard deviations", minimum=1.0, maximum=40.0)
+    memory: float = parameter(0.7, "share of the evidence of motion that is carried from image to image", minimum=0.0, maximum=0.95)
     minimum_area: float = parameter(0.25, "smallest mover as seen, square metres", minimum=0.0, maximum=10.0)
     maximum_range: float = parameter(80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0)
     minimum_speed: float = parameter(0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0)

@@ -25,6 +25,9 @@ Mask = NDArray[np.bool_]
 LONGEST_GAP = 1.0
 """Images further apart than this many seconds are not compared: a mover has left its place by then."""
 
+CHANCE = 2.0
+"""Chi-square that chance gives to a pixel that does not move."""
+
 ROAD_SKIN = 0.1
 """Metres above the road that stay the road, where depth is measured: flow bleeds from wheels and shadows."""
 
@@ -33,7 +36,8 @@ ROAD_SKIN = 0.1
 class Shot:
     """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
 
-    candidates: [h, w] bool, filled in when the image is judged: pixels with any sign of motion.
+    candidates: [h, w] bool and score: [h, w], filled in when the image is judged: pixels with any sign of motion, and how much of it
+    there was over the last images.
     """
 
     stamp_ns: int
@@ -42,6 +46,7 @@ class Shot:
     whole: Depth
     depth: Depth | None
     candidates: Mask
+    score: Plane
 
 
 @dataclass(frozen=True)
@@ -90,16 +95,17 @@ class Watcher:
             self._shots = [now]
             return np.zeros(self.view.x.shape, bool), []
         self._shots = [*self._shots[self._shots.index(before):], now]
-        evidence = self._judge(now, before, around)
+        evidence = self._judge(now, before, last, around)
         regions, sure = self._regions(now, evidence, around)
         return self._accept(now, before, last, evidence, regions, sure, around)
 
     def _shoot(self, stamp_ns: int, color: NDArray[np.uint8], depth: Plane, sigma: Plane, T_map_camera: Array) -> Shot:
         whole = make_depth(depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE])
         own = Depth(np.where(self.view.covered, whole.q, np.float32(np.nan)), whole.sigma) if self.view.mostly_covered else None
-        return Shot(stamp_ns, make_picture(color), T_map_camera, whole, own, np.zeros(self.view.x.shape, bool))
+        return Shot(stamp_ns, make_picture(color), T_map_camera, whole, own, np.zeros(self.view.x.shape, bool),
+                    np.zeros(self.view.x.shape, np.float32))
 
-    def _judge(self, now: Shot, before: Shot, around: Surroundings) -> _Evidence:
+    def _judge(self, now: Shot, before: Shot, last: Shot, around: Surroundings) -> _Evidence:
         """Measured against static motion. A single camera's depth comes from time: it stands in for the flow's along the epipolar line."""
         p, view = self._p, self.view
         T = inverse(before.T_map_camera) @ now.T_map_camera
@@ -117,6 +123,14 @@ class Watcher:
         pixels = np.flatnonzero(chi2 > weak)
         hidden = hidden_before(view, pixels, guess.ravel()[pixels], T, now.whole.q, before.whole.q)
         chi2.ravel()[pixels[hidden]] = 0
+        share = np.float32((now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns))
+        h, w = chi2.shape
+        xs = np.arange(w, dtype=np.float32)[None, :] + share * flow.u
+        ys = np.arange(h, dtype=np.float32)[:, None] + share * flow.v
+        remembered = cv2.remap(last.score, xs, ys, cv2.INTER_NEAREST)
+        # What moves goes on moving: the excess over chance is carried along the flow, and fades where nothing renews it.
+        chi2 = np.where(chi2 > CHANCE, chi2 + np.float32(p.memory) * np.maximum(remembered - np.float32(CHANCE), 0), chi2)
+        np.minimum(chi2, 100, out=now.score)
         return _Evidence(flow, road, static, chi2)
 
     def _regions(self, now: Shot, evidence: _Evidence, around: Surroundings) -> tuple[Regions, Mask]:
