@@ -41,8 +41,9 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.geometry import exp
 from recon4d_ros.rig import load_rig
-from recon4d_ros.ros.conversions import stamp_ns, time_msg
+from recon4d_ros.ros.conversions import pose_matrix, stamp_ns, time_msg, transform_matrix, transform_msg
 from recon4d_ros.ros.graph import Process, graph_environment, run_graph, write_parameters
 from recon4d_ros.ros.publishers import OUTPUTS
 from recon4d_ros.sim.bag import write_bag
@@ -141,18 +142,23 @@ class Car(rclpy.node.Node):
                 setattr(message, key, value)
             publisher.publish(message)
 
+    def next_shift(self) -> int:
+        return self.next // len(self.sets) * int(SECONDS * 1e9) + self.shift_ns
+
+    def next_stamp(self) -> int:
+        return stamp_ns(self.sets[self.next % len(self.sets)]["left"].header.stamp) + self.next_shift()
+
     def shoot(self, cameras=CAMERAS, *, calibrate: bool = True,
               spoil: Callable[[str, CompressedImage], None] = lambda name, message: None) -> int:
         """The next frame set of the drive, its stamps shifted so that time goes on when the drive starts over; returns its stamp."""
-        images = self.sets[self.next % len(self.sets)]
-        lap = self.next // len(self.sets) * int(SECONDS * 1e9)
+        images, shift_ns = self.sets[self.next % len(self.sets)], self.next_shift()
         self.next += 1
         for name in cameras:
             original = images[name]
             message = CompressedImage(format=original.format)
             message.data = original.data
             message.header.frame_id = original.header.frame_id
-            stamp = stamp_ns(original.header.stamp) + lap + self.shift_ns
+            stamp = stamp_ns(original.header.stamp) + shift_ns
             message.header.stamp = time_msg(stamp)
             spoil(name, message)
             if calibrate:
@@ -421,6 +427,8 @@ def test_lifecycle_by_a_manager(car):
     assert len(car.said["/recon4d/odometry"]) == count
     assert car.transition(Transition.TRANSITION_CLEANUP) and car.state() == "unconfigured"
     assert not car.call(Trigger, "reset").success
+    mode = ParameterMsg(name="publish_tf", value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="map_odom"))
+    assert car.call(SetParameters, "set_parameters", parameters=[mode]).results[0].successful
     assert car.transition(Transition.TRANSITION_CONFIGURE) and car.transition(Transition.TRANSITION_ACTIVATE)
 
     def reads() -> bool:
@@ -431,6 +439,28 @@ def test_lifecycle_by_a_manager(car):
     car.wait(reads, "the node to read the images again")
     car.rest(1.0)
     assert car.drive(2)[-1].frame_sets == 2
+    assert car.said["/recon4d/odometry"][-1].header.frame_id == "map"
+    assert car.dropped("tf", "no odom -> base_link")
+
+
+def test_another_node_may_own_the_odometry(car):
+    """map_odom (set above): the node sends only map -> odom, such that the whole is its own pose."""
+    T_odom_base = exp(np.array([7.0, -2.0, 0.0, 0.0, 0.0, 0.4]))
+    stamp = car.next_stamp()
+    publisher = car.create_publisher(TFMessage, "/tf", 10)
+    car.wait(publisher.get_subscription_count, "the node's tf listener")
+    car.rest(0.5)
+    for ns in (stamp - 10**8, stamp + 10**8):
+        publisher.publish(TFMessage(transforms=[transform_msg(T_odom_base, ns, "odom", "base_link")]))
+    car.rest(0.3)
+    car.drive(1)
+    edge = car.wait(lambda: next((t for message in car.said["/tf"] for t in message.transforms if t.header.frame_id == "map"
+                                  and stamp_ns(t.header.stamp) == stamp), None), "map -> odom")
+    odometry = next(m for m in car.said["/recon4d/odometry"] if stamp_ns(m.header.stamp) == stamp)
+    T_map_base = pose_matrix(odometry.pose.pose.position, odometry.pose.pose.orientation, "odometry")
+    np.testing.assert_allclose(transform_matrix(edge) @ T_odom_base, T_map_base, atol=1e-9)
+    ours = [t for message in car.said["/tf"] for t in message.transforms if stamp_ns(t.header.stamp) == stamp]
+    assert [(t.header.frame_id, t.child_frame_id) for t in ours] == [("map", "odom")]
 
 
 def test_images_do_not_queue_up(car):
