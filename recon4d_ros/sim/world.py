@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from recon4d_ros.sim import models
 from recon4d_ros.sim.models import Body
@@ -176,6 +175,6 @@ def ground_pose(xy: NDArray, yaw: float) -> NDArray[np.float64]:
 
 
 def _yaw(angle: float) -> NDArray[np.float64]:
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_euler("z", angle).as_matrix()
+    pose, c, s = np.eye(4), np.cos(angle), np.sin(angle)
+    pose[:2, :2] = (c, -s), (s, c)
     return pose
