@@ -89,8 +89,9 @@ def competing_shape(now: Plane, before: NDArray[np.uint8], box: tuple[int, int, 
     """Pixels of a window that the mover's motion explains better than a static world does.
 
     box: left, top, width, height of the window in the motion grid. mover: affine flow in window coordinates.
-    static_flow: [height, width, 2]. prior: [height, width], log-odds from the region itself. noise: grey levels. Both motions warp the previous image onto the
-    current one; the difference of their squared errors, summed over 3x3, is a log-likelihood ratio.
+    static_flow: [height, width, 2]. prior: [height, width], log-odds from the region itself. noise: grey levels.
+    Both motions warp the previous image onto the current one; the difference of their squared errors, summed over 3x3, is a
+    log-likelihood ratio.
     """
     left, top, width, height = box
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))

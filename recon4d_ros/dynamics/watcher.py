@@ -118,7 +118,8 @@ class Watcher:
         if np.count_nonzero(residual.chi2 > weak) < 4:
             return _Evidence(flow, road, static, residual.chi2)
         grey = now.picture.grid.astype(np.float32)
-        alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth, guess)
+        alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth,
+                                         guess)
         chi2 = np.minimum(residual.chi2, alternative)
         pixels = np.flatnonzero(chi2 > weak)
         hidden = hidden_before(view, pixels, guess.ravel()[pixels], T, now.whole.q, before.whole.q)
