@@ -1,7 +1,7 @@
 """What odometry says of the motion between two instants, and when it is not to be believed."""
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 
 KEEP_NS = 5_000_000_000
 REACH_NS = 250_000_000  # how far beyond the last sample its motion is carried on
+BASIS_NS = 150_000_000  # the motion that is carried on is measured over this time where there are samples for it
 FASTEST, HARDEST = 90.0, 20.0  # m/s and m/s^2: no car does more; an odometry that does has jumped
 
 
@@ -44,7 +45,11 @@ class OdometryBuffer:
             del self._stamps[0], self._poses[0]
 
     def at(self, stamp_ns: int) -> Array | None:
-        """T_odom_base at a stamp; carried on at most REACH_NS beyond either end; None where nothing is known."""
+        """T_odom_base at a stamp; None where nothing is known.
+
+        Beyond the ends the motion is carried on for at most REACH_NS, and for no more than twice the time that it was measured over:
+        two samples a few milliseconds apart say nothing of a tenth of a second.
+        """
         if not self._stamps:
             return None
         place = bisect_left(self._stamps, stamp_ns)
@@ -54,9 +59,15 @@ class OdometryBuffer:
             return None
         if len(self._stamps) == 1:
             return None
-        first = min(max(place - 1, 0), len(self._stamps) - 2)
-        a, b = self._stamps[first], self._stamps[first + 1]
-        return geometry.interpolate(self._poses[first], self._poses[first + 1], (stamp_ns - a) / (b - a))
+        first, second = place - 1, place
+        if place == len(self._stamps):
+            first, second = min(bisect_left(self._stamps, self._stamps[-1] - BASIS_NS), place - 2), place - 1
+        elif place == 0:
+            first, second = 0, max(bisect_right(self._stamps, self._stamps[0] + BASIS_NS) - 1, 1)
+        a, b = self._stamps[first], self._stamps[second]
+        if max(a - stamp_ns, stamp_ns - b) > 2 * (b - a):
+            return None
+        return geometry.interpolate(self._poses[first], self._poses[second], (stamp_ns - a) / (b - a))
 
     def motion(self, from_ns: int, to_ns: int, velocity: Array | None) -> tuple[Array | None, str]:
         """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last twist [6], if it is known."""

@@ -18,6 +18,7 @@ from recon4d_ros.bundle import Keyframe
 from recon4d_ros.distortion import to_pixels
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.lens import lens_at
+from recon4d_ros.odometry import OdometryBuffer
 from recon4d_ros.pnp import Observations, Prior
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.types import (
@@ -600,3 +601,18 @@ def test_the_memory_finds_the_car_when_the_tracks_are_gone() -> None:
         errors[choice] = error(pose.T_map_base, at)[0]
         assert (pose.tracking is Tracking.TRACKING) == (choice == "auto")
     assert errors["auto"] < 0.1 < errors["never"]
+
+
+def test_odometry_between_and_beyond_its_samples() -> None:
+    def at(seconds: float, jitter: float = 0.0) -> OdometrySample:
+        return OdometrySample(int(seconds * 1e9), geometry.exp(np.array([10.0 * seconds + jitter, 0, 0, 0, 0, 0.2 * seconds])))
+
+    buffer = OdometryBuffer()
+    assert buffer.at(0) is None
+    buffer.add((at(0.0), at(0.009, 0.05)))
+    assert buffer.at(100_000_000) is None  # 9 ms with 5 cm of jitter: not to be carried on for 90 ms
+    buffer.add((at(0.1), at(0.2), at(0.209, 0.05)))
+    between, beyond = buffer.at(150_000_000), buffer.at(300_000_000)
+    assert between is not None and error(between, at(0.15).T_odom_base)[0] < 1e-6
+    assert beyond is not None and error(beyond, at(0.3).T_odom_base)[0] < 0.1
+    assert buffer.at(800_000_000) is None
