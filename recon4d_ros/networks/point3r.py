@@ -9,6 +9,9 @@ camera's frame.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, ModulatedBlock, PatchEmbed, layer_norm
+from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
 from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions, space_rotation
 
@@ -37,6 +42,61 @@ class Configuration:
     decoder_heads: int = 12
     pointer_heads: int = 16  # of the decoder whose queries are pointers
     pose_slots: int = 256
+
+    def __post_init__(self) -> None:
+        if self.encoder_depth < 1 or self.decoder_depth < 4 or max(self.encoder_depth, self.decoder_depth) > 99:
+            raise EngineError(f"expected 1..99 encoder and 4..99 decoder blocks, got {self.encoder_depth} and {self.decoder_depth}")
+        pairs = (self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads), (self.decoder_width, self.pointer_heads)
+        for width, heads in pairs:
+            if heads < 1 or width < 1 or width % (4 * heads):
+                raise EngineError(f"{heads} heads do not divide {width} channels into multiples of 4")
+
+
+# the authors' names for what may differ, and the only values known of what may not
+OPTIONS = {
+    "enc_depth": "encoder_depth",
+    "enc_embed_dim": "encoder_width",
+    "enc_num_heads": "encoder_heads",
+    "dec_depth": "decoder_depth",
+    "dec_embed_dim": "decoder_width",
+    "dec_num_heads": "decoder_heads",
+    "memory_dec_num_heads": "pointer_heads",
+    "local_mem_size": "pose_slots",
+}
+FIXED = {
+    "pos_embed": "RoPE100",
+    "pos_embed_3d": "RoPE3D100",
+    "pose_head": True,
+    "head_type": "dpt",
+    "output_mode": "pts3d+pose",
+    "depth_mode": ("exp", -math.inf, math.inf),
+    "conf_mode": ("exp", 1, math.inf),
+    "pose_mode": ("exp", -math.inf, math.inf),
+    "patch_size": PATCH,
+}
+
+
+def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | None) -> Configuration:
+    """What a checkpoint asks for: its model string, and where that is silent, the shapes of its parameters. Raises EngineError."""
+    arguments = model.arguments if model else {}
+    for name, known in FIXED.items():
+        if arguments.get(name, known) != known:
+            raise EngineError(f"its model string has {name}={arguments[name]!r}, expected {known!r}")
+    found = {
+        "encoder_depth": _depth(shapes, "enc_blocks"),
+        "decoder_depth": _depth(shapes, "dec_blocks"),
+        "encoder_width": math.prod(shapes.get("enc_norm.weight", (Configuration.encoder_width,))),
+        "decoder_width": math.prod(shapes.get("dec_norm.weight", (Configuration.decoder_width,))),
+    }
+    said = {ours: arguments[theirs] for theirs, ours in OPTIONS.items() if theirs in arguments}
+    for name, value in said.items():
+        if not isinstance(value, int):
+            raise EngineError(f"its model string has {value!r} where {name.replace('_', ' ')} is expected, a whole number")
+    return Configuration(**{**found, **said})
+
+
+def _depth(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> int:
+    return 1 + max((int(match[1]) for name in shapes if (match := re.match(rf"{blocks}\.(\d{{1,4}})\.", name))), default=-1)
 
 
 class Prediction(NamedTuple):
@@ -134,6 +194,10 @@ class Point3R(nn.Module):
     @staticmethod
     def _image_turn(grid: tuple[int, int], channels: int, like: Tensor) -> Rotation:
         return image_rotation(patch_positions(*grid, device=like.device), channels)
+
+
+def build(configuration: Configuration) -> Point3R:
+    return Point3R(configuration)
 
 
 class PoseMemory(nn.Module):

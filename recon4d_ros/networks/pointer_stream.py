@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.point3r import PATCH, Point3R, Pointers, Prediction
 
 FAR = 1e30  # a squared distance beyond any, and finite
@@ -49,9 +50,9 @@ class PointerStream(nn.Module):
         self.grid = size[0] // PATCH, size[1] // PATCH
         self.patches = self.grid[0] * self.grid[1]
         if size[0] % PATCH or size[1] % PATCH:
-            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {PATCH}")
+            raise EngineError(f"size {size[0]}x{size[1]}: height and width must be multiples of {PATCH}")
         if capacity < self.patches:
-            raise ValueError(f"{capacity} pointers are too few for images of {self.patches} patches")
+            raise EngineError(f"{capacity} pointers are too few for images of {self.patches} patches")
 
     def begin(self) -> StreamMemory:
         """The memory before the first image."""
