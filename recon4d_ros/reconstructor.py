@@ -21,7 +21,7 @@ from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.sync import SyncParameters
-from recon4d_ros.types import FrameSet, Jump, Motion, Reconstruction, Rig, Tracking
+from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Reconstructor:
         with _timed(latency, "engine"):
             geometry = self.engine.step(frame, self.calibration, pose.T_map_camera, self._moving_before)
         with _timed(latency, "dynamics"):
-            motion = self.dynamics(frame, pose, geometry) if pose.tracking is not Tracking.LOST else Motion(self._still)
+            motion = self.dynamics(frame, pose, geometry)
         with _timed(latency, "mapping"):
             delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
         with _timed(latency, "landmarks"):
