@@ -142,10 +142,16 @@ class Point3R(nn.Module):
         both = c.encoder_width + c.decoder_width
         self.memory_attn_head = nn.Sequential(nn.Linear(both, both), nn.GELU(), nn.Linear(both, c.encoder_width))
 
+    def lower_precision(self, dtype: torch.dtype) -> Point3R:
+        """Transformers in bfloat16 or float16; rotations, heads and all geometry stay in float32."""
+        self.to(dtype)
+        self.downstream_head.float()
+        return self
+
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
         turn = self._image_turn(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
-        x = self.patch_embed(images)
+        x = self.patch_embed(images.to(self.pose_token.dtype))
         for block in self.enc_blocks:
             x = block(x, turn)
         return self.enc_norm(x)
@@ -175,7 +181,7 @@ class Point3R(nn.Module):
     def predict(self, decoded: list[Tensor], grid: tuple[int, int]) -> Prediction:
         """The heads, on what decode() gave for an image of `grid` = (rows, columns) of patches."""
         turn = self._image_turn(grid, self.configuration.decoder_width // self.configuration.decoder_heads, decoded[0])
-        return self.downstream_head(decoded, grid, turn)
+        return self.downstream_head([x.float() for x in decoded], grid, turn)
 
     def offer(self, tokens: Tensor, decoded: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """New pointers, one a patch: feature [T, decoder_width], position [T, 3].
@@ -184,7 +190,7 @@ class Point3R(nn.Module):
         """
         image = points.permute(0, 3, 1, 2)
         turn = self._image_turn(_grid(image), self.configuration.encoder_width // self.configuration.encoder_heads, tokens)
-        value = self.pts_patch_embed(image)
+        value = self.pts_patch_embed(image.to(tokens.dtype))
         for block in self.value_encoder:
             value = block(value, turn)
         value = self.value_out(self.value_norm(value))

@@ -7,6 +7,7 @@ from everything the current image shows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -56,14 +57,14 @@ class PointerStream(nn.Module):
 
     def begin(self) -> StreamMemory:
         """The memory before the first image."""
-        mem = self.network.pose_retriever.mem.detach()
-        zeros = mem.new_zeros
+        slots = self.network.pose_retriever.mem.detach().clone()
+        zeros = partial(torch.zeros, device=slots.device)
         return StreamMemory(
-            feature=zeros(self.capacity, self.network.configuration.decoder_width),
+            feature=zeros(self.capacity, self.network.configuration.decoder_width, dtype=slots.dtype),
             position=zeros(self.capacity, 3),
             valid=zeros(self.capacity, dtype=torch.bool),
             token_positions=zeros(self.cameras, self.patches, 3),
-            slots=mem.clone(),
+            slots=slots,
             started=zeros((), dtype=torch.bool),
         )
 
@@ -97,7 +98,7 @@ class PointerStream(nn.Module):
         """The very first image talks with its own tokens, which are nowhere yet (position zero)."""
         own = F.pad(self.network.decoder_embed_memory(tokens)[0], (0, 0, 0, self.capacity - self.patches))
         there = torch.arange(self.capacity, device=tokens.device) < self.patches
-        return Pointers(torch.where(started, pointers.feature, own), pointers.position, torch.where(started, pointers.valid, there))
+        return Pointers(torch.where(started, pointers.feature, own), pointers.position, pointers.valid | (there & ~started))
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

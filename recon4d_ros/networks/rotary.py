@@ -16,7 +16,7 @@ SPACE_BASES = (10.0, 100.0, 1000.0, 10000.0)  # Point3R's hierarchy: four bases,
 
 
 class Rotation(NamedTuple):
-    """What turns the channels of T tokens: cos, sin [..., T, D]; runs: how many of the D channels each axis has."""
+    """What turns the channels of T tokens, in float32: cos, sin [..., T, D], the sine with its sign; runs: channels of each axis."""
 
     cos: Tensor
     sin: Tensor
@@ -24,7 +24,7 @@ class Rotation(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, heads, T, D], turned."""
-        return x * self.cos + _quarter_turn(x, self.runs) * self.sin
+        return (x * self.cos + _swap_halves(x, self.runs) * self.sin).to(x.dtype)
 
 
 def patch_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -55,19 +55,20 @@ def _rotation(positions: Tensor, runs: tuple[int, ...], bases: tuple[float, ...]
         exponents = torch.arange(0, run, 2, device=positions.device, dtype=torch.float32) / run
         rates = torch.stack([1.0 / base**exponents for base in bases])  # [bases, run / 2]
         angles = positions[..., None, axis, None] * rates  # [..., T, bases, run / 2]
-        cosines.append(torch.cat([angles.cos().mean(-2)] * 2, -1)[..., :run])
-        sines.append(torch.cat([angles.sin().mean(-2)] * 2, -1)[..., :run])
+        cos, sin = angles.cos().mean(-2), angles.sin().mean(-2)
+        cosines.append(torch.cat([cos, cos], -1)[..., :run])
+        both = torch.cat([sin, sin], -1)[..., :run]
+        sines += [-both[..., : run // 2], both[..., run // 2 :]]  # (first, second) half turns to (-second, first)
     cos, sin = torch.cat(cosines, -1), torch.cat(sines, -1)
     if cos.dim() == 3:  # a batch of positions: the same for every head
         cos, sin = cos[:, None], sin[:, None]
     return Rotation(cos, sin, runs)
 
 
-def _quarter_turn(x: Tensor, runs: tuple[int, ...]) -> Tensor:
-    """(first, second) half of every run -> (-second, first). A run of odd length has the longer half first, as the published networks
-    do."""
+def _swap_halves(x: Tensor, runs: tuple[int, ...]) -> Tensor:
+    """(first, second) half of every run -> (second, first). A run of odd length has the longer half first, as the published networks do."""
     parts = []
     for part in x.split(runs, -1):
         half = (part.shape[-1] + 1) // 2
-        parts += [-part[..., half:], part[..., :half]]
+        parts += [part[..., half:], part[..., :half]]
     return torch.cat(parts, -1)
