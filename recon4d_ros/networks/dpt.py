@@ -40,8 +40,7 @@ class DenseHead(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Checkpoints hold the layers' convolutions under two names, layer1_rn .. layer4_rn and layer_rn.0 .. 3; the second is the one that
-    counts."""
+    """Checkpoints hold the layers' convolutions under two names, layer1_rn .. layer4_rn and layer_rn.0 .. 3; the second one counts."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

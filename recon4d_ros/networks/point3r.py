@@ -1,5 +1,4 @@
-"""Point3R (Wu et al., "Point3R: Streaming 3D Reconstruction with Explicit Spatial Pointer Memory", 2025), under its checkpoints' parameter
-names.
+"""Point3R (Wu et al., "Streaming 3D Reconstruction with Explicit Spatial Pointer Memory", 2025), under its checkpoints' names.
 
 One image at a time: a ViT encodes it; its tokens and a pose token talk, block by block, with pointers (features that live at points in
 space); two dense heads give points in the camera's own frame and in the world, a small one the pose; each patch then offers a new pointer
@@ -207,8 +206,7 @@ def build(configuration: Configuration) -> Point3R:
 
 
 class PoseMemory(nn.Module):
-    """A fixed set of slots that remembers which pose went with which image (after CUT3R, Wang et al., 2025). Slots: [1, pose_slots, 2 *
-    width]."""
+    """Slots [1, pose_slots, 2 * width] that remember which pose went with which image (after CUT3R, Wang et al., 2025)."""
 
     def __init__(self, query_width: int, width: int, heads: int, slots: int) -> None:
         super().__init__()
