@@ -210,3 +210,12 @@ def test_a_track_that_stops_is_no_object_and_one_that_is_gone_is_forgotten():
         tracker.predict(0.1)
         tracker.update([])
     assert tracker.tracks == []
+
+
+def test_what_seems_faster_than_traffic_is_no_object():
+    for speed, count in ((30.0, 1), (60.0, 0)):
+        tracker = Tracker(3.0, 2, 0.5, 0.5)
+        for n in range(6):
+            tracker.predict(0.1)
+            tracker.update([detection(0, (30, n * speed * 0.1, 0.7), (0, speed, 0))])
+        assert len(tracker.objects()) == count

@@ -56,11 +56,10 @@ class FlowMeter:
     """
 
     def __init__(self, flow_noise: float, image_noise: float) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
         self._dis.setFinestScale(1)
         self._dis.setPatchStride(4)
         self._dis.setGradientDescentIterations(12)
-        self._dis.setVariationalRefinementIterations(2)
         self._flow_noise = flow_noise
         self.image_noise = image_noise
 

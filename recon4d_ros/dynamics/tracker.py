@@ -14,6 +14,9 @@ Array = NDArray[np.float64]
 GATE = 16.0
 """Squared Mahalanobis distance in three dimensions beyond which a detection is not this track's (99.9 %)."""
 
+FASTEST = 40.0
+"""m/s over the ground. What seems faster is a wrong match, and no object."""
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -118,14 +121,14 @@ class Tracker:
             for track in self.tracks if track.confirmed and self.is_moving(track))
 
     def is_moving(self, track: Track) -> bool:
-        """Speed above the smallest that counts, and three standard deviations above zero."""
-        return bool(np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 3.0)
+        """Speed above the smallest that counts, below what traffic does, and three standard deviations above zero."""
+        return bool(self._minimum_speed < np.hypot(*track.state[3:5]) < FASTEST and track.significance > 3.0)
 
     def moving(self) -> list[Track]:
         """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that vehicles have."""
         return [track for track in self.tracks
                 if track.confirmed and track.missed <= 2 and self.is_moving(track) and track.significance > 4.0
-                and track.size.max() < 12.0 and track.size[2] < 4.0 and np.hypot(*track.state[3:5]) < 45.0]
+                and track.size.max() < 12.0 and track.size[2] < 4.0]
 
     def _distances(self, detections: list[Detection]) -> Array:
         if not self.tracks or not detections:
