@@ -46,10 +46,10 @@ class ExportArguments:
 
 
 def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
-    """Sizes for a rig: a rectified pair works at about 1024 pixels of width, one camera at 640, more at 320 to 480 each (measured:
-    docs)."""
+    """Sizes for a rig: a rectified pair works at about 896 pixels of width, one camera at 640, more at 320 to 480 each
+    (docs/engine.md: what width costs and gives)."""
     stereo = is_rectified_rig(rig)
-    width = 1024 if stereo else {1: 640, 2: 512, 3: 416, 4: 384}.get(len(rig.cameras), 320)
+    width = 896 if stereo else {1: 640, 2: 512, 3: 416, 4: 384}.get(len(rig.cameras), 320)
     widest = max(camera.width for camera in rig.cameras)
     aspect = sorted(camera.height / camera.width for camera in rig.cameras)[len(rig.cameras) // 2]
     width = min(width, widest // 8 * 8)

@@ -46,7 +46,8 @@ class GeometricOptions:
     from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of
     the square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera
     moves before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from
-    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround).
+    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround). floor: confidence below which a pixel gets
+    no depth. fade: what a depth recalled from the frame before keeps of its confidence (stereo).
     """
 
     config: str
@@ -68,6 +69,8 @@ class GeometricOptions:
     cue: float = 1.0
     agree: float = 0.7
     precision: float = 0.3
+    floor: float = 0.2
+    fade: float = 0.7
 
     @property
     def stereo(self) -> bool:
@@ -93,7 +96,7 @@ class GeometricOptions:
 
 
 # what a rig without a rectified pair wants otherwise
-SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0}
+SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0, "floor": 0.3}
 
 
 def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -135,7 +138,9 @@ def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
         "token_again": (t,),
         "token_pixel": (t,),
     }
-    if not o.stereo:
+    if o.stereo:  # the depth of the frame before, for what only one of the two sees now
+        shapes |= {"before_inverse": (2, 2 * y, 2 * x), "before_sure": (2, 2 * y, 2 * x), "before_pose": (2, 4, 4)}
+    else:
         c = len(CENSUS_8)
         for name in ("key", "next"):  # the older frame that is matched against, and the one that will take its place
             shapes |= {f"{name}_descriptor": (n, c, y, x), f"{name}_inverse": (n, y, x), f"{name}_pose": (n, 4, 4), f"{name}_valid": (n,)}
@@ -240,8 +245,9 @@ class GeometricStep(nn.Module):
         # volume of scores, and inverse depth from it
         cue = self.pointer_cue(memory, seen, k)
         if o.stereo:
-            inverse, spread, confidence = self.match_pair(grey, k, pose, cue)
-            new: dict[str, Tensor] = {}
+            matched = self.match_pair(grey, k, pose, cue)
+            inverse, spread, confidence = self.recall(at, *matched)
+            new = {"before_inverse": inverse, "before_sure": confidence * present[:, None, None], "before_pose": pose}
         else:
             inverse, spread, confidence, new = self.match_rig(grey, at, cue)
         confidence = confidence * present[:, None, None]
@@ -288,9 +294,8 @@ class GeometricStep(nn.Module):
         grey = (x[:, :1] * 0.299 + x[:, 1:2] * 0.587 + x[:, 2:] * 0.114) / 255
         return color.permute(0, 2, 3, 1), grey
 
-    def volume_k(self, k: Tensor) -> Tensor:
-        """Intrinsics of the volume's pixels, whose centres lie between working pixels."""
-        s = self.o.stride
+    def scaled_k(self, k: Tensor, s: int) -> Tensor:
+        """Intrinsics of pixels of s x s working pixels, whose centres lie between these."""
         scale = torch.tensor([1 / s, 1 / s, 1.0])[:, None]
         shift = torch.tensor([[0.0, 0.0, (s - 1) / 2], [0.0, 0.0, (s - 1) / 2], [0.0, 0.0, 0.0]])
         return (k - shift) * scale
@@ -304,7 +309,7 @@ class GeometricStep(nn.Module):
         descriptors = soft_census(half, CENSUS_5)
         raw = rectified_scores(descriptors[0], descriptors[1], o.planes)[None]  # [1, y, x, D]
         baseline = (pose[1, :3, 3] - pose[0, :3, 3]).square().sum().sqrt().clamp_min(1e-3)
-        to_inverse = 1 / (self.volume_k(k)[0, 0, 0] * baseline)  # of one volume pixel of disparity
+        to_inverse = 1 / (self.scaled_k(k, o.stride)[0, 0, 0] * baseline)  # of one volume pixel of disparity
         plane_inverse = torch.arange(o.planes - 1, -1, -1, dtype=torch.float32) * to_inverse
         scores = raw + self.cue_scores((cue[0][:1], cue[1][:1]), plane_inverse, to_inverse)
         total = semi_global(scores, o.step_penalty, o.jump_penalty)
@@ -355,6 +360,35 @@ class GeometricStep(nn.Module):
         sampled = F.grid_sample(descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
         return F.avg_pool2d((sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1), window, 1, window // 2)
 
+    def recall(self, at: dict[str, Tensor], inverse: Tensor, spread: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Match over time: where the pair has no sure depth (hidden from one of the two, or outside its image), the depth of the frame before
+        as seen from here, without what moved in it; it fades from frame to frame. Each [2, 2y, 2x]."""
+        o = self.o
+        count, rows, columns = inverse.shape
+        moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[:, 0, :rows, :columns]
+        known = at["before_sure"] * (moved == 0).to(torch.float32)
+        shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))
+        k = self.scaled_k(at["k"], o.depth_stride)
+        rays = self.rays(k, (rows, columns))
+        move = Projection.between(rays, at["pose"], at["before_pose"] - shift, k, torch.ones(count))
+        q = [constant + slope * at["before_inverse"] for constant, slope in zip(move.constant, move.slope, strict=True)]
+        ahead = (q[2] > 1e-3) & (known > 0)
+        z = torch.where(ahead, q[2], 1.0)
+        u, v = (q[0] / z).round(), (q[1] / z).round()
+        inside = ahead & (u >= 0) & (u <= columns - 1) & (v >= 0) & (v <= rows - 1)
+        camera = torch.arange(count, dtype=torch.float32)[:, None, None]
+        index = torch.where(inside, (camera * rows + v) * columns + u, float(count * rows * columns)).to(torch.int64).reshape(-1)
+        own = (at["before_inverse"] / z).reshape(-1)
+        nearest = torch.zeros(count * rows * columns + 1).scatter_reduce(0, index, own, "amax", include_self=True)
+        front = known.reshape(-1) * (own >= nearest[index]).to(torch.float32)
+        sure = torch.zeros(count * rows * columns + 1).scatter_reduce(0, index, front, "amax", include_self=True)
+        there, sure = (tensor[:-1].reshape(count, 1, rows, columns) for tensor in (nearest, sure))
+        hole = (there == 0).to(torch.float32)  # between the pixels that a surface spreads over as it comes nearer
+        there = (there + hole * F.max_pool2d(there, 3, 1, 1))[:, 0]
+        sure = o.fade * (sure + hole * F.max_pool2d(sure, 3, 1, 1))[:, 0]
+        better = sure > confidence
+        return torch.where(better, there, inverse), torch.where(better, 2 * spread, spread), torch.maximum(sure, confidence)
+
     def match_rig(
         self, grey: Tensor, at: dict[str, Tensor], cue: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -365,11 +399,11 @@ class GeometricStep(nn.Module):
         """
         o = self.o
         present, pose = at["present"], at["pose"]
-        k = self.volume_k(at["k"])
+        k = self.scaled_k(at["k"], o.stride)
         descriptors = soft_census(F.avg_pool2d(grey, o.stride), CENSUS_8)
         key, following = self.older_frames(at)
 
-        rays = self.rays(k)
+        rays = self.rays(k, o.volume_size)
         over_time = Projection.between(rays, key["pose"], pose, k, present * key["valid"])
         raw = sweep_scores(descriptors, key["descriptor"], *over_time, self.inverse_depths)
         over_rig = None
@@ -421,9 +455,9 @@ class GeometricStep(nn.Module):
         following = {**following, "valid": torch.where(turn, 0.0, following["valid"])}
         return key, following
 
-    def rays(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y at z = 1 of the volume's pixels: [n, 1, x] and [n, y, 1]."""
-        y, x = self.o.volume_size
+    def rays(self, k: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """x and y at z = 1 of the pixels of images of `size` (y, x): [n, 1, x] and [n, y, 1]."""
+        y, x = size
         u = (torch.arange(x, dtype=torch.float32) - k[:, 0, 2, None]) / k[:, 0, 0, None]
         v = (torch.arange(y, dtype=torch.float32) - k[:, 1, 2, None]) / k[:, 1, 1, None]
         return u[:, None, :], v[:, :, None]
@@ -449,7 +483,7 @@ class GeometricStep(nn.Module):
         flat = torch.where(block[:, 1] < 0, block[:, 0], smooth)
         sure = block[:, 2] * covered
         sure = torch.where(flat > 1 / self.o.far, sure, 0.0)
-        depth = torch.where(sure > 0.02, 1 / flat.clamp_min(1 / self.o.far), 0.0)
+        depth = torch.where(sure > self.o.floor, 1 / flat.clamp_min(1 / self.o.far), 0.0)
         sigma = depth * depth * block[:, 1].abs()
         return depth, sigma, torch.where(depth > 0, sure, 0.0)
 
