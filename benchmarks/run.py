@@ -76,13 +76,14 @@ def simulated_surround(work: Path) -> dict:
 
 
 def endurance_stereo(work: Path) -> dict:
-    """2,000 frame sets, stereo, to and fro over 20 s of the procedural world."""
-    return _endurance(work, "kitti_like")
+    """2,000 frame sets, stereo, to and fro over the real stereo drive."""
+    return asdict(bench(_shared("kitti_stereo_a"), 2000))
 
 
 def endurance_surround(work: Path) -> dict:
     """2,000 frame sets, six cameras, to and fro over 10 s of the procedural world."""
-    return _endurance(work, "nuscenes_like")
+    simulate_to(work / "drive", find_rig("nuscenes_like"), 10.0, 10.0, 0)
+    return asdict(bench(work / "drive", 2000))
 
 
 def graph(work: Path) -> dict:
@@ -112,11 +113,6 @@ def _shared(name: str) -> Path:
 def _simulated(work: Path, rig: str) -> dict:
     simulate_to(work / "drive", find_rig(rig), 20.0, 10.0, 0)
     return replay(work / "drive", work / "run")
-
-
-def _endurance(work: Path, rig: str) -> dict:
-    simulate_to(work / "drive", find_rig(rig), 10.0, 10.0, 0)
-    return asdict(bench(work / "drive", 2000))
 
 
 def _heard(recorded: Path) -> dict:

@@ -48,7 +48,8 @@ _NO_DELTA = MapDelta(
 
 @dataclass
 class Recording:
-    """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the last map heard.
+    """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the map as heard over the drive: the last
+    one, and of those before what lay beyond its reach.
 
     source: the bag that was played, for the pictures. preprocessor: of the rig and engine that ran. A set is what the node's status
     said of a frame set, with the images published for it.
@@ -61,7 +62,7 @@ class Recording:
     node: str = "/recon4d"
     latency: list[float] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)
-    cloud: Any = None
+    cloud: Cloud = field(default_factory=lambda: _empty())
 
     def frames(self) -> Iterator[Reconstruction]:
         """Reconstructions in the order of their stamps. Raises BagError if the recording has no frame set."""
@@ -92,8 +93,9 @@ class Recording:
                     statuses[stamp] = message
                     self.latency.append(float(message.latency))
                     self.drops = dict(zip(message.drop_reasons, map(int, message.drop_counts), strict=True))
-                elif kind == "map":
-                    self.cloud = message
+                elif kind == "map" and poses:
+                    position = poses[max(poses)].pose.pose.position
+                    self.cloud = _joined(self.cloud, _cloud(message), np.array([position.x, position.y, position.z]))
         return poses, objects, statuses
 
     def _reconstruction(
@@ -152,10 +154,9 @@ class Recording:
         )
 
     def save(self, path: Path) -> int:
-        """Write the last map heard; returns its number of points (0 and an empty file if no map was heard)."""
-        cloud = _cloud(self.cloud)
-        write_cloud(path, cloud)
-        return len(cloud)
+        """Write the map as heard; returns its number of points (0 and an empty file if no map was heard)."""
+        write_cloud(path, self.cloud)
+        return len(self.cloud)
 
 
 class _ImageStream:
@@ -224,10 +225,22 @@ def _object(message: Any) -> DynamicObject:
     )
 
 
+def _empty() -> Cloud:
+    return Cloud(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
+
+
+def _joined(before: Cloud, now: Cloud, position: NDArray[np.float64]) -> Cloud:
+    """The map now, and of the map before what lies beyond the reach of the one now: the node's map is bounded around the car."""
+    if not len(now):
+        return before
+    reach = np.linalg.norm(now.xyz - position, axis=1).max()
+    kept = np.linalg.norm(before.xyz - position, axis=1) > reach
+    pairs = ((before.xyz, now.xyz), (before.rgb, now.rgb), (before.weight, now.weight))
+    return Cloud(*(np.concatenate([old[kept], new]) for old, new in pairs))
+
+
 def _cloud(message: Any) -> Cloud:
-    """A PointCloud2 of x y z rgb weight as the node makes it; None gives an empty cloud."""
-    if message is None:
-        return Cloud(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
+    """A PointCloud2 of x y z rgb weight as the node makes it."""
     dtype = np.dtype(
         {
             "names": [f.name for f in message.fields],

@@ -18,7 +18,8 @@ def _run_lines(summary: Tree) -> Iterator[str]:
     if "frames" not in summary:
         return
     rate = f" at {summary['rate_step_hz']:.1f} frame sets/s" if "rate_step_hz" in summary else ""
-    yield f"run          {summary['frames']} frame sets{rate}, {summary.get('peak_rss_mib', float('nan')):.0f} MiB at most"
+    memory = f", {summary['peak_rss_mib']:.0f} MiB at most" if "peak_rss_mib" in summary else ""
+    yield f"run          {summary['frames']} frame sets{rate}{memory}"
     stages = summary.get("latency_ms", {})
     if stages:
         yield "latency      " + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items()) + "  (ms, median)"

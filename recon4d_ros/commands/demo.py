@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     bag = arguments.bag or out / "drive"
     if arguments.bag is None:
         print(f"1/3  simulating {arguments.seconds:g} s of rig {arguments.rig}, seed {arguments.seed}", flush=True)
-        simulate_to(bag, find_rig(arguments.rig), arguments.seconds, 10.0, arguments.seed)
+        simulate_to(bag, find_rig(arguments.rig), arguments.seconds, 10.0, arguments.seed, truth_every=2)
     with BagReader(bag) as reader:
         rig = reader.rig()
         odometry = odometry_topic(reader, arguments.odometry)

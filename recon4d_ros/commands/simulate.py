@@ -49,7 +49,15 @@ def find_rig(name: str) -> Rig:
     return load_rig(file)
 
 
-def simulate_to(bag: Path, rig: Rig, seconds: float, rate: float, seed: int) -> None:
-    """write_bag with a progress bar."""
+def simulate_to(bag: Path, rig: Rig, seconds: float, rate: float, seed: int, truth_every: int = 1) -> None:
+    """write_bag with a progress bar; true depth and masks for every truth_every-th frame."""
     with tqdm(total=max(1, round(seconds * rate)), unit="set", desc="simulate", mininterval=0.5) as bar:
-        write_bag(bag, rig, seconds=seconds, rate=rate, seed=seed, progress=lambda done, _: bar.update(done - bar.n))
+        write_bag(
+            bag,
+            rig,
+            seconds=seconds,
+            rate=rate,
+            seed=seed,
+            ground_truth_every=truth_every,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )

@@ -46,8 +46,8 @@ class GeometricOptions:
     from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of
     the square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera
     moves before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from
-    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround). floor: confidence below which a pixel gets
-    no depth. fade: what a depth recalled from the frame before keeps of its confidence (stereo).
+    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround). floor: confidence below which
+    a pixel gets no depth. fade: what a depth recalled from the frame before keeps of its confidence (stereo).
     """
 
     config: str
@@ -361,8 +361,8 @@ class GeometricStep(nn.Module):
         return F.avg_pool2d((sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1), window, 1, window // 2)
 
     def recall(self, at: dict[str, Tensor], inverse: Tensor, spread: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Match over time: where the pair has no sure depth (hidden from one of the two, or outside its image), the depth of the frame before
-        as seen from here, without what moved in it; it fades from frame to frame. Each [2, 2y, 2x]."""
+        """Match over time: where the pair has no sure depth (hidden from one of the two, or outside its image), the depth of the frame
+        before as seen from here, without what moved in it; it fades from frame to frame. Each [2, 2y, 2x]."""
         o = self.o
         count, rows, columns = inverse.shape
         moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[:, 0, :rows, :columns]
