@@ -138,7 +138,11 @@ def endurance(what: str) -> Any:
 
 def graph(result: dict) -> Iterator[Row]:
     for rate, heard in result.items():
-        drops = "; ".join(f"{count} {reason}" for reason, count in heard["drops"].items()) or "no drops"
+        reasons: dict[str, int] = {}
+        for entry, count in heard["drops"].items():  # "camera: reason"
+            reason = entry.split(": ", 1)[-1]
+            reasons[reason] = reasons.get(reason, 0) + count
+        drops = "; ".join(f"{count} images dropped: {reason}" for reason, count in reasons.items()) or "no drops"
         yield Row(
             f"six cameras over DDS at {rate} x real time",
             f"p50 {heard['latency_p50_ms']:.0f} ms, p95 {heard['latency_p95_ms']:.0f} ms from reception to "
