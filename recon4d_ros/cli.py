@@ -16,7 +16,7 @@ COMMANDS = (
     ("evaluate", "recon4d_ros.commands.evaluate", "score a run's folder against the truth in its bag"),
     ("bench", "recon4d_ros.commands.bench", "time an engine and every stage around it on this machine"),
     ("export", "recon4d_ros.export", "turn a network (and its checkpoint) into an engine folder"),
-    ("info", "recon4d_ros.commands.info", "say what a bag, an engine or a rig file holds, or list all parameters"),
+    ("info", "recon4d_ros.commands.info", "say what a bag, an engine, a rig file or a checkpoint holds, or list all parameters"),
 )
 EXIT_CODES = """exit codes:
   0  done

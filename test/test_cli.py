@@ -145,3 +145,19 @@ def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag)
     assert summary["frames"] == len((one / "trajectory.tum").read_text().splitlines()) > 0
     assert summary["latency_ms"]["engine"]["p50"] > 0 and summary["peak_rss_mib"] > 0
     assert (one / "overview.png").stat().st_size > 10_000
+
+
+def test_info_of_a_checkpoint_says_what_it_is_or_why_not(capsys, tmp_path):
+    pytest.importorskip("torch", reason="checkpoints are read with PyTorch")
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    one_sentence(capsys, ["info", tmp_path / "broken.pth"], "broken.pth")
+
+
+def test_info_of_bag_engine_and_rig(capsys, small_bag, stereo_engine):
+    for path, word in (
+        (small_bag, "/camera/left/image_raw/compressed"),
+        (stereo_engine, "recon4d_geometric"),
+        (ROOT / "config/rigs/mono.yaml", "1 camera"),
+    ):
+        assert cli.main(["info", str(path)]) == 0
+        assert word in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`recon4d info`: what a bag, an engine folder or a rig file holds; or every parameter."""
+"""`recon4d info`: what a bag, an engine folder, a rig file or a checkpoint holds; or every parameter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.engine import describe as describe_engine
-from recon4d_ros.errors import BagError, Recon4dError
+from recon4d_ros.errors import BagError, EngineError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.rig import load_rig
@@ -17,12 +17,15 @@ EPILOG = """examples:
   recon4d info drive/            cameras, topics, length and truth of a bag
   recon4d info engines/NAME      network, sizes, runtime and parity of an engine
   recon4d info my_car.yaml       the cameras of a rig file
+  recon4d info point3r.pth       which published system a checkpoint is of, its configuration, and what is missing or wrong (takes PyTorch)
   recon4d info --parameters      every parameter with default, range and meaning
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder or rig file")
+    parser.add_argument(
+        "path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt, .safetensors)"
+    )
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -44,8 +47,18 @@ def describe_path(path: Path) -> str:
         return describe_engine(path)
     if path.suffix in (".yaml", ".yml"):
         return "\n".join(rig_lines(load_rig(path)))
+    if path.suffix in (".pth", ".pt", ".safetensors"):
+        return "\n".join(_checkpoint_lines(path))
     with BagReader(path) as reader:
         return "\n".join(bag_lines(reader))
+
+
+def _checkpoint_lines(path: Path) -> list[str]:
+    try:
+        from recon4d_ros.networks.checkpoint import identify  # PyTorch: not in the runtime
+    except ModuleNotFoundError as missing:
+        raise EngineError(f"{path}: reading a checkpoint takes {missing.name}: `make dev` installs it") from None
+    return list(identify(path).lines())
 
 
 def bag_lines(reader: BagReader) -> list[str]:
