@@ -100,8 +100,9 @@ class Evaluator:
 
         def source(images: NDArray) -> ImageOf:
             return lambda n: preprocessor.to_source(images[n], n) if frame.present[n] else None
+        heard = np.isfinite(geometry.confidence).any()  # a recording has none
         self.add(frame.stamp_ns, frame.stamps_ns, result.pose.T_map_base, source(geometry.depth), source(result.motion.mask),
-                 objects_at(frame.stamp_ns, result.motion.objects), source(geometry.confidence))
+                 objects_at(frame.stamp_ns, result.motion.objects), source(geometry.confidence) if heard else None)
 
     def add(self, stamp_ns: int, stamps_ns: NDArray[np.int64], T_map_base: NDArray[np.float64], depth: ImageOf, mask: ImageOf,
             objects: ObjectsAt, confidence: ImageOf | None = None) -> None:

@@ -129,7 +129,6 @@ class Recording:
                 images[name] = picture
         frame, _ = self.preprocessor(FrameSet(stamp, images))
         color = np.stack([_rectified(frame.images[n], self.calibration.grid[n]) for n in range(count)])
-        known = np.isfinite(depth)
         q, p = pose.pose.pose.orientation, pose.pose.pose.position
         T_map_base = se3_from_quaternion(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
         estimate = PoseEstimate(
@@ -140,7 +139,8 @@ class Recording:
             np.zeros(6),
             reason=status.reason,
         )
-        geometry = Geometry(depth, np.where(known, 0, np.nan).astype(np.float32), known.astype(np.float32), color)
+        unheard = np.full_like(depth, np.nan)  # sigma and confidence are not published per pixel
+        geometry = Geometry(depth, unheard, unheard, color)
         latency = dict(zip(status.stages, map(float, status.stage_latency), strict=True))
         return Reconstruction(
             FrameSet(stamp, images),
