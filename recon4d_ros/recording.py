@@ -19,6 +19,7 @@ from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.errors import BagError
 from recon4d_ros.geometry import se3_from_quaternion
 from recon4d_ros.mapping import Cloud, write_cloud
+from recon4d_ros.messages import stamp_ns
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import (
     Calibration,
@@ -83,7 +84,7 @@ class Recording:
         topics = {f"{self.node}/{name}": name for name in ("odometry", "objects", "status", "map")}
         with BagReader(self.bag) as reader:
             for topic, _, message in reader.messages([topic for topic in topics if topic in reader.topics]):
-                stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+                stamp = stamp_ns(message.header.stamp)
                 kind = topics[topic]
                 if kind == "odometry":
                     poses[stamp] = message
@@ -173,7 +174,7 @@ class _ImageStream:
         """The message stamped nearest to `stamp`, at most `slack` nanoseconds away."""
         while self._latest < stamp + self._window // 2 and (following := next(self._messages, None)) is not None:
             name, _, message = following
-            own = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            own = stamp_ns(message.header.stamp)
             self._latest = max(self._latest, own)
             held = self._held[name]
             held[own] = message
