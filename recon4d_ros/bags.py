@@ -19,7 +19,7 @@ from recon4d_ros.bag_types import typestore
 from recon4d_ros.bag_writer import BagWriter
 from recon4d_ros.errors import BagError, CalibrationError, Recon4dError
 from recon4d_ros.geometry import inverse
-from recon4d_ros.image_header import compressed_size
+from recon4d_ros.images.header import compressed_size
 from recon4d_ros.types import Camera, OdometrySample, RawImage, Rig
 
 __all__ = ["BagInfo", "BagReader", "BagWriter", "Event", "ImageEvent", "OdometryEvent"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.distortion import to_pixels, widest_ray
 from recon4d_ros.errors import CalibrationError
-from recon4d_ros.image_decode import REDUCTIONS
+from recon4d_ros.images.decode import REDUCTIONS
 from recon4d_ros.types import Calibration, Camera, Rig
 
 WIDEST_HALF_ANGLE = np.deg2rad(60.0)  # of a working image of a distorted lens: a pinhole stretches its border by 1 / cos^2, 4 at 60 degrees

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.errors import CalibrationError
 from recon4d_ros.geometry import inverse, se3_from_quaternion
-from recon4d_ros.image_header import compressed_kind
+from recon4d_ros.images.header import compressed_kind
 from recon4d_ros.types import DISTORTION_COEFFICIENTS, Camera, OdometrySample, RawImage
 
 _MODEL_ALIASES = {"fisheye": "equidistant", "kannala_brandt": "equidistant", "kannala_brandt4": "equidistant",

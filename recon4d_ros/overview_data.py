@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recon4d_ros.distortion import to_pixels
 from recon4d_ros.evaluation import History
 from recon4d_ros.geometry import inverse, transform
-from recon4d_ros.image_decode import decode
+from recon4d_ros.images.decode import decode
 from recon4d_ros.mapping import Cloud
 from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail
 from recon4d_ros.preprocess import Preprocessor

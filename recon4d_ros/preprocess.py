@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recon4d_ros.calibration import OUTSIDE, input_size_for, make_calibration, reduced_size, reduction
 from recon4d_ros.distortion import to_rays
 from recon4d_ros.errors import CalibrationError, ImageError
-from recon4d_ros.image_decode import ENCODINGS, decode, source_size
+from recon4d_ros.images.decode import ENCODINGS, decode, source_size
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
 
 __all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "gray", "input_size_for", "make_calibration"]

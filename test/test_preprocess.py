@@ -14,7 +14,7 @@ from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
 from recon4d_ros.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.errors import CalibrationError, ImageError
-from recon4d_ros.image_header import compressed_kind, compressed_size
+from recon4d_ros.images.header import compressed_kind, compressed_size
 from recon4d_ros.preprocess import ENCODINGS, OUTSIDE, Preprocessor, decode, gray, input_size_for, make_calibration
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
 

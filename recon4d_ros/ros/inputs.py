@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from recon4d_ros.errors import Recon4dError
-from recon4d_ros.image_header import compressed_size
+from recon4d_ros.images.header import compressed_size
 from recon4d_ros.ros.conversions import pose_matrix, raw_image, stamp_ns, transform_matrix
 from recon4d_ros.types import OdometrySample, RawImage
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.errors import ImageError
-from recon4d_ros.image_header import compressed_size, is_complete
+from recon4d_ros.images.header import compressed_size, is_complete
 from recon4d_ros.types import RawImage
 
 REDUCTIONS = (1, 2, 4, 8)
