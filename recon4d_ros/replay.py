@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from recon4d_ros.bag_topics import ODOMETRY, TRUTH
 from recon4d_ros.bags import BagReader, ImageEvent, OdometryEvent
+from recon4d_ros.bags.topics import ODOMETRY, TRUTH
 from recon4d_ros.errors import BagError
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet

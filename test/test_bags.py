@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from recon4d_ros.bag_types import typestore
-from recon4d_ros.bag_writer import rig_transforms
-from recon4d_ros.bags import BagReader, BagWriter, ImageEvent, OdometryEvent
+from recon4d_ros.bags import BagReader, BagWriter, ImageEvent, OdometryEvent, rig_transforms
+from recon4d_ros.bags.types import typestore
 from recon4d_ros.errors import BagError, CalibrationError, ImageError, OutputError
 from recon4d_ros.geometry import exp, inverse
 from recon4d_ros.preprocess import decode

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from recon4d_ros.bag_writer import BagWriter, rig_transforms
+from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.errors import OutputError, Recon4dError
 from recon4d_ros.evaluation import Evaluator, evaluate_run, format_report, project_visible
 from recon4d_ros.geometry import exp, inverse, se3

@@ -23,8 +23,8 @@ from std_srvs.srv import SetBool
 from tf2_msgs.msg import TFMessage
 from tqdm import tqdm
 
-from recon4d_ros.bag_topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TF_STATIC, TRUTH
 from recon4d_ros.bags import BagReader
+from recon4d_ros.bags.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TF_STATIC, TRUTH
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spinning

@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-from recon4d_ros.bag_writer import BagWriter
+from recon4d_ros.bags import BagWriter
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.player import split_ros_args

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.bag_writer import BagWriter, rig_transforms
+from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.errors import OutputError
 from recon4d_ros.geometry import quaternion
 from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator

@@ -1,4 +1,4 @@
-"""rosbag2 out, without a ROS installation: sqlite3 or MCAP."""
+"""rosbag2 out: a new bag, message by message."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from recon4d_ros.bag_types import typestore
+from recon4d_ros.bags.types import typestore
 from recon4d_ros.errors import BagError, ImageError, OutputError, Recon4dError
 from recon4d_ros.geometry import quaternion
 from recon4d_ros.types import Camera, Rig

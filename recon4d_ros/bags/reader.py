@@ -1,8 +1,8 @@
-"""rosbag2 in, without a ROS installation: sqlite3 and MCAP, compressed or not, streamed, pixels never copied. Out: `BagWriter`."""
+"""rosbag2 in: what a bag holds, its rig, and its messages one by one."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,15 @@ from typing import Any
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from recon4d_ros import bag_topics
 from recon4d_ros import messages as ros
-from recon4d_ros.bag_topics import CameraTopic, TopicInfo
-from recon4d_ros.bag_types import typestore
-from recon4d_ros.bag_writer import BagWriter
+from recon4d_ros.bags import topics as bag_topics
+from recon4d_ros.bags.files import check_files
+from recon4d_ros.bags.topics import CameraTopic, TopicInfo
+from recon4d_ros.bags.types import typestore
 from recon4d_ros.errors import BagError, CalibrationError, Recon4dError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.images.header import compressed_size
 from recon4d_ros.types import Camera, OdometrySample, RawImage, Rig
-
-__all__ = ["BagInfo", "BagReader", "BagWriter", "Event", "ImageEvent", "OdometryEvent"]
-
-_MCAP_MAGIC = b"\x89MCAP0\r\n"
-_SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class BagReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.stamps_replaced: Counter[str] = Counter()
-        _check_files(self.path)
+        check_files(self.path)
         with _readable(self.path):
             self._reader = Reader(self.path)
             self._reader.open()
@@ -261,57 +256,3 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _storage_files(path: Path) -> list[Path]:
-    return sorted([*path.glob("*.mcap"), *path.glob("*.db3")]) if path.is_dir() else [path]
-
-
-def _check_files(path: Path) -> None:
-    """The faults that have a name: missing, not a bag, empty, truncated."""
-    if not path.exists():
-        raise BagError(f"bag {path} does not exist: expected a rosbag2 folder or an .mcap or .db3 file")
-    if path.is_dir() and not (path / "metadata.yaml").exists():
-        raise BagError(f"bag {path} has no metadata.yaml: expected a whole rosbag2 folder (`ros2 bag reindex` mends it)")
-    checks: dict[str, Callable[[Path], str]] = {".mcap": _mcap_fault, ".db3": _sqlite_fault}
-    if path.is_file() and path.suffix not in checks:
-        raise BagError(f"bag {path} has an unknown suffix: expected a rosbag2 folder or an .mcap or .db3 file")
-    for file in _storage_files(path):
-        try:
-            fault = checks[file.suffix](file)
-        except OSError as error:
-            raise BagError(f"bag {file} cannot be read: {error.strerror}") from error
-        if fault:
-            raise BagError(f"bag {file} {fault}")
-
-
-def _mcap_fault(file: Path) -> str:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        stream.seek(max(0, size - 8))
-        end = stream.read(8)
-    if not size:
-        return "is empty: expected an MCAP file"
-    if start != _MCAP_MAGIC[: len(start)]:
-        return "is not an MCAP file: its first bytes are wrong"
-    if end != _MCAP_MAGIC or size < 16:
-        return "is truncated: the end that its recorder writes on closing is missing (`mcap recover` saves what is there)"
-    return ""
-
-
-def _sqlite_fault(file: Path) -> str:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header = stream.read(100)  # SQLite file format 1.3: page size at 16, number of pages at 28
-    if not size:
-        return "is empty: expected an SQLite file"
-    if not header.startswith(_SQLITE_MAGIC[: len(header)]):
-        return "is not an SQLite file: its first bytes are wrong"
-    page = int.from_bytes(header[16:18], "big")
-    expected = int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
-    if size < max(expected, 100):
-        return f"is truncated: it has {size} of {expected} bytes"
-    return ""
-
-

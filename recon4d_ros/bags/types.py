@@ -45,7 +45,7 @@ def message_files() -> list[Path]:
 
 def _folders() -> Iterator[Path]:
     here = Path(__file__).resolve()
-    yield here.parent.parent / "msg" / "msg"
+    yield here.parents[2] / "msg" / "msg"
     prefixes = [*map(Path, filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))), *here.parents]
     for prefix in prefixes:
         yield prefix / "share" / PACKAGE / "msg"
