@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recon4d_ros import sync_odometry
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.errors import ParameterError
-from recon4d_ros.sync import BEFORE_JUMP, DUPLICATE, JUMPED, TOO_FEW, Synchronizer, SyncParameters
-from recon4d_ros.sync_policies import LATE
+from recon4d_ros.sync import Synchronizer, SyncParameters
+from recon4d_ros.sync import odometry as sync_odometry
+from recon4d_ros.sync.policies import LATE
+from recon4d_ros.sync.synchronizer import BEFORE_JUMP, DUPLICATE, JUMPED, TOO_FEW
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
 
 MS = 1_000_000

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
-from recon4d_ros.sync_odometry import OdometryBuffer
-from recon4d_ros.sync_policies import Group, MatchedPolicy, Policy, ResilientPolicy
+from recon4d_ros.sync.odometry import OdometryBuffer
+from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
 
 SECOND = 1_000_000_000
