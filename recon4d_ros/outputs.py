@@ -22,7 +22,7 @@ from recon4d_ros.evaluation import Evaluator
 from recon4d_ros.geometry import quaternion
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.overview import draw_overview
-from recon4d_ros.overview_data import OverviewRecorder
+from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import DynamicObject, Reconstruction, Rig
 

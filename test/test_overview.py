@@ -10,7 +10,10 @@ import pytest
 from recon4d_ros.metrics.depth import DepthAccumulator
 from recon4d_ros.metrics.masks import MaskScore
 from recon4d_ros.metrics.trajectory import score_trajectory
-from recon4d_ros.overview import WIDTH, CameraView, ObjectView, OverviewData, Trail, depth_colors, draw_overview, headline, identity_color
+from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail, draw_overview
+from recon4d_ros.overview.cameras import depth_colors
+from recon4d_ros.overview.numbers import headline
+from recon4d_ros.overview.page import WIDTH, identity_color
 
 
 def view(name: str, height: int, width: int) -> CameraView:

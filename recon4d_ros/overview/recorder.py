@@ -12,7 +12,7 @@ from recon4d_ros.evaluation import History
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.images.decode import decode
 from recon4d_ros.mapping import Cloud
-from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail
+from recon4d_ros.overview.data import CameraView, ObjectView, OverviewData, Trail
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
 
