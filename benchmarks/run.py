@@ -30,12 +30,12 @@ from recon4d_ros.commands.bench import bench, machine  # noqa: E402
 from recon4d_ros.commands.common import choose_engine  # noqa: E402
 from recon4d_ros.commands.replay import replay  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig, simulate_to  # noqa: E402
-from recon4d_ros.metrics.trajectory import score_trajectory  # noqa: E402
+from recon4d_ros.evaluation.metrics.trajectory import score_trajectory  # noqa: E402
+from recon4d_ros.evaluation.truth import Truth  # noqa: E402
 from recon4d_ros.parameters import build  # noqa: E402
 from recon4d_ros.reconstructor import Parameters  # noqa: E402
-from recon4d_ros.recording import Recording  # noqa: E402
 from recon4d_ros.ros.graph import run_graph  # noqa: E402
-from recon4d_ros.truth import Truth  # noqa: E402
+from recon4d_ros.runs.recording import Recording  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 SHARED = ROOT.parent / "shared/bags"

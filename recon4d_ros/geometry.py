@@ -94,3 +94,10 @@ def project(points: NDArray, k: Array) -> tuple[NDArray, NDArray]:
     u = k[0, 0] * points[..., 0] / safe + k[0, 2]
     v = k[1, 1] * points[..., 1] / safe + k[1, 2]
     return np.stack([u, v], axis=-1), z
+
+
+def box_corners(center: Array, size: Array, yaw: float) -> Array:
+    """Corners [8, 3] of an upright box (length, width, height) turned by yaw about z; x slowest, z fastest."""
+    corners = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], indexing="ij"), axis=-1).reshape(8, 3) * size
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return np.asarray(corners @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + center)

@@ -1,17 +1,17 @@
 """ROS messages to our nouns, by their fields alone: the same functions serve rosbags' types (offline) and rclpy's (the node)."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.errors import CalibrationError
+from recon4d_ros.errors import CalibrationError, MessageError
 from recon4d_ros.geometry import inverse, se3_from_quaternion
 from recon4d_ros.images.header import compressed_kind
-from recon4d_ros.types import DISTORTION_COEFFICIENTS, Camera, OdometrySample, RawImage
+from recon4d_ros.types import DISTORTION_COEFFICIENTS, Camera, DynamicObject, OdometrySample, RawImage
 
 _MODEL_ALIASES = {"fisheye": "equidistant", "kannala_brandt": "equidistant", "kannala_brandt4": "equidistant",
                   "radtan": "plumb_bob", "": "none"}
@@ -48,6 +48,42 @@ def odometry_sample(message: Any) -> OdometrySample:
     """A nav_msgs/Odometry's pose. A quaternion that is no rotation gives a NaN pose, which the synchronizer rejects and counts."""
     pose = message.pose.pose
     return OdometrySample(stamp_ns(message.header.stamp), _pose(pose.position, pose.orientation))
+
+
+def dynamic_object(message: Any) -> DynamicObject:
+    """A recon4d_msgs/DynamicObject, in the frame of its array; only the yaw of its orientation is kept."""
+    pose, twist = message.pose, message.twist
+    q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
+    return DynamicObject(
+        id=int(message.id),
+        position=np.array([p.x, p.y, p.z]),
+        yaw=float(2 * np.arctan2(q.z, q.w)),
+        size=np.array([message.size.x, message.size.y, message.size.z]),
+        velocity=np.array([v.x, v.y, v.z]),
+        position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],
+        velocity_covariance=np.asarray(twist.covariance).reshape(6, 6)[:3, :3],
+        confidence=float(message.confidence),
+        age=int(message.age),
+        missed=int(message.missed),
+    )
+
+
+def point_rows(message: Any, names: Sequence[str]) -> NDArray[np.void]:
+    """The named float32 fields of a sensor_msgs/PointCloud2, a row per point, without copying. Raises MessageError if one is missing."""
+    offsets = {field.name: int(field.offset) for field in message.fields}
+    if missing := [name for name in names if name not in offsets]:
+        raise MessageError(f"a PointCloud2 has no field {missing[0]}: it has {', '.join(offsets) or 'none'}")
+    kind = ">f4" if message.is_bigendian else "<f4"
+    row = np.dtype({"names": list(names), "formats": [kind] * len(names), "offsets": [offsets[name] for name in names],
+                    "itemsize": int(message.point_step)})
+    return np.frombuffer(message.data, row, int(message.width) * int(message.height))
+
+
+def cloud_points(message: Any) -> NDArray[np.float32]:
+    """x y z [K, 3] of a sensor_msgs/PointCloud2, without points that are not finite."""
+    rows = point_rows(message, "xyz")
+    points = np.stack([rows["x"], rows["y"], rows["z"]], axis=1).astype(np.float32)
+    return points[np.isfinite(points).all(axis=1)]
 
 
 def static_transforms(messages: Iterable[Any]) -> dict[str, StaticTransform]:

@@ -15,18 +15,20 @@ from scipy.spatial.transform import Rotation
 
 from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.errors import OutputError, Recon4dError
-from recon4d_ros.evaluation import Evaluator, evaluate_run, format_report, project_visible
+from recon4d_ros.evaluation import Evaluator, evaluate_run, format_report
+from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
+from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
+from recon4d_ros.evaluation.metrics.masks import MaskAccumulator, split_movers
+from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
+from recon4d_ros.evaluation.metrics.trajectory import align_first, score_trajectory, segment_errors, umeyama
+from recon4d_ros.evaluation.truth import Truth
+from recon4d_ros.evaluation.visibility import project_visible
 from recon4d_ros.geometry import exp, inverse, se3
 from recon4d_ros.mapping import Mapper, MappingParameters
-from recon4d_ros.metrics.clouds import Boxes, inside_boxes, score_cloud
-from recon4d_ros.metrics.depth import DepthAccumulator
-from recon4d_ros.metrics.masks import MaskAccumulator, split_movers
-from recon4d_ros.metrics.tracking import Movers, TrackingAccumulator
-from recon4d_ros.metrics.trajectory import align_first, score_trajectory, segment_errors, umeyama
-from recon4d_ros.outputs import RunWriter, tum_line, without_nan, write_depth
+from recon4d_ros.messages import cloud_points
 from recon4d_ros.preprocess import Preprocessor, make_calibration
-from recon4d_ros.run_files import read_depth, read_objects, read_trajectory
-from recon4d_ros.truth import Truth, cloud_points
+from recon4d_ros.runs.files import read_depth, read_objects, read_trajectory, tum_line, without_nan, write_depth
+from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.types import (
     Camera,
     DynamicObject,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.geometry import inverse, transform, unproject
 from recon4d_ros.mapping import Cloud, Mapper, MappingParameters, read_cloud, write_cloud
 from recon4d_ros.mapping.keys import pack, unpack_relative
 from recon4d_ros.mapping.views import Gate, free_until, rays, sample, steps
 from recon4d_ros.mapping.voxel_table import VoxelTable
-from recon4d_ros.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.types import Calibration, Camera, Geometry, MapDelta, PoseEstimate, Rig, Tracking
 
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], np.float64)  # base_link -> camera that looks ahead

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recon4d_ros.metrics.depth import DepthAccumulator
-from recon4d_ros.metrics.masks import MaskScore
-from recon4d_ros.metrics.trajectory import score_trajectory
+from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
+from recon4d_ros.evaluation.metrics.masks import MaskScore
+from recon4d_ros.evaluation.metrics.trajectory import score_trajectory
 from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail, draw_overview
 from recon4d_ros.overview.cameras import depth_colors
 from recon4d_ros.overview.numbers import headline

@@ -2,7 +2,7 @@
 import numpy as np
 
 from recon4d_ros.mapping import Cloud
-from recon4d_ros.recording import _joined
+from recon4d_ros.runs.recording import _joined
 
 
 def cloud(x, color):

@@ -21,12 +21,12 @@ from recon4d_ros.commands.simulate import find_rig, simulate_to
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.export import default_export_arguments, export_engine
-from recon4d_ros.outputs import RunWriter
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.recording import Recording
 from recon4d_ros.replay import frame_sets, odometry_topic
 from recon4d_ros.ros.graph import run_graph
+from recon4d_ros.runs.recording import Recording
+from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Rig, Tracking
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from recon4d_ros.evaluation import evaluate_run, format_report
-from recon4d_ros.outputs import without_nan
 from recon4d_ros.rig import load_rig
+from recon4d_ros.runs.files import without_nan
 
 EPILOG = """Depth and masks are scored where the run kept its frames (`recon4d replay --save-frames`); trajectory, objects and map always.
 

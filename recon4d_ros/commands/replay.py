@@ -10,10 +10,10 @@ from tqdm import tqdm
 from recon4d_ros.bags import BagReader
 from recon4d_ros.commands.common import add_engine_and_parameters, choose_engine, parameters_from
 from recon4d_ros.evaluation import Evaluator, format_report
-from recon4d_ros.outputs import RunWriter
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
 from recon4d_ros.rig import load_rig_file
+from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.statistics import RunStatistics
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Tracking

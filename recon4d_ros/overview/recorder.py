@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.distortion import to_pixels
-from recon4d_ros.evaluation import History
-from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.evaluation.evaluator import History
+from recon4d_ros.geometry import box_corners, inverse, transform
 from recon4d_ros.images.decode import decode
 from recon4d_ros.mapping import Cloud
 from recon4d_ros.overview.data import CameraView, ObjectView, OverviewData, Trail
@@ -81,9 +81,7 @@ def _interest(result: Reconstruction) -> float:
 
 def _object_view(o: DynamicObject, T_camera_map: NDArray[np.float64], camera: Camera) -> ObjectView | None:
     """The box's twelve edges as the lens shows them; None where the box is not in view."""
-    corners = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], indexing="ij"), axis=-1).reshape(8, 3) * o.size
-    cos, sin = np.cos(o.yaw), np.sin(o.yaw)
-    corners = corners @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + o.position
+    corners = box_corners(o.position, o.size, o.yaw)
     pairs = [(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b) in (1, 2, 4)]
     fraction = np.linspace(0, 1, _EDGES)[:, None]
     lines = np.stack([corners[a] * (1 - fraction) + corners[b] * fraction for a, b in pairs])  # [12, _EDGES, 3]

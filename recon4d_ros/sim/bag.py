@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.errors import OutputError
 from recon4d_ros.geometry import quaternion
+from recon4d_ros.images.depth import encode_depth
 from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator
 from recon4d_ros.types import Rig
 
-DEPTH_SCALE = 256.0
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
 
@@ -56,9 +56,7 @@ def write_bag(path: str | Path, rig: Rig, seconds: float = 20.0, rate: float = 1
 
 def depth_png(depth: NDArray[np.float32]) -> bytes:
     """16 bit PNG of metres x 256; 0 where there is none or it is beyond 255 m."""
-    scaled = np.nan_to_num(depth * np.float32(DEPTH_SCALE), nan=0.0)
-    scaled[scaled > 255.0 * DEPTH_SCALE] = 0.0
-    return _encode(".png", np.rint(scaled).astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return encode_depth(np.where(depth <= 255.0, depth, np.float32(np.nan)))
 
 
 def _encode(suffix: str, image: NDArray, options: list[int]) -> bytes:

@@ -6,7 +6,6 @@ that is stopped leaves what it had.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,15 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
-from recon4d_ros.geometry import quaternion
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.preprocess import Preprocessor
-from recon4d_ros.types import DynamicObject, Reconstruction, Rig
+from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
+from recon4d_ros.types import Reconstruction, Rig
 
 FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
 FOLDERS = ("depth", "dynamic")
@@ -115,41 +113,3 @@ class RunWriter:
         except OSError as error:
             reason = error.strerror or str(error)
             raise OutputError(f"cannot write output folder {self.out}: {reason} (expected one that can be written and has room)") from error
-
-
-def tum_line(stamp_ns: int, pose: NDArray[np.float64]) -> str:
-    """`seconds x y z qx qy qz qw`, with all nanoseconds."""
-    values = " ".join(f"{value:.6f}" for value in pose[:3, 3]) + " " + " ".join(f"{value:.9f}" for value in quaternion(pose))
-    return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d} {values}\n"
-
-
-def object_entry(o: DynamicObject) -> dict[str, Any]:
-    """One mover in map as objects.jsonl has it: metres, m/s, radians."""
-    def numbers(array: NDArray) -> Any:
-        return np.round(np.asarray(array, np.float64), 4).tolist()
-    return {"id": o.id, "position": numbers(o.position), "yaw": round(float(o.yaw), 4), "size": numbers(o.size),
-            "velocity": numbers(o.velocity), "position_covariance": numbers(o.position_covariance),
-            "velocity_covariance": numbers(o.velocity_covariance),
-            "confidence": round(float(o.confidence), 4), "age": int(o.age), "missed": int(o.missed)}
-
-
-def write_depth(path: Path, depth: NDArray[np.float32]) -> None:
-    """16 bit PNG with metres x 256; 0 where there is no depth or it is beyond 255.99 m. Raises OSError."""
-    scaled = depth * np.float32(256.0)
-    known = np.isfinite(scaled) & (scaled > 0) & (scaled < 65535.5)
-    values = np.where(known, np.maximum(np.rint(np.where(known, scaled, 0)), 1), 0).astype(np.uint16)
-    path.write_bytes(cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
-
-
-def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    """8 bit PNG, 255 = moving. Raises OSError."""
-    path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))[1].tobytes())
-
-
-def without_nan(value: Any) -> Any:
-    """The same tree with null for numbers that are not finite: JSON has none."""
-    if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,11 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros import messages as ros
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.errors import BagError
-from recon4d_ros.geometry import se3_from_quaternion
 from recon4d_ros.mapping import Cloud, write_cloud
-from recon4d_ros.messages import stamp_ns
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import (
     Calibration,
@@ -84,19 +83,19 @@ class Recording:
         topics = {f"{self.node}/{name}": name for name in ("odometry", "objects", "status", "map")}
         with BagReader(self.bag) as reader:
             for topic, _, message in reader.messages([topic for topic in topics if topic in reader.topics]):
-                stamp = stamp_ns(message.header.stamp)
+                stamp = ros.stamp_ns(message.header.stamp)
                 kind = topics[topic]
                 if kind == "odometry":
                     poses[stamp] = message
                 elif kind == "objects":
-                    objects[stamp] = tuple(_object(entry) for entry in message.objects)
+                    objects[stamp] = tuple(ros.dynamic_object(entry) for entry in message.objects)
                 elif kind == "status" and message.frame_sets > 0:
                     statuses[stamp] = message
                     self.latency.append(float(message.latency))
                     self.drops = dict(zip(message.drop_reasons, map(int, message.drop_counts), strict=True))
                 elif kind == "map" and poses:
-                    position = poses[max(poses)].pose.pose.position
-                    self.cloud = _joined(self.cloud, _cloud(message), np.array([position.x, position.y, position.z]))
+                    position = ros.odometry_sample(poses[max(poses)]).T_odom_base[:3, 3]
+                    self.cloud = _joined(self.cloud, _cloud(message), position)
         return poses, objects, statuses
 
     def _reconstruction(
@@ -130,8 +129,7 @@ class Recording:
                 images[name] = picture
         frame, _ = self.preprocessor(FrameSet(stamp, images))
         color = np.stack([_rectified(frame.images[n], self.calibration.grid[n]) for n in range(count)])
-        q, p = pose.pose.pose.orientation, pose.pose.pose.position
-        T_map_base = se3_from_quaternion(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
+        T_map_base = ros.odometry_sample(pose).T_odom_base
         estimate = PoseEstimate(
             T_map_base,
             T_map_base @ self.calibration.T_base_camera,
@@ -174,7 +172,7 @@ class _ImageStream:
         """The message stamped nearest to `stamp`, at most `slack` nanoseconds away."""
         while self._latest < stamp + self._window // 2 and (following := next(self._messages, None)) is not None:
             name, _, message = following
-            own = stamp_ns(message.header.stamp)
+            own = ros.stamp_ns(message.header.stamp)
             self._latest = max(self._latest, own)
             held = self._held[name]
             held[own] = message
@@ -209,23 +207,6 @@ def _rectified(image: NDArray[np.uint8], grid: NDArray[np.float32]) -> NDArray[n
     return np.repeat(out.reshape(*grid.shape[:2], -1), 3 if image.shape[-1] == 1 else 1, axis=-1)
 
 
-def _object(message: Any) -> DynamicObject:
-    pose, twist = message.pose, message.twist
-    q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
-    return DynamicObject(
-        id=int(message.id),
-        position=np.array([p.x, p.y, p.z]),
-        yaw=float(2 * np.arctan2(q.z, q.w)),
-        size=np.array([message.size.x, message.size.y, message.size.z]),
-        velocity=np.array([v.x, v.y, v.z]),
-        position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],
-        velocity_covariance=np.asarray(twist.covariance).reshape(6, 6)[:3, :3],
-        confidence=float(message.confidence),
-        age=int(message.age),
-        missed=int(message.missed),
-    )
-
-
 def _empty() -> Cloud:
     return Cloud(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32))
 
@@ -242,15 +223,7 @@ def _joined(before: Cloud, now: Cloud, position: NDArray[np.float64]) -> Cloud:
 
 def _cloud(message: Any) -> Cloud:
     """A PointCloud2 of x y z rgb weight as the node makes it."""
-    dtype = np.dtype(
-        {
-            "names": [f.name for f in message.fields],
-            "formats": ["<f4"] * len(message.fields),
-            "offsets": [f.offset for f in message.fields],
-            "itemsize": message.point_step,
-        }
-    )
-    rows = np.frombuffer(message.data, dtype)
+    rows = ros.point_rows(message, ("x", "y", "z", "rgb", "weight"))
     packed = np.ascontiguousarray(rows["rgb"]).view(np.uint32)
     rgb = np.stack([(packed >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
     return Cloud(np.stack([rows["x"], rows["y"], rows["z"]], axis=-1), rgb, np.ascontiguousarray(rows["weight"]))

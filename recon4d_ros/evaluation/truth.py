@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import BagReader
+from recon4d_ros.evaluation.metrics.clouds import Boxes
 from recon4d_ros.geometry import interpolate
-from recon4d_ros.metrics.clouds import Boxes
+from recon4d_ros.images.depth import decode_depth
 
 _PREFIX = "/ground_truth/"
 _SLACK_NS = 1_000_000_000  # a recorder may have the truth of a stamp up to a second after the images of that stamp
@@ -70,8 +70,7 @@ class Truth:
         message = self._at(f"{_PREFIX}{camera}/depth", stamp_ns)
         if message is None:
             return None
-        values = np.asarray(cv2.imdecode(message.data, cv2.IMREAD_UNCHANGED))
-        return np.where(values > 0, values.astype(np.float32) / np.float32(256.0), np.float32(np.nan))
+        return decode_depth(np.asarray(cv2.imdecode(message.data, cv2.IMREAD_UNCHANGED)))
 
     def mask(self, camera: str, stamp_ns: int) -> NDArray[np.bool_] | None:
         """[height, width] True on what moves."""
@@ -79,21 +78,19 @@ class Truth:
         return None if message is None else np.asarray(cv2.imdecode(message.data, cv2.IMREAD_GRAYSCALE)) > 127
 
     def objects(self, stamp_ns: int) -> TrueObjects | None:
+        """Everything that can move, whether it does or not."""
         message = self._at(_PREFIX + "objects", stamp_ns)
         if message is None:
             return None
-        every = message.objects
-        position = np.array([[o.pose.pose.position.x, o.pose.pose.position.y, o.pose.pose.position.z] for o in every]).reshape(-1, 3)
-        turns = [[q.x, q.y, q.z, q.w] for q in (o.pose.pose.orientation for o in every)]
-        yaw = Rotation.from_quat(turns).as_euler("zyx")[:, 0] if turns else np.zeros(0)
-        size = np.array([[o.size.x, o.size.y, o.size.z] for o in every]).reshape(-1, 3)
-        velocity = np.array([[o.twist.twist.linear.x, o.twist.twist.linear.y, o.twist.twist.linear.z] for o in every]).reshape(-1, 3)
-        return TrueObjects(np.array([o.id for o in every], np.int64), Boxes(position, size, yaw), velocity)
+        every = [ros.dynamic_object(entry) for entry in message.objects]
+        position, size, velocity = (np.array([getattr(o, name) for o in every]).reshape(-1, 3) for name in ("position", "size", "velocity"))
+        boxes = Boxes(position, size, np.array([o.yaw for o in every]))
+        return TrueObjects(np.array([o.id for o in every], np.int64), boxes, velocity)
 
     def points(self, stamp_ns: int, within_ns: int) -> tuple[int, NDArray[np.float32]] | None:
         """Stamp and lidar points [K, 3] in base_link of the scan nearest to the stamp, if there is one within `within_ns`."""
         message = self._at(_PREFIX + "points", stamp_ns, within_ns)
-        return None if message is None else (ros.stamp_ns(message.header.stamp), cloud_points(message))
+        return None if message is None else (ros.stamp_ns(message.header.stamp), ros.cloud_points(message))
 
     def _at(self, topic: str, stamp_ns: int, within_ns: int = _SAME_NS) -> Any | None:
         if topic not in self._kept:
@@ -122,14 +119,3 @@ class Truth:
         samples = [ros.odometry_sample(message) for _, _, message in self._reader.messages([topic])]
         stamps, first = np.unique(np.array([sample.stamp_ns for sample in samples], np.int64), return_index=True)
         return stamps, np.stack([samples[index].T_odom_base for index in first])
-
-
-def cloud_points(message: Any) -> NDArray[np.float32]:
-    """x y z [K, 3] float32 of a sensor_msgs/PointCloud2, without points that are not finite."""
-    offsets = {field.name: int(field.offset) for field in message.fields}
-    order = ">" if message.is_bigendian else "<"
-    dtype = np.dtype({"names": ["x", "y", "z"], "formats": [order + "f4"] * 3, "offsets": [offsets[name] for name in "xyz"],
-                      "itemsize": int(message.point_step)})
-    packed = np.frombuffer(message.data, dtype, int(message.width) * int(message.height))
-    points = np.stack([packed["x"], packed["y"], packed["z"]], axis=1).astype(np.float32)
-    return points[np.isfinite(points).all(axis=1)]

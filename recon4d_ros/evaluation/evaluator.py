@@ -1,4 +1,4 @@
-"""A run against the truth in its bag: live, frame by frame (`Evaluator`), or from the run's folder afterwards (`evaluate_run`).
+"""A run against the truth in its bag, frame by frame while it runs.
 
 Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain poses, the boxes of movers, and a
 thinned cloud. Movers are compared in base_link of their frame, and the truth's cloud and swept volumes are brought to the map by the run's
@@ -6,32 +6,25 @@ own pose of that frame, so that each score says one thing: drift is the trajecto
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.bags import BagReader
-from recon4d_ros.distortion import to_pixels
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
+from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
+from recon4d_ros.evaluation.metrics.masks import MaskAccumulator
+from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
+from recon4d_ros.evaluation.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
+from recon4d_ros.evaluation.truth import TrueObjects, Truth
+from recon4d_ros.evaluation.visibility import box_pixels, project_visible
 from recon4d_ros.geometry import inverse, transform
-from recon4d_ros.mapping import read_cloud
 from recon4d_ros.mapping.keys import pack
-from recon4d_ros.metrics.clouds import Boxes, inside_boxes, score_cloud
-from recon4d_ros.metrics.depth import DepthAccumulator
-from recon4d_ros.metrics.masks import MaskAccumulator
-from recon4d_ros.metrics.tracking import Movers, TrackingAccumulator
-from recon4d_ros.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
 from recon4d_ros.preprocess import Preprocessor
-from recon4d_ros.report import format_report
-from recon4d_ros.run_files import ObjectsAt, read_depth, read_mask, read_objects, read_trajectory
-from recon4d_ros.truth import TrueObjects, Truth
+from recon4d_ros.runs.files import ObjectsAt
 from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
-
-__all__ = ["Evaluator", "evaluate_run", "format_report"]
 
 MOVING = 1.0  # m/s: slower movers are neither asked for nor held against the estimate
 CONFIDENT = 0.5  # of the engine's confidence: "where it is confident"
@@ -219,7 +212,7 @@ class Evaluator:
         asked = (speed > MOVING) & (np.linalg.norm(position[:, :2], axis=1) < _OBJECT_RANGE)
         for index in np.flatnonzero(asked).tolist():
             asked[index] = any(
-                np.count_nonzero(mask & _box_pixels(truth.boxes, index, inverse(T_world_base @ self._rig.cameras[n].T_base_camera),
+                np.count_nonzero(mask & box_pixels(truth.boxes, index, inverse(T_world_base @ self._rig.cameras[n].T_base_camera),
                                                     self._rig.cameras[n])) >= 300 for n, mask in masks.items()) if masks else True
         kept = speed > _STILL
         every = np.ones(len(estimate.ids), bool)
@@ -243,24 +236,6 @@ def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:
     return ObjectsAt(stamp_ns, np.array([o.id for o in objects], np.int64), yaw=np.array([o.yaw for o in objects], np.float64), **columns)
 
 
-def project_visible(points: NDArray[np.floating], camera: Camera, cell: int = 16) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Source pixels [K, 2] (u, v) and depth [K] of points in base_link that the camera sees.
-
-    A lidar sits elsewhere than the camera and sees behind what the camera sees: in each cell of `cell` pixels, points more than 20 % and
-    1 m behind the nearest one are taken to be hidden.
-    """
-    local = transform(inverse(camera.T_base_camera), np.asarray(points, np.float64))
-    local = local[local[:, 2] > 0.5]
-    pixels = to_pixels(camera, local[:, :2] / local[:, 2:])
-    inside = (pixels[:, 0] > -0.5) & (pixels[:, 0] < camera.width - 0.5) & (pixels[:, 1] > -0.5) & (pixels[:, 1] < camera.height - 0.5)
-    pixels, depth = np.rint(pixels[inside]).astype(np.int64), local[inside, 2]
-    cells = (pixels[:, 1] // cell) * (camera.width // cell + 1) + pixels[:, 0] // cell
-    nearest = np.full((camera.width // cell + 1) * (camera.height // cell + 1), np.inf)
-    np.minimum.at(nearest, cells, depth)
-    seen = depth <= np.maximum(nearest[cells] * 1.2, nearest[cells] + 1.0)
-    return pixels[seen], depth[seen]
-
-
 def _slow_pixels(objects: TrueObjects, T_camera_world: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_] | None:
     """Pixels of objects that move, but too slowly to be asked for."""
     speed = np.linalg.norm(objects.velocity, axis=1)
@@ -269,26 +244,7 @@ def _slow_pixels(objects: TrueObjects, T_camera_world: NDArray[np.float64], came
         return None
     out = np.zeros((camera.height, camera.width), bool)
     for index in slow.tolist():
-        out |= _box_pixels(objects.boxes, index, T_camera_world, camera)
-    return out
-
-
-def _box_pixels(boxes: Boxes, index: int, T_camera_world: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_]:
-    """The upright rectangle [height, width] around a box's corners in the image; nothing where a corner is behind the camera."""
-    out = np.zeros((camera.height, camera.width), bool)
-    signs = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5]), axis=-1).reshape(-1, 3) * boxes.size[index]
-    cos, sin = np.cos(boxes.yaw[index]), np.sin(boxes.yaw[index])
-    corners = signs @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + boxes.center[index]
-    local = transform(T_camera_world, corners)
-    if (local[:, 2] < 0.1).all():
-        return out
-    local = local[local[:, 2] >= 0.1]
-    pixels = to_pixels(camera, local[:, :2] / local[:, 2:])
-    pixels = pixels[np.isfinite(pixels).all(axis=1)]
-    if len(pixels):
-        limits = (camera.width, camera.height)
-        (u0, v0), (u1, v1) = (np.clip(edge, 0, limits).astype(int) for edge in (pixels.min(axis=0), pixels.max(axis=0) + 1))
-        out[v0:v1, u0:u1] = True
+        out |= box_pixels(objects.boxes, index, T_camera_world, camera)
     return out
 
 
@@ -306,42 +262,3 @@ def _depth_metrics(every: DepthAccumulator, confident: DepthAccumulator) -> dict
         metrics["near_confident"] = asdict(confident.score(nearer=NEAR))
         metrics["confident_cameras"] = {name: asdict(confident.score(name, nearer=NEAR)) for name in every.cameras}
     return metrics
-
-
-def evaluate_run(folder: str | Path, bag: str | Path, rig: Rig | None = None) -> dict:
-    """Scores of a run's folder against the truth in its bag; depth and masks where the run kept its frames (--save-frames).
-
-    rig: the one that the run used, by default the bag's. Raises Recon4dError with one sentence if either cannot be read.
-    """
-    folder = Path(folder)
-    stamps, poses = read_trajectory(folder / "trajectory.tum")
-    with BagReader(bag) as reader:
-        if not reader.info().has_ground_truth:
-            raise Recon4dError(f"bag {bag} has no truth to compare with: expected topics /ground_truth/*")
-        rig = rig or reader.rig()
-    evaluator = Evaluator(bag, rig)
-    saved = [_saved_stamps(folder / "depth" / name) for name in rig.names]
-    objects = {entry.stamp_ns: entry for entry in read_objects(folder / "objects.jsonl")} if (folder / "objects.jsonl").exists() else {}
-    for stamp, pose in zip(stamps.tolist(), poses, strict=True):
-        own = np.array([_nearest(have, stamp) for have in saved], np.int64)
-        files = [f"{name}/{image_stamp}.png" for name, image_stamp in zip(rig.names, own.tolist(), strict=True)]
-        evaluator.add(stamp, own, pose, partial(_read_nth, read_depth, folder / "depth", files),
-                      partial(_read_nth, read_mask, folder / "dynamic", files), objects.get(stamp, objects_at(stamp, ())))
-    map_file = next((path for path in (folder / "map.ply", folder / "map.pcd") if path.exists()), None)
-    return evaluator.finish(read_cloud(map_file).xyz if map_file else None)
-
-
-def _read_nth(read: Callable[[Path], NDArray | None], folder: Path, files: Sequence[str], n: int) -> NDArray | None:
-    return read(folder / files[n])
-
-
-def _saved_stamps(folder: Path) -> NDArray[np.int64]:
-    return np.sort(np.array([int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()], np.int64))
-
-
-def _nearest(stamps: NDArray[np.int64], stamp: int) -> int:
-    """The saved image of a frame set: images may be stamped a little apart from their set."""
-    if not len(stamps):
-        return stamp
-    best = int(stamps[np.argmin(np.abs(stamps - stamp))])
-    return best if abs(best - stamp) <= 50_000_000 else stamp

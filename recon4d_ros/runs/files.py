@@ -1,10 +1,12 @@
-"""The files of a run's folder, read back: what `outputs.RunWriter` wrote."""
+"""The files of a run's folder, both ways: what is written is what is read back."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.geometry import quaternion
+from recon4d_ros.images.depth import decode_depth, encode_depth
+from recon4d_ros.types import DynamicObject
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,12 @@ class ObjectsAt:
     velocity: NDArray[np.float64]
     size: NDArray[np.float64]
     yaw: NDArray[np.float64]
+
+
+def tum_line(stamp_ns: int, pose: NDArray[np.float64]) -> str:
+    """`seconds x y z qx qy qz qw`, with all nanoseconds."""
+    values = " ".join(f"{value:.6f}" for value in pose[:3, 3]) + " " + " ".join(f"{value:.9f}" for value in quaternion(pose))
+    return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d} {values}\n"
 
 
 def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -50,6 +61,16 @@ def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return np.array(stamps, np.int64), poses
 
 
+def object_entry(o: DynamicObject) -> dict[str, Any]:
+    """One mover in map as objects.jsonl has it: metres, m/s, radians."""
+    def numbers(array: NDArray) -> Any:
+        return np.round(np.asarray(array, np.float64), 4).tolist()
+    return {"id": o.id, "position": numbers(o.position), "yaw": round(float(o.yaw), 4), "size": numbers(o.size),
+            "velocity": numbers(o.velocity), "position_covariance": numbers(o.position_covariance),
+            "velocity_covariance": numbers(o.velocity_covariance),
+            "confidence": round(float(o.confidence), 4), "age": int(o.age), "missed": int(o.missed)}
+
+
 def read_objects(path: Path) -> Iterator[ObjectsAt]:
     """One entry per line of objects.jsonl. Raises Recon4dError."""
     try:
@@ -68,13 +89,32 @@ def read_objects(path: Path) -> Iterator[ObjectsAt]:
         raise Recon4dError(f"objects {path} cannot be read: {error.strerror}") from None
 
 
+def write_depth(path: Path, depth: NDArray[np.float32]) -> None:
+    """16 bit PNG with metres x 256; 0 where there is no depth or it is beyond 255.99 m. Raises OSError."""
+    path.write_bytes(encode_depth(depth))
+
+
 def read_depth(path: Path) -> NDArray[np.float32] | None:
     """Depth [height, width] in m, NaN = none, of a 16 bit PNG with m x 256; None where there is no such file."""
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
-    return None if values is None else np.where(values > 0, values.astype(np.float32) / np.float32(256.0), np.float32(np.nan))
+    return None if values is None else decode_depth(np.asarray(values))
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    """8 bit PNG, 255 = moving. Raises OSError."""
+    path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))[1].tobytes())
 
 
 def read_mask(path: Path) -> NDArray[np.bool_] | None:
     """Mask [height, width], True on movers; None where there is no such file."""
     values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
     return None if values is None else np.asarray(values) > 127
+
+
+def without_nan(value: Any) -> Any:
+    """The same tree with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

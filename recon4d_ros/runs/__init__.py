@@ -1,0 +1,1 @@
+"""The folder that a run leaves: how it is written, its files, and the same run heard over DDS."""
