@@ -102,39 +102,40 @@ def box(center: Sequence[float], size: Sequence[float], skin: Skin = Skin(), ski
     normal = _cross(of_face[:, 1] - of_face[:, 0], of_face[:, 2] - of_face[:, 0])
     normal *= (_OUTWARD / np.sqrt((normal**2).sum(1)))[:, None]
     planes = np.concatenate([normal, (normal * of_face[:, 0]).sum(1, keepdims=True)], axis=1)
-    chosen = [(skins or {}).get(face, skin) for face in range(PLANES)]
-    uv, densities = _face_maps(normal, of_face, np.array([own.density for own in chosen]))
-    layer, density, color = np.zeros(FACES, np.int16), np.ones(FACES), np.zeros((FACES, 3))
-    density[:PLANES] = densities
-    layer[:PLANES], color[:PLANES] = [own.layer for own in chosen], [own.color for own in chosen]
-    layer[PLANES], color[PLANES] = skin.layer, skin.color
-    frame = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
-    solid = Solids(np.array([FLAT], np.uint8), planes[None], frame[None], half[None], corners[None], uv[None], layer[None], density[None],
-                   color[None], np.zeros(1, np.int64))
-    return solid.moved(_pose(center, rotation))
+    faces = [(skins or {}).get(face, skin) for face in range(PLANES)]
+    return _solid(FLAT, planes, half, corners, normal, faces, skin).moved(_pose(center, rotation))
 
 
 def ellipsoid(center: Sequence[float], radii: Sequence[float], skin: Skin) -> Solids:
     """An axis-aligned ellipsoid."""
-    planes = np.zeros((PLANES, 4))
-    planes[:, 3] = 1.0
-    return _round(ELLIPSOID, planes, np.asarray(radii, np.float64), skin, skin).moved(_pose(center, None))
+    return _round(ELLIPSOID, _no_planes(), np.asarray(radii, np.float64), skin, skin).moved(_pose(center, None))
 
 
 def cylinder(center: Sequence[float], radius: float, height: float, skin: Skin, cap: Skin | None = None,
              rotation: NDArray[np.float64] | None = None) -> Solids:
     """A cylinder about z (before `rotation`); `cap` is the skin of its two ends."""
-    planes = np.zeros((PLANES, 4))
-    planes[:, 3] = 1.0
+    planes = _no_planes()
     planes[4], planes[5] = (0, 0, 1, 0.5 * height), (0, 0, -1, 0.5 * height)
     return _round(CYLINDER, planes, np.array([radius, radius, 0.5 * height]), skin, cap or skin).moved(_pose(center, rotation))
 
 
+def _no_planes() -> NDArray[np.float64]:
+    planes = np.zeros((PLANES, 4))
+    planes[:, 3] = 1.0
+    return planes
+
+
 def _round(kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], skin: Skin, cap: Skin) -> Solids:
-    layer, density, color = np.full(FACES, cap.layer, np.int16), np.ones(FACES), np.tile(np.array(cap.color, np.float64), (FACES, 1))
-    corners = _SIGNS * radii
-    uv, density[:PLANES] = _face_maps(_AXES, corners[_CORNERS_OF_FACE], np.full(PLANES, cap.density))
-    layer[PLANES], density[PLANES], color[PLANES] = skin.layer, skin.density, skin.color
+    return _solid(kind, planes, radii, _SIGNS * radii, _AXES, [cap] * PLANES, skin)
+
+
+def _solid(kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], corners: NDArray[np.float64], normal: NDArray[np.float64],
+           faces: Sequence[Skin], quadric: Skin) -> Solids:
+    """One solid about the origin. normal: [6, 3] of its hexahedron's faces. faces: the skins of the six; quadric: that of the round one."""
+    uv, densities = _face_maps(normal, corners[_CORNERS_OF_FACE], np.array([skin.density for skin in faces]))
+    skins = [*faces, quadric]
+    layer, color = np.array([skin.layer for skin in skins], np.int16), np.array([skin.color for skin in skins], np.float64)
+    density = np.append(densities, quadric.density if kind != FLAT else 1.0)
     frame = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
     return Solids(np.array([kind], np.uint8), planes[None], frame[None], radii[None], corners[None], uv[None], layer[None], density[None],
                   color[None], np.zeros(1, np.int64))
