@@ -51,13 +51,13 @@ def odometry_sample(message: Any) -> OdometrySample:
 
 
 def dynamic_object(message: Any) -> DynamicObject:
-    """A recon4d_msgs/DynamicObject, in the frame of its array; only the yaw of its orientation is kept."""
+    """A recon4d_msgs/DynamicObject, in the frame of its array; of its orientation the heading is kept."""
     pose, twist = message.pose, message.twist
     q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
     return DynamicObject(
         id=int(message.id),
         position=np.array([p.x, p.y, p.z]),
-        yaw=float(2 * np.arctan2(q.z, q.w)),
+        yaw=float(np.arctan2(2 * (q.w * q.z + q.x * q.y), 1 - 2 * (q.y**2 + q.z**2))),
         size=np.array([message.size.x, message.size.y, message.size.z]),
         velocity=np.array([v.x, v.y, v.z]),
         position_covariance=np.asarray(pose.covariance).reshape(6, 6)[:3, :3],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from recon4d_ros.bags import BagWriter, rig_transforms
-from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.errors import MessageError, OutputError, Recon4dError
 from recon4d_ros.evaluation import Evaluator, evaluate_run, format_report
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
@@ -25,7 +25,7 @@ from recon4d_ros.evaluation.truth import Truth
 from recon4d_ros.evaluation.visibility import project_visible
 from recon4d_ros.geometry import exp, inverse, se3
 from recon4d_ros.mapping import Mapper, MappingParameters
-from recon4d_ros.messages import cloud_points
+from recon4d_ros.messages import cloud_points, point_rows
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.runs.files import read_depth, read_objects, read_trajectory, tum_line, without_nan, write_depth
 from recon4d_ros.runs.writer import RunWriter
@@ -424,3 +424,5 @@ def test_point_clouds_of_any_layout_are_read() -> None:
     fields = [SimpleNamespace(name=name, offset=packed.dtype.fields[name][1]) for name in "zyxi"]  # type: ignore[index]
     message = SimpleNamespace(fields=fields, is_bigendian=True, point_step=14, width=3, height=1, data=packed.tobytes())
     np.testing.assert_array_equal(cloud_points(message), [[1, 3, 6], [2, 4, 7]])
+    with pytest.raises(MessageError, match="no field intensity: it has z, y, x, i"):
+        point_rows(message, ["x", "intensity"])

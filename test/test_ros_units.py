@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sensor_msgs_py import point_cloud2
 
 from recon4d_ros.errors import CalibrationError, ImageError, MessageError
 from recon4d_ros.geometry import exp, se3
+from recon4d_ros.messages import dynamic_object
 from recon4d_ros.parameters import describe
 from recon4d_ros.ros import conversions
 from recon4d_ros.ros.diagnostics import MAX_REASONS, Drops, Health, percentile
@@ -161,6 +163,9 @@ def test_objects_carry_box_velocity_and_covariance():
     message = conversions.objects_msg((mover(),), 5, "map").objects[0]
     assert (message.id, message.age, message.missed, message.size.x) == (7, 12, 0, 4.0)
     assert message.pose.covariance[0] == 1.0 and message.twist.covariance[7] == 2.0
+    back = asdict(dynamic_object(message))
+    for name, value in asdict(mover()).items():
+        np.testing.assert_allclose(back[name], value, atol=1e-7, err_msg=name)
     markers = conversions.markers_msg((mover(), mover(8)), 5, "map").markers
     assert len(markers) == 1 + 2 * 3 and markers[0].action == markers[0].DELETEALL
     assert len({(marker.ns, marker.id) for marker in markers[1:]}) == 6
