@@ -54,6 +54,12 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
+def peak_rss_mib() -> float:
+    """The most resident memory this program had, MiB (unlike getrusage's, without what the process was before it became this program)."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+
+
 def rss_mib() -> float:
     """Resident memory of this process, MiB."""
     return psutil.Process().memory_info().rss / 2**20

@@ -6,16 +6,32 @@ import importlib
 import os
 from pathlib import Path
 
-from recon4d_ros.engine.base import Engine, EngineSpec, fits_rig, load_model_bytes, load_spec
-from recon4d_ros.engine.hosted import HostedEngine
+from recon4d_ros.engine.base import Engine, EngineSpec, check_files, fits_rig, load_spec
+from recon4d_ros.engine.hosted import HostedEngine, Runtime
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
 
-__all__ = ["RUNTIMES", "Engine", "EngineSpec", "describe", "find_engine", "load", "load_spec"]
+__all__ = [
+    "CPU_RUNTIMES",
+    "RUNTIMES",
+    "Engine",
+    "EngineSpec",
+    "describe",
+    "find_engine",
+    "load",
+    "load_spec",
+    "parity_lines",
+    "start_runtime",
+]
 
+NO_CHECKPOINT = "none"
+CPU_RUNTIMES = ("openvino", "onnxruntime")
+MODEL_OF = {"tensorrt": ".engine", "torch": ".pt2"}  # the others run .onnx
 RUNTIMES = {
     "openvino": ("recon4d_ros.engine.openvino", "OpenVinoRuntime"),
     "onnxruntime": ("recon4d_ros.engine.onnxruntime", "OnnxRuntime"),
+    "tensorrt": ("recon4d_ros.engine.tensorrt", "TensorRtRuntime"),
+    "torch": ("recon4d_ros.engine.torch", "TorchRuntime"),
 }
 
 
@@ -30,10 +46,21 @@ def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, r
     where = f"engine {folder}"
     if isinstance(rig, Rig) and not fits_rig(spec, rig):
         raise EngineError(f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has {_rig_in_words(rig)}")
-    name = runtime or spec.runtime
+    engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
+    if isinstance(rig, Calibration):
+        engine.use(rig)
+    return engine
+
+
+def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: int = 0) -> Runtime:
+    """The model of an engine, loaded. Raises EngineError as `load` does."""
+    where, name = f"engine {folder}", runtime or spec.runtime
     if name not in RUNTIMES:
         raise EngineError(f"{where}: runtime {name!r} is not known: expected one of {', '.join(RUNTIMES)}")
-    model = load_model_bytes(folder, spec)
+    model = check_files(folder, spec)
+    suffix = MODEL_OF.get(name, ".onnx")
+    if model.suffix != suffix:
+        raise EngineError(f"{where}: holds {spec.model}, which {name} does not run: `recon4d export --runtime {name}` makes one it does")
     module, attribute = RUNTIMES[name]
     try:
         runtime_class = getattr(importlib.import_module(module), attribute)
@@ -43,18 +70,17 @@ def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, r
         ) from None
     shapes = {key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()}
     try:
-        ready = runtime_class(model, spec, shapes, threads)
+        return runtime_class(model, spec, shapes, threads)
+    except EngineError as error:
+        raise EngineError(f"{where}: {error}") from None
     except Exception as error:  # runtimes raise their own types, of which none is public in both
-        raise EngineError(f"{where}: {name} cannot load {spec.model}: {str(error).strip().splitlines()[0]}") from error
-    engine = HostedEngine(spec, ready, where)
-    if isinstance(rig, Calibration):
-        engine.use(rig)
-    return engine
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EngineError(f"{where}: {name} cannot load {spec.model}: {reason}") from error
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
     """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo before surround, then by name. None if
-    none does."""
+    none does. Engines of learned networks are for who asks for them by name."""
     fitting: list[tuple[int, bool, str, Path]] = []
     folder = Path(engines)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -62,7 +88,7 @@ def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
             spec = load_spec(path)
         except EngineError:
             continue
-        if fits_rig(spec, rig):
+        if spec.checkpoint_sha256 == NO_CHECKPOINT and fits_rig(spec, rig):
             fitting.append((-spec.input_size[0], not spec.stereo, path.name, path))
     return min(fitting)[-1] if fitting else None
 
@@ -83,14 +109,39 @@ def describe(folder: str | os.PathLike[str]) -> str:
     """An engine in words, for `recon4d info`. Raises EngineError."""
     folder = Path(folder)
     spec = load_spec(folder)
-    size = len(load_model_bytes(folder, spec))
+    check_files(folder, spec)
+    size = sum((folder / name).stat().st_size for name in (spec.model, *spec.files))
     lines = [
         f"engine {folder.name}: {spec.network} ({spec.config}), {spec.precision}, {size / 1e6:.2f} MB",
         f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]}, {'grey' if spec.channels == 1 else 'RGB'}",
-        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; {spec.pointers} pointers of {spec.feature} values",
-        f"  runtime: {spec.runtime} (measured fastest at export); checkpoint: {spec.checkpoint_sha256}",
+        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
+        + (f"{spec.pointers} pointers of {spec.feature} values" if spec.feature else f"{spec.pointers} pointers"),
+        f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: " + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
     ]
     for runtime, report in spec.parity.items():
-        lines.append(f"  {runtime}: {report['milliseconds']:.0f} ms a step; worst share of pixels or values off: {report['worst']:.2%}")
-    return "\n".join(lines)
+        if "differs" in report:
+            lines.append(f"  {runtime}: {report['milliseconds']:.0f} ms a step; worst share of pixels or values off: {report['worst']:.2%}")
+    if any("outputs" in report for report in spec.parity.values()):
+        lines += ["  " + line for line in parity_lines(spec)]
+    return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
+
+
+def parity_lines(spec: EngineSpec) -> list[str]:
+    """What an exported learned network gives against PyTorch, as a person reads it: one line per runtime, then one per output."""
+    lines, good = [], {}
+    for runtime, report in spec.parity.items():
+        if "error" in report:
+            lines.append(f"{runtime}: {report['error']}")
+            continue
+        good[runtime] = report["outputs"]
+        lines.append(
+            f"{runtime}: {report['milliseconds']:.1f} ms a step, {report['peak_rss_mib']:.0f} MiB at most, loads in "
+            f"{report['load_seconds']:.1f} s; worst difference from PyTorch {report['worst']:.1e} (relative norm)"
+        )
+    names = list(next(iter(good.values()), {}))
+    width = max(map(len, names), default=0)
+    if names:
+        lines.append(f"{'output':{width}}" + "".join(f"  {runtime + ' max':>16}  {'relative':>9}" for runtime in good))
+    lines += [f"{name:{width}}" + "".join(f"  {o[name]['max']:16.2e}  {o[name]['relative']:9.1e}" for o in good.values()) for name in names]
+    return lines

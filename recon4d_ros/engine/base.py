@@ -17,12 +17,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from recon4d_ros.alignment import Scale
 from recon4d_ros.calibration import REDUCTIONS, reduced_size
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
 FORMAT = 1  # of engine.yaml; a reader of another number refuses with a sentence
 SPEC_FILE = "engine.yaml"
+STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
+STAND_IN_WARNING = "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class EngineSpec:
     fastest at export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB.
     working_size: (h, w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name beside engine.yaml,
     model_sha256: its checksum. checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in the graph's order.
-    options: the network's parameters at export. versions: of the libraries that built it. parity: worst difference between PyTorch and each
-    runtime, per output.
+    options: the network's parameters at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
+    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the graph gives after depth, sigma,
+    confidence and color. files: name: SHA-256 of what lies beside the model file and belongs to it (weights of a large model).
     """
 
     network: str
@@ -55,15 +59,29 @@ class EngineSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    extra_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        tree = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        tree = _plain(dataclasses.asdict(self))
         path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140))
 
     @property
     def stereo(self) -> bool:
         return self.config == "stereo"
+
+    @property
+    def warning(self) -> str:
+        """What everyone who sees this engine's results has to know first; empty if there is nothing."""
+        return STAND_IN_WARNING if self.checkpoint_sha256 == STAND_IN else ""
+
+
+def _plain(value: Any) -> Any:
+    """Without tuples, which YAML does not have."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 class Engine(Protocol):
@@ -87,12 +105,18 @@ class Engine(Protocol):
         ...
 
     def pointers(self) -> Pointers:
-        """A copy of the memory as the last step left it, positions in map."""
+        """A copy of the memory as the last step left it, positions in map; none of a network whose pointers are its own affair."""
         ...
 
     @property
     def memory_fill(self) -> float:
-        """Fraction of the pointers in use, 0..1."""
+        """Fraction of the memory in use, 0..1."""
+        ...
+
+    @property
+    def scales(self) -> tuple[Scale | None, ...]:
+        """The metric scale of a network that predicts up to scale, by now (None: not known): one for all cameras, or one for each where
+        the network gives each a unit of its own. Empty where none is needed."""
         ...
 
     def close(self) -> None:
@@ -131,22 +155,33 @@ def load_spec(folder: Path) -> EngineSpec:
             tree[name] = tuple(str(n) for n in tree.get(name) or ())
         for name in ("cameras", "channels", "pointers", "feature"):
             tree[name] = int(tree[name])
-    except (TypeError, ValueError, IndexError):
+        name = "extra_outputs"
+        tree[name] = {str(key): tuple(int(size) for size in shape) for key, shape in (tree.get(name) or {}).items()}
+        name = "files"
+        tree[name] = {str(key): str(value) for key, value in (tree.get(name) or {}).items()}
+        if any(Path(key).name != key for key in (str(tree["model"]), *tree["files"])):
+            raise ValueError
+    except (TypeError, ValueError, IndexError, AttributeError):
         raise EngineError(f"engine {folder}: {SPEC_FILE}: {name} is {tree[name]!r}, which is not what this field holds") from None
     return EngineSpec(**tree)
 
 
-def load_model_bytes(folder: Path, spec: EngineSpec) -> bytes:
-    """The model file, whole and unchanged since export. Raises EngineError."""
-    path = Path(folder) / spec.model
-    if not path.is_file():
-        raise EngineError(f"engine {folder}: its model file {spec.model} is missing")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != spec.model_sha256:
-        raise EngineError(
-            f"engine {folder}: {spec.model} ({len(data)} bytes) is truncated or changed since its export (SHA-256): export it again"
-        )
-    return data
+def check_files(folder: Path, spec: EngineSpec) -> Path:
+    """The model file; it and those that belong to it are whole and unchanged since export. Raises EngineError."""
+    for name, expected in {spec.model: spec.model_sha256, **spec.files}.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise EngineError(f"engine {folder}: its model file {name} is missing")
+        if sha256_of(path) != expected:
+            raise EngineError(
+                f"engine {folder}: {name} ({path.stat().st_size} bytes) is truncated or changed since its export (SHA-256): export it again"
+            )
+    return Path(folder) / spec.model
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_rectified_pair(k: NDArray[np.float64], T_base_camera: NDArray[np.float64], size: tuple[int, int]) -> bool:

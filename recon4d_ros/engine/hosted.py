@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.alignment import Scale, WorldScales
 from recon4d_ros.engine.base import EngineSpec, check_fits
 from recon4d_ros.errors import EngineError
 from recon4d_ros.geometry import inverse
@@ -16,6 +17,11 @@ from recon4d_ros.types import Calibration, Frame, Geometry, Pointers
 ANCHOR_GRID = 64.0  # metres: anchors are whole multiples, so that a shift is exact in float32
 ANCHOR_REACH = 100.0  # metres from the anchor at which it follows the car: float32 there is exact to 8 micrometres
 PARTNER_DEPTHS = (4.0, 10.0, 40.0)  # metres at which a rig neighbour must see a pixel to be matched with
+
+
+NETWORK_POSITION = "network_position"  # extra output of networks that predict up to scale: [N, 3] camera centres in their own world
+POINTERS = {"pointer_position", "pointer_feature", "pointer_weight", "pointer_age", "pointer_valid"}  # memory that Pointers can say
+NO_POINTERS = Pointers(np.zeros((0, 3)), np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))
 
 
 class Runtime(Protocol):
@@ -44,22 +50,27 @@ class HostedEngine:
         self._anchor: NDArray[np.float64] | None = None
         self._calibration: Calibration | None = None
         self._constant: dict[str, NDArray] = {}
+        worlds = np.zeros(spec.cameras, int) if spec.options.get("one_world", True) else np.arange(spec.cameras)
+        self._scales = WorldScales(worlds) if NETWORK_POSITION in spec.extra_outputs else None
 
     def reset(self) -> None:
         self._runtime.reset()
         self._anchor = None
+        if self._scales:
+            self._scales.reset()
 
     def use(self, calibration: Calibration) -> None:
         """Takes a calibration as the rig's. Raises EngineError if the engine was made for another rig."""
         if calibration is self._calibration:
             return
         check_fits(self.spec, calibration, self._where)
-        self._constant = {
+        constant = {
             "grid": np.ascontiguousarray(calibration.grid, np.float32),
             "k": np.ascontiguousarray(calibration.k, np.float32),
         }
         if "partner" in self.spec.inputs:
-            self._constant["partner"] = rig_partners(calibration, int(self.spec.options["stride"]))
+            constant["partner"] = rig_partners(calibration, int(self.spec.options["stride"]))
+        self._constant = {name: array for name, array in constant.items() if name in self.spec.inputs}
         self._calibration = calibration
 
     def step(
@@ -77,27 +88,33 @@ class HostedEngine:
         pose = T_map_camera.copy()
         pose[:, :3, 3] -= anchor
         moving = np.ascontiguousarray(moving_previous).view(np.uint8)  # 0 or 1: only zero or not matters
-        outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
-        outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
-        self._runtime.run(
-            {
-                "images": np.ascontiguousarray(frame.images),
-                "present": frame.present.astype(np.float32),
-                "pose": pose.astype(np.float32),
-                "anchor_shift": shift.astype(np.float32),
-                "moving": moving,
-                **self._constant,
-            },
-            outputs,
-        )
-        depth, sigma = outputs["depth"], outputs["sigma"]
+        outputs = empty_outputs(spec)
+        frame_inputs: dict[str, NDArray] = {
+            "images": np.ascontiguousarray(frame.images),
+            "present": frame.present.astype(np.float32),
+            "pose": pose.astype(np.float32),
+            "anchor_shift": shift.astype(np.float32),
+            "moving": moving,
+            "metres_per_unit": self._scales.metres_per_unit()[:1] if self._scales else np.zeros(1, np.float32),
+        }
+        self._runtime.run({name: array for name, array in frame_inputs.items() if name in spec.inputs} | self._constant, outputs)
+        depth, sigma, confidence = outputs["depth"], outputs["sigma"], outputs["confidence"]
         none = depth <= 0
+        if self._scales:
+            self._scales.observe(outputs[NETWORK_POSITION], T_map_camera[:, :3, 3], frame.present)
+            metres, relative_sigma = (values[:, None, None] for values in (self._scales.metres_per_unit(), self._scales.relative_sigma()))
+            depth *= metres
+            np.hypot(sigma * metres, depth * relative_sigma, out=sigma)
+            none |= metres == 0
+            confidence[none] = 0
         depth[none] = np.nan
         sigma[none] = np.nan
-        return Geometry(depth, sigma, outputs["confidence"], np.broadcast_to(outputs["color"], (n, h, w, 3)))
+        return Geometry(depth, sigma, confidence, np.broadcast_to(outputs["color"], (n, h, w, 3)))
 
     def pointers(self) -> Pointers:
         memory = self._runtime.memory
+        if not POINTERS <= self.spec.options["memory"].keys():
+            return NO_POINTERS
         anchor = np.zeros(3) if self._anchor is None else self._anchor
         return Pointers(
             memory("pointer_position").astype(np.float64) + anchor,
@@ -109,7 +126,14 @@ class HostedEngine:
 
     @property
     def memory_fill(self) -> float:
-        return float((self._runtime.memory("pointer_valid") > 0.5).mean())
+        """Share of what the memory's tensors named *_valid say is in use."""
+        filled = [self._runtime.memory(name) > 0.5 for name in self.spec.options["memory"] if name.endswith("_valid")]
+        filled = filled if not POINTERS <= self.spec.options["memory"].keys() else [self._runtime.memory("pointer_valid") > 0.5]
+        return sum(int(part.sum()) for part in filled) / max(1, sum(part.size for part in filled))
+
+    @property
+    def scales(self) -> tuple[Scale | None, ...]:
+        return self._scales.scales if self._scales else ()
 
     def close(self) -> None:
         self._runtime.close()
@@ -129,6 +153,14 @@ class HostedEngine:
     def _expect(self, name: str, array: NDArray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:
             raise EngineError(f"{self._where}: {name} has shape {list(array.shape)}: expected {list(shape)}")
+
+
+def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
+    """Arrays for a step to fill."""
+    n, (h, w) = spec.cameras, spec.working_size
+    outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
+    outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
+    return outputs | {name: np.empty(shape, np.float32) for name, shape in spec.extra_outputs.items()}
 
 
 def rig_partners(calibration: Calibration, stride: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ written, so it has not run yet.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -20,14 +21,14 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
+    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
         cuda = "CUDAExecutionProvider" in ort.get_available_providers()
         providers = (["CUDAExecutionProvider"] if cuda else []) + ["CPUExecutionProvider"]
-        self._session = ort.InferenceSession(model, options, providers=providers)
+        self._session = ort.InferenceSession(str(model), options, providers=providers)
         cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
         self._place = "cuda" if cuda else "cpu"
         self.device = f"onnxruntime {'CUDA' if cuda else 'CPU'}, fp32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -16,7 +17,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
 
-    def __init__(self, model: bytes, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
+    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
         core = ov.Core()
         config = {
             "INFERENCE_PRECISION_HINT": "f32",  # on AMX machines the default is bf16, in which geometry is wrong
@@ -25,7 +26,7 @@ class OpenVinoRuntime:
         }
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        self._compiled = core.compile_model(core.read_model(model), "CPU", config)
+        self._compiled = core.compile_model(core.read_model(str(model)), "CPU", config)
         self._request = self._compiled.create_infer_request()
         self.device = f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), fp32"
         self._buffers = [{name: np.zeros(shape, np.float32) for name, shape in memory.items()} for _ in range(2)]

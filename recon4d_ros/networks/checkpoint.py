@@ -5,13 +5,14 @@ Besides tensors and plain values only argparse.Namespace may be in it (the autho
 string, such as "Point3R(Point3RConfig(enc_depth=24, ...))", is parsed, never evaluated. Names may carry the prefix "module.".
 
 Every system is a module of this package with `build(configuration) -> nn.Module` and `configuration_of(shapes, model) -> configuration` (a
-frozen dataclass), which raises EngineError where the file asks for what the network cannot do.
+frozen dataclass), which raises EngineError where the file asks for what the network cannot do; and for engines `make_step` (step.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib
 import pickle
 import re
@@ -25,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from recon4d_ros.errors import EngineError
+from recon4d_ros.networks import stand_in
+from recon4d_ros.networks.step import StepOptions
 
 Shapes = Mapping[str, tuple[int, ...]]
 PREFIX = "module."
@@ -117,6 +120,41 @@ def load(path: Path, name: str) -> nn.Module:
     _, network = _build(system, checkpoint)
     fill(network, checkpoint)
     return network.eval()
+
+
+def obtain(source: str, name: str) -> tuple[nn.Module, str]:
+    """The network `name` from a checkpoint's file, and the file's SHA-256; or with stand-in weights (stand_in.py) for "stand-in" and
+    "stand-in:FIELD=VALUE,..." (fields of its configuration). Raises EngineError."""
+    kind, _, fields_given = source.partition(":")
+    if kind != stand_in.NAME:
+        network = load(Path(source), name)
+        with open(source, "rb") as file:
+            return network, hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        chosen = stand_in.configuration(name, fields_given)
+    except ModuleNotFoundError:
+        raise EngineError(f"network {name}: this version has no code for it") from None
+    with torch.device("meta"):
+        network = _module(name).build(chosen)
+    return stand_in.fill(network), stand_in.NAME
+
+
+def make_step(network: nn.Module, name: str, options: StepOptions, own: Mapping[str, Any]) -> nn.Module:
+    """The step of the network `name` for an engine; own: options that only this network has. Raises EngineError."""
+    make = getattr(_module(name), "make_step", None)
+    if make is None:
+        raise EngineError(f"network {name}: this version has no step for it, which an engine needs")
+    try:
+        return make(network, options, **own)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise EngineError(f"network {name}: has no option {unknown[1]!r}") from None
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def fill(network: nn.Module, checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, Modu
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
 from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions, space_rotation
+from recon4d_ros.networks.step import StepOptions
 
 PATCH = 16
 VALUE_DEPTH = 6  # blocks of the encoder of point maps
@@ -203,6 +204,13 @@ class Point3R(nn.Module):
 
 def build(configuration: Configuration) -> Point3R:
     return Point3R(configuration)
+
+
+def make_step(network: Point3R, options: StepOptions, **own: float) -> nn.Module:
+    """For engines: see point3r_step.py, whose options `own` are."""
+    from recon4d_ros.networks.point3r_step import Point3RStep
+
+    return Point3RStep(network, options, **own)
 
 
 class PoseMemory(nn.Module):

@@ -23,10 +23,11 @@ FAR = 1e30  # a squared distance beyond any, and finite
 @dataclass(frozen=True)
 class Fusion:
     """When an offered pointer merges into its nearest one: nearer than the diagonal of everything seen / `cells` (the published rule), but
-    never farther than `longest` (in the network's own unit). The published rule alone merges ever more on a long drive."""
+    never farther than `longest` (in the network's own unit; a number or a tensor []). The published rule alone merges ever more on a long
+    drive."""
 
     cells: float = 20.0
-    longest: float = float("inf")
+    longest: float | Tensor = float("inf")
 
 
 class StreamMemory(NamedTuple):
@@ -39,6 +40,33 @@ class StreamMemory(NamedTuple):
     token_positions: Tensor
     slots: Tensor
     started: Tensor
+
+
+class Look(NamedTuple):
+    """What one image gave: its prediction, the slots of the poses after it, and the pointers it offers: feature [T, C], position [T, 3]."""
+
+    prediction: Prediction
+    slots: Tensor
+    feature: Tensor
+    position: Tensor
+
+
+def look(
+    net: Point3R, tokens: Tensor, grid: tuple[int, int], known: Tensor, pointers: Pointers, slots: Tensor, started: Tensor
+) -> Look:
+    """One encoded image meets the memory: tokens [1, T, encoder_width] of a grid of patches; known [T, 3], where these were last seen;
+    started [], whether the memory has seen an image."""
+    count = tokens.shape[1]
+    summary = tokens.mean(1, keepdim=True)
+    pose = torch.where(started, net.pose_retriever.read(summary, slots), net.pose_token)
+    # the very first image talks with its own tokens, which are nowhere yet (position zero)
+    own = F.pad(net.decoder_embed_memory(tokens)[0], (0, 0, 0, pointers.valid.shape[0] - count))
+    there = torch.arange(pointers.valid.shape[0], device=tokens.device) < count
+    before = Pointers(torch.where(started, pointers.feature, own), pointers.position, pointers.valid | (there & ~started))
+    decoded = net.decode(tokens, known, pose, before)
+    prediction = net.predict(decoded, grid)
+    slots = net.pose_retriever.write(summary, decoded[-1][:, :1], slots)
+    return Look(prediction, slots, *net.offer(tokens, decoded[-1][:, 1:], prediction.points))
 
 
 class PointerStream(nn.Module):
@@ -77,28 +105,17 @@ class PointerStream(nn.Module):
         predictions: list[Prediction] = []
         positions: list[Tensor] = []
         for camera in range(self.cameras):
-            tokens = encoded[camera : camera + 1]
-            summary = tokens.mean(1, keepdim=True)
             known = memory.token_positions[camera]
             if camera > 0:  # a camera that was never seen is taken to look where the one before it does
                 known = torch.where(memory.started, known, positions[-1])
-            pose = torch.where(started, net.pose_retriever.read(summary, slots), net.pose_token)
-            decoded = net.decode(tokens, known, pose, self._first(tokens, pointers, started))
-            prediction = net.predict(decoded, self.grid)
-            slots = net.pose_retriever.write(summary, decoded[-1][:, :1], slots)
-            feature, position = net.offer(tokens, decoded[-1][:, 1:], prediction.points)
-            pointers = fuse(pointers, feature, position, self.fusion)
+            seen = look(net, encoded[camera : camera + 1], self.grid, known, pointers, slots, started)
+            slots = seen.slots
+            pointers = fuse(pointers, seen.feature, seen.position, self.fusion)
             started = torch.ones_like(started)
-            predictions.append(prediction)
-            positions.append(position)
+            predictions.append(seen.prediction)
+            positions.append(seen.position)
         joined = Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
         return joined, StreamMemory(*pointers, torch.stack(positions), slots, started)
-
-    def _first(self, tokens: Tensor, pointers: Pointers, started: Tensor) -> Pointers:
-        """The very first image talks with its own tokens, which are nowhere yet (position zero)."""
-        own = F.pad(self.network.decoder_embed_memory(tokens)[0], (0, 0, 0, self.capacity - self.patches))
-        there = torch.arange(self.capacity, device=tokens.device) < self.patches
-        return Pointers(torch.where(started, pointers.feature, own), pointers.position, pointers.valid | (there & ~started))
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -107,16 +124,17 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return x + y + z
 
 
-def threshold(pointers: Pointers, position: Tensor, fusion: Fusion) -> Tensor:
-    """The distance [] below which an offer merges."""
-    valid = pointers.valid[:, None]
-    high = torch.maximum(torch.where(valid, pointers.position, -FAR).amax(0), position.amax(0))
-    low = torch.minimum(torch.where(valid, pointers.position, FAR).amin(0), position.amin(0))
-    return ((high - low) / fusion.cells).norm().clamp_max(fusion.longest)
+def threshold(pointers: Pointers, position: Tensor, fusion: Fusion, offered: Tensor | None = None) -> Tensor:
+    """The distance [] below which an offer merges. offered [T] bool: which of the positions [T, 3] count (default: all)."""
+    everything = torch.cat([pointers.position, position])
+    counts = torch.cat([pointers.valid, torch.ones_like(position[:, 0], dtype=torch.bool) if offered is None else offered])[:, None]
+    extent = torch.where(counts, everything, -FAR).amax(0) - torch.where(counts, everything, FAR).amin(0)
+    return torch.minimum((extent.clamp_min(0.0) / fusion.cells).norm(), torch.as_tensor(fusion.longest, dtype=extent.dtype))
 
 
-def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion) -> Pointers:
-    """The pointers after T offers (feature [T, C], position [T, 3]; T <= M).
+def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, offered: Tensor | None = None) -> Pointers:
+    """The pointers after T offers (feature [T, C], position [T, 3]; T <= M). offered [T] bool: those that are meant (default: all); the
+    others leave no trace.
 
     An offer merges into its nearest pointer if that is nearer than threshold(); a pointer takes the mean of what merged into it and forgets
     what it was. The other offers take free slots, in order, then the slots of the pointers that are farthest from all offers.
@@ -124,7 +142,9 @@ def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion) 
     capacity, count = pointers.valid.shape[0], position.shape[0]
     apart = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR)  # [T, M]
     nearest_distance, nearest = apart.min(1)
-    merges = nearest_distance.sqrt() < threshold(pointers, position, fusion)
+    meant = torch.ones_like(nearest, dtype=torch.bool) if offered is None else offered
+    merges = (nearest_distance.sqrt() < threshold(pointers, position, fusion, offered)) & meant
+    inserts = meant & ~merges
 
     into = (nearest[:, None] == torch.arange(capacity, device=nearest.device)) & merges[:, None]  # [T, M]
     share = into.to(position.dtype)
@@ -135,10 +155,10 @@ def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion) 
 
     # free slots first, in the order of their number in every runtime; those that were merged into never, since M >= T
     free = FAR * (3 - torch.arange(capacity, device=apart.device, dtype=apart.dtype) / capacity)
-    spare = torch.where(pointers.valid, torch.where(merged, -1.0, apart.amin(0)), free)
+    spare = torch.where(pointers.valid, torch.where(merged, -1.0, torch.where(meant[:, None], apart, FAR).amin(0)), free)
     slots = torch.topk(spare, count).indices
-    rank = (torch.cumsum((~merges).to(torch.int64), 0) - 1).clamp_min(0)
-    target = torch.where(merges, capacity, slots[rank])  # the row past the end takes what is not inserted
+    rank = (torch.cumsum(inserts.to(torch.int64), 0) - 1).clamp_min(0)
+    target = torch.where(inserts, slots[rank], capacity)  # the row past the end takes what is not inserted
     return Pointers(
         _put(feature_then, target, feature),
         _put(position_then, target, position),

@@ -39,6 +39,7 @@ class Step(Protocol):
     """
 
     extra_outputs: tuple[str, ...]
+    # one_world: bool = True      False: every camera's network_position is in a world and a unit of its own
 
     def frame_inputs(self) -> Signature: ...
 
@@ -52,7 +53,8 @@ def frame_inputs(o: StepOptions) -> Signature:
 
     images: as they come. present: [N] 1 or 0. grid: [N, h, w, 2] (u, v) in the input image of each working pixel. k: [N, 3, 3] of
     the working image. pose: [N, 4, 4] T_anchor_camera, metres; the anchor is a point near the car that moves in rare steps of 64 m.
-    anchor_shift: [3] how far it moved since the step before. moving: [N, h, w], not zero where frame t-1 moved.
+    anchor_shift: [3] how far it moved since the step before. moving: [N, h, w], not zero where frame t-1 moved. metres_per_unit: [1] the
+    scale of a network that predicts up to scale, as alignment.py has it by now, 0 as long as it is not known.
     """
     n, (h, w) = o.cameras, o.working_size
     return {
@@ -63,4 +65,5 @@ def frame_inputs(o: StepOptions) -> Signature:
         "pose": (torch.float32, (n, 4, 4)),
         "anchor_shift": (torch.float32, (3,)),
         "moving": (torch.uint8, (n, h, w)),
+        "metres_per_unit": (torch.float32, (1,)),
     }

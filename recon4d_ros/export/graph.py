@@ -1,0 +1,79 @@
+"""A PyTorch step as an ONNX file of static shapes, checked; the weights of a large one lie beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+
+from recon4d_ros.networks.step import Signature
+
+OPSET = 18
+LARGEST_IN_ONE_FILE = 512 << 20  # bytes of weights; a protobuf cannot hold 2 GiB
+BUILDERS = ("torch", "onnx", "onnxscript", "openvino", "onnxruntime")
+
+
+def write_graph(
+    path: Path, step: torch.nn.Module, frame: Signature, memory: Mapping[str, Sequence[int]], outputs: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Writes model.onnx (and model.onnx.data); gives the names of the graph's inputs and outputs, in order: `outputs`, then new_ and the
+    memory's names."""
+    example = tuple(torch.zeros(shape, dtype=dtype) for dtype, shape in frame.values()) + tuple(
+        torch.zeros(tuple(shape)) for shape in memory.values()
+    )
+    input_names = [*frame, *memory]
+    output_names = [*outputs, *(f"new_{name}" for name in memory)]
+    size = sum(value.numel() * value.element_size() for value in step.state_dict().values())
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            step, example, dynamo=True, opset_version=OPSET, input_names=input_names, output_names=output_names, verbose=False
+        )
+        assert program is not None
+        program.save(str(path), external_data=size > LARGEST_IN_ONE_FILE)
+    del program
+    _clean(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return tuple(input_names), tuple(output_names)
+
+
+def builders() -> dict[str, str]:
+    """The versions of what builds engines here."""
+    found = {}
+    for name in BUILDERS:
+        with contextlib.suppress(ImportError):
+            found[name] = version(name)
+    return found | {"opset": str(OPSET)}
+
+
+def _clean(path: Path) -> None:
+    """Takes away where in our source a node came from, which is of no use to a runtime and ties the file to this machine's paths."""
+    model = onnx.load(str(path), load_external_data=False)
+    graphs = [model.graph, *(a.g for node in model.graph.node for a in node.attribute if a.HasField("g"))]
+    for graph in graphs:
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        del graph.metadata_props[:]
+    for inner in graphs[1:]:
+        del inner.value_info[:]
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """The exporter warns of packages it would like to have."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

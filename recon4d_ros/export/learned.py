@@ -1,0 +1,157 @@
+"""A learned network's step as an engine: from its checkpoint (or stand-in weights) to a folder, with no code of any one network.
+
+Every stage that holds the weights frees them before the next begins: a network of 3.3 GB is exported in a few times that.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from recon4d_ros.engine import CPU_RUNTIMES, parity_lines
+from recon4d_ros.engine.base import EngineSpec, sha256_of
+from recon4d_ros.errors import EngineError
+from recon4d_ros.export.compare import STEPS, compare_apart, inputs_of
+from recon4d_ros.export.graph import builders, write_graph
+from recon4d_ros.networks import checkpoint
+from recon4d_ros.networks.step import OUTPUTS, StepOptions
+from recon4d_ros.statistics import peak_rss_mib
+
+if TYPE_CHECKING:
+    from recon4d_ros.export import ExportArguments
+
+Say = Callable[[str], None]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TOLERANCE = {"fp32": 1e-3, "int8": 1e-3, "fp16": 0.05, "bf16": 0.05}  # relative norm of any output's first step, against float32 PyTorch
+MODEL = "model.onnx"
+PER_WEIGHT = 4.5  # bytes of memory per byte of weights that exporting takes at most, as measured (docs/export.md)
+
+
+def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say: Say) -> EngineSpec:
+    """Writes model.onnx (and its weights' file) into the folder, checked and compared; gives what is to be written into engine.yaml.
+
+    Raises EngineError or ParameterError, each with a sentence.
+    """
+    check_memory(a.checkpoint)
+    say(f"reading {a.network} ({a.checkpoint})")
+    network, sha256 = checkpoint.obtain(a.checkpoint, a.network)
+    parameters = sum(value.numel() for value in network.state_dict().values())
+    check_memory(a.checkpoint, 4 * parameters, already=1.0)
+    step: Any = checkpoint.make_step(network, a.network, StepOptions(a.cameras, a.input_size, a.working_size, a.channels, a.pointers), own)
+    step.eval()
+    frame, memory = step.frame_inputs(), {name: tuple(shape) for name, shape in step.memory_shapes().items()}
+    extra = tuple(step.extra_outputs)
+    spec = EngineSpec(
+        network=a.network,
+        config="learned",
+        runtime=CPU_RUNTIMES[0],
+        cameras=a.cameras,
+        input_size=a.input_size,
+        channels=a.channels,
+        working_size=a.working_size,
+        pointers=a.pointers,
+        feature=0,
+        precision=a.precision,
+        model=MODEL,
+        model_sha256="",
+        checkpoint_sha256=sha256,
+        inputs=(*frame, *memory),
+        outputs=(*OUTPUTS, *extra, *(f"new_{name}" for name in memory)),
+        options={**own, "parameters": parameters, "memory": memory, "one_world": getattr(step, "one_world", True)},
+        versions=builders(),
+    )
+    say(f"PyTorch, {STEPS} steps")
+    reference = folder / "reference.npz"
+    shapes = write_reference(reference, step, spec)
+    if a.precision in DTYPES:
+        lower(network, a)
+    say(f"writing {MODEL}, {parameters / 1e6:.1f} million parameters in {a.precision}")
+    write_graph(folder / MODEL, step, frame, memory, (*OUTPUTS, *extra))
+    del network, step
+    gc.collect()
+    spec = finished(folder, spec, {"extra_outputs": {name: shapes[name] for name in extra}})
+    spec.save(folder / "engine.yaml")
+    parity = {}
+    for runtime in CPU_RUNTIMES:
+        say(f"comparing with {runtime}")
+        parity[runtime] = compare_apart(folder, runtime, reference)
+    check_parity(parity, a.precision)
+    reference.unlink()
+    peak = round(peak_rss_mib(), 1)
+    return finished(folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}})
+
+
+def finished(folder: Path, spec: EngineSpec, fields: Mapping[str, Any]) -> EngineSpec:
+    """The specification with some fields, and the checksums of the folder's files."""
+    beside = [path.name for path in sorted(folder.glob(f"{spec.model}.*"))]
+    files = spec.files or {name: sha256_of(folder / name) for name in beside}
+    return replace(spec, model_sha256=spec.model_sha256 or sha256_of(folder / spec.model), files=files, **fields)
+
+
+def check_memory(source: str, size: int = 0, already: float = 0.0) -> None:
+    """Raises EngineError if there is too little memory for weights of `size` bytes (default: the checkpoint file's); already: how many
+    times they are in memory."""
+    path = Path(source)
+    size = size or (path.stat().st_size if path.is_file() else 0)
+    needed, free = (PER_WEIGHT - already) * size, psutil.virtual_memory().available
+    if needed > free:
+        raise EngineError(
+            f"too little memory: exporting {size / 1e9:.1f} GB of weights takes about {needed / 1e9:.0f} GB, {free / 1e9:.1f} GB are free"
+        )
+
+
+def lower(network: nn.Module, a: ExportArguments) -> None:
+    """Raises EngineError if the network does not say which of its parts may be computed in less than float32."""
+    method = getattr(network, "lower_precision", None)
+    if method is None:
+        raise EngineError(f"precision {a.precision}: network {a.network} is offered in fp32 only")
+    method(DTYPES[a.precision])
+
+
+def write_reference(path: Path, step: nn.Module, spec: EngineSpec) -> dict[str, tuple[int, ...]]:
+    """What PyTorch computes in float32 over a few steps, one array per "step/output"; gives the outputs' shapes."""
+    memory_names = list(spec.options["memory"])
+    state = [torch.zeros(shape) for shape in spec.options["memory"].values()]
+    arrays = {}
+    for index in range(STEPS):
+        with torch.inference_mode():
+            result = step(*(torch.from_numpy(array) for array in inputs_of(spec, index).values()), *state)
+        if len(result) != len(spec.outputs):
+            raise EngineError(f"network {spec.network}: its step gives {len(result)} tensors: expected {', '.join(spec.outputs)}")
+        for name, tensor in zip(spec.outputs, result, strict=True):
+            if not torch.isfinite(tensor.float()).all():
+                raise EngineError(f"network {spec.network}: its output {name} is not finite, with these weights, on a plain wall")
+            arrays[f"{index}/{name}"] = tensor.numpy()
+        state = list(result[len(result) - len(memory_names) :])
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return {name: tuple(arrays[f"0/{name}"].shape) for name in spec.outputs}
+
+
+def check_parity(parity: Mapping[str, Any], precision: str) -> None:
+    """Raises EngineError if no runtime takes the model, or one computes something else in its very first step."""
+    good = {name: report for name, report in parity.items() if "error" not in report}
+    if not good:
+        raise EngineError("no runtime takes the exported model: " + "; ".join(f"{name}: {r['error']}" for name, r in parity.items()))
+    for runtime, report in good.items():
+        for name, values in report["outputs"].items():
+            if not values["first"] <= TOLERANCE[precision]:
+                raise EngineError(
+                    f"{runtime} does not compute what PyTorch does: output {name} is off by {values['first']:.1e} (relative norm) in the "
+                    f"first step, expected {TOLERANCE[precision]:g} at most in {precision}"
+                )
+
+
+def table(spec: EngineSpec, folder: Path) -> str:
+    """The parity report as a person reads it."""
+    size = sum((folder / name).stat().st_size for name in (spec.model, *spec.files))
+    head = f"{spec.network}, {spec.options['parameters'] / 1e6:.1f} million parameters, {spec.precision}: {size / 1e6:.0f} MB"
+    peak = f"exported in {spec.options['export_peak_rss_mib']:.0f} MiB at most"
+    return "\n".join([f"{head}, {peak}", *parity_lines(spec), *filter(None, [spec.warning])])
