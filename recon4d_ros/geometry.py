@@ -45,12 +45,13 @@ def exp(xi: Array) -> Array:
         v = np.eye(3) + 0.5 * k
     else:
         v = np.eye(3) + (1 - np.cos(theta)) / theta**2 * k + (theta - np.sin(theta)) / theta**3 * (k @ k)
-    return se3(Rotation.from_rotvec(w).as_matrix(), v @ np.asarray(xi[:3], np.float64))
+    rotation = np.eye(3) + (np.sin(theta) / theta if theta >= 1e-8 else 1.0) * k + 0.5 * np.sinc(theta / (2 * np.pi)) ** 2 * (k @ k)
+    return se3(rotation, v @ np.asarray(xi[:3], np.float64))
 
 
 def log(pose: Array) -> Array:
     """Twist (vx vy vz wx wy wz) of a pose: the inverse of `exp`."""
-    w = Rotation.from_matrix(pose[:3, :3]).as_rotvec()
+    w = _rotation_vector(pose[:3, :3])
     theta = float(np.linalg.norm(w))
     k = skew(w)
     if theta < 1e-8:
@@ -58,6 +59,15 @@ def log(pose: Array) -> Array:
     else:
         v_inv = np.eye(3) - 0.5 * k + (1 / theta**2 - (1 + np.cos(theta)) / (2 * theta * np.sin(theta))) * (k @ k)
     return np.concatenate([v_inv @ pose[:3, 3], w])
+
+
+def _rotation_vector(rotation: Array) -> Array:
+    """Axis times angle of a rotation [3, 3]; near half a turn, where the antisymmetric part vanishes, by SciPy."""
+    w = 0.5 * np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    sine, cosine = float(np.sqrt(w @ w)), 0.5 * (float(rotation[0, 0] + rotation[1, 1] + rotation[2, 2]) - 1.0)
+    if cosine < -0.9:
+        return Rotation.from_matrix(rotation).as_rotvec()
+    return w * (float(np.arctan2(sine, cosine)) / sine if sine > 1e-12 else 1.0)
 
 
 def skew(w: Array) -> Array:

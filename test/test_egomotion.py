@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recon4d_ros import bundle, geometry, ground, landmark_memory, pnp
+from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
-from recon4d_ros.bundle import Keyframe
 from recon4d_ros.distortion import to_pixels
-from recon4d_ros.egomotion import Egomotion, EgomotionParameters
-from recon4d_ros.lens import lens_at
-from recon4d_ros.odometry import OdometryBuffer
-from recon4d_ros.pnp import Observations, Prior
+from recon4d_ros.egomotion import Egomotion, EgomotionParameters, bundle, ground, landmark_memory, pnp
+from recon4d_ros.egomotion.bundle import Keyframe
+from recon4d_ros.egomotion.lens import lens_at
+from recon4d_ros.egomotion.odometry import OdometryBuffer
+from recon4d_ros.egomotion.pnp import Observations, Prior
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.types import (
     Calibration,
@@ -149,7 +149,7 @@ def scene(seed: int, count: int = 160, known: float = 1e-8) -> tuple[np.ndarray,
     origin, bearing = mounts[:, :3, 3], np.einsum("mij,mj->mi", mounts[:, :3, :3], rays)
     sigma, variance = np.full(count, 1e-3), known * rho**2
     o = Observations(origin, bearing, rho, variance, cam, np.zeros((count, 2)), sigma, np.arange(count))
-    q = pnp.project(truth[None], T_camera_base, o)[0][0]
+    q = pnp.project(truth[None], T_camera_base, o)[0]
     seen = np.flatnonzero(q[:, 2] > 0.2 * rho)
     ray = q[:, :2] / q[:, 2:]
     return truth, T_camera_base, replace(o, ray=ray).take(seen)
@@ -198,7 +198,7 @@ def test_a_big_mover_does_not_capture_the_pose(seed: int) -> None:
     """45 % of the sightings agree with each other on another motion: a lorry beside the car."""
     truth, T_camera_base, o = scene(seed)
     mover = np.arange(len(o)) < 0.45 * len(o)
-    other = pnp.project((truth @ geometry.exp(np.array([-0.7, 0.2, 0, 0, 0, 0.01])))[None], T_camera_base, o)[0][0]
+    other = pnp.project((truth @ geometry.exp(np.array([-0.7, 0.2, 0, 0, 0, 0.01])))[None], T_camera_base, o)[0]
     ray = np.where(mover[:, None], other[:, :2] / other[:, 2:], o.ray)
     solution = pnp.solve(T_camera_base, seen_at(o, ray), loose_prior())
     assert error(truth, solution.T_map_base)[0] < 0.02
@@ -235,15 +235,16 @@ def test_no_sightings_give_the_prior_back() -> None:
 @given(st.integers(0, 1000))
 def test_jacobians_agree_with_differences(seed: int) -> None:
     truth, T_camera_base, o = scene(seed, count=20)
-    residual, along, jacobian, good = pnp.linearise(truth[None], T_camera_base, o)
+    here = pnp.linearise(truth[None], pnp.View.of(T_camera_base, o))
+    good = here.ahead[0]
+    assert good.all()
     step = 1e-6
     for axis in range(6):
         moved = truth @ geometry.exp(step * np.eye(6)[axis])
-        ahead = pnp.linearise(moved[None], T_camera_base, o)[0]
-        assert np.allclose(-(ahead - residual)[good] / step, jacobian[..., axis][good], atol=1e-3, rtol=1e-3)
-    deeper = replace(o, rho=o.rho + step)
-    difference = -(pnp.linearise(truth[None], T_camera_base, deeper)[0] - residual) / step
-    assert np.allclose(difference[good], along[good], atol=1e-3, rtol=1e-3)
+        there = pnp.linearise(moved[None], pnp.View.of(T_camera_base, o))
+        assert np.allclose(-(there.residual - here.residual) / step, here.jacobian[:, axis], atol=1e-3, rtol=1e-3)
+    deeper = pnp.linearise(truth[None], pnp.View.of(T_camera_base, replace(o, rho=o.rho + step)))
+    assert np.allclose(-(deeper.residual - here.residual) / step, here.along, atol=1e-3, rtol=1e-3)
 
 
 # -- lens, road, adjustment, memory ------------------------------------------------------------------------------------------------------
@@ -329,14 +330,14 @@ def test_the_memory_is_found_again_from_elsewhere() -> None:
     truth = geometry.exp(np.array([0.8, 0.02, 0, 0, 0, 0.004])) @ cam.T_base_camera
     image, _ = render(truth, cam.k, size)
     off = truth @ geometry.exp(np.array([0, 0, 0, 0.003, 0.006, 0]))
-    o = landmark_memory.find(pointers, births, 0, image, lens_at(cam, size), cam.k, off, 0.5, 60)
+    o = landmark_memory.find(pointers, births, [landmark_memory.View(0, image, lens_at(cam, size), cam.k, off)], 0.5, 60)
     assert o is not None and len(o) >= 15
     q = geometry.transform(geometry.inverse(truth), o.origin + o.bearing / o.rho[:, None])
     pixels = np.abs(q[:, :2] / q[:, 2:] - o.ray).max(1) * cam.k[0, 0]
     assert np.median(pixels) < 0.35
     assert (pixels < 1.5).mean() > 0.8
     flat = np.full_like(image, 90)
-    assert landmark_memory.find(pointers, births, 0, flat, lens_at(cam, size), cam.k, off, 0.5, 60) is None
+    assert landmark_memory.find(pointers, births, [landmark_memory.View(0, flat, lens_at(cam, size), cam.k, off)], 0.5, 60) is None
 
 
 # -- the stage ---------------------------------------------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros import bundle, features, geometry, ground, landmark_memory, pnp
-from recon4d_ros.bundle import Adjusted, Keyframe
-from recon4d_ros.features import Landmarks
-from recon4d_ros.lens import lens_at
-from recon4d_ros.odometry import OdometryBuffer
+from recon4d_ros import geometry
+from recon4d_ros.egomotion import bundle, features, ground, landmark_memory, pnp
+from recon4d_ros.egomotion.bundle import Adjusted, Keyframe
+from recon4d_ros.egomotion.features import Landmarks
+from recon4d_ros.egomotion.lens import lens_at
+from recon4d_ros.egomotion.odometry import OdometryBuffer
+from recon4d_ros.egomotion.pnp import Observations, Prior, Solution
+from recon4d_ros.parallel import each
 from recon4d_ros.parameters import parameter
-from recon4d_ros.pnp import Observations, Prior, Solution
 from recon4d_ros.types import Calibration, Frame, Geometry, OdometrySample, Pointers, PoseEstimate, Rig, Tracking
 
 Array = NDArray[np.float64]
@@ -30,6 +32,7 @@ VAGUE = 0.02  # relative deviation of an inverse depth above which the engine's 
 MEMORY_NOISE = 0.5  # pixels of the working image
 MOUNT = 0.001  # rad: how far a camera's mount may be turned from its calibration
 BLIND_SHARE, BLIND_COUNT = 0.2, 10
+AROUND = np.array([[0, 0], [-2, 0], [2, 0], [0, -2], [0, 2]])  # working pixels (u, v): where a depth must agree with the one at 0, 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class _Sightings:
     blind: NDArray[np.bool_]
     observations: Observations
     second: int
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Landmarks index [M] of a table, seen by one camera along rays [M, 2]."""
+
+    camera: int
+    index: NDArray[np.int64]
+    rays: Array
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,8 @@ class Egomotion:
         """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it says in `tracking` and `reason`."""
         if self.parameters.odometry != "none":
             self._odometry.add(odometry)
-        self._current = [features.grey(image) if there else None for image, there in zip(frame.images, frame.present, strict=True)]
+        images = zip(frame.images, frame.present, strict=True)
+        self._current = each(lambda image: features.grey(image[0]) if image[1] else None, images)
         if self._stamp_ns is None:
             return self._begin(frame)
         seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
@@ -223,17 +236,17 @@ class Egomotion:
         """The attempt with the memory's sightings beside those of the tracks."""
         base = attempt.prior.T_map_base if attempt.problem else attempt.solution.T_map_base
         T_map_camera = base @ geometry.inverse(attempt.T_camera_base)
-        parts = []
+        everywhere = self.parameters.memory == "always" or bool(attempt.problem)
+        views = [
+            landmark_memory.View(camera, image, self._lenses[camera], self._calibration.k[camera], T_map_camera[camera])
+            for camera, image in enumerate(self._current)
+            if image is not None and (everywhere or not len(self._neighbours[camera]))
+        ]
         room = landmark_memory.PATCHES // max(int(frame.present.sum()), 1)
-        for camera, image in enumerate(self._current):
-            asked = self.parameters.memory == "always" or bool(attempt.problem) or not len(self._neighbours[camera])
-            if image is not None and asked:
-                lens, k = self._lenses[camera], self._calibration.k[camera]
-                found = landmark_memory.find(pointers, self._births, camera, image, lens, k, T_map_camera[camera], MEMORY_NOISE, room)
-                parts += [found] if found is not None else []
-        if not parts:
+        found = landmark_memory.find(pointers, self._births, views, MEMORY_NOISE, room)
+        if found is None:
             return attempt
-        together = replace(attempt.sightings, observations=Observations.join([attempt.sightings.observations, *parts]))
+        together = replace(attempt.sightings, observations=Observations.join([attempt.sightings.observations, found]))
         held = self._solved(frame, together, attempt.prior, seconds, None if attempt.problem else base)
         return held if not held.problem or attempt.problem else attempt
 
@@ -278,63 +291,72 @@ class Egomotion:
 
     def observe(self, frame: Frame, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]) -> None:
         """Gives landmarks their depth, drops those on movers (mask [N, h, w], True = moving) and finds new ones."""
-        for camera, lens in enumerate(self._lenses):
-            image = self._current[camera]
-            if image is None or self._grey[camera] is not image:  # absent or blind: its points wait for the next good image
-                continue
-            k = self._calibration.k[camera]
-            mine = np.flatnonzero(self._landmarks.camera == camera)
-            rays = lens.rays(self._landmarks.pixel[mine])
-            working = features.rays_to_pixels(rays, k)
-            self._learn_depth(camera, mine, working, geometry_, pose)
-            moving = features.sample(mask[camera], working)
-            if moving.any():
-                keep = np.ones(len(self._landmarks), np.bool_)
-                keep[mine[moving]] = False
-                self._landmarks = self._landmarks.keep(keep)
-            taken = self._landmarks.pixel[self._landmarks.camera == camera]
-            led = any(other < camera and self._grey[other] is self._current[other] is not None for other in self._neighbours[camera])
-            if len(taken) < 0.8 * self._quota and not led:  # of cameras side by side the first one that sees leads
-                self._find(camera, image, taken, geometry_, pose, mask[camera])
+        # An absent or blind camera's points wait for its next good image.
+        looking = np.array([image is not None and before is image for before, image in zip(self._grey, self._current, strict=True)])
+        mine = np.flatnonzero(looking[self._landmarks.camera])
+        rays = self._rays(self._landmarks.camera[mine], self._landmarks.pixel[mine])
+        working = features.rays_to_pixels(rays, self._calibration.k[self._landmarks.camera[mine]])
+        self._learn_depth(mine, rays, working, geometry_, pose)
+        moving = features.sample(mask, self._landmarks.camera[mine], working)
+        if moving.any():
+            keep = np.ones(len(self._landmarks), np.bool_)
+            keep[mine[moving]] = False
+            self._landmarks = self._landmarks.keep(keep)
+        table = self._landmarks
+        wanted = self._quota - np.bincount(table.camera, minlength=len(looking))
+        led = np.array([looking[beside[beside < camera]].any() for camera, beside in enumerate(self._neighbours)])
+        finders = np.flatnonzero(looking & ~led & (wanted > 0.2 * self._quota))  # of cameras side by side the first one that sees leads
 
-    def _learn_depth(self, camera: int, mine: NDArray, working: Array, geometry_: Geometry, pose: PoseEstimate) -> None:
+        def corners(camera: int) -> NDArray[np.float32]:
+            image, room = self._current[camera], features.spacing(self._lenses[camera], self._quota)
+            assert image is not None
+            return features.detect(image, table.pixel[table.camera == camera], int(wanted[camera]), room)
+
+        found = each(corners, finders.tolist())
+        if found:
+            self._add(np.repeat(finders, [len(pixel) for pixel in found]), np.concatenate(found), geometry_, pose, mask)
+
+    def _rays(self, camera: NDArray[np.int64], pixel: NDArray) -> Array:
+        """Normalised coordinates [M, 2] of pixels [M, 2] of cameras [M]."""
+        rays = np.empty((len(camera), 2))
+        for one in np.unique(camera):
+            rays[camera == one] = self._lenses[one].rays(pixel[camera == one])
+        return rays
+
+    def _learn_depth(self, mine: NDArray, rays: Array, working: Array, geometry_: Geometry, pose: PoseEstimate) -> None:
         """Landmarks whose depth is less well known than the engine's take the engine's."""
         table = self._landmarks
         vague = table.variance[mine] > (VAGUE * table.rho[mine]) ** 2
-        mine, working = mine[vague], working[vague]
-        if len(mine) == 0:
-            return
-        rho, variance = _inverse_depth(geometry_, camera, working)
-        place = pose.T_map_camera[camera]
+        mine, rays, working = mine[vague], rays[vague], working[vague]
+        rho, variance = _inverse_depth(geometry_, table.camera[mine], working)
         with np.errstate(invalid="ignore"):
             better = np.isfinite(rho) & (variance < 0.5 * table.variance[mine])
         index = mine[better]
-        if len(index) == 0:
-            return
         # the same point, seen from now: a new anchor
-        rays = np.concatenate([self._lenses[camera].rays(table.pixel[index]), np.ones((len(index), 1))], axis=1)
-        table.origin[index], table.bearing[index] = place[:3, 3], rays @ place[:3, :3].T
+        table.origin[index], table.bearing[index] = self._hung(table.camera[index], rays[better], pose)
         table.rho[index], table.variance[index], table.assumed[index] = rho[better], variance[better], False
 
-    def _find(
-        self, camera: int, image: NDArray[np.uint8], taken: NDArray, geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
+    def _hung(self, camera: NDArray[np.int64], rays: Array, pose: PoseEstimate) -> tuple[Array, Array]:
+        """Origin and bearing in map [M, 3] of rays [M, 2] of cameras [M]."""
+        place = pose.T_map_camera[camera]
+        bearing = np.einsum("mij,mj->mi", place[:, :3, :2], rays) + place[:, :3, 2]
+        return place[:, :3, 3], bearing
+
+    def _add(
+        self, camera: NDArray[np.int64], pixel: NDArray[np.float32], geometry_: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
     ) -> None:
-        lens, place = self._lenses[camera], pose.T_map_camera[camera]
-        pixel = features.detect(image, taken, self._quota - len(taken), features.spacing(lens, self._quota))
-        if len(pixel) == 0:
-            return
-        rays = lens.rays(pixel)
+        """New landmarks at pixels [M, 2] of cameras [M], but for those on movers and those that the camera beside contradicts."""
+        rays = self._rays(camera, pixel)
         working = features.rays_to_pixels(rays, self._calibration.k[camera])
-        still = ~features.sample(mask, working).astype(bool)
-        pixel, rays, working = pixel[still], rays[still], working[still]
-        rho, variance = _inverse_depth(geometry_, camera, working)
-        rho, variance, assumed = self._with_road(camera, rays, rho, variance)
+        still = ~features.sample(mask, camera, working).astype(bool)
+        camera, pixel, rays, working = camera[still], pixel[still], rays[still], working[still]
+        rho, variance, assumed = self._with_road(camera, rays, *_inverse_depth(geometry_, camera, working))
         count = len(pixel)
-        bearing = np.concatenate([rays, np.ones((count, 1))], axis=1) @ place[:3, :3].T
+        origin, bearing = self._hung(camera, rays, pose)
         new = Landmarks(
-            np.full(count, camera),
+            camera,
             pixel,
-            np.repeat(place[None, :3, 3], count, axis=0),
+            origin,
             bearing,
             np.where(np.isfinite(rho), rho, features.UNKNOWN_RHO),
             np.where(np.isfinite(rho), variance, features.UNKNOWN_VARIANCE),
@@ -345,9 +367,13 @@ class Egomotion:
         )
         self._born += count
         T_camera_base = geometry.inverse(pose.T_map_camera) @ pose.T_map_base
-        across = self._across(camera, image, new, np.arange(count), pixel, pose.T_map_base, T_camera_base)
-        if across:
-            o = Observations.join(across)
+        seen = []
+        for one in np.unique(camera).tolist():
+            image, at = self._current[one], np.flatnonzero(camera == one)
+            assert image is not None
+            seen += self._across(one, image, new, at, pixel[at], pose.T_map_base, T_camera_base)
+        if seen:
+            o = self._observations(new, seen)
             distance = pnp.evaluate(pose.T_map_base[None], T_camera_base, o)[0]
             self._refine(new, o, distance < pnp.GATE, pose.T_map_base, T_camera_base)
             wrong = np.zeros(count, np.bool_)
@@ -355,11 +381,12 @@ class Egomotion:
             new = new.keep(~wrong)
         self._landmarks = self._landmarks.extend(new)
 
-    def _with_road(self, camera: int, rays: Array, rho: Array, variance: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Depths with the road's beside them, for a camera that has no second one to measure with; and which are the road's alone."""
-        if len(self._neighbours[camera]) or self._odometry_used:
-            return rho, variance, np.zeros(len(rho), np.bool_)
-        road, doubt = ground.inverse_depth(rays, self._nominal[camera])
+    def _with_road(self, camera: NDArray[np.int64], rays: Array, rho: Array, variance: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Depths with the road's beside them, of cameras that have no second one to measure with; and which are the road's alone."""
+        road, doubt = np.full(len(rho), np.nan), np.full(len(rho), np.nan)
+        for one in np.unique(camera).tolist() if not self._odometry_used else []:
+            if not len(self._neighbours[one]):
+                road[camera == one], doubt[camera == one] = ground.inverse_depth(rays[camera == one], self._nominal[one])
         with np.errstate(invalid="ignore"):
             assumed = np.isnan(rho) & np.isfinite(road)
             both = np.abs(rho - road) < 0.2 * road
@@ -375,44 +402,49 @@ class Egomotion:
         pixel, found = table.pixel.copy(), np.zeros(len(table), np.bool_)
         blind = np.zeros(len(self._lenses), np.bool_)
         T_camera_base = self._T_camera_base(frame, velocity)
-        parts, across = [], []
-        for camera, lens in enumerate(self._lenses):
-            before, after = self._grey[camera], self._current[camera]
+        guess = self._guess(table, np.arange(len(table)), table.camera, prior.T_map_base, T_camera_base, table.pixel)
+
+        def follow(camera: int) -> list[_Seen]:
+            """One camera; each writes only where its own landmarks are."""
+            before, after, lens = self._grey[camera], self._current[camera], self._lenses[camera]
             mine = np.flatnonzero(table.camera == camera)
             if before is None or len(mine) == 0:
-                continue
+                return []
             if after is None:  # absent: the cameras beside it look for its points
-                across += self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
-                continue
-            guess = self._guess(table, mine, camera, prior.T_map_base, T_camera_base, table.pixel[mine])
-            pixel[mine], good = features.follow(before, after, table.pixel[mine], guess, 1.0)
+                return self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
+            pixel[mine], good = features.follow(before, after, table.pixel[mine], guess[mine], 1.0)
             good &= lens.inside(pixel[mine], 3.0)
             if len(mine) >= BLIND_COUNT and good.mean() < BLIND_SHARE:
                 blind[camera] = True
-                across += self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
-                continue
+                return self._across(camera, before, table, mine, table.pixel[mine], prior.T_map_base, T_camera_base)
             found[mine] = good
             seen = mine[good]
-            parts.append(self._observation(table, seen, camera, lens.rays(pixel[seen]), 1.0))
-            across += self._across(camera, after, table, seen, pixel[seen], prior.T_map_base, T_camera_base)
-        empty = self._observation(table, np.zeros(0, np.int64), 0, np.zeros((0, 2)), 1.0)
-        first = Observations.join([empty, *parts, *across])
+            own = _Seen(camera, seen, lens.rays(pixel[seen]))
+            return [own, *self._across(camera, after, table, seen, pixel[seen], prior.T_map_base, T_camera_base)]
+
+        seen = [one for each_camera in each(follow, range(len(self._lenses))) for one in each_camera]
+        first = self._observations(table, seen)
         doubtful = first.take(table.assumed[first.landmark])
         doubtful = replace(doubtful, variance=np.full(len(doubtful), features.UNKNOWN_VARIANCE))
         return _Sightings(pixel, found, blind, Observations.join([first, doubtful]), len(first))
 
     def _guess(
-        self, table: Landmarks, index: NDArray, camera: int, T_map_base: Array, T_camera_base: Array, otherwise: NDArray
+        self, table: Landmarks, index: NDArray, camera: NDArray[np.int64], T_map_base: Array, T_camera_base: Array, otherwise: NDArray
     ) -> NDArray[np.float32]:
-        """Pixels [M, 2] where landmarks should be in a camera; `otherwise` where that is not in its image."""
-        lens = self._lenses[camera]
-        o = self._observation(table, index, camera, np.zeros((len(index), 2)), 1.0)
-        q = pnp.project(T_map_base[None], T_camera_base, o)[0][0]
+        """Pixels [M, 2] where landmarks should be in cameras [M]; `otherwise` [M, 2] where that is not in the image."""
+        T_camera_map = T_camera_base @ geometry.inverse(T_map_base)
+        place = T_camera_map[camera]
+        at = table.bearing[index] + table.rho[index, None] * table.origin[index]
+        q = np.einsum("mij,mj->mi", place[:, :3, :3], at) + table.rho[index, None] * place[:, :3, 3]
         ahead = q[:, 2] > 1e-3
         rays = q[:, :2] / np.where(ahead, q[:, 2], 1.0)[:, None]
-        pixels = lens.pixels(rays)
-        usable = ahead & lens.inside(pixels, 0.0)
-        return np.where(usable[:, None], pixels, otherwise).astype(np.float32)
+        pixels = np.array(otherwise, np.float32)
+        for one in np.unique(camera):
+            which, lens = np.flatnonzero((camera == one) & ahead), self._lenses[one]
+            there = lens.pixels(rays[which])
+            inside = lens.inside(there, 0.0)
+            pixels[which[inside]] = there[inside]
+        return pixels
 
     def _across(
         self,
@@ -423,26 +455,29 @@ class Egomotion:
         pixel: NDArray,
         T_map_base: Array,
         T_camera_base: Array,
-    ) -> list[Observations]:
+    ) -> list[_Seen]:
         """This instant's sightings in the cameras that look the same way, of points at `pixel` in `here`, an image of `camera`."""
         parts = []
-        for other in self._neighbours[camera]:
+        for other in self._neighbours[camera].tolist():
             there = self._current[other]
             if there is None or len(index) == 0:
                 continue
             lens = self._lenses[other]
             nowhere = np.full((len(index), 2), -100.0)
-            guess = self._guess(table, index, int(other), T_map_base, T_camera_base, nowhere)
+            guess = self._guess(table, index, np.full(len(index), other), T_map_base, T_camera_base, nowhere)
             inside = lens.inside(guess, 3.0)
             place, good = features.follow(here, there, pixel[inside], guess[inside], 1.0)
             good &= lens.inside(place, 3.0)
-            parts.append(self._observation(table, index[inside][good], int(other), lens.rays(place[good]), 1.0))
+            parts.append(_Seen(other, index[inside][good], lens.rays(place[good])))
         return parts
 
-    def _observation(self, table: Landmarks, index: NDArray, camera: int, rays: Array, factor: float) -> Observations:
-        sigma = np.full(len(index), factor * self.parameters.pixel_noise / self._lenses[camera].focal)
-        at, index = np.full(len(index), camera), np.asarray(index, np.int64)
-        return Observations(table.origin[index], table.bearing[index], table.rho[index], table.variance[index], at, rays, sigma, index)
+    def _observations(self, table: Landmarks, parts: list[_Seen]) -> Observations:
+        """The landmarks of a table as they were seen, part by part."""
+        index = np.concatenate([np.zeros(0, np.int64), *(part.index for part in parts)])
+        camera = np.repeat(np.array([part.camera for part in parts], np.int64), [len(part.index) for part in parts])
+        ray = np.concatenate([np.zeros((0, 2)), *(part.rays for part in parts)])
+        sigma = (self.parameters.pixel_noise / np.array([lens.focal for lens in self._lenses]))[camera]
+        return Observations(table.origin[index], table.bearing[index], table.rho[index], table.variance[index], camera, ray, sigma, index)
 
     # -- state ---------------------------------------------------------------------------------------------------------------------
 
@@ -523,8 +558,8 @@ class Egomotion:
 
     def _refine(self, table: Landmarks, o: Observations, good: NDArray[np.bool_], pose: Array, T_camera_base: Array) -> None:
         o = o.take(good)
-        residual, along, _, ahead = pnp.linearise(pose[None], T_camera_base, o)
-        features.refine(table, o.landmark, residual[0] * ahead[0][:, None], along[0] * ahead[0][:, None], o.sigma, 0.002)
+        linear = pnp.linearise(pose[None], pnp.View.of(T_camera_base, o))
+        features.refine(table, o.landmark, linear.residual[0] * linear.ahead, linear.along[0] * linear.ahead, o.sigma, 0.002)
 
     def _hold(self) -> None:
         """The motion is confirmed: seconds without confirmation, and what they added to the covariance, start anew."""
@@ -579,15 +614,13 @@ def _only(keyframe: Keyframe, identities: NDArray[np.int64]) -> Keyframe:
     return Keyframe(keyframe.T_map_base, keyframe.T_base_camera, *seen)
 
 
-def _inverse_depth(geometry_: Geometry, camera: int, working: Array) -> tuple[Array, Array]:
-    """Inverse depth and its variance [M] at working pixels [M, 2]; NaN where there is none or where the depth breaks off."""
-    depth = features.sample(geometry_.depth[camera], working).astype(np.float64)
-    sigma = features.sample(geometry_.sigma[camera], working).astype(np.float64)
-    around = np.stack([features.sample(geometry_.depth[camera], working + np.array(step)) for step in ((-2, 0), (2, 0), (0, -2), (0, 2))])
+def _inverse_depth(geometry_: Geometry, camera: NDArray[np.int64], working: Array) -> tuple[Array, Array]:
+    """Inverse depth and its variance [M] at working pixels [M, 2] of cameras [M]; NaN where there is none or where the depth breaks off."""
+    depths = features.sample(geometry_.depth, camera, working + AROUND[:, None]).astype(np.float64)
+    sigma = features.sample(geometry_.sigma, camera, working).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        depth = np.where(depth > 0.1, depth, np.nan)
-        spread = np.abs(1.0 / around - 1.0 / depth)
-        rho = np.where((np.nanmax(np.where(np.isfinite(spread), spread, 0.0), axis=0) < 0.15 / depth + 0.01), 1.0 / depth, np.nan)
+        depth = np.where(depths[0] > 0.1, depths[0], np.nan)
+        spread = np.abs(1.0 / depths[1:] - 1.0 / depth)
+        rho = np.where(np.where(np.isfinite(spread), spread, 0.0).max(axis=0) < 0.15 / depth + 0.01, 1.0 / depth, np.nan)
         variance = np.maximum(sigma / depth**2, 0.01 * rho) ** 2
     return rho, variance
-

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.pnp import GATE
+from recon4d_ros.egomotion.pnp import GATE
 
 Array = NDArray[np.float64]
 

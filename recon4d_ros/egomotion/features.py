@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.lens import Lens
+from recon4d_ros.egomotion.lens import Lens
 
 Array = NDArray[np.float64]
 
@@ -108,25 +108,25 @@ def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, dis
     return np.asarray(corners[:, 0] * 2 + 0.5, np.float32)
 
 
-def sample(field: NDArray, at: Array) -> NDArray:
-    """Nearest values of [h, w] at pixels [M, 2]; NaN (or False) outside."""
-    height, width = field.shape
+def sample(fields_: NDArray, camera: NDArray[np.int64], at: Array) -> NDArray:
+    """Nearest values of [N, h, w] at pixels [..., 2] of cameras [...]; NaN (or False) outside."""
+    height, width = fields_.shape[1:]
     with np.errstate(invalid="ignore"):
-        u, v = np.rint(at[:, 0]), np.rint(at[:, 1])
+        u, v = np.rint(at[..., 0]), np.rint(at[..., 1])
         inside = (u >= 0) & (v >= 0) & (u < width) & (v < height)
     row, column = np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)
-    return np.where(inside, field[row, column], np.nan if field.dtype.kind == "f" else False)
+    return np.where(inside, fields_[camera, row, column], np.nan if fields_.dtype.kind == "f" else False)
 
 
 def refine(landmarks: Landmarks, index: NDArray[np.int64], residual: Array, along: Array, sigma: Array, floor: float) -> None:
     """Narrows inverse depths in place from sightings.
 
-    index [M]: the landmark; residual, along [M, 2]: measured minus predicted, derivative of the prediction by rho; sigma [M].
+    index [M]: the landmark; residual, along [2, M]: measured minus predicted, derivative of the prediction by rho; sigma [M].
     floor: a share of rho that the standard deviation never goes below (poses and landmarks are correlated, the filter does not know).
     """
     count = len(landmarks)
-    gain = np.bincount(index, (along**2).sum(-1) / sigma**2, count)
-    pull = np.bincount(index, (along * residual).sum(-1) / sigma**2, count)
+    gain = np.bincount(index, (along**2).sum(0) / sigma**2, count)
+    pull = np.bincount(index, (along * residual).sum(0) / sigma**2, count)
     information = 1.0 / landmarks.variance + gain
     change = pull / information
     landmarks.rho[:] = np.clip(landmarks.rho + change, 1e-4, 10.0)
@@ -134,8 +134,8 @@ def refine(landmarks: Landmarks, index: NDArray[np.int64], residual: Array, alon
 
 
 def rays_to_pixels(rays: Array, k: Array) -> Array:
-    """Pinhole pixels [M, 2] of normalised coordinates."""
-    return rays * k[[0, 1], [0, 1]] + k[:2, 2]
+    """Pinhole pixels [M, 2] of normalised coordinates; k: [3, 3], or one each [M, 3, 3]."""
+    return rays * k[..., [0, 1], [0, 1]] + k[..., :2, 2]
 
 
 def spacing(lens: Lens, count: int) -> float:

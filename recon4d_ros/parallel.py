@@ -1,0 +1,47 @@
+"""Several cameras at a time: OpenCV and NumPy let go of the GIL, so threads are enough, and one small pool serves every stage."""
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(CPUS - 1, 1), thread_name_prefix="camera")
+
+
+def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """function(item) of every item, in order. The caller's thread works too, so nothing waits for a pool that is busy elsewhere.
+
+    Raises what the function raised first; what had not begun by then is left undone.
+    """
+    work = list(items)
+    results: list[Result | None] = [None] * len(work)
+    todo = deque(range(len(work)))
+
+    def some() -> None:
+        while todo:
+            try:
+                index = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
+            results[index] = function(work[index])
+
+    helpers = [_pool().submit(some) for _ in range(min(len(work), CPUS) - 1)]
+    try:
+        some()
+    finally:
+        todo.clear()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    return results  # type: ignore[return-value]
