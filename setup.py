@@ -90,7 +90,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(str(HERE), include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed", "export/*.yaml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -120,6 +120,11 @@ def replay(
                 "network": reconstructor.engine.spec.network,
                 "runtime": reconstructor.engine.spec.runtime,
                 "device": reconstructor.engine.device,
+                "warning": reconstructor.engine.spec.warning,
+                "metres_per_unit": [
+                    None if scale is None else {"value": scale.metres_per_unit, "sigma": scale.sigma, "observations": scale.observations}
+                    for scale in reconstructor.engine.scales
+                ],
             },
             "not_tracking": lost,
             "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())},

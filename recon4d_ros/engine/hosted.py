@@ -19,6 +19,7 @@ ANCHOR_REACH = 100.0  # metres from the anchor at which it follows the car: floa
 PARTNER_DEPTHS = (4.0, 10.0, 40.0)  # metres at which a rig neighbour must see a pixel to be matched with
 
 
+CONSTANT = ("grid", "k", "partner")
 NETWORK_POSITION = "network_position"  # extra output of networks that predict up to scale: [N, 3] camera centres in their own world
 POINTERS = {"pointer_position", "pointer_feature", "pointer_weight", "pointer_age", "pointer_valid"}  # memory that Pointers can say
 NO_POINTERS = Pointers(np.zeros((0, 3)), np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))
@@ -64,13 +65,7 @@ class HostedEngine:
         if calibration is self._calibration:
             return
         check_fits(self.spec, calibration, self._where)
-        constant = {
-            "grid": np.ascontiguousarray(calibration.grid, np.float32),
-            "k": np.ascontiguousarray(calibration.k, np.float32),
-        }
-        if "partner" in self.spec.inputs:
-            constant["partner"] = rig_partners(calibration, int(self.spec.options["stride"]))
-        self._constant = {name: array for name, array in constant.items() if name in self.spec.inputs}
+        self._constant = constant_inputs(self.spec, calibration)
         self._calibration = calibration
 
     def step(
@@ -153,6 +148,17 @@ class HostedEngine:
     def _expect(self, name: str, array: NDArray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:
             raise EngineError(f"{self._where}: {name} has shape {list(array.shape)}: expected {list(shape)}")
+
+
+def constant_inputs(spec: EngineSpec, calibration: Calibration) -> dict[str, NDArray]:
+    """Those inputs of the graph that stay as they are over a drive (CONSTANT): always the same arrays."""
+    constant = {
+        "grid": np.ascontiguousarray(calibration.grid, np.float32),
+        "k": np.ascontiguousarray(calibration.k, np.float32),
+    }
+    if "partner" in spec.inputs:
+        constant["partner"] = rig_partners(calibration, int(spec.options["stride"]))
+    return {name: array for name, array in constant.items() if name in spec.inputs}
 
 
 def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:

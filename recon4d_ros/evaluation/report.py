@@ -17,12 +17,16 @@ def format_report(summary: Tree) -> str:
 def _run_lines(summary: Tree) -> Iterator[str]:
     if "frames" not in summary:
         return
+    if warning := summary.get("engine", {}).get("warning"):
+        yield f"WARNING      {warning}"
     rate = f" at {summary['rate_step_hz']:.1f} frame sets/s" if "rate_step_hz" in summary else ""
     memory = f", {summary['peak_rss_mib']:.0f} MiB at most" if "peak_rss_mib" in summary else ""
     yield f"run          {summary['frames']} frame sets{rate}{memory}"
     stages = summary.get("latency_ms", {})
     if stages:
         yield "latency      " + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items()) + "  (ms, median)"
+    for scale in filter(None, summary.get("engine", {}).get("metres_per_unit", ())):
+        yield f"scale        {scale['value']:.4g} +- {scale['sigma']:.2g} m per unit of the network ({scale['observations']} baselines)"
     if "map_points" in summary:
         yield f"map          {summary['map_points']:,} points"
 

@@ -20,7 +20,7 @@ import yaml
 from recon4d_ros.calibration import REDUCTIONS, input_size_for, reduced_size
 from recon4d_ros.engine.base import EngineSpec, check_files, is_rectified_rig, load_spec, sha256_of
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
-from recon4d_ros.export.gpu import GPU_RUNTIMES, GpuOptions, add_gpu_arguments, build_for, gpu_options
+from recon4d_ros.export.gpu import GpuOptions, add_gpu_arguments, build_tensorrt, gpu_options
 from recon4d_ros.types import Rig
 
 __all__ = ["EPILOG", "ExportArguments", "add_arguments", "default_export_arguments", "export_engine", "run"]
@@ -37,7 +37,7 @@ EPILOG = """examples:
   recon4d export --network recon4d_geometric --config stereo --cameras 2 --size 370x1226 --channels 1 --out engines/kitti
   recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --pointers 1024 --out engines/point3r
   recon4d export --network point3r --checkpoint stand-in --rig BAG --size 224x224 --out engines/try      weights that mean nothing
-  recon4d export --from engines/point3r --runtime tensorrt --precision fp16 --out engines/point3r_gpu    on the vehicle, no PyTorch
+  recon4d export --from engines/point3r --runtime tensorrt --out engines/point3r_gpu       on the vehicle, without PyTorch
 
 a learned network is exported for the rig's cameras (--rig, or --cameras and --image-size); --size is what it sees of each of them.
 """
@@ -117,7 +117,7 @@ def export_engine(
             from recon4d_ros.export.learned import write_learned
 
             spec = write_learned(folder, arguments, options, say)
-        spec = _choose_runtime(folder, spec, arguments, gpu or GpuOptions(), say)
+        spec = _choose_runtime(folder, spec, arguments, options, gpu or GpuOptions(), say)
         spec.save(folder / "engine.yaml")
     if progress:
         print(parity_table(spec, Path(out)))
@@ -169,12 +169,19 @@ def _write_geometric(folder: Path, a: ExportArguments, options: Mapping[str, Any
     return replace(spec, parity=measure_parity(model, folder / "model.onnx", spec))
 
 
-def _choose_runtime(folder: Path, spec: EngineSpec, a: ExportArguments, gpu: GpuOptions, say: Callable[[str], None]) -> EngineSpec:
-    """The specification with its runtime, which is built first if it is a GPU's."""
-    if a.runtime in GPU_RUNTIMES:
-        return build_for(a.runtime, folder, replace(spec, runtime=_fastest(spec)), gpu, say)
+def _choose_runtime(
+    folder: Path, spec: EngineSpec, a: ExportArguments, own: Mapping[str, Any], gpu: GpuOptions, say: Callable[[str], None]
+) -> EngineSpec:
+    """The specification with its runtime, whose own model is built first where it does not run ONNX."""
+    spec = replace(spec, runtime=_fastest(spec))
+    if a.runtime == "tensorrt":
+        return build_tensorrt(folder, spec, gpu, say)
+    if a.runtime == "torch":
+        from recon4d_ros.export.aoti import build
+
+        return build(folder, spec, a, own, say)
     if a.runtime in ("auto", "onnx"):
-        return replace(spec, runtime=_fastest(spec))
+        return spec
     report = spec.parity.get(a.runtime, {"error": "not installed here"})
     if "error" in report:
         raise EngineError(f"runtime {a.runtime}: {report['error']} (there is {_fastest(spec)})")
@@ -247,7 +254,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rebuild(source: Path, out: Path, runtime: str, gpu: GpuOptions, *, force: bool = False) -> None:
     """An engine for a GPU's runtime from another engine's ONNX: what runs on the vehicle. Raises EngineError, OutputError."""
-    if runtime not in GPU_RUNTIMES:
+    if runtime != "tensorrt":
         raise ParameterError(f"--from is for --runtime tensorrt, not {runtime}: an engine's ONNX runs as it is on the CPU")
     spec = load_spec(source)
     check_files(source, spec)
@@ -259,7 +266,7 @@ def rebuild(source: Path, out: Path, runtime: str, gpu: GpuOptions, *, force: bo
                 os.link(source / name, folder / name)  # the weights need not lie there twice
             except OSError:
                 shutil.copyfile(source / name, folder / name)
-        build_for(runtime, folder, spec, gpu, lambda sentence: print(f"  {sentence}", flush=True)).save(folder / "engine.yaml")
+        build_tensorrt(folder, spec, gpu, lambda sentence: print(f"  {sentence}", flush=True)).save(folder / "engine.yaml")
 
 
 def _arguments(arguments: argparse.Namespace) -> ExportArguments:

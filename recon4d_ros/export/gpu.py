@@ -1,15 +1,13 @@
-"""Building an engine for a GPU from its ONNX, or saying what is to be run where there is one. Needs no PyTorch for TensorRT."""
+"""Building a TensorRT engine from an ONNX one, or saying what is to be run where there is a GPU. Needs no PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recon4d_ros.engine.base import EngineSpec
-
-GPU_RUNTIMES = ("tensorrt", "torch")
+from recon4d_ros.engine.base import EngineSpec, sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,51 @@ def gpu_options(arguments: argparse.Namespace) -> GpuOptions:
     )
 
 
-def build_for(runtime: str, folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> EngineSpec:
-    """Builds the engine in the folder, and gives its specification; without a GPU: the ONNX one's, and a sentence on what to run there."""
-    from recon4d_ros.errors import EngineError
+def build_tensorrt(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> EngineSpec:
+    """Builds model.engine beside the folder's ONNX, and gives the specification that runs it; without a GPU: the ONNX one's as it is, and
+    a sentence on what to run on the vehicle. Raises EngineError."""
+    from recon4d_ros.export import tensorrt
 
-    raise EngineError(f"runtime {runtime}: not in this version yet")
+    for line in operator_lines(folder / spec.model):
+        say(line)
+    reason = tensorrt.available()
+    if reason:
+        say(
+            f"{reason}: the ONNX is written and checked, the TensorRT engine is not built; on the vehicle run "
+            f"`recon4d export --from THIS_FOLDER --runtime tensorrt --out ANOTHER_FOLDER{_flags(options)}`"
+        )
+        return spec
+    model = tensorrt.build(folder, spec, options, say)
+    import tensorrt as installed
+
+    for name in (spec.model, *spec.files):
+        (folder / name).unlink()
+    return replace(
+        spec,
+        runtime="tensorrt",
+        model=model.name,
+        model_sha256=sha256_of(model),
+        files={},
+        versions={**spec.versions, "tensorrt": installed.__version__},
+    )
+
+
+def operator_lines(model: Path) -> list[str]:
+    """What TensorRT's ONNX parser would say of a model's operators, from a table (operators.py)."""
+    try:
+        from recon4d_ros.export.operators import check_operators
+    except ImportError:  # onnx is a tool of the exporting machine
+        return []
+    report = check_operators(model)
+    count = sum(report.operators.values())
+    lines = [f"{count} operators of {len(report.operators)} kinds held against {report.source}: {len(report.problems)} problem(s)"]
+    lines += [f"  {problem}" for problem in report.problems]
+    return lines if report.cuda_graph else [*lines, "  it has loops: it cannot be captured as a CUDA graph"]
+
+
+def _flags(options: GpuOptions) -> str:
+    said = [f"--workspace {options.workspace:g}"] if options.workspace else []
+    said += [f"--timing-cache {options.timing_cache}"] if options.timing_cache else []
+    said += [f"--calibration {options.calibration}"] if options.calibration else []
+    said += ["--hardware-compatible"] * options.hardware_compatible + ["--version-compatible"] * options.version_compatible
+    return "".join(f" {flag}" for flag in said)

@@ -42,11 +42,9 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     """
     check_memory(a.checkpoint)
     say(f"reading {a.network} ({a.checkpoint})")
-    network, sha256 = checkpoint.obtain(a.checkpoint, a.network)
+    network, step, sha256 = make(a, own)
     parameters = sum(value.numel() for value in network.state_dict().values())
     check_memory(a.checkpoint, 4 * parameters, already=1.0)
-    step: Any = checkpoint.make_step(network, a.network, StepOptions(a.cameras, a.input_size, a.working_size, a.channels, a.pointers), own)
-    step.eval()
     frame, memory = step.frame_inputs(), {name: tuple(shape) for name, shape in step.memory_shapes().items()}
     extra = tuple(step.extra_outputs)
     spec = EngineSpec(
@@ -87,6 +85,13 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     reference.unlink()
     peak = round(peak_rss_mib(), 1)
     return finished(folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}})
+
+
+def make(a: ExportArguments, own: Mapping[str, Any]) -> tuple[nn.Module, Any, str]:
+    """The network, its step, and the checkpoint's SHA-256. Raises EngineError."""
+    network, sha256 = checkpoint.obtain(a.checkpoint, a.network)
+    options = StepOptions(a.cameras, a.input_size, a.working_size, a.channels, a.pointers)
+    return network, checkpoint.make_step(network, a.network, options, own).eval(), sha256
 
 
 def finished(folder: Path, spec: EngineSpec, fields: Mapping[str, Any]) -> EngineSpec:

@@ -100,7 +100,7 @@ class Point3RStep(nn.Module):
 
     def patches_that_move(self, moving: Tensor) -> Tensor:
         """[N, h, w], not zero where it moves -> [N, T] bool: patches with any such pixel."""
-        return F.max_pool2d((moving != 0).to(torch.float32)[:, None], PATCH).flatten(1) > 0.5
+        return F.max_pool2d(moving.to(torch.float32)[:, None], PATCH).flatten(1) > 0.5
 
     def advance(
         self, images: Tensor, present: Tensor, moved: Tensor, metres_per_unit: Tensor | None, memory: Memory

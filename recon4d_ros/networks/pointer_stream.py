@@ -157,12 +157,12 @@ def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, 
     free = FAR * (3 - torch.arange(capacity, device=apart.device, dtype=apart.dtype) / capacity)
     spare = torch.where(pointers.valid, torch.where(merged, -1.0, torch.where(meant[:, None], apart, FAR).amin(0)), free)
     slots = torch.topk(spare, count).indices
-    rank = (torch.cumsum(inserts.to(torch.int64), 0) - 1).clamp_min(0)
+    rank = (torch.cumsum(inserts.to(position.dtype), 0) - 1).clamp_min(0).to(torch.int64)  # exact: T is far below 2^24
     target = torch.where(inserts, slots[rank], capacity)  # the row past the end takes what is not inserted
     return Pointers(
         _put(feature_then, target, feature),
         _put(position_then, target, position),
-        _put(pointers.valid, target, torch.ones_like(merges)),
+        _put(pointers.valid.to(position.dtype), target, torch.ones_like(nearest_distance)) > 0.5,  # TensorRT scatters no bool
     )
 
 

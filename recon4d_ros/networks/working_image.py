@@ -13,7 +13,7 @@ def working_images(images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 
     Sampled bilinearly. Where the input is more than twice as fine it is averaged down first, so that nothing is skipped.
     """
-    x = images.permute(0, 3, 1, 2).to(torch.float32)
+    x = images.to(torch.float32).permute(0, 3, 1, 2)  # in this order: TensorRT takes uint8 at the door only
     coarse = max(1, min(x.shape[2] // grid.shape[1], x.shape[3] // grid.shape[2]) // 2)
     if coarse > 1:
         x = F.avg_pool2d(x, coarse)
@@ -29,4 +29,4 @@ def as_rgb(x: Tensor) -> Tensor:
 
 def as_bytes(x: Tensor) -> Tensor:
     """[N, C, h, w] in 0..255 -> [N, h, w, C] uint8: a step's output `color`."""
-    return (x + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (x + 0.5).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

@@ -67,6 +67,7 @@ class EngineInfo:
     name: str
     runtime: str
     device: str
+    warning: str = ""  # what everyone who sees its results has to know first
 
 
 class Health:
@@ -116,7 +117,8 @@ class Health:
     def status_msg(self, stamp_ns: int, frame: str, *, paused: bool) -> Status:
         message = Status(header=header(stamp_ns, frame), tracking=Status.PAUSED if paused else _TRACKING[self.tracking])
         message.reason = "paused" if paused else "" if self.tracking is Tracking.TRACKING else self.reason
-        message.engine, message.runtime, message.device = self.engine.name, self.engine.runtime, self.engine.device
+        name = f"{self.engine.name} ({self.engine.warning})" if self.engine.warning else self.engine.name
+        message.engine, message.runtime, message.device = name, self.engine.runtime, self.engine.device
         message.frame_sets, message.rate = self.frame_sets.total, float(self.frame_sets())
         message.latency = float(self._latency[-1]) if self._latency else 0.0
         message.stages = list(self._stages)
@@ -142,6 +144,8 @@ class Health:
             return DiagnosticStatus(name=f"{node}: {name}", level=level, message=message, hardware_id=device, values=pairs)
 
         out = [self._node_status(status, state, list(waiting), paused)]
+        if self.engine.warning:
+            out.append(status("engine", WARN, self.engine.warning))
         running = state == "active" and not paused
         if running:
             out.append(self._tracking_status(status))

@@ -232,8 +232,10 @@ class Session:
         reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
         self._publishers.calibrate(reconstructor.calibration)
         engine = reconstructor.engine
-        self.health.engine = EngineInfo(folder.name, engine.spec.runtime, engine.device)
+        self.health.engine = EngineInfo(folder.name, engine.spec.runtime, engine.device, engine.spec.warning)
         self._log.info(f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for {len(rig.cameras)} camera(s)")
+        if engine.spec.warning:
+            self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
         self._reconstructor = reconstructor
 
     def _process(self, frame_set: FrameSet) -> None:

@@ -1,0 +1,135 @@
+"""TensorRT 10: the memory stays on the GPU in two sets of buffers that change roles, and a step is one launch of a captured CUDA graph.
+
+Written against the TensorRT 10 and cuda-bindings documentation. No GPU was at hand: nothing here has run yet.
+
+A step is: the frame's inputs up, the network, its outputs down, all in one stream and in one graph; the host waits once, at the end. There
+is a graph for each of the two roles of the memory. Where the network cannot be captured (loops), the same calls are made one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.cuda import Buffer, Pinned, Stream, device_name
+from recon4d_ros.engine.hosted import CONSTANT
+from recon4d_ros.errors import EngineError
+
+
+class TensorRtRuntime:
+    """One execution context. Not thread-safe, as an Engine is not."""
+
+    name = "tensorrt"
+
+    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0) -> None:
+        """threads: of no meaning here. Raises EngineError if the engine is of another TensorRT or GPU, or its tensors are others."""
+        self.device = f"tensorrt {trt.__version__} on {device_name()}, {spec.precision}"
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        runtime.engine_host_code_allowed = True  # of version-compatible engines; the file's checksum is engine.yaml's
+        self._engine = runtime.deserialize_cuda_engine(model.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"{model.name} is not for TensorRT {trt.__version__} on this GPU: `recon4d export --from` builds it here")
+        self._context = self._engine.create_execution_context()
+        self._stream = Stream()
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        expected = {*spec.inputs, *spec.outputs}
+        if set(names) != expected:
+            raise EngineError(f"{model.name} has other tensors than engine.yaml: {', '.join(sorted(set(names) ^ expected))}")
+        self._memory = [{name: Buffer(4 * int(np.prod(shape))) for name, shape in memory.items()} for _ in range(2)]
+        self._shapes = {name: tuple(shape) for name, shape in memory.items()}
+        self._inputs = {name: self._pair(name) for name in names if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory}
+        self._outputs = {
+            name: self._pair(name)
+            for name in names
+            if self._mode(name) == trt.TensorIOMode.OUTPUT and name.removeprefix("new_") not in memory
+        }
+        for name, (_, buffer) in (*self._inputs.items(), *self._outputs.items()):
+            self._point(name, buffer)
+        self._graphs: list[Any] = [None, None]
+        self._capture = True
+        self._given: dict[str, NDArray] = {}
+        self._now = 0
+        self.reset()
+
+    def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
+        for name, array in inputs.items():
+            if name not in CONSTANT or self._given.get(name) is not array:  # what stays over a drive is copied once
+                np.copyto(self._inputs[name][0].array, array)
+                self._given[name] = array
+        self._launch()
+        self._stream.wait()
+        for name, array in outputs.items():
+            np.copyto(array, self._outputs[name][0].array)
+        self._now = 1 - self._now
+
+    def memory(self, name: str) -> NDArray[np.float32]:
+        """A copy of one memory tensor on the host."""
+        array = np.empty(self._shapes[name], np.float32)
+        self._memory[self._now][name].read(array)
+        return array
+
+    def reset(self) -> None:
+        for buffer in self._memory[self._now].values():
+            self._stream.zero(buffer)
+        self._stream.wait()
+
+    def close(self) -> None:
+        self._stream.wait()
+        buffers = [buffer for set_ in self._memory for buffer in set_.values()]
+        for pinned, buffer in (*self._inputs.values(), *self._outputs.values()):
+            pinned.free()
+            buffers.append(buffer)
+        for buffer in buffers:
+            buffer.free()
+        self._graphs = [None, None]
+        del self._context, self._engine
+        self._stream.close()
+
+    def _launch(self) -> None:
+        """One step in the stream: as a graph from the second time on (the first lets TensorRT allocate what it wants)."""
+        for name, buffer in self._memory[self._now].items():
+            self._point(name, buffer)
+        for name, buffer in self._memory[1 - self._now].items():
+            self._point(f"new_{name}", buffer)
+        graph = self._graphs[self._now]
+        if graph is None:
+            self._enqueue()
+            if self._capture:
+                self._stream.wait()
+                self._record()
+            return
+        self._stream.launch(graph)
+
+    def _record(self) -> None:
+        """The graph of this role of the memory; its addresses are in it, so there is one for each role."""
+        try:
+            self._graphs[self._now] = self._stream.capture(self._enqueue)
+        except EngineError:
+            self._capture = False
+
+    def _enqueue(self) -> None:
+        for pinned, buffer in self._inputs.values():
+            self._stream.upload(buffer, pinned)
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise EngineError("TensorRT refused to run the step")
+        for pinned, buffer in self._outputs.values():
+            self._stream.download(pinned, buffer)
+
+    def _mode(self, name: str) -> Any:
+        return self._engine.get_tensor_mode(name)
+
+    def _pair(self, name: str) -> tuple[Pinned, Buffer]:
+        shape, kind = tuple(self._engine.get_tensor_shape(name)), trt.nptype(self._engine.get_tensor_dtype(name))
+        pinned = Pinned(shape, kind)
+        return pinned, Buffer(pinned.array.nbytes)
+
+    def _point(self, name: str, buffer: Buffer) -> None:
+        if not self._context.set_tensor_address(name, buffer.address):
+            raise EngineError(f"TensorRT refused the address of {name}")
