@@ -39,6 +39,7 @@ class Driv3RStep(nn.Module):
     """
 
     extra_outputs = ("network_position",)
+    one_world = False
 
     def __init__(self, network: Driv3R, options: step.StepOptions, clip: float = 0) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Driv3RStep(nn.Module):
         origin_position = torch.where(again & ~first, last_position, origin_position)
 
         x, covered = working_images(frame["images"], frame["grid"])
-        moved = F.max_pool2d((frame["moving"] != 0).to(torch.float32)[:, None], PATCH).flatten(1) > 0.5
+        moved = F.max_pool2d(frame["moving"].to(torch.float32)[:, None], PATCH).flatten(1) > 0.5
         pair, new = self.stream(as_rgb(x) / 127.5 - 1, memory, here, moved)
 
         # the camera among its points, in the directions that it had at the origin
