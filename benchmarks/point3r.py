@@ -1,0 +1,82 @@
+"""Point3R at its published size, with stand-in weights (a checkpoint changes no time): export, then frame by frame, one process per stage.
+
+`python benchmarks/run.py point3r`. About half an hour, 8 GB of memory and 4 GB of disk.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIZE = "224x224"
+CAPACITIES = (512, 1024, 2048)
+FRAMES = 104
+AUTHORS_ENCODE, AUTHORS_DECODE_8 = 0.7, 2.7  # seconds on two cores of another machine: the issue's numbers for the authors' code
+
+
+def measure(work: Path) -> dict:
+    """Point3R, 835 million parameters, one camera, 224x224: milliseconds of every frame, memory, by capacity."""
+    result = {"authors_seconds": {"encode": AUTHORS_ENCODE, "decode_eighth_frame": AUTHORS_DECODE_8}, "by_pointers": {}}
+    for capacity in CAPACITIES:
+        folder = work / f"point3r_{capacity}"
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "recon4d_ros.cli", "export", "--network", "point3r", "--checkpoint", "stand-in", "--cameras", "1"]
+        subprocess.run([*command, "--size", SIZE, "--pointers", str(capacity), "--out", str(folder)], check=True)
+        exported = time.perf_counter() - start
+        done = subprocess.run([sys.executable, __file__, str(folder)], check=True, capture_output=True, text=True)
+        result["by_pointers"][str(capacity)] = {"export_seconds": round(exported, 1), **json.loads(done.stdout.splitlines()[-1])}
+        shutil.rmtree(folder)
+    return result
+
+
+def drive(folder: Path) -> dict:
+    """FRAMES steps of a loaded engine over images of noise that drifts. In a process of its own: the peak is this process's."""
+    from recon4d_ros.engine import load_spec, start_runtime
+    from recon4d_ros.engine.hosted import empty_outputs
+    from recon4d_ros.export.compare import inputs_of
+    from recon4d_ros.statistics import peak_rss_mib
+
+    spec = load_spec(folder)
+    start = time.perf_counter()
+    runtime = start_runtime(folder, spec)
+    loaded = time.perf_counter() - start
+    inputs, outputs = inputs_of(spec, 0), empty_outputs(spec)
+    inputs["moving"][:] = 0
+    rng = np.random.default_rng(1)
+    wide = np.kron(rng.integers(0, 255, (30, 60, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    seconds, fill = [], []
+    for frame in range(FRAMES):
+        across = 2 * frame % (wide.shape[1] - spec.input_size[1])
+        inputs["images"] = np.ascontiguousarray(wide[None, : spec.input_size[0], across : across + spec.input_size[1]])
+        start = time.perf_counter()
+        runtime.run(inputs, outputs)
+        seconds.append(time.perf_counter() - start)
+        fill.append(int((runtime.memory("pointer_valid") > 0.5).sum()))
+    times = np.array(seconds) * 1e3
+    return {
+        "runtime": spec.runtime,
+        "device": runtime.device,
+        "frame_8_ms": round(float(np.median(times[6:10])), 1),  # frame number 8 and its neighbours
+        "frame_10_ms": round(float(np.median(times[6:14])), 1),  # eight frames around the tenth
+        "frame_100_ms": round(float(np.median(times[96:104])), 1),  # eight frames around the hundredth
+        "median_ms": round(float(np.median(times)), 1),
+        "p95_ms": round(float(np.percentile(times, 95)), 1),
+        "pointers_in_use": {"10": fill[9], "100": fill[99]},
+        "load_seconds": round(loaded, 1),
+        "run_peak_rss_mib": round(peak_rss_mib(), 0),
+        "export_peak_rss_mib": spec.options["export_peak_rss_mib"],
+        "compare_peak_rss_mib": {name: report.get("peak_rss_mib") for name, report in spec.parity.items()},
+        "worst_relative": {name: report.get("worst") for name, report in spec.parity.items()},
+        "milliseconds": [round(float(value), 1) for value in times],
+    }
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    print(json.dumps(drive(Path(sys.argv[1]))))

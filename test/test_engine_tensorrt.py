@@ -1,0 +1,257 @@
+"""The TensorRT runtime's own logic, on a device that this test stands in for. It cannot show that TensorRT or CUDA do what we expect.
+
+The stand-in has CUDA's rules that matter here: copies and steps happen in the stream's order, what is captured does not run and keeps its
+addresses, and every call gives (error, value).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.errors import EngineError
+
+SHAPE = (2, 3)
+
+
+class Device:
+    """Memory, one stream, graphs."""
+
+    def __init__(self, *, capturable: bool = True) -> None:
+        self.blocks: dict[int, ctypes.Array] = {}
+        self.capturing: list | None = None
+        self.capturable = capturable
+        self.launches = self.enqueued = self.uploads = self.waits = 0
+
+    def module(self) -> ModuleType:
+        ok, wrong = 0, 1
+        cudart = ModuleType("cuda.bindings.runtime")
+
+        def allocate(size, flags=0):
+            block = (ctypes.c_uint8 * size)()
+            ctypes.memset(block, 0xAB, size)  # nobody may count on zeros
+            self.blocks[ctypes.addressof(block)] = block
+            return ok, ctypes.addressof(block)
+
+        def free(address):
+            del self.blocks[address]
+            return (ok,)
+
+        def in_stream(work):
+            if self.capturing is not None:
+                self.capturing.append(work)
+            else:
+                work()
+
+        def copy(target, source, size, kind, stream):
+            self.uploads += kind == "up"
+            in_stream(lambda: ctypes.memmove(target, source, size))
+            return (ok,)
+
+        def copy_now(target, source, size, kind):
+            ctypes.memmove(target, source, size)
+            return (ok,)
+
+        def zero(target, value, size, stream):
+            in_stream(lambda: ctypes.memset(target, value, size))
+            return (ok,)
+
+        def begin(stream, mode):
+            self.capturing = []
+            return (ok,)
+
+        def end(stream):
+            graph, self.capturing = self.capturing, None
+            return (ok, graph) if self.capturable else (wrong, None)
+
+        def launch(graph, stream):
+            self.launches += 1
+            for work in graph:
+                work()
+            return (ok,)
+
+        def wait(stream):
+            self.waits += 1
+            return (ok,)
+
+        calls = {
+            "cudaMalloc": allocate, "cudaHostAlloc": allocate, "cudaFree": free, "cudaFreeHost": free, "cudaMemcpyAsync": copy,
+            "cudaMemcpy": copy_now, "cudaMemsetAsync": zero, "cudaStreamBeginCapture": begin, "cudaStreamEndCapture": end,
+            "cudaGraphLaunch": launch, "cudaStreamSynchronize": wait, "cudaGraphInstantiate": lambda graph, flags: (ok, graph),
+            "cudaGraphDestroy": lambda graph: (ok,), "cudaStreamCreateWithFlags": lambda flags: (ok, 7),
+            "cudaStreamDestroy": lambda stream: (ok,), "cudaGetDevice": lambda: (ok, 0),
+            "cudaGetDeviceProperties": lambda index: (ok, SimpleNamespace(name=b"a stand-in")),
+            "cudaGetErrorString": lambda error: (ok, b"operation not permitted when stream is capturing"),
+        }
+        for name, function in calls.items():
+            setattr(cudart, name, function)
+        cudart.cudaError_t = SimpleNamespace(cudaSuccess=ok)
+        cudart.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+        cudart.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+        cudart.cudaHostAllocDefault, cudart.cudaStreamNonBlocking = 0, 1
+        return cudart
+
+
+TENSORS = {"images": ("in", np.uint8), "grid": ("in", np.float32), "sum": ("in", np.float32), "depth": ("out", np.float32),
+           "new_sum": ("out", np.float32)}
+
+
+class Engine:
+    """new_sum = sum + images * grid; depth = 10 * sum. Through addresses, as TensorRT reads and writes them."""
+
+    num_io_tensors = len(TENSORS)
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def get_tensor_name(self, index):
+        return list(TENSORS)[index]
+
+    def get_tensor_mode(self, name):
+        return TENSORS[name][0]
+
+    def get_tensor_shape(self, name):
+        return SHAPE
+
+    def get_tensor_dtype(self, name):
+        return TENSORS[name][1]
+
+    def create_execution_context(self):
+        addresses: dict[str, int] = {}
+        engine = self
+
+        def view(addresses, name):
+            kind = np.dtype(TENSORS[name][1])
+            block = (ctypes.c_uint8 * (6 * kind.itemsize)).from_address(addresses[name])
+            return np.ctypeslib.as_array(block).view(kind).reshape(SHAPE)
+
+        class Context:
+            def set_tensor_address(self, name, address):
+                assert name in TENSORS and address in engine.device.blocks
+                addresses[name] = address
+                return True
+
+            def execute_async_v3(self, stream):
+                then = dict(addresses)
+                engine.device.enqueued += 1
+
+                def work():
+                    before = view(then, "sum").copy()
+                    view(then, "depth")[:] = 10 * before
+                    view(then, "new_sum")[:] = before + view(then, "images") * view(then, "grid")
+
+                if engine.device.capturing is not None:
+                    engine.device.capturing.append(work)
+                else:
+                    work()
+                return True
+
+        return Context()
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """A TensorRtRuntime on a Device, and the Device."""
+
+    def make(*, capturable=True, engine=Engine):
+        device = Device(capturable=capturable)
+        cudart, trt = device.module(), ModuleType("tensorrt")
+        bindings, cuda = ModuleType("cuda.bindings"), ModuleType("cuda")
+        bindings.runtime, cuda.bindings = cudart, bindings
+        trt.__version__, trt.nptype = "10.0", lambda kind: kind
+        trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+        trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+        loaded = engine(device) if engine else None
+        trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: loaded)
+        for name, module in (("cuda", cuda), ("cuda.bindings", bindings), ("cuda.bindings.runtime", cudart), ("tensorrt", trt)):
+            monkeypatch.setitem(sys.modules, name, module)
+        for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        runtime_class = importlib.import_module("recon4d_ros.engine.tensorrt").TensorRtRuntime
+        path = tmp_path / "model.engine"
+        path.write_bytes(b"engine")
+        return runtime_class(path, spec(), {"sum": SHAPE}), device
+
+    yield make
+    for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
+        sys.modules.pop(name, None)
+
+
+def spec(**fields) -> EngineSpec:
+    given = {
+        "network": "n", "config": "learned", "runtime": "tensorrt", "cameras": 1, "input_size": SHAPE, "channels": 1, "working_size": SHAPE,
+        "pointers": 1, "feature": 0, "precision": "fp16", "model": "model.engine", "model_sha256": "",
+        "inputs": ("images", "grid", "sum"), "outputs": ("depth", "new_sum"), "options": {"memory": {"sum": SHAPE}},
+    }
+    return EngineSpec(**{**given, **fields})
+
+
+def run(runtime, value, grid):
+    depth = np.empty(SHAPE, np.float32)
+    runtime.run({"images": np.full(SHAPE, value, np.uint8), "grid": grid}, {"depth": depth})
+    return depth
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_the_memory_alternates_and_every_step_sees_the_one_before(start, capturable) -> None:
+    runtime, device = start(capturable=capturable)
+    grid, total = np.full(SHAPE, 0.5, np.float32), 0.0
+    for value in (2, 4, 6, 8, 10, 12, 14):
+        assert np.all(run(runtime, value, grid) == 10 * total)
+        total += 0.5 * value
+        assert np.all(runtime.memory("sum") == total)
+    runtime.reset()
+    assert np.all(runtime.memory("sum") == 0)
+    assert np.all(run(runtime, 3, grid) == 0) and np.all(run(runtime, 3, grid) == 15)
+    assert device.launches == (7 if capturable else 0), "one graph for each role of the memory, from its second turn on"
+
+
+def test_a_captured_step_is_one_launch_and_one_wait(start) -> None:
+    runtime, device = start()
+    grid = np.ones(SHAPE, np.float32)
+    for value in range(4):
+        run(runtime, value, grid)
+    before = (device.enqueued, device.uploads, device.waits, device.launches)
+    run(runtime, 9, grid)
+    assert (device.enqueued, device.uploads, device.waits, device.launches) == (*before[:2], before[2] + 1, before[3] + 1)
+
+
+def test_a_new_calibration_is_seen(start) -> None:
+    runtime, _ = start()
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    run(runtime, 1, np.full(SHAPE, 5, np.float32))
+    assert np.all(runtime.memory("sum") == 6)
+
+
+def test_closing_gives_every_byte_back(start) -> None:
+    runtime, device = start()
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    runtime.close()
+    assert device.blocks == {}
+
+
+def test_an_engine_of_another_gpu_or_with_other_tensors_is_refused(start) -> None:
+    with pytest.raises(EngineError, match="is not for TensorRT"):
+        start(engine=None)
+
+    class Other(Engine):
+        num_io_tensors = len(TENSORS) - 1
+
+    with pytest.raises(EngineError, match=r"other tensors than engine\.yaml: new_sum"):
+        start(engine=Other)
+
+
+def test_cuda_names_are_those_of_nvidias_bindings() -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime")
+    source = (Path(__file__).parents[1] / "recon4d_ros/engine/cuda.py").read_text()
+    import re
+
+    names = set(re.findall(r"cudart\.(cuda\w+)", source))
+    assert len(names) > 15 and [name for name in names if not hasattr(cudart, name)] == []
