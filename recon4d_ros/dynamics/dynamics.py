@@ -1,6 +1,8 @@
 """What moves in a frame: every camera looks, one tracker remembers."""
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ class Dynamics:
         self._partner = partners(calibration, views)
         self._size = calibration.working_size
         self._watchers = [Watcher(i, view, p) for i, view in enumerate(views)]
+        self._pool = ThreadPoolExecutor(len(views))
         self._tracker = Tracker(p.acceleration, p.confirm, p.keep_missing, p.minimum_speed)
         self.reset()
 
@@ -54,6 +57,14 @@ class Dynamics:
         self._last_ns = frame.stamp_ns
         self._see_ground(geometry, frame.present)
         around = Surroundings(self._plane if self._plane_seen else None, _pose_sigma(pose), self._tracker.moving())
+
+        def look(i: int) -> tuple[NDArray[np.bool_], list[Detection]]:
+            return self._watchers[i].look(int(frame.stamps_ns[i]), geometry.color[i], geometry.depth[i], geometry.sigma[i],
+                                          pose.T_map_camera[i], around)
+
+        # Cameras look side by side: OpenCV and NumPy let other threads run. Results are gathered in the cameras' order.
+        leaders = [i for i, partner in enumerate(self._partner) if frame.present[i] and (partner is None or not frame.present[partner])]
+        looks = dict(zip(leaders, self._pool.map(look, leaders), strict=True))
         detections: list[Detection] = []
         grids: dict[int, NDArray[np.bool_]] = {}
         for i, watcher in enumerate(self._watchers):
@@ -64,8 +75,7 @@ class Dynamics:
                 watcher.reset()
                 grids[i] = self._take_over(i, leader, grids[leader], geometry)
             else:
-                grids[i], found = watcher.look(int(frame.stamps_ns[i]), geometry.color[i], geometry.depth[i], geometry.sigma[i],
-                                               pose.T_map_camera[i], around)
+                grids[i], found = looks[i]
                 detections.extend(found)
         for i, grid in grids.items():
             if grid.any():
