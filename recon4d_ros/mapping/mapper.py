@@ -20,6 +20,7 @@ from recon4d_ros.mapping.keys import pack, unpack_relative
 from recon4d_ros.mapping.spill import Spill
 from recon4d_ros.mapping.views import Gate, Samples, free_until, rays, sample, steps
 from recon4d_ros.mapping.voxel_table import EMPTY, VoxelTable
+from recon4d_ros.parallel import each
 from recon4d_ros.parameters import parameter
 from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tracking
 
@@ -160,15 +161,18 @@ class Mapper:
         rows, columns = self._step
         turn = (self._frame * 7) % (rows * columns) if (rows * columns) % 7 else self._frame % (rows * columns)
         phase = (turn // columns, turn % columns)
-        views = [sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, dense) for n, dense in enumerate(self._dense)]
-        local = [transform(T, view.points) for view, T in zip(views, T_local_camera, strict=True)]
-        scaled = np.concatenate(local) / np.float32(size)
-        if not len(scaled):
-            return
-        cell = np.floor(scaled)
-        offset = (scaled - cell).astype(np.float32, copy=False)
-        keys, sums = _group(pack(cell.astype(np.int64) + self._center), _observations(views, offset, size))
-        self._merge(keys, sums, self._independence(position))
+
+        def look(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            """One camera's voxels and what it says of them."""
+            view = sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, self._dense[n])
+            scaled = transform(T_local_camera[n], view.points) / np.float32(size)
+            cell = np.floor(scaled)
+            return pack(cell.astype(np.int64) + self._center), _observations(view, np.subtract(scaled, cell, dtype=np.float32), size)
+
+        said = each(look, range(len(self._dense)))
+        keys = np.concatenate([keys for keys, _ in said])
+        if len(keys):
+            self._merge(*_group(keys, np.concatenate([rows for _, rows in said], axis=1)), self._independence(position))
 
     def _independence(self, position: NDArray[np.float64]) -> float:
         """How much this frame adds to what the last one said: 1 when the car moved by the baseline, a tenth when it stands."""
@@ -194,21 +198,24 @@ class Mapper:
             self._sent_weight[fresh] = 0
         here = slots >= 0
         slots, sums = slots[here], sums[:, here]
-        row = self._rows.take(slots, axis=0)
-        weight = row[:, WEIGHT] + sums[6]
+        row = np.ascontiguousarray(self._rows.take(slots, axis=0).T)  # [8, K]: the arithmetic runs along the voxels
+        weight = row[WEIGHT] + sums[6]
         share = sums[6] / np.maximum(weight, np.float32(1e-9))  # of what is new in the mean
-        row[:, :6] += (sums[:6] / np.maximum(sums[6], np.float32(1e-9)) - row[:, :6].T).T * share[:, None]
-        row[:, WEIGHT] = np.minimum(weight, np.float32(_MAX_WEIGHT))
+        mean = sums[:6] / np.maximum(sums[6], np.float32(1e-9))
+        mean -= row[:6]
+        mean *= share
+        row[:6] += mean
+        np.minimum(weight, np.float32(_MAX_WEIGHT), out=row[WEIGHT])
         said = np.float32(gain) * np.minimum(sums[7], np.float32(1.0)) - np.float32(2.0) * np.minimum(sums[8], np.float32(1.0))
-        row[:, EVIDENCE] = np.clip(row[:, EVIDENCE] + said, 0.0, p.max_evidence)
-        self._rows[slots] = row
+        np.clip(row[EVIDENCE] + said, 0.0, p.max_evidence, out=row[EVIDENCE])
+        self._rows[slots] = row.T
         self._last_seen[slots] = self._frame
         published = self._published[slots]
-        now = row[:, EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
+        now = row[EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
         self._unpublish(slots[published & ~now])
         self._publish(slots[~published & now])
         # A voxel is sent again when it weighs twice what it did: the mean moves less each time, and updates stay few.
-        self._enqueue(slots[published & now & (row[:, WEIGHT] >= 2.0 * self._sent_weight[slots])])
+        self._enqueue(slots[published & now & (row[WEIGHT] >= 2.0 * self._sent_weight[slots])])
 
     def _enough(self) -> float:
         """Evidence that makes a voxel part of the map: at first half of what the frames so far could have given, then the full demand."""
@@ -257,12 +264,13 @@ class Mapper:
         p = self._parameters
         h, w = self._calibration.working_size
         coarse = max(1, round(np.sqrt(h * w / _FREE_PIXELS)))
-        through = np.zeros(len(local), bool)
-        for n, T_camera_local in enumerate(inverse(T_local_camera)):
+        T_camera_local = inverse(T_local_camera)
+
+        def look(n: int) -> NDArray[np.int64]:
             depth, sigma, confidence = (image[n, ::coarse, ::coarse] for image in (geometry.depth, geometry.sigma, geometry.confidence))
             limit = free_until(depth, sigma, confidence, p.min_confidence, 1.5 * p.voxel_size)
             k = self._calibration.k[n].astype(np.float32)
-            R, t = T_camera_local[:3, :3].astype(np.float32), T_camera_local[:3, 3].astype(np.float32)
+            R, t = T_camera_local[n, :3, :3].astype(np.float32), T_camera_local[n, :3, 3].astype(np.float32)
             ahead = np.flatnonzero(local @ R[2] > 0.5 - t[2])
             camera = local[ahead] @ R.T + t
             z = camera[:, 2]
@@ -271,7 +279,11 @@ class Mapper:
             inside = np.flatnonzero((u >= 0) & (u < w) & (v >= 0) & (v < h))
             row, column = (v[inside] / coarse).astype(np.int32), (u[inside] / coarse).astype(np.int32)
             seen = z[inside] < limit[row, column]
-            through[ahead[inside[seen]]] = True
+            return ahead[inside[seen]]
+
+        through = np.zeros(len(local), bool)
+        for index in each(look, range(len(T_local_camera))):
+            through[index] = True
         return through
 
     def _unpublish(self, slots: NDArray[np.int64]) -> None:
@@ -323,22 +335,19 @@ class Mapper:
         return out
 
 
-def _observations(views: list[Samples], offset: NDArray[np.float32], voxel_size: float) -> NDArray[np.float32]:
+def _observations(view: Samples, offset: NDArray[np.float32], voxel_size: float) -> NDArray[np.float32]:
     """[9, K] to be summed per voxel: weighted offset (3), weighted colour (3), weight, evidence for, evidence against (movers).
 
     Weight: confidence, less where the depth is less sure than a voxel is wide.
     """
-    confidence = np.concatenate([v.confidence for v in views])
-    sigma = np.concatenate([v.sigma for v in views])
-    moving = np.concatenate([v.moving for v in views])
-    weight = confidence / (1 + np.square(sigma / np.float32(voxel_size)))
-    weight[moving] = 0
+    weight = view.confidence / (1 + np.square(view.sigma / np.float32(voxel_size)))
+    weight[view.moving] = 0
     rows = np.empty((9, len(weight)), np.float32)
     np.multiply(offset.T, weight, out=rows[0:3])
-    np.multiply(np.concatenate([v.colors for v in views]).T, weight, out=rows[3:6])
+    np.multiply(view.colors.T, weight, out=rows[3:6])
     rows[6] = weight
-    rows[7] = np.where(moving, 0, 2 * confidence)  # what is half sure says as much as a frame can say
-    rows[8] = np.where(moving, 2 * confidence, 0)
+    rows[7] = np.where(view.moving, 0, 2 * view.confidence)  # what is half sure says as much as a frame can say
+    rows[8] = np.where(view.moving, 2 * view.confidence, 0)
     return rows
 
 

@@ -7,6 +7,8 @@ at its start, and leaving is only an emptied slot (no tombstones, no rebuild).
 """
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,10 @@ LANES = 8
 EMPTY = np.int64(-1)
 # Odd multipliers with well-mixed bits: golden ratio (Knuth's multiplicative hashing) and an independent one.
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+# Eight booleans read as one integer are 256^lane, or 0: modulo 19 all nine are different, so a look into a table tells the lane.
+_PRIME = np.uint64(19)
+_LANE = np.full(19, -1)
+_LANE[[int.from_bytes(one.tobytes(), sys.byteorder) % 19 for one in np.eye(LANES, dtype=np.bool_)]] = np.arange(LANES)
 
 
 class VoxelTable:
@@ -58,10 +64,9 @@ class VoxelTable:
         return ((keys.view(np.uint64) * _MULTIPLIERS[which]) >> self._shift).view(np.int64)
 
     def _find_in(self, keys: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
-        equal = self._buckets[bucket] == keys[:, None]
-        lane = equal.argmax(axis=1)
-        found = np.take_along_axis(equal, lane[:, None], axis=1)[:, 0]
-        return np.where(found, bucket * LANES + lane, -1)
+        equal = self._buckets.take(bucket, axis=0) == keys[:, None]  # a key is there once at most
+        lane = _LANE.take((equal.view(np.uint64)[:, 0] % _PRIME).view(np.int64))
+        return np.where(lane >= 0, bucket * LANES + lane, -1)
 
     def _insert_in(self, keys: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
         order = np.argsort(bucket, kind="stable")
