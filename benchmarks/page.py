@@ -181,6 +181,25 @@ def point3r(result: dict) -> Iterator[Row]:
         )
 
 
+def fusion_table(result: dict) -> str:
+    """The two fusion rules over the drive."""
+    rules = result["rules"]
+    lines = [
+        f"\n## Point3R's fusion rules on a simulated drive of {result['metres']:.0f} m, {result['capacity']} pointers, true positions\n",
+        "Per rule: pointers in use, threshold (m), mean gap (m) from what is seen below 15 m to the nearest pointer.\n",
+        "| metres driven | " + " | ".join(rules) + " |",
+        "|---" * (len(rules) + 1) + "|",
+    ]
+    for rows in zip(*(rule["over_time"] for rule in rules.values()), strict=True):
+        cells = (f"{row['pointers']}, {row['threshold']:.2f}, {row['gap_near'] or float('nan'):.2f}" for row in rows)
+        lines.append(f"| {rows[0]['metres']:.0f} | " + " | ".join(cells) + " |")
+    ties = "; ".join(
+        f"{name}: " + ", ".join(f"{count} within {margin}" for margin, count in rule["near_ties"].items()) + f" of {rule['offers']:,}"
+        for name, rule in rules.items()
+    )
+    return "\n".join(lines) + f"\n\nMerge decisions by their relative distance to the threshold (near-ties): {ties}.\n"
+
+
 def camera_table(result: dict) -> str:
     """Per camera and range, against lidar."""
     score = result["metrics"]["lidar_depth"]
@@ -208,6 +227,7 @@ SECTIONS = (
     ("simulated_surround", simulated_surround, None),
     ("graph", graph, None),
     ("point3r", point3r, None),
+    ("fusion_rules", lambda result: iter(()), fusion_table),
     ("endurance_stereo", endurance("stereo"), None),
     ("endurance_surround", endurance("six cameras"), None),
 )

@@ -124,6 +124,13 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return x + y + z
 
 
+def nearest_pointers(pointers: Pointers, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance [T] of positions [T, 3] to their nearest pointer, FAR if there is none, and its number [T]: what a merge is decided
+    on. How near decisions were to their threshold is for reports; the step itself does not need it."""
+    smallest = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR).min(1)
+    return smallest.values, smallest.indices
+
+
 def threshold(pointers: Pointers, position: Tensor, fusion: Fusion, offered: Tensor | None = None) -> Tensor:
     """The distance [] below which an offer merges. offered [T] bool: which of the positions [T, 3] count (default: all)."""
     everything = torch.cat([pointers.position, position])
@@ -140,7 +147,7 @@ def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, 
     what it was. The other offers take free slots, in order, then the slots of the pointers that are farthest from all offers.
     """
     capacity, count = pointers.valid.shape[0], position.shape[0]
-    apart = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR)  # [T, M]
+    apart = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR)  # [T, M], as nearest_pointers has it
     nearest_distance, nearest = apart.min(1)
     meant = torch.ones_like(nearest, dtype=torch.bool) if offered is None else offered
     merges = (nearest_distance.sqrt() < threshold(pointers, position, fusion, offered)) & meant
