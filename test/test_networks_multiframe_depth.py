@@ -182,7 +182,7 @@ def test_step_is_the_network_on_the_last_two_images() -> None:
         valid = torch.tensor([[float(i > 0), float(i > 1)]]).expand(2, 2)
         poses = relative_poses(torch.stack([p for _, p in past], 1), now[4])
         p = step.network(image, torch.stack([x for x, _ in past], 1), now[3], poses, valid)
-        torch.testing.assert_close(depth, 1 / p.inverse, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(depth, 1 / p.inverse, rtol=1e-3, atol=1e-3)
         assert bool(p.cost_volume.any()) == (i > 0)
         assert ((depth >= 1 / 0.33 - 1e-3) & (depth <= 400.1)).all() and (sigma >= 0.049 * depth).all()
         assert ((confidence >= 0) & (confidence <= (1 if i else 0.5))).all()

@@ -91,16 +91,19 @@ class DyMultiDepth(nn.Module):
         self.mono_module = HourGlass(3, backbone.channels)
         self.fusion_module = CrossCueFusion(configuration.halvings)
         self.depth_module = HourGlass(2 * WIDTH + 3, backbone.channels)
-        self.at_once = 0  # depths of the cost volume per pass (0: all): memory against speed, the result is the same
 
     def forward(self, image: Tensor, neighbours: Tensor, k: Tensor, relative: Tensor, valid: Tensor) -> Prediction:
         """image [N, 3, h, w] and its F neighbours [N, F, 3, h, w], RGB in -0.5..0.5, sides multiples of 16; k [N, 3, 3] of both (no
         skew); relative [N, F, 4, 4] T_neighbour_image, metres; valid [N, F]: 0 for a neighbour that is none."""
         depths = hypotheses(image.device)
-        volume = cost_volume(image, neighbours, k, relative, valid, depths, self.at_once)
+        exported = torch.compiler.is_exporting()  # whoever runs the graph knows better than the two lines below
+        volume = cost_volume(image, neighbours, k, relative, valid, depths, 2 if image.device.type == "cpu" and not exported else 0)
+        order = torch.contiguous_format if exported else torch.channels_last  # PyTorch's convolutions are faster in this one
+        image = image.contiguous(memory_format=order)
         features = next(iter(self._feature_extractor.values()))(image + 0.5)
         inverse_mono = self.mono_module(image, features)
-        fused = self.fusion_module(one_hot_volume(inverse_mono, depths), volume)
+        cue = one_hot_volume(inverse_mono, depths).contiguous(memory_format=order)
+        fused = self.fusion_module(cue, volume.contiguous(memory_format=order))
         inverse = self.depth_module(torch.cat([fused, image], 1), features)
         return Prediction(inverse, inverse_mono, volume, fused)
 
@@ -207,7 +210,7 @@ class CrossCueFusion(nn.Module):
 
     def _attend(self, name: str, guide: Tensor, value: Tensor) -> Tensor:
         q, k = (self.get_submodule(f"lin_{name}_{role}")(guide) for role in "qk")
-        q, k, v = (x.flatten(2).transpose(1, 2)[:, None] for x in (q, k, value))  # [N, 1, pixels, WIDTH]
+        q, k, v = (x.flatten(2).transpose(1, 2).contiguous()[:, None] for x in (q, k, value))  # [N, 1, pixels, WIDTH]
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0].transpose(1, 2).reshape(value.shape)
 
 
