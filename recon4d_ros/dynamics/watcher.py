@@ -206,7 +206,7 @@ class Watcher:
             T = inverse(before.T_map_camera) @ now.T_map_camera
             is_road, cannot_be = held_against_road(view, self._meter, now.picture, before.picture, flow, evidence.road, T, before.moving)
             still = np.isfinite(now.whole.q) & (evidence.chi2 < LIKELY) & ~sure
-            now.moving[:] = complete(moving > 0, is_road, cannot_be, still, now.picture)
+            now.moving[:] = (moving > 0) | complete(moving > 0, is_road, cannot_be, still, now.picture)
         else:
             now.moving[:] = moving > 0
         return now.moving.copy(), found
