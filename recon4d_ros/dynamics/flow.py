@@ -20,12 +20,10 @@ UNLIKE = 0.12
 
 @dataclass(frozen=True)
 class Picture:
-    """One camera's image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8, grey.
-    color: [h, w, 3] uint8, the grid in colour."""
+    """One camera's grey image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8."""
 
     flow: NDArray[np.uint8]
     grid: NDArray[np.uint8]
-    color: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ class Flow:
 
 
 def make_picture(color: NDArray[np.uint8]) -> Picture:
-    """Pictures of a working image [h, w, 3]."""
+    """Grey pictures of a working image [h, w, 3]."""
     grey = np.asarray(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY), np.uint8)
     half = np.asarray(cv2.pyrDown(grey), np.uint8)  # pixel i is pixel 2i of the image: the motion grid
-    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half, np.asarray(cv2.pyrDown(color), np.uint8))
+    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half)
 
 
 class FlowMeter:
@@ -58,28 +56,15 @@ class FlowMeter:
     """
 
     def __init__(self, flow_noise: float, image_noise: float) -> None:
-        # One object each: OpenCV's goes on from an old start where none is given.
-        self._dis, self._dis_free = _inverse_search(), _inverse_search()
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
+        self._dis.setFinestScale(1)
+        self._dis.setPatchStride(4)
+        self._dis.setGradientDescentIterations(12)
         self._flow_noise = flow_noise
         self.image_noise = image_noise
 
     def measure(self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None) -> Flow:
         """Flow from `current` to `previous`. start: [h, w, 2] float32 grid pixels, where to begin the search (the rigid flow)."""
-        return self._measure(self._dis, current, previous, start)
-
-    def measure_twice(self, current: Picture, previous: Picture, start: NDArray[np.float32]) -> Flow:
-        """Flow searched from `start` and from nothing; the second where it leaves clearly less unexplained.
-
-        The rigid flow leads the search astray on what moves against it: a car that overtakes a few metres away.
-        """
-        led = self._measure(self._dis, current, previous, start)
-        free = self._measure(self._dis_free, current, previous, None)
-        before, after = (cv2.boxFilter(flow.error * flow.error, -1, (5, 5)) for flow in (led, free))
-        better = after + np.float32(0.3 * self.image_noise**2) < np.float32(0.8) * before
-        chosen = cv2.medianBlur(better.astype(np.uint8), 5) > 0
-        return Flow(*(np.where(chosen, getattr(free, name), getattr(led, name)) for name in ("u", "v", "wuu", "wuv", "wvv", "error")))
-
-    def _measure(self, search: cv2.DISOpticalFlow, current: Picture, previous: Picture, start: NDArray[np.float32] | None) -> Flow:
         scale = current.flow.shape[1] / current.grid.shape[1]
         begin = None
         if start is not None:
@@ -87,7 +72,7 @@ class FlowMeter:
             if scale != 1:
                 begin = cv2.resize(start, current.flow.shape[::-1], interpolation=cv2.INTER_LINEAR) * np.float32(STRIDE)
             begin = np.ascontiguousarray(begin, np.float32)
-        field = np.asarray(search.calc(current.flow, previous.flow, begin), np.float32)  # type: ignore[arg-type]
+        field = np.asarray(self._dis.calc(current.flow, previous.flow, begin), np.float32)
         if scale != 1:
             field = field[::STRIDE, ::STRIDE] * np.float32(1 / STRIDE)
         u, v = np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])
@@ -129,11 +114,3 @@ class FlowMeter:
         mean = cv2.boxFilter(difference, -1, (5, 5))
         square = cv2.boxFilter(difference * difference, -1, (5, 5))
         return np.sqrt(np.maximum(square - mean * mean, 0))
-
-
-def _inverse_search() -> cv2.DISOpticalFlow:
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
-    search.setFinestScale(1)
-    search.setPatchStride(4)
-    search.setGradientDescentIterations(12)
-    return search

@@ -145,16 +145,6 @@ def static_residual(view: View, flow: Flow, T_previous_current: NDArray[np.float
     return Residual(np.where(inside, chi2, 0), best, 1 / np.sqrt(information), inside)
 
 
-def depth_by_motion(residual: Residual, road: Road) -> Depth:
-    """The depth that flow alone gives to what does not move, where it gives any: within 35 %, or far away, or far below the road.
-
-    residual: of flow, without any measured depth. What is at infinity or behind it gets 1 km.
-    """
-    known = residual.inside & ((residual.sigma < 0.35 * np.abs(residual.q)) | ((residual.sigma < 0.02) & (residual.q < 0.02)))
-    known |= residual.q < 0.5 * road.q
-    return Depth(np.where(known, np.maximum(residual.q, np.float32(1e-3)), np.float32(np.nan)), residual.sigma)
-
-
 def static_alternative(view: View, meter: FlowMeter, now: Plane, before: NDArray[np.uint8], flow: Flow, residual: Residual,
                        T_previous_current: NDArray[np.float64], road: Road, depth: Depth | None, seen: Depth | None, guess: Plane) -> Plane:
     """What is left against a static world that may pick its own match: [h, w] chi-square to compare with `Residual.chi2`.

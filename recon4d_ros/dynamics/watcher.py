@@ -7,22 +7,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.completion import LIKELY, complete, held_against_road
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import Regions, affine_flow, competing_shape, fill_holes, find_regions, join
-from recon4d_ros.dynamics.residual import (
-    Depth,
-    Road,
-    depth_by_motion,
-    hidden_before,
-    make_depth,
-    see_road,
-    static_alternative,
-    static_flow,
-    static_residual,
-)
+from recon4d_ros.dynamics.residual import Depth, Road, hidden_before, make_depth, see_road, static_alternative, static_flow, static_residual
 from recon4d_ros.dynamics.standing import add_pieces, find_standing
 from recon4d_ros.dynamics.support import in_boxes
 from recon4d_ros.dynamics.tracker import Detection, Track
@@ -47,8 +36,8 @@ ROAD_SKIN = 0.1
 class Shot:
     """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
 
-    candidates: [h, w] bool, score: [h, w] and moving: [h, w] bool, filled in when the image is judged: pixels with any sign of motion,
-    how much of it there was over the last images, and what was found to move.
+    candidates: [h, w] bool and score: [h, w], filled in when the image is judged: pixels with any sign of motion, and how much of it
+    there was over the last images.
     """
 
     stamp_ns: int
@@ -58,7 +47,6 @@ class Shot:
     depth: Depth | None
     candidates: Mask
     score: Plane
-    moving: Mask
 
 
 @dataclass(frozen=True)
@@ -72,16 +60,12 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """flow, road and static flow [h, w, 2] between two shots; chi2: [h, w] what a static world cannot explain, by any means.
-
-    by_motion: the depth that flow alone would give to a static world, of a single camera.
-    """
+    """flow, road and static flow [h, w, 2] between two shots; chi2: [h, w] what a static world cannot explain, by any means."""
 
     flow: Flow
     road: Road
     static: NDArray[np.float32]
     chi2: Plane
-    by_motion: Depth | None
 
 
 class Watcher:
@@ -119,7 +103,7 @@ class Watcher:
         whole = make_depth(depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE])
         own = Depth(np.where(self.view.covered, whole.q, np.float32(np.nan)), whole.sigma) if self.view.mostly_covered else None
         return Shot(stamp_ns, make_picture(color), T_map_camera, whole, own, np.zeros(self.view.x.shape, bool),
-                    np.zeros(self.view.x.shape, np.float32), np.zeros(self.view.x.shape, bool))
+                    np.zeros(self.view.x.shape, np.float32))
 
     def _judge(self, now: Shot, before: Shot, last: Shot, around: Surroundings) -> _Evidence:
         """Measured against static motion. A single camera's depth comes from time: it stands in for the flow's along the epipolar line."""
@@ -128,13 +112,11 @@ class Watcher:
         road = see_road(view, around.plane, p.ground_noise, p.ground_noise / 10)
         guess = np.where(np.isfinite(now.whole.q), now.whole.q, road.q)
         static = np.stack(static_flow(view, guess, T), -1)
-        measure = self._meter.measure if now.depth is not None else self._meter.measure_twice
-        flow = measure(now.picture, before.picture, static)
+        flow = self._meter.measure(now.picture, before.picture, static)
         residual = static_residual(view, flow, T, around.pose_sigma, road, now.depth or now.whole, before.depth)
-        by_motion = depth_by_motion(static_residual(view, flow, T, around.pose_sigma, road), road) if now.depth is None else None
         weak = p.weak_sigma**2
         if np.count_nonzero(residual.chi2 > weak) < 4:
-            return _Evidence(flow, road, static, residual.chi2, by_motion)
+            return _Evidence(flow, road, static, residual.chi2)
         grey = now.picture.grid.astype(np.float32)
         alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth,
                                          guess)
@@ -150,7 +132,7 @@ class Watcher:
         # What moves goes on moving: the excess over chance is carried along the flow, and fades where nothing renews it.
         chi2 = np.where(chi2 > CHANCE, chi2 + np.float32(p.memory) * np.maximum(remembered - np.float32(CHANCE), 0), chi2)
         np.minimum(chi2, 100, out=now.score)
-        return _Evidence(flow, road, static, chi2, by_motion)
+        return _Evidence(flow, road, static, chi2)
 
     def _regions(self, now: Shot, evidence: _Evidence, around: Surroundings) -> tuple[Regions, Mask]:
         """Regions by every cue, and the pixels [h, w] that need no second image to be believed."""
@@ -162,8 +144,8 @@ class Watcher:
         if now.depth is not None:
             sure = in_boxes(view, now.T_map_camera, around.tracks, now.whole.q, weak)
             regions = join(regions, sure)
-        elif evidence.by_motion is not None and around.plane is not None and (height := _height(view, around.plane)) > 0.5:
-            standing = find_standing(evidence.by_motion.q, evidence.by_motion.sigma, evidence.road, height, p.clearance)
+        elif around.plane is not None and (height := _height(view, around.plane)) > 0.5:
+            standing = find_standing(now.whole.q, now.whole.sigma, evidence.road, height, p.clearance)
             regions = add_pieces(regions, standing, p.strong_sigma)
             sure = standing.floating[standing.labels] > p.strong_sigma
         np.logical_or(now.candidates, sure, out=now.candidates)
@@ -202,14 +184,7 @@ class Watcher:
             height = np.float32(_height(view, around.plane))
             with np.errstate(invalid="ignore"):
                 moving[(now.whole.q - evidence.road.q) * height < np.float32(ROAD_SKIN) * now.whole.q] = 0
-        if now.depth is None and moving.any():
-            T = inverse(before.T_map_camera) @ now.T_map_camera
-            is_road, cannot_be = held_against_road(view, self._meter, now.picture, before.picture, flow, evidence.road, T, before.moving)
-            still = np.isfinite(now.whole.q) & (evidence.chi2 < LIKELY) & ~sure
-            now.moving[:] = (moving > 0) | complete(moving > 0, is_road, cannot_be, still, now.picture)
-        else:
-            now.moving[:] = moving > 0
-        return now.moving.copy(), found
+        return moving.astype(bool), found
 
     def _outline(self, moving: NDArray[np.uint8], now: Shot, before: Shot, evidence: _Evidence, region: Mask, box: NDArray[np.int32],
                  sure: Mask) -> None:
