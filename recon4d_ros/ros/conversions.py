@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import array
 import math
+import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,6 @@ from numpy.typing import NDArray
 from recon4d_msgs.msg import DynamicObject as DynamicObjectMsg
 from recon4d_msgs.msg import DynamicObjectArray, MapUpdate
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
-from sensor_msgs_py import point_cloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -160,7 +161,7 @@ def camera_from_info(name: str, message: CameraInfo, T_base_camera: Array) -> Ca
 def _buffer(values: NDArray) -> array.array:
     """Bytes of an array as the array.array that a message keeps: one memcpy, no check per element."""
     data = array.array("B")
-    data.frombytes(np.ascontiguousarray(values).data.cast("B"))
+    data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return data
 
 
@@ -181,21 +182,33 @@ def camera_info_msg(k: Array, size: tuple[int, int], ns: int, frame_id: str) -> 
 
 
 def cloud_msg(points: NDArray[np.float32], rgb: NDArray[np.uint8], ns: int, frame_id: str, **channels: NDArray[np.float32]) -> PointCloud2:
-    """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K, 3] RGB.
+    """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K, 3] RGB."""
+    rows = np.empty((len(points), 4 + len(channels)), np.float32)
+    rows[:, :3] = points
+    rows[:, 3] = packed_rgb(rgb)
+    for index, values in enumerate(channels.values()):
+        rows[:, 4 + index] = values
+    return rows_msg(rows, ns, frame_id, *channels)
 
-    The rows are written once into a structured array, whose memory goes into the message as it is.
-    """
-    names = ["x", "y", "z", "rgb", *channels]
-    rows = np.empty(len(points), np.dtype([(name, "<f4") for name in names]))
-    rows.view(np.float32).reshape(-1, len(names))[:, :3] = points
-    if len(rows):
-        pixels = rows.view(np.uint8).reshape(len(rows), -1)  # rgb is 0x00RRGGBB in a float32's bits: B G R 0 in memory
-        pixels[:, 12:15] = rgb[:, ::-1]
-        pixels[:, 15] = 0
-    for name, values in channels.items():
-        rows[name] = values
-    fields = [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]
-    return point_cloud2.create_cloud(header(ns, frame_id), fields, rows)
+
+def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """0x00RRGGBB in a float32's bits, as PointCloud2's rgb is, of [..., 3]: never NaN, whatever the colour."""
+    wide = rgb.astype(np.uint32)
+    return np.asarray((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]).view(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _fields(names: tuple[str, ...]) -> list[PointField]:
+    return [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]
+
+
+def rows_msg(rows: NDArray[np.float32], ns: int, frame_id: str, *channels: str) -> PointCloud2:
+    """PointCloud2 of rows [K, 4 + channels]: x y z, rgb as `packed_rgb` gives it, and the channels. Their memory goes into the message as
+    it is."""
+    height, width = 1, len(rows)
+    step = 4 * rows.shape[1]
+    return PointCloud2(header=header(ns, frame_id), height=height, width=width, fields=_fields(("x", "y", "z", "rgb", *channels)),
+                       is_bigendian=sys.byteorder == "big", is_dense=False, point_step=step, row_step=step * width, data=_buffer(rows))
 
 
 def odometry_msg(pose: PoseEstimate, T_parent_base: Array, dt: float, ns: int, parent: str, child: str) -> Odometry:

@@ -20,6 +20,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
 from recon4d_ros.geometry import inverse, unproject
+from recon4d_ros.parallel import each
 from recon4d_ros.ros import conversions
 from recon4d_ros.types import Calibration, Reconstruction
 
@@ -157,27 +158,28 @@ class Publishers:
     def _cloud(self, result: Reconstruction, stamp: int, stride: int, only: NDArray[np.bool_] | None) -> PointCloud2:
         """Every `stride`-th pixel that has a depth (and is in `only` [N, h, w]), in base_link at the set's stamp.
 
-        Each camera's points come from where it was at its own stamp.
+        Each camera's points come from where it was at its own stamp; the cameras write their rows side by side.
         """
         assert self._rays is not None
         geometry = result.geometry
         T_base_camera = (inverse(result.pose.T_map_base) @ result.pose.T_map_camera).astype(np.float32)
         grid = (slice(None, None, stride), slice(None, None, stride))
-        xyz, rgb, confidence = [], [], []
-        for i in np.flatnonzero(result.frame.present):
+        all_rays = self._rays[stride]
+
+        def rows(i: int) -> NDArray[np.float32]:
             depth = geometry.depth[i][grid]
-            has = np.isfinite(depth) if only is None else np.isfinite(depth) & only[i][grid]
-            index = np.flatnonzero(has)
-            points = self._rays[stride][i].take(index, 0)
+            index = np.flatnonzero(np.isfinite(depth) if only is None else only[i][grid] & np.isfinite(depth))
+            out = np.empty((len(index), 5), np.float32)
+            points = all_rays[i].take(index, 0)
             points *= depth.reshape(-1).take(index)[:, None]
-            xyz.append(points @ T_base_camera[i, :3, :3].T + T_base_camera[i, :3, 3])
-            rgb.append(geometry.color[i][grid].reshape(-1, 3).take(index, 0))
-            confidence.append(geometry.confidence[i][grid].reshape(-1).take(index))
-        if not xyz:
-            return conversions.cloud_msg(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), stamp, self._frames.base,
-                                         confidence=np.empty(0, np.float32))
-        return conversions.cloud_msg(np.concatenate(xyz), np.concatenate(rgb), stamp, self._frames.base,
-                                     confidence=np.concatenate(confidence))
+            np.add(points @ T_base_camera[i, :3, :3].T, T_base_camera[i, :3, 3], out=out[:, :3])
+            out[:, 3] = conversions.packed_rgb(geometry.color[i][grid].reshape(-1, 3).take(index, 0))
+            out[:, 4] = geometry.confidence[i][grid].reshape(-1).take(index)
+            return out
+
+        some = [i for i in np.flatnonzero(result.frame.present).tolist() if only is None or only[i].any()]
+        points = np.concatenate([np.empty((0, 5), np.float32), *each(rows, some)])
+        return conversions.rows_msg(points, stamp, self._frames.base, "confidence")
 
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):
