@@ -115,9 +115,10 @@ def hypotheses(device: torch.device | None = None) -> Tensor:
 
 def one_hot_volume(inverse: Tensor, depths: Tensor) -> Tensor:
     """inverse [N, h, w] -> [N, D, h, w]: 1 at the hypothesis nearest in depth (not in inverse depth), 0 elsewhere."""
-    depth = (1 / inverse).clamp(1e-3, MONO_LIMIT)
-    index = (depth[:, None] - depths[:, None, None]).abs().argmin(1, keepdim=True)
-    return (index == torch.arange(depths.shape[0], device=inverse.device)[:, None, None]).to(inverse.dtype)
+    depth = (1 / inverse).clamp(1e-3, MONO_LIMIT)[:, None]
+    between = (depths[1:] + depths[:-1]) / 2
+    nearer = (depth <= between[:, None, None]).to(inverse.dtype)  # ones, then zeros
+    return F.pad(nearer, (0, 0, 0, 0, 1, 0), value=1.0) - F.pad(nearer, (0, 0, 0, 0, 0, 1))
 
 
 class StripConv(nn.Module):

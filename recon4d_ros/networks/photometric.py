@@ -8,6 +8,8 @@ sampled at once, the image's own part of SSIM is computed once, and the reflecti
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +41,7 @@ def cost_volume(image: Tensor, neighbours: Tensor, k: Tensor, relative: Tensor, 
     # a bilinear sample touches the inside (without its border) of the neighbour where it is this near to the middle
     inside = reach < 1 - (2 * BORDER - 1) / torch.tensor([w, h], device=image.device)
     shown = F.pad(inside[:, :, BORDER + 1 : -BORDER - 1, BORDER + 1 : -BORDER - 1].all(-1).to(image.dtype), (BORDER,) * 4)
-    rivals = torch.exp((cost - cost.amin(2, keepdim=True)).square() * -STANDS_OUT).sum(2)
+    rivals = (cost - cost.amin(2, keepdim=True)).square_().mul_(-STANDS_OUT).exp_().sum(2)
     weight = (1 - (rivals - 1) / (depths.shape[0] - 1)) * shown * valid[:, :, None, None]
     total = weight.sum(1, keepdim=True)
     mean = (cost * weight[:, :, None]).sum(1) / torch.where(total == 0, 1.0, total)
@@ -71,43 +73,50 @@ def _projection(k: Tensor, relative: Tensor, h: int, w: int) -> tuple[tuple[Tens
 def _positions(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor], depths: Tensor) -> Tensor:
     """x and y in turn [N F, D, h + 2, 2 (w + 2)]; at most twice outside."""
     d = depths[:, None, None]
-    return ((above[0] + d * above[1]) / (below[0] + d * below[1] + 1e-7)).clamp(-2, 2)
+    return torch.addcmul(above[0], above[1], d).div_(torch.addcmul(below[0] + 1e-7, below[1], d)).clamp_(-2, 2)
 
 
 def _mean(x: Tensor) -> Tensor:
     """Over 3x3 of [..., D, h + 2, w + 2]: [..., D, h, w]. Compiled graphs are fastest at pooling, PyTorch itself at sums of slices."""
     if torch.compiler.is_exporting():
         return F.avg_pool2d(x.flatten(0, -4), 3, 1).reshape(*x.shape[:-2], x.shape[-2] - 2, x.shape[-1] - 2)
-    rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
-    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) * (1 / 9)
+    rows = (x[..., :-2, :] + x[..., 1:-1, :]).add_(x[..., 2:, :])
+    return (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).mul_(1 / 9)
 
 
-def _own(image: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What SSIM needs of the image, for each of its neighbours: padded, mean (of the image in 0..1), and variance, all
-    [N F, 3, 1, ., .]."""
+class _Own(NamedTuple):
+    """What SSIM needs of the image, for each of its neighbours, all [N F, 3, 1, ., .]: twice the padded image p, twice its mean m, m + 1/2
+    and its constant, the square of m + 1/2 with all that does not depend on the neighbour, and the variance with its constant."""
+
+    padded: Tensor
+    mean: Tensor
+    above: Tensor
+    below: Tensor
+    variance: Tensor
+
+
+def _own(image: Tensor, count: int) -> _Own:
     padded = F.pad(image, (1, 1, 1, 1), mode="reflect")
     mean = _mean(padded)
     variance = _mean(padded.square()) - mean.square()
-
-    def each(x: Tensor) -> Tensor:
-        return x[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)[:, :, None]
-
-    return each(padded), each(mean + 0.5), each(variance)
+    light = mean + 0.5  # the images are -0.5..0.5, SSIM is of 0..1
+    parts = 2 * padded, 2 * mean, light + LEAST, light.square() + (0.25 + LEAST), variance + LARGEST
+    return _Own(*(x[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)[:, :, None] for x in parts))
 
 
-def _dissimilarity(frames: Tensor, place: Tensor, own: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(1 - SSIM) / 2, weighted over the channels and averaged over 3x3: [N F, D, h, w]."""
+def _dissimilarity(frames: Tensor, place: Tensor, own: _Own) -> Tensor:
+    """(1 - SSIM) / 2, weighted over the channels and averaged over 3x3: [N F, D, h, w].
+
+    With m and m' the means of both, of images -0.5..0.5: 2 (m + 1/2) (m' + 1/2) + c = 2 m m' + m' + own.above, and so on.
+    """
     many, depths, rows, columns = *place.shape[:3], place.shape[3] // 2
     there = F.grid_sample(frames, place.reshape(many, depths * rows, columns, 2), align_corners=False)
     there = there.reshape(many, 3, depths, rows, columns)
-    padded, mean, variance = own
-    mean_there = _mean(there)
-    variance_there = _mean(there.square()) - mean_there.square()
-    covariance = _mean(there * padded) - mean_there * (mean - 0.5)
-    mean_there = mean_there + 0.5
-    above = (2 * mean * mean_there + LEAST) * (2 * covariance + LARGEST)
-    below = (mean.square() + mean_there.square() + LEAST) * (variance + variance_there + LARGEST)
-    unlike = ((1 - above / below) / 2).clamp(0, 1)
-    red, green, blue = CHANNEL_WEIGHTS
-    mixed = unlike[:, 0] * red + unlike[:, 1] * green + unlike[:, 2] * blue
-    return _mean(F.pad(mixed, (1, 1, 1, 1))[None])[0]
+    mean = _mean(there)
+    square = _mean(there.square())
+    product = _mean(there * own.padded)
+    similar = torch.addcmul(own.above, mean, own.mean + 1).mul_(torch.addcmul(product, mean, own.mean, value=-1).add_(LARGEST))
+    energy = torch.addcmul(own.below, mean, mean + 1).mul_(torch.addcmul(square, mean, mean, value=-1).add_(own.variance))
+    red, green, blue = similar.div_(energy).clamp_(-1, 1).unbind(1)
+    mixed = (red * CHANNEL_WEIGHTS[0]).add_(green, alpha=CHANNEL_WEIGHTS[1]).add_(blue, alpha=CHANNEL_WEIGHTS[2])
+    return _mean(F.pad(mixed.mul_(-0.5).add_(0.5), (1, 1, 1, 1))[None])[0]
