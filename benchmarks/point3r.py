@@ -16,7 +16,9 @@ import numpy as np
 
 SIZE = "224x224"
 CAPACITIES = (512, 1024, 2048)
-FRAMES = 104
+FRAMES = 100
+STATES = (8, 10, 100)  # frames that are timed
+REPEATS = 10
 AUTHORS_ENCODE, AUTHORS_DECODE_8 = 0.7, 2.7  # seconds on two cores of another machine: the issue's numbers for the authors' code
 
 
@@ -36,7 +38,11 @@ def measure(work: Path) -> dict:
 
 
 def drive(folder: Path) -> dict:
-    """FRAMES steps of a loaded engine over images of noise that drifts. In a process of its own: the peak is this process's."""
+    """FRAMES steps of an engine over images of noise that drifts. In a process of its own: the peak is this process's.
+
+    A step is a function of its images and memory alone. Those of the frames in STATES are kept and run again, in turns, and the best of the
+    repeats is the frame's time: on a machine that others use too, single times say more about the others.
+    """
     from recon4d_ros.engine import load_spec, start_runtime
     from recon4d_ros.engine.hosted import empty_outputs
     from recon4d_ros.export.compare import inputs_of
@@ -44,29 +50,42 @@ def drive(folder: Path) -> dict:
 
     spec = load_spec(folder)
     start = time.perf_counter()
-    runtime = start_runtime(folder, spec)
+    runtime = start_runtime(folder, spec, "openvino")
     loaded = time.perf_counter() - start
     inputs, outputs = inputs_of(spec, 0), empty_outputs(spec)
     inputs["moving"][:] = 0
     rng = np.random.default_rng(1)
     wide = np.kron(rng.integers(0, 255, (30, 60, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    kept: dict[int, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
     seconds, fill = [], []
-    for frame in range(FRAMES):
+    for frame in range(1, FRAMES + 1):
         across = 2 * frame % (wide.shape[1] - spec.input_size[1])
         inputs["images"] = np.ascontiguousarray(wide[None, : spec.input_size[0], across : across + spec.input_size[1]])
+        if frame in STATES:
+            kept[frame] = inputs["images"], {name: runtime.memory(name).copy() for name in spec.options["memory"]}
         start = time.perf_counter()
         runtime.run(inputs, outputs)
         seconds.append(time.perf_counter() - start)
         fill.append(int((runtime.memory("pointer_valid") > 0.5).sum()))
     times = np.array(seconds) * 1e3
+    again: dict[int, list[float]] = {frame: [] for frame in STATES}
+    for _ in range(REPEATS):
+        for frame, (images, memory) in kept.items():
+            for name, values in memory.items():
+                runtime.memory(name)[...] = values  # a view of the buffer the next step reads
+            start = time.perf_counter()
+            runtime.run(inputs | {"images": images}, outputs)
+            again[frame].append(time.perf_counter() - start)
+    best = {frame: round(min(values) * 1e3, 1) for frame, values in again.items()}
     return {
-        "runtime": spec.runtime,
+        "runtime": runtime.name,
         "device": runtime.device,
-        "frame_8_ms": round(float(np.median(times[6:10])), 1),  # frame number 8 and its neighbours
-        "frame_10_ms": round(float(np.median(times[6:14])), 1),  # eight frames around the tenth
-        "frame_100_ms": round(float(np.median(times[96:104])), 1),  # eight frames around the hundredth
+        "frame_8_ms": best[8],
+        "frame_10_ms": best[10],
+        "frame_100_ms": best[100],
+        "repeats_ms": {str(frame): [round(value * 1e3, 1) for value in values] for frame, values in again.items()},
         "median_ms": round(float(np.median(times)), 1),
-        "p95_ms": round(float(np.percentile(times, 95)), 1),
+        "best_ms": round(float(times.min()), 1),
         "pointers_in_use": {"10": fill[9], "100": fill[99]},
         "load_seconds": round(loaded, 1),
         "run_peak_rss_mib": round(peak_rss_mib(), 0),

@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import fusion_rules, opencv_reference, page, point3r  # noqa: E402
 from recon4d_ros.bags import BagReader  # noqa: E402
 from recon4d_ros.commands.bench import bench, machine  # noqa: E402
-from recon4d_ros.commands.common import choose_engine  # noqa: E402
 from recon4d_ros.commands.replay import replay  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig, simulate_to  # noqa: E402
+from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.evaluation.metrics.trajectory import score_trajectory  # noqa: E402
 from recon4d_ros.evaluation.truth import Truth  # noqa: E402
 from recon4d_ros.parameters import build  # noqa: E402

@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.commands.common import add_engine_and_parameters, choose_engine, parameters_from
+from recon4d_ros.commands.common import add_engine_and_parameters, parameters_from
 from recon4d_ros.commands.simulate import find_rig, simulate_to
+from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, OutputError
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic

@@ -1,4 +1,4 @@
-"""What several commands share: which engine, which rig, which parameters."""
+"""What several commands share: their engine and parameter arguments, and what those say."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from typing import Any
 
 import yaml
 
-from recon4d_ros import paths
-from recon4d_ros.engine import find_engine
-from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import build, flatten
 from recon4d_ros.reconstructor import Parameters
-from recon4d_ros.types import Rig
-
-
-class NoEngineFits(EngineError):
-    """No shipped engine fits a rig; `export` makes one (exit code 3 so that `make` can install the exporter)."""
-
-    exit_code = 3
 
 
 def add_engine_and_parameters(parser: argparse.ArgumentParser) -> None:
@@ -66,18 +57,3 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
             raise ParameterError(f"-p {assignment}: expected NAME=VALUE")
         values[name] = yaml.safe_load(text)
     return values
-
-
-def choose_engine(wanted: str, rig: Rig) -> Path:
-    """The folder of the engine named, or of the shipped one that fits. Raises EngineError, NoEngineFits."""
-    if wanted:
-        folder = Path(wanted)
-        return folder if folder.is_dir() or "/" in wanted else paths.engines() / wanted
-    found = find_engine(rig, paths.engines())
-    if found is None:
-        sizes = sorted({f"{camera.width}x{camera.height}" for camera in rig.cameras})
-        raise NoEngineFits(
-            f"no shipped engine fits rig {rig.name} ({len(rig.cameras)} cameras of {', '.join(sizes)}): "
-            "`recon4d export --rig` makes one (see `recon4d export --help`)"
-        )
-    return found

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from recon4d_ros import engine as engines
 from recon4d_ros.bags import BagReader
-from recon4d_ros.commands.common import NoEngineFits, add_engine_and_parameters, choose_engine, parameter_values, parameters_from
+from recon4d_ros.commands.common import add_engine_and_parameters, parameter_values, parameters_from
 from recon4d_ros.commands.simulate import find_rig, simulate_to
+from recon4d_ros.engine.choose import NoEngineFits, choose_engine
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.export import default_export_arguments, export_engine

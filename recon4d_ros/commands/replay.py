@@ -8,7 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.commands.common import add_engine_and_parameters, choose_engine, parameters_from
+from recon4d_ros.commands.common import add_engine_and_parameters, parameters_from
+from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic

@@ -44,6 +44,9 @@ class Births:
 
     def update(self, pointers: Pointers, place: Array) -> None:
         """`place` [3] is where new pointers were seen from."""
+        if not len(pointers.valid):  # an engine without pointers has no features either
+            self.place, self.mark = np.zeros((0, 3)), np.zeros((0, 2), np.float32)
+            return
         mark = np.where(pointers.valid[:, None], pointers.feature[:, (0, SCALE)], np.nan).astype(np.float32)
         if len(self.mark) != len(mark):
             self.place, self.mark = np.repeat(place[None], len(mark), axis=0), mark

@@ -137,7 +137,8 @@ def parity_lines(spec: EngineSpec) -> list[str]:
         good[runtime] = report["outputs"]
         lines.append(
             f"{runtime}: {report['milliseconds']:.1f} ms a step, {report['peak_rss_mib']:.0f} MiB at most, loads in "
-            f"{report['load_seconds']:.1f} s; worst difference from PyTorch {report['worst']:.1e} (relative norm)"
+            f"{report['load_seconds']:.1f} s; worst difference from PyTorch {report['worst']:.1e} (relative norm), "
+            f"at most {max(values['holes'] for values in report['outputs'].values()):.3%} of an output none on one side only"
         )
     names = list(next(iter(good.values()), {}))
     width = max(map(len, names), default=0)

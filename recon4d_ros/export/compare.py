@@ -23,6 +23,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.export.scene import example_inputs
 from recon4d_ros.statistics import peak_rss_mib
 
+MAY_BE_NONE = ("depth", "sigma", "confidence")  # outputs in which 0 says that there is none
 STEPS = 3
 REPEATS = 5  # of the timing
 
@@ -40,7 +41,8 @@ def compare_apart(folder: Path, runtime: str, reference: Path) -> dict[str, Any]
 
 def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
     """milliseconds a step (median), peak_rss_mib, load_seconds; per output the worst step's `max` (absolute) and `relative` (norm)
-    difference, `first`: the relative one of the first step, before the memories differ; worst: the largest relative one."""
+    difference, `first`: the relative one of the first step, before the memories differ, and `holes`: the share of values that are none on
+    one side only, which the differences leave out; worst: the largest relative one."""
     spec = load_spec(folder)
     start = time.perf_counter()
     engine = start_runtime(folder, spec, runtime)
@@ -73,8 +75,11 @@ def note(report: dict[str, dict[str, float]], name: str, step: int, got: NDArray
     a, b = got.astype(np.float64), truth.astype(np.float64)
     if got.dtype == np.uint8:  # runtimes may round a half to either side
         a = np.where(np.abs(a - b) <= 1, b, a)
+    holes = (a == 0) != (b == 0) if name in MAY_BE_NONE else np.zeros(a.shape, bool)
+    a = np.where(holes, b, a)  # a depth within rounding of zero is none in one runtime and something in the other: counted, not measured
     relative = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-9) if np.isfinite(a).all() else float("inf")
-    entry = report.setdefault(name, {"max": 0.0, "relative": 0.0, "first": relative})
+    entry = report.setdefault(name, {"max": 0.0, "relative": 0.0, "first": relative, "holes": 0.0})
+    entry["holes"] = max(entry["holes"], float(holes.mean()))
     entry["max"] = max(entry["max"], float(np.abs(a - b).max(initial=0.0)))
     entry["relative"] = max(entry["relative"], relative)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {"fp32": 1e-3, "int8": 1e-3, "fp16": 0.05, "bf16": 0.05}  # relative norm of any output's first step, against float32 PyTorch
+HOLES = 0.01  # largest share of values that are none on one side only
 MODEL = "model.onnx"
 PER_WEIGHT = 4.5  # bytes of memory per byte of weights that exporting takes at most, as measured (docs/export.md)
 
@@ -147,6 +148,8 @@ def check_parity(parity: Mapping[str, Any], precision: str) -> None:
         raise EngineError("no runtime takes the exported model: " + "; ".join(f"{name}: {r['error']}" for name, r in parity.items()))
     for runtime, report in good.items():
         for name, values in report["outputs"].items():
+            if values["holes"] > HOLES:
+                raise EngineError(f"{runtime} does not compute what PyTorch does: {values['holes']:.2%} of {name} are none on one side")
             if not values["first"] <= TOLERANCE[precision]:
                 raise EngineError(
                     f"{runtime} does not compute what PyTorch does: output {name} is off by {values['first']:.1e} (relative norm) in the "

@@ -103,9 +103,9 @@ def add(pool: Pool, key: Tensor, value: Tensor, plain_key: Tensor, offered: Tens
     stays = valid & ~(leaves & (full & adds)[:, None])
 
     # offered tokens take the first places of these, the others would take the next ones and write back what is there
-    count = offered.to(torch.int64)
+    count = offered.to(torch.float32)  # exact, and TensorRT's cumulative sums are of floats
     rank = torch.where(offered, count.cumsum(1) - 1, count.sum(1, keepdim=True) + (1 - count).cumsum(1) - 1)
-    place = last[:, :t].gather(1, rank)
+    place = last[:, :t].gather(1, rank.to(torch.int64))
 
     def put(rows: Tensor, new: Tensor) -> Tensor:
         mask, index = (offered, place) if rows.dim() == 2 else (offered[..., None], place[..., None].expand(-1, -1, rows.shape[2]))

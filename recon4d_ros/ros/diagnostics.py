@@ -128,6 +128,7 @@ class Health:
         message.drop_reasons = [f"{source}: {reason}" for (source, reason), _ in drops]
         message.drop_counts = [count for _, count in drops]
         message.memory_fill, message.map_voxels, message.objects = float(self.memory_fill), int(self.map_voxels), self.objects
+        message.gpu_memory = 0.0 if "CPU" in self.engine.device else float("nan")  # see Status.msg
         message.rss = float(self.rss())
         return message
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos_overriding_options import InvalidQosOverridesError
 from recon4d_msgs.srv import SaveMap
@@ -21,7 +20,7 @@ from recon4d_ros.rig import load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.inputs import CameraTopics
-from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spin_until
+from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, spin_until
 from recon4d_ros.ros.session import Session, Setup
 from recon4d_ros.types import Rig
 
@@ -235,7 +234,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT, SIGTERM or its shutdown transition. Returns 0, or 2 if autostart failed (the log has the sentence)."""
     with ros_process(args) as stop:
         node = Recon4dNode()
-        executor = SingleThreadedExecutor()
+        executor = lean_executor()
         executor.add_node(node)
         try:
             if node.autostart and not stop.is_set():

@@ -52,6 +52,16 @@ def ros_process(args: list[str] | None) -> Iterator[threading.Event]:
             signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
 
 
+def lean_executor() -> Executor:
+    """One thread, woken by events: rclpy's own executor, which looks through all of a node's entities for each message, takes several times
+    as much of the interpreter from the worker. Where this rclpy has none yet, that one."""
+    try:
+        from rclpy.experimental.events_executor import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
 def spin_until(executor: Executor, done: Callable[[], bool]) -> None:
     """Work until `done()` (asked ten times a second and after each callback)."""
     while not done():

@@ -82,6 +82,7 @@ class Publishers:
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
         self._stride = points_stride
+        self._infos: list[CameraInfo] = []  # one for each camera, of which only the header changes
         self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, pixels, 3] at unit depth
         self.publishers: dict[str, LifecyclePublisher] = {}
         for output in OUTPUTS:
@@ -100,6 +101,7 @@ class Publishers:
         self._calibration = calibration
         one = np.ones(calibration.working_size, np.float32)
         rays = np.stack([unproject(one, k) for k in calibration.k])
+        self._infos = [conversions.camera_info_msg(k, calibration.working_size, 0, "") for k in calibration.k]
         self._rays = {stride: np.ascontiguousarray(rays[:, ::stride, ::stride]).reshape(len(rays), -1, 3) for stride in {1, self._stride}}
 
     def reset(self) -> None:
@@ -147,7 +149,8 @@ class Publishers:
             if self.wanted(mask):
                 self._send(mask, conversions.image_msg(result.motion.mask[i].view(np.uint8) * np.uint8(255), "mono8", stamp, frame))
             if self.wanted(info):
-                self._send(info, conversions.camera_info_msg(self._calibration.k[i], self._calibration.working_size, stamp, frame))
+                self._infos[i].header = conversions.header(stamp, frame)
+                self._send(info, self._infos[i])
 
     def _clouds(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/points"):
