@@ -43,18 +43,20 @@ def fusion_rules(work: Path) -> dict:
         position, offered, near = offers(frame.depth[0], frame.moving[0], camera.k, frame.T_world_base @ camera.T_base_camera)
         for name, fusion in RULES.items():
             before = memories[name]
+            gap = None  # how far what is seen near lies from what the memory knew of it before it was offered
             if before.valid.any():
+                near_ones = position[offered & near].double()
+                gap = torch.cdist(near_ones, before.position[before.valid].double()).amin(1) if len(near_ones) else None
                 distance, _ = nearest_pointers(before, position)
                 reach = threshold(before, position, fusion, offered)
                 margins[name].append(((distance.sqrt() - reach).abs() / reach)[offered].numpy())
             memories[name] = after = fuse(before, torch.zeros(len(position), 1), position, fusion, offered)
-            apart = torch.cdist(position[offered & near].double(), after.position[after.valid].double()).amin(1)
             rows[name].append(
                 {
                     "metres": round(path, 1),
                     "pointers": int(after.valid.sum()),
                     "threshold": round(float(threshold(after, position, fusion, offered)), 3),
-                    "gap_near": round(float(apart.mean()), 3) if len(apart) else None,
+                    "gap_near": None if gap is None else round(float(gap.median()), 3),
                 }
             )
     result = {"seconds": SECONDS, "rate": RATE, "metres": round(path, 1), "capacity": CAPACITY, "rules": {}}

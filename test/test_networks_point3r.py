@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from recon4d_ros.networks import point3r  # noqa: E402
-from recon4d_ros.networks.pointer_stream import Fusion, PointerStream, fuse, threshold  # noqa: E402
+from recon4d_ros.networks.pointer_stream import Fusion, InView, PointerStream, fuse, threshold  # noqa: E402
 from recon4d_ros.networks.rotary import SPACE_BASES, image_rotation, patch_positions, space_rotation  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -136,6 +136,31 @@ def test_a_full_memory_keeps_what_is_near() -> None:
     assert len(torch.unique(pointers.position, dim=0)) == 100
 
 
+def test_a_full_memory_keeps_what_the_other_cameras_see() -> None:
+    """Six cameras around a car that drives along x; 240 offers a frame into 300 slots: after each frame all of them are near a pointer."""
+    rng = np.random.default_rng(5)
+    angle = np.linspace(0, 2 * np.pi, 6, endpoint=False)
+    pointers, fusion = empty(300), Fusion(longest=0.5)
+    for i in range(20):
+        middle = 10 * np.stack([np.cos(angle), np.sin(angle), np.zeros(6)], 1) + [2.0 * i, 0, 0]
+        seen = torch.from_numpy((middle[:, None] + rng.uniform(-2, 2, (6, 40, 3))).astype(np.float32))
+        in_view = InView(seen.flatten(0, 1), torch.ones(240, dtype=torch.bool))
+        for position in seen:
+            pointers = fuse(pointers, torch.zeros(40, 7), position, fusion, None, in_view)
+        nearest = torch.cdist(in_view.position, pointers.position[pointers.valid]).min(1).values
+        assert float((nearest < 1.0).double().mean()) > 0.99
+    assert bool(pointers.valid.all())
+
+
+def test_what_is_not_in_view_leaves_first() -> None:
+    pointers = empty(4)
+    pointers = fuse(pointers, torch.zeros(4, 7), torch.tensor([[0.0, 0, 0], [10, 0, 0], [20, 0, 0], [30, 0, 0]]), Fusion(longest=0.1))
+    view = InView(torch.tensor([[0.0, 0, 0], [100, 0, 0], [30, 0, 0]]), torch.tensor([True, False, True]))
+    after = fuse(pointers, torch.zeros(1, 7), torch.tensor([[99.0, 0, 0]]), Fusion(longest=0.1), None, view)
+    left = set(pointers.position[:, 0].tolist()) - set(after.position[:, 0].tolist())
+    assert left in ({10.0}, {20.0}), "ten metres from what is in view; what is not there does not count"
+
+
 def test_threshold_grows_with_what_was_seen_unless_bounded() -> None:
     pointers = empty(10)
     position = torch.tensor([[0.0, 0, 0], [3, 4, 12]])
@@ -201,5 +226,7 @@ def test_the_step_is_one_static_graph(tiny: point3r.Point3R, images: torch.Tenso
 def test_sizes_that_cannot_be(tiny: point3r.Point3R) -> None:
     with pytest.raises(point3r.EngineError, match="multiples of 16"):
         PointerStream(tiny, (50, 64))
-    with pytest.raises(point3r.EngineError, match="11 pointers are too few for images of 12 patches"):
+    with pytest.raises(point3r.EngineError, match="11 pointers are too few: an image of 12 patches offers 12 at a time"):
         PointerStream(tiny, (48, 64), capacity=11)
+    with pytest.raises(point3r.EngineError, match="23 pointers are too few: 2 images of 12 patches offer 24 at a time"):
+        PointerStream(tiny, (48, 64), cameras=2, capacity=23)

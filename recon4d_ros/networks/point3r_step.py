@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks import step
 from recon4d_ros.networks.point3r import PATCH, Point3R, Pointers, Prediction
-from recon4d_ros.networks.pointer_stream import FAR, Fusion, fuse, look
+from recon4d_ros.networks.pointer_stream import FAR, Fusion, InView, check_capacity, fuse, look
 from recon4d_ros.networks.working_image import as_bytes, as_rgb, working_images
 
 CONFIDENCE_WEIGHT = 0.2  # alpha of the training loss, conf * error - alpha * log(conf) (DUSt3R, Wang et al., 2024, equation 4)
@@ -62,8 +62,7 @@ class Point3RStep(nn.Module):
             raise EngineError(f"size {height}x{width}: point3r takes multiples of {PATCH} pixels, its patches, in height and width")
         self.grid = height // PATCH, width // PATCH
         self.patches = self.grid[0] * self.grid[1]
-        if options.pointers < self.patches:
-            raise EngineError(f"{options.pointers} pointers are too few: an image of {height}x{width} offers {self.patches} at a time")
+        check_capacity(options.pointers, options.cameras, self.patches)
         for name, value in (("fusion_cells", fusion_cells), ("fusion_metres", fusion_metres)):
             if not 0 <= value < FAR or (value == 0 and name == "fusion_cells"):
                 raise EngineError(f"{name} is {value}: expected a number above zero")
@@ -110,9 +109,10 @@ class Point3RStep(nn.Module):
         dtype = net.pose_token.dtype  # below float32 if the network was made so
         fusion = self.fusion(metres_per_unit)
         pointers = Pointers(memory.pointer_feature, memory.pointer_position, memory.pointer_valid > 0.5)
+        offers = (memory.token_offered > 0.5) & ~moved
+        shown = InView(memory.token_position.flatten(0, 1), offers.flatten())
         for camera in range(o.cameras):
-            offered = (memory.token_offered[camera] > 0.5) & ~moved[camera]
-            pointers = fuse(pointers, memory.token_feature[camera], memory.token_position[camera], fusion, offered)
+            pointers = fuse(pointers, memory.token_feature[camera], memory.token_position[camera], fusion, offers[camera], shown)
         kept = pointers
 
         seen_before = memory.camera_seen > 0.5
@@ -120,7 +120,9 @@ class Point3RStep(nn.Module):
         slots = torch.where(started, memory.pose_slots, net.pose_retriever.mem.float())
         encoded = net.encode(images)
         last = torch.zeros_like(memory.token_position[0])
-        predictions, features, positions = [], [], []
+        predictions: list[Prediction] = []
+        features: list[Tensor] = []
+        positions: list[Tensor] = []
         for camera in range(o.cameras):
             here = present[camera] > 0.5
             # a camera that was never seen is taken to look where the one before it does
@@ -128,15 +130,18 @@ class Point3RStep(nn.Module):
             lowered = Pointers(pointers.feature.to(dtype), pointers.position, pointers.valid)
             seen = look(net, encoded[camera : camera + 1], self.grid, known, lowered, slots.to(dtype), started)
             feature = seen.feature.float()
+            positions.append(torch.where(here, seen.position, memory.token_position[camera]))
             if camera + 1 < o.cameras:
-                pointers = fuse(pointers, feature, seen.position, fusion, here.expand(self.patches))
+                # the others' patches are taken to be where they were last seen
+                places = torch.cat([*positions, memory.token_position[camera + 1 :].flatten(0, 1)])
+                there = present * torch.cat([torch.ones_like(present[: camera + 1]), memory.camera_seen[camera + 1 :]])
+                in_view = InView(places, there[:, None].expand(-1, self.patches).flatten() > 0.5)
+                pointers = fuse(pointers, feature, seen.position, fusion, here.expand(self.patches), in_view)
             slots = torch.where(here, seen.slots.float(), slots)
-            position = torch.where(here, seen.position, memory.token_position[camera])
             last = torch.where(here, seen.position, last)
             started = started | here
             predictions.append(seen.prediction)
             features.append(torch.where(here, feature, 0.0))
-            positions.append(position)
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
         return prediction, Memory(
             kept.feature, kept.position, kept.valid.to(torch.float32),

@@ -1,7 +1,7 @@
 """Point3R as a stream with a memory of fixed size: step(images, memory) -> (predictions, memory'), no shape depending on data.
 
 With room to spare it does what the authors' code does. When the slots are full, new pointers take the places of those that are farthest
-from everything the current image shows.
+from everything that the cameras show.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ class PointerStream(nn.Module):
         self.patches = self.grid[0] * self.grid[1]
         if size[0] % PATCH or size[1] % PATCH:
             raise EngineError(f"size {size[0]}x{size[1]}: height and width must be multiples of {PATCH}")
-        if capacity < self.patches:
-            raise EngineError(f"{capacity} pointers are too few for images of {self.patches} patches")
+        check_capacity(capacity, cameras, self.patches)
 
     def begin(self) -> StreamMemory:
         """The memory before the first image."""
@@ -110,12 +109,22 @@ class PointerStream(nn.Module):
                 known = torch.where(memory.started, known, positions[-1])
             seen = look(net, encoded[camera : camera + 1], self.grid, known, pointers, slots, started)
             slots = seen.slots
-            pointers = fuse(pointers, seen.feature, seen.position, self.fusion)
+            positions.append(seen.position)
+            later = memory.token_positions[camera + 1 :].flatten(0, 1)  # the others' patches are taken to be where they were last seen
+            shown = torch.cat([*positions, later])
+            there = (torch.arange(len(shown), device=shown.device) < (camera + 1) * self.patches) | memory.started
+            pointers = fuse(pointers, seen.feature, seen.position, self.fusion, in_view=InView(shown, there))
             started = torch.ones_like(started)
             predictions.append(seen.prediction)
-            positions.append(seen.position)
         joined = Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
         return joined, StreamMemory(*pointers, torch.stack(positions), slots, started)
+
+
+def check_capacity(capacity: int, cameras: int, patches: int) -> None:
+    """Raises EngineError where the memory could not even hold one frame of all cameras."""
+    if capacity < cameras * patches:
+        one = f"an image of {patches} patches offers" if cameras == 1 else f"{cameras} images of {patches} patches offer"
+        raise EngineError(f"{capacity} pointers are too few: {one} {cameras * patches} at a time")
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -139,12 +148,23 @@ def threshold(pointers: Pointers, position: Tensor, fusion: Fusion, offered: Ten
     return torch.minimum((extent.clamp_min(0.0) / fusion.cells).norm(), torch.as_tensor(fusion.longest, dtype=extent.dtype))
 
 
-def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, offered: Tensor | None = None) -> Pointers:
+class InView(NamedTuple):
+    """What a rig shows: position [K, 3] of all its cameras' patches, there [K] bool: which of them count."""
+
+    position: Tensor
+    there: Tensor
+
+
+def fuse(
+    pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, offered: Tensor | None = None, in_view: InView | None = None
+) -> Pointers:
     """The pointers after T offers (feature [T, C], position [T, 3]; T <= M). offered [T] bool: those that are meant (default: all); the
     others leave no trace.
 
     An offer merges into its nearest pointer if that is nearer than threshold(); a pointer takes the mean of what merged into it and forgets
-    what it was. The other offers take free slots, in order, then the slots of the pointers that are farthest from all offers.
+    what it was. The other offers take free slots, in order, then the slots of the pointers that are farthest from all that is `in_view`
+    (default: from the offers). A rig's cameras offer one after the other: without the others in view, the camera that looks ahead would
+    throw out what the one that looks back has just seen.
     """
     capacity, count = pointers.valid.shape[0], position.shape[0]
     apart = torch.where(pointers.valid, squared_distances(position, pointers.position), FAR)  # [T, M], as nearest_pointers has it
@@ -162,7 +182,11 @@ def fuse(pointers: Pointers, feature: Tensor, position: Tensor, fusion: Fusion, 
 
     # free slots first, in the order of their number in every runtime; those that were merged into never, since M >= T
     free = FAR * (3 - torch.arange(capacity, device=apart.device, dtype=apart.dtype) / capacity)
-    spare = torch.where(pointers.valid, torch.where(merged, -1.0, torch.where(meant[:, None], apart, FAR).amin(0)), free)
+    if in_view is None:
+        away = torch.where(meant[:, None], apart, FAR).amin(0)
+    else:
+        away = torch.where(in_view.there[:, None], squared_distances(in_view.position, pointers.position), FAR).amin(0)
+    spare = torch.where(pointers.valid, torch.where(merged, -1.0, away), free)
     slots = torch.topk(spare, count).indices
     rank = (torch.cumsum(inserts.to(position.dtype), 0) - 1).clamp_min(0).to(torch.int64)  # exact: T is far below 2^24
     target = torch.where(inserts, slots[rank], capacity)  # the row past the end takes what is not inserted
