@@ -1,9 +1,15 @@
 """The metric scale of a network that predicts up to scale, in closed form: what is known in metres against what the network says.
 
-Two camera centres that are b metres apart (cameras of the rig at one time, or one camera at two times, by the poses of ego-motion or
-odometry) are d units apart to the network: log(b / d) is one observation of the scale's logarithm, good to about (error of a centre) / b.
-The scale is the weighted median of the observations of a window, then the weighted mean of those that lie near it. No iteration, no
-global optimization (Driv3R, Fei et al., 2024, aligns its views the same way, by what is known of them).
+By calibration, ego-motion or odometry two camera centres are b apart (metres: cameras of the rig at one time, or one camera at two times),
+to the network they are d apart (units). Where the network's axes are known (Driv3R: each camera alone, its orientation from the pose) this
+is its alignment (Fei et al., 2024, section 3.4) with all but the factor known: d = u b, so u = d . b / b . b units per metre. Where they
+are not (Point3R: one world for all cameras, turned as it likes) u = |d| / |b|, which noise makes too large where baselines are short.
+
+Points need not be looked at again here: those of one image say of the factor what their least-squares centre says (ray_camera.py), because
+what is off the rays is quadratic in it.
+
+u is the weighted median of the observations of a window, then the weighted mean of those that lie near it. No iteration, no global
+optimization.
 """
 
 from __future__ import annotations
@@ -15,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 30  # frames with observations that are kept
-LAGS = (1, 2, 4, 8, 16)  # frames back with which a camera's own centre is compared
+LAGS = (1, 2, 4, 8, 16, 32)  # frames back with which a camera's own centre is compared
 SHORTEST = 0.1  # metres: below this a baseline says nothing
-LONGEST = 10.0  # metres: above this a baseline weighs no more (the network drifts, and so do we)
+LONGEST = 30.0  # metres: above this a baseline weighs no more (the network drifts, and so do we)
 NEAR = 3.0  # robust standard deviations from the median within which observations are averaged
 FLOOR = 0.01  # relative: no scale is surer than this
-LARGEST_SPREAD = 0.5  # robust standard deviation of log(b / d) above which the observations name no scale at all
+LARGEST_SPREAD = 0.5  # robust standard deviation of u, of u itself, above which the observations name no scale at all
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,12 @@ class ScaleEstimator:
     """`observe` every frame; `scale` is None until baselines of at least SHORTEST metres were seen, and while they contradict each other.
 
     A car that stands adds nothing (unless its rig has baselines), and takes nothing away: frames without an observation age no other.
+
+    same_axes: the network's axes are those of the known centres.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same_axes: bool = False) -> None:
+        self._same_axes = same_axes
         self.reset()
 
     def reset(self) -> None:
@@ -56,29 +65,32 @@ class ScaleEstimator:
         network, known = network.astype(np.float64), known.astype(np.float64)
         first, second = np.triu_indices(len(known), 1)
         both = present[first] & present[second]
-        metres = [np.linalg.norm(known[first] - known[second], axis=1)[both]]
-        units = [np.linalg.norm(network[first] - network[second], axis=1)[both]]
+        baselines = [(known[first] - known[second])[both]]
+        said = [(network[first] - network[second])[both]]
         for lag in LAGS:
             if lag <= len(self._past):
                 network_then, known_then, present_then = self._past[-lag]
                 both = present & present_then
-                metres.append(np.linalg.norm(known - known_then, axis=1)[both])
-                units.append(np.linalg.norm(network - network_then, axis=1)[both])
+                baselines.append((known - known_then)[both])
+                said.append((network - network_then)[both])
         self._past.append((network, known, present))
-        b, d = np.concatenate(metres), np.concatenate(units)
-        usable = (b > SHORTEST) & (d > 1e-9)
+        b, d = np.concatenate(baselines), np.concatenate(said)
+        length = np.linalg.norm(b, axis=1)
+        usable = (length > SHORTEST) & (np.linalg.norm(d, axis=1) > 1e-9)
         if usable.any():
-            self._observed.append((np.log(b[usable] / d[usable]), np.minimum(b[usable], LONGEST) ** 2))
+            b, d, length = b[usable], d[usable], length[usable]
+            along = (d * b).sum(1) / length if self._same_axes else np.linalg.norm(d, axis=1)
+            self._observed.append((along / length, np.minimum(length, LONGEST) ** 2))
             self.scale = closed_form(list(self._observed))
         return self.scale
 
 
 class WorldScales:
-    """The scales of a rig's cameras: those of one world share one. worlds [N]: the world's number of each camera, 0, 1, ..."""
+    """The scales of a rig's cameras: all share one, or (one_world False) each has its own, in the map's axes."""
 
-    def __init__(self, worlds: NDArray[np.int_]) -> None:
-        self._worlds = worlds
-        self._estimators = [ScaleEstimator() for _ in range(int(worlds.max()) + 1)]
+    def __init__(self, cameras: int, one_world: bool) -> None:
+        self._worlds = np.zeros(cameras, int) if one_world else np.arange(cameras)
+        self._estimators = [ScaleEstimator(same_axes=not one_world) for _ in range(1 if one_world else cameras)]
 
     def reset(self) -> None:
         for estimator in self._estimators:
@@ -103,7 +115,7 @@ class WorldScales:
 
 
 def closed_form(frames: list[tuple[NDArray, NDArray]]) -> Scale | None:
-    """The scale from observations of log(metres / unit) and their weights, per frame. None where they contradict each other.
+    """The scale from observations of units per metre and their weights, per frame. None where they contradict each other.
 
     The standard deviation is that of a weighted mean with no more independent observations than frames: baselines of one frame share what
     the network got wrong in it.
@@ -111,18 +123,17 @@ def closed_form(frames: list[tuple[NDArray, NDArray]]) -> Scale | None:
     value, weight = (np.concatenate(parts) for parts in zip(*frames, strict=True))
     middle = weighted_median(value, weight)
     spread = 1.4826 * weighted_median(np.abs(value - middle), weight)
-    if spread > LARGEST_SPREAD:
+    if middle <= 0 or spread > LARGEST_SPREAD * middle:
         return None
-    near = np.abs(value - middle) <= max(NEAR * spread, 1e-9)
+    near = np.abs(value - middle) <= max(NEAR * spread, 1e-9 * middle)
     value, weight = value[near], weight[near]
     mean = float(np.average(value, weights=weight))
-    deviation = float(np.sqrt(np.average((value - mean) ** 2, weights=weight)))
+    deviation = float(np.sqrt(np.average((value - mean) ** 2, weights=weight))) / mean
     independent = min(len(frames), weight.sum() ** 2 / np.square(weight).sum())
     relative = max(FLOOR, deviation / np.sqrt(max(1.0, independent - 1)))
     if independent < 2:  # one look alone does not know its own error
         relative = max(relative, 0.2)
-    metres_per_unit = float(np.exp(mean))
-    return Scale(metres_per_unit, metres_per_unit * relative, len(value))
+    return Scale(1 / mean, relative / mean, len(value))
 
 
 def weighted_median(value: NDArray, weight: NDArray) -> float:

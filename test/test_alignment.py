@@ -100,7 +100,7 @@ def test_contradicting_baselines_name_no_scale():
 def test_cameras_with_worlds_of_their_own():
     rng = np.random.default_rng(3)
     known = drive(rng, 20, 1.0)
-    scales = WorldScales(np.arange(3))
+    scales = WorldScales(3, one_world=False)
     for centres in known:
         scales.observe(centres / np.array([[2.0], [5.0], [9.0]]), centres, np.array([True, True, False]))
     assert scales.metres_per_unit() == pytest.approx([2, 5, 0])

@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from recon4d_ros.errors import EngineError  # noqa: E402
-from recon4d_ros.networks import checkpoint, driv3r, ray_camera  # noqa: E402
+from recon4d_ros.networks import checkpoint, driv3r, driv3r_stream, ray_camera  # noqa: E402
 from recon4d_ros.networks import step as contract  # noqa: E402
-from recon4d_ros.networks.driv3r_step import Driv3RStep  # noqa: E402
+from recon4d_ros.networks.driv3r_step import Driv3RStep, join  # noqa: E402
 from recon4d_ros.networks.driv3r_stream import SensorStream, StreamMemory  # noqa: E402
 from recon4d_ros.networks.sensor_memory import Pool, Rules, add, alike, pool_shapes, read, unit  # noqa: E402
 
@@ -350,39 +350,64 @@ def test_depth_is_what_the_camera_sees_of_its_points(tiny: driv3r.Driv3R) -> Non
             assert relative(out["depth"][0], expected.numpy()) < 0.02, "up to the rounding of the image to bytes"
 
 
-class Street:
-    """Stands in for the network's stream: exact points of a plane at 20 m, in the frame of each camera's origin, at half the scale."""
+class Wall:
+    """Stands in for the network's stream: exact points of a wall at 20 m, in the frame of each camera's origin. units: of each clip, units
+    per metre."""
 
-    def __init__(self, step: Driv3RStep, poses: list[torch.Tensor], k: torch.Tensor) -> None:
-        self.inner, self.poses, self.rays, self.i = step.stream, poses, ray_camera.directions(k, SIZE), -1
+    def __init__(self, step: Driv3RStep, poses: list[torch.Tensor], k: torch.Tensor, units: tuple[float, ...]) -> None:
+        self.inner, self.poses, self.rays, self.units, self.i = step.stream, poses, ray_camera.directions(k, SIZE), units, -1
         self.memory_shapes, self.restarts = step.stream.memory_shapes, step.stream.restarts
+        self.origin, self.last, self.clips = poses[0].clone(), poses[0].clone(), torch.zeros(len(k), dtype=torch.int64)
+
+    def points(self, pose: torch.Tensor) -> torch.Tensor:
+        T = torch.linalg.inv(self.origin) @ pose
+        turned = pose[:, :3, :3]
+        distance = (20 - pose[:, 2, 3, None, None]) / (self.rays.flatten(1, 2) @ turned.transpose(1, 2)).view_as(self.rays)[..., 2]
+        rays = (self.rays.flatten(1, 2) @ T[:, :3, :3].transpose(1, 2)).view_as(self.rays)
+        points = rays * distance[..., None] + T[:, None, None, :3, 3]
+        return points * torch.tensor(self.units)[self.clips, None, None, None]
 
     def __call__(self, images: torch.Tensor, memory: StreamMemory, here: torch.Tensor, moved: torch.Tensor) -> tuple:
         self.i += 1
-        pair, new = self.inner(images, memory, here, moved)
-        first = torch.linalg.inv(self.poses[0])
-        T = first @ self.poses[self.i]
-        rays = (self.rays.flatten(1, 2) @ T[:, :3, :3].transpose(1, 2)).view_as(self.rays)
-        distance = (20 - T[:, 2, 3, None, None]) / rays[..., 2]
-        points = rays * distance[..., None] + T[:, None, None, :3, 3]
-        return pair._replace(now=driv3r.PointMap(points / 2, torch.full_like(distance, 5.0))), new
+        again = self.restarts(memory)
+        _, new = self.inner(images, memory, here, moved)
+        self.clips += again
+        self.origin = torch.where(again[:, None, None], self.last, self.origin)
+        before, now = self.points(self.last), self.points(self.poses[self.i])
+        self.last = torch.where(here[:, None, None], self.poses[self.i], self.last)
+        sure = torch.full(now.shape[:3], 5.0)
+        return driv3r_stream.Pair(driv3r.PointMap(now, sure), driv3r.PointMap(before, sure)), new
 
 
-def test_positions_and_depth_of_a_known_street(tiny: driv3r.Driv3R) -> None:
-    frames = drive(5)
-    step = driv3r.make_step(tiny, OPTIONS)
+@pytest.mark.parametrize("clip", [0, 3])
+def test_positions_and_depth_of_a_known_wall(tiny: driv3r.Driv3R, clip: int) -> None:
+    """Over clips too, each of which has a unit of its own: all in that of the first."""
+    frames = drive(8)
+    step = driv3r.make_step(tiny, OPTIONS, clip=clip)
     poses = [frame["pose"] for frame in frames]
-    street = Street(step, poses, frames[0]["k"])
+    wall = Wall(step, poses, frames[0]["k"], (0.5, 0.6, 0.3, 0.8, 0.4))
     del step._modules["stream"]
-    step.stream = street
+    step.stream = wall
     for frame, out in zip(frames, run(step, frames), strict=True):
         here = frame["present"] > 0.5
         moved = (frame["pose"][:, :3, 3] - poses[0][:, :3, 3]) / 2
-        torch.testing.assert_close(out["network_position"][here], moved[here], rtol=0, atol=1e-4)
+        torch.testing.assert_close(out["network_position"][here], moved[here], rtol=0, atol=2e-4)
         points = ray_camera.directions(frame["k"], SIZE)
         world = (points.flatten(1, 2) @ frame["pose"][:, :3, :3].transpose(1, 2)).view_as(points)
         depth = (20 - frame["pose"][:, 2, 3])[:, None, None] / world[..., 2] * points[..., 2] / 2
         torch.testing.assert_close(out["depth"][here], depth[here], rtol=1e-4, atol=1e-4)
+    assert not clip or wall.clips.tolist() == [3, 2]
+
+
+def test_two_clips_are_joined_by_what_both_say_of_one_image() -> None:
+    rng = np.random.default_rng(2)
+    before = torch.from_numpy(rng.uniform(2, 60, (3, 20, 30)).astype(np.float32))
+    noise = torch.from_numpy(np.exp(rng.normal(0, 0.05, before.shape)).astype(np.float32))
+    now = before / torch.tensor([0.4, 3.0, 1.0])[:, None, None] * noise
+    now[:, :4] *= 1.5  # what one of them has wrong
+    before[:, -3:] = 0
+    before[2] = 0
+    assert join(before, now, torch.rand(before.shape)).numpy() == pytest.approx([0.4, 3.0, 1.0], rel=0.03)
 
 
 def test_the_graph_does_what_the_module_does(tiny: driv3r.Driv3R, tmp_path: Path) -> None:

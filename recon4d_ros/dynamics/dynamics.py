@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.dynamics.clip import ClipWatcher
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import fill_holes
@@ -16,6 +17,9 @@ from recon4d_ros.dynamics.views import STRIDE, make_views, partners
 from recon4d_ros.dynamics.watcher import Surroundings, Watcher
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
+
+WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {"residual": Watcher, "rigid_flow": ClipWatcher}
+"""What looks for motion in one camera's images, by the parameter `source`."""
 
 
 class Dynamics:
@@ -31,7 +35,7 @@ class Dynamics:
         views = make_views(calibration)
         self._partner = partners(calibration, views)
         self._size = calibration.working_size
-        self._watchers = [Watcher(i, view, p) for i, view in enumerate(views)]
+        self._watchers = [WATCHERS[p.source](i, view, p) for i, view in enumerate(views)]
         self._pool = ThreadPoolExecutor(len(views))
         self._tracker = Tracker(p.acceleration, p.confirm, p.keep_missing, p.minimum_speed)
         self.reset()

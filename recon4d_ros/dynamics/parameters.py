@@ -10,6 +10,24 @@ from recon4d_ros.parameters import parameter
 class DynamicsParameters:
     """Thresholds in standard deviations, metres or seconds, so that they hold for any camera and resolution."""
 
+    source: str = parameter(
+        "residual",
+        "what says that something moves: `residual`, what a static world leaves unexplained in its own standard deviations, or "
+        "`rigid_flow`, Driv3R's rule (only clip_threshold, clip_least and what is said of objects below apply to it)",
+        choices=("residual", "rigid_flow"),
+    )
+    clip_threshold: float = parameter(
+        0.6, "rigid_flow: share of the largest difference between rigid and measured flow above which a pixel moves",
+        minimum=0.0, maximum=1.0,
+    )
+    clip_least: float = parameter(
+        3.0, "rigid_flow: where nothing differs by more pixels of the motion grid, this is the largest difference; 0: as published",
+        minimum=0.0, maximum=100.0,
+    )
+    clip_most: float = parameter(
+        5.0, "rigid_flow: where something differs by more pixels, this is the largest difference; 10000: as published",
+        minimum=0.1, maximum=1e4,
+    )
     weak_sigma: float = parameter(3.0, "a pixel may belong to a mover from this many standard deviations", minimum=1.0, maximum=20.0)
     strong_sigma: float = parameter(5.0, "a new mover needs pixels of at least this many standard deviations", minimum=1.0, maximum=40.0)
     memory: float = parameter(0.7, "share of the evidence of motion that is carried from image to image", minimum=0.0, maximum=0.95)

@@ -16,6 +16,7 @@ from recon4d_ros.types import Calibration, Frame, Geometry, Pointers
 
 ANCHOR_GRID = 64.0  # metres: anchors are whole multiples, so that a shift is exact in float32
 ANCHOR_REACH = 100.0  # metres from the anchor at which it follows the car: float32 there is exact to 8 micrometres
+LOOK_AT_MEMORY = 32  # steps after which the memory is looked through even if nothing seems wrong
 PARTNER_DEPTHS = (4.0, 10.0, 40.0)  # metres at which a rig neighbour must see a pixel to be matched with
 
 
@@ -35,6 +36,9 @@ class Runtime(Protocol):
 
     def memory(self, name: str) -> NDArray[np.float32]: ...
 
+    def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
+        """Puts these tensors in the memory's place (to hold one step against another runtime's)."""
+
     def reset(self) -> None: ...
 
     def close(self) -> None: ...
@@ -48,11 +52,13 @@ class HostedEngine:
         self.device = runtime.device
         self._runtime = runtime
         self._where = where
+        self._steps = 0
+        self.forgotten = 0
         self._anchor: NDArray[np.float64] | None = None
         self._calibration: Calibration | None = None
         self._constant: dict[str, NDArray] = {}
-        worlds = np.zeros(spec.cameras, int) if spec.options.get("one_world", True) else np.arange(spec.cameras)
-        self._scales = WorldScales(worlds) if NETWORK_POSITION in spec.extra_outputs else None
+        one_world = bool(spec.options.get("one_world", True))
+        self._scales = WorldScales(spec.cameras, one_world) if NETWORK_POSITION in spec.extra_outputs else None
 
     def reset(self) -> None:
         self._runtime.reset()
@@ -94,14 +100,18 @@ class HostedEngine:
         }
         self._runtime.run({name: array for name, array in frame_inputs.items() if name in spec.inputs} | self._constant, outputs)
         depth, sigma, confidence = outputs["depth"], outputs["sigma"], outputs["confidence"]
-        none = depth <= 0
+        finite = all(np.isfinite(array).all() for array in outputs.values())
+        with np.errstate(invalid="ignore"):
+            none = ~(np.isfinite(depth) & (depth > 0) & np.isfinite(sigma) & np.isfinite(confidence))
+        self._forget_what_is_not_finite(seems_wrong=not finite or bool(none.all()))
         if self._scales:
-            self._scales.observe(outputs[NETWORK_POSITION], T_map_camera[:, :3, 3], frame.present)
+            position = outputs[NETWORK_POSITION]
+            self._scales.observe(position, T_map_camera[:, :3, 3], frame.present & np.isfinite(position).all(1))
             metres, relative_sigma = (values[:, None, None] for values in (self._scales.metres_per_unit(), self._scales.relative_sigma()))
             depth *= metres
             np.hypot(sigma * metres, depth * relative_sigma, out=sigma)
             none |= metres == 0
-            confidence[none] = 0
+        confidence[none] = 0
         depth[none] = np.nan
         sigma[none] = np.nan
         return Geometry(depth, sigma, confidence, np.broadcast_to(outputs["color"], (n, h, w, 3)))
@@ -132,6 +142,18 @@ class HostedEngine:
 
     def close(self) -> None:
         self._runtime.close()
+
+    def _forget_what_is_not_finite(self, *, seems_wrong: bool) -> None:
+        """A number that is not finite stays in the memory and spreads: then all is forgotten, and counted in `forgotten`.
+
+        Reading the whole memory costs, so it is done when a step seems wrong, and now and then.
+        """
+        self._steps += 1
+        if not seems_wrong and self._steps % LOOK_AT_MEMORY:
+            return
+        if not all(np.isfinite(self._runtime.memory(name)).all() for name in self.spec.options["memory"]):
+            self.forgotten += 1
+            self.reset()
 
     def _follow(self, T_map_camera: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The anchor, which moves along if the car has left it behind, and by how much it moved, in metres."""
