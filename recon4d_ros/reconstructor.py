@@ -57,22 +57,23 @@ class Reconstructor:
         if frame_set.jump is Jump.BACKWARD:
             self.reset()
         latency: dict[str, float] = {}
-        with _timed(latency, "preprocess"):
+        cpu: dict[str, float] = {}
+        with _timed(latency, cpu, "preprocess"):
             frame, dropped = self.preprocessor(frame_set)
             for reason in dropped.values():
                 self.undecodable[reason] = self.undecodable.get(reason, 0) + 1
-        with _timed(latency, "egomotion"):
+        with _timed(latency, cpu, "egomotion"):
             pose = self.egomotion.estimate(frame, frame_set.odometry, self.engine.pointers())
-        with _timed(latency, "engine"):
+        with _timed(latency, cpu, "engine"):
             geometry = self.engine.step(frame, self.calibration, pose.T_map_camera, self._moving_before)
-        with _timed(latency, "dynamics"):
+        with _timed(latency, cpu, "dynamics"):
             motion = self.dynamics(frame, pose, geometry)
-        with _timed(latency, "mapping"):
+        with _timed(latency, cpu, "mapping"):
             delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
-        with _timed(latency, "landmarks"):
+        with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
         self._moving_before = motion.mask
-        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill)
+        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill, cpu)
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew."""
@@ -86,7 +87,7 @@ class Reconstructor:
 
 
 @contextmanager
-def _timed(latency: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
+def _timed(latency: dict[str, float], cpu: dict[str, float], stage: str) -> Iterator[None]:
+    start, worked = time.perf_counter(), time.process_time()
     yield
-    latency[stage] = time.perf_counter() - start
+    latency[stage], cpu[stage] = time.perf_counter() - start, time.process_time() - worked

@@ -269,7 +269,10 @@ class MapDelta:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One frame set's result. latency: seconds per stage, by name. frame_set: what it was made from."""
+    """One frame set's result. latency: seconds per stage, by name. frame_set: what it was made from.
+
+    cpu: processor seconds per stage, of all threads of this process, whatever they did; beside latency it shows what a stage waited for.
+    """
 
     frame_set: FrameSet
     frame: Frame
@@ -279,3 +282,4 @@ class Reconstruction:
     map_delta: MapDelta
     latency: Mapping[str, float]
     memory_fill: float
+    cpu: Mapping[str, float] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not
 import tf2_ros
 from geometry_msgs.msg import Point, Quaternion
 from rclpy.clock import Clock
+from rclpy.serialization import deserialize_message, serialize_message
 from rclpy.time import Time
 from recon4d_msgs.msg import Status
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from sensor_msgs_py import point_cloud2
 
 from recon4d_ros.errors import CalibrationError, ImageError, MessageError
@@ -111,6 +113,32 @@ def test_a_view_with_gaps_is_packed():
     message = conversions.image_msg(wide[:, ::2], "32FC1", 5, "front")
     assert message.step == 32
     np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(6, 8), wide[:, ::2])
+
+
+def test_an_image_that_is_kept_says_only_what_is_new():
+    depth, gaps = rng.uniform(1, 80, (6, 8)).astype(np.float32), rng.uniform(1, 80, (6, 16)).astype(np.float32)[:, ::2]
+    message = conversions.image_msg(depth, "32FC1", 5, "front")
+    conversions.repaint(message, gaps, 2_000_000_007, "rear")
+    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (2, 7, "rear")
+    again = deserialize_message(serialize_message(message), Image)
+    np.testing.assert_array_equal(np.frombuffer(again.data, np.float32).reshape(6, 8), gaps)
+
+
+def test_a_cloud_that_is_kept_says_only_what_is_new():
+    rows = rng.normal(size=(7, 5)).astype(np.float32)
+    message = conversions.rows_msg(rows, 5, "map", "confidence")
+    for parts in ([rows[:2], rows[4:]], [], [rows]):
+        conversions.refill(message, parts, 6, "base_link")
+        again = deserialize_message(serialize_message(message), PointCloud2)
+        expected = np.concatenate([np.empty((0, 5), np.float32), *parts])
+        np.testing.assert_array_equal(np.frombuffer(again.data, np.float32).reshape(-1, 5), expected)
+        assert (again.width, again.row_step, again.header.frame_id) == (len(expected), 20 * len(expected), "base_link")
+
+
+def test_a_whole_image_is_packed_as_its_pixels_are():
+    color = rng.integers(0, 256, (5, 7, 3), np.uint8)
+    color[0, :2] = [[0, 0, 0], [255, 255, 255]]
+    np.testing.assert_array_equal(conversions.packed_image(color).view(np.uint32), conversions.packed_rgb(color).view(np.uint32))
 
 
 def test_camera_info_is_of_the_working_image():
@@ -301,6 +329,20 @@ def test_waits_follow_the_played_clock_and_never_go_back():
 
 
 # --- diagnostics --------------------------------------------------------------------------------------------------------------------------
+
+def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
+    health = Health(("front", "rear"))
+    result = SimpleNamespace(pose=SimpleNamespace(tracking=Tracking.TRACKING, reason=""), memory_fill=0.5,
+                             frame=SimpleNamespace(present=[True, True]), motion=SimpleNamespace(objects=()))
+    wall, processor = {"preprocess": 0.008, "engine": 0.2, "publish": 0.012}, {"preprocess": 0.004, "engine": 0.3, "publish": 0.002}
+    for _ in range(3):
+        health.done(result, wall, processor, 0.25, 7)
+    assert health.host_overhead() == pytest.approx(0.010) and health.host_cpu() == pytest.approx(0.003)
+    message = health.diagnostics_msg(5, "recon4d", state="active", waiting=[], paused=False, silence=2.0)
+    values = {pair.key: pair.value for status in message.status if status.name == "recon4d: latency" for pair in status.values}
+    assert values["host overhead per camera ms"] == "10.00" and values["host cpu per camera ms"] == "3.00"
+    assert values["publish ms"] == "12.0" and values["publish cpu ms"] == "2.0"
+
 
 def test_drops_are_counted_by_reason_and_bounded():
     drops = Drops()

@@ -7,9 +7,11 @@ from __future__ import annotations
 import array
 import math
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import tf_transformations
 from builtin_interfaces.msg import Duration as DurationMsg
@@ -24,25 +26,19 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, Poi
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from recon4d_ros.errors import CalibrationError, ImageError, MessageError
-from recon4d_ros.types import Camera, DynamicObject, MapDelta, PoseEstimate, RawImage, Tracking
+from recon4d_ros import messages
+from recon4d_ros.errors import ImageError, MessageError
+from recon4d_ros.images.decode import ENCODINGS
+from recon4d_ros.types import DynamicObject, MapDelta, PoseEstimate, RawImage, Tracking
 
 Array = NDArray[np.float64]
 
-# What the core's decoder reads straight from the message's bytes; anything else goes through cv_bridge first.
-DIRECT_ENCODINGS = frozenset(
-    ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2", "uyvy", "yuyv"]
-    + [f"bayer_{order}{bits}" for order in ("rggb", "bggr", "gbrg", "grbg") for bits in ("8", "16")])
 # A pose that is lost is anywhere: a kilometre and half a turn, one sigma.
 LOST_COVARIANCE = np.diag([1e6] * 3 + [math.pi**2] * 3)
 _BRIDGE = CvBridge()
 
 
 # --- time, frames, poses -------------------------------------------------------------------------------------------------------------
-
-def stamp_ns(stamp: TimeMsg) -> int:
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
-
 
 def time_msg(ns: int) -> TimeMsg:
     sec, nanosec = divmod(int(ns), 1_000_000_000)
@@ -99,61 +95,28 @@ def vector_msg(vector: NDArray) -> Vector3:
     return Vector3(x=x, y=y, z=z)
 
 
-# --- in: images, calibration, odometry -----------------------------------------------------------------------------------------------
+# --- in: images (calibrations and odometry are the core's: messages.py) ---------------------------------------------------------------
 
 def raw_image(message: Image | CompressedImage, received_ns: int) -> RawImage:
-    """The message's bytes as a RawImage, without a copy. Raises ImageError if the encoding is unknown or the sizes disagree.
+    """The message as a RawImage, without a copy, as a bag's would be. Raises ImageError for an encoding that nobody here knows.
 
     received_ns: monotonic clock of reception, for the latency.
     """
-    ns = stamp_ns(message.header.stamp)
-    data = np.frombuffer(message.data, np.uint8)
     if isinstance(message, CompressedImage):
-        return RawImage(ns, compressed_encoding(message.format, data), data, received_ns=received_ns)
-    if message.encoding.lower() not in DIRECT_ENCODINGS:
-        return _bridged(message, ns, received_ns)
-    if message.width == 0 or message.height == 0 or data.size < message.step * message.height:
-        raise ImageError(f"image of {message.width}x{message.height} with {message.step} bytes a row has {data.size} bytes: "
-                         f"expected {message.step * message.height}")
-    return RawImage(ns, message.encoding.lower(), data, message.width, message.height, message.step, bool(message.is_bigendian),
-                    received_ns)
+        return messages.raw_compressed_image(message, received_ns)
+    if message.encoding.lower() not in ENCODINGS:
+        return _bridged(message, received_ns)
+    return messages.raw_image(message, received_ns)
 
 
-def compressed_encoding(text: str, data: NDArray[np.uint8]) -> str:
-    """`jpeg` or `png` of a CompressedImage, from its bytes where they say so, else from its format text. Raises ImageError."""
-    magic = data[:4].tobytes()
-    if magic[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if magic == b"\x89PNG":
-        return "png"
-    lowered = text.lower()
-    if "jpeg" in lowered or "jpg" in lowered:
-        return "jpeg"  # the bytes are broken: the decoder says so, with its count
-    if "png" in lowered:
-        return "png"
-    raise ImageError(f"compressed image of format {text!r}: expected jpeg or png")
-
-
-def _bridged(message: Image, ns: int, received_ns: int) -> RawImage:
-    """An encoding that only cv_bridge knows (8UC3, rgb16, ...), converted by it to rgb8."""
+def _bridged(message: Image, received_ns: int) -> RawImage:
+    """An encoding that only cv_bridge knows (nv21, nv24), converted by it to rgb8."""
     try:
         pixels = np.ascontiguousarray(_BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8"))
     except (CvBridgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        known = ", ".join(sorted(DIRECT_ENCODINGS))
-        raise ImageError(f"image encoding {message.encoding!r} is not known: expected one of {known}") from error
+        raise ImageError(f"image encoding {message.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}") from error
     height, width = pixels.shape[:2]
-    return RawImage(ns, "rgb8", pixels.reshape(-1), width, height, 3 * width, False, received_ns)
-
-
-def camera_from_info(name: str, message: CameraInfo, T_base_camera: Array) -> Camera:
-    """A Camera from its camera_info. Raises CalibrationError (zero focal length, NaN, unknown distortion model, ...)."""
-    model = message.distortion_model.lower() or "none"
-    if not any(message.d):
-        model = "none" if model not in ("plumb_bob", "rational_polynomial", "equidistant") else model
-    if message.binning_x > 1 or message.binning_y > 1:
-        raise CalibrationError(f"camera {name}: camera_info has binning {message.binning_x}x{message.binning_y}: expected none")
-    k = np.array(message.k, np.float64).reshape(3, 3)
-    return Camera(name, message.width, message.height, k, T_base_camera, model, tuple(message.d))
+    return RawImage(messages.stamp_ns(message.header.stamp), "rgb8", pixels.reshape(-1), width, height, 3 * width, False, received_ns)
 
 
 # --- out ------------------------------------------------------------------------------------------------------------------------------
@@ -170,6 +133,18 @@ def image_msg(values: NDArray, encoding: str, ns: int, frame_id: str) -> Image:
     height, width = values.shape[:2]
     return Image(header=header(ns, frame_id), height=height, width=width, encoding=encoding, is_bigendian=0,
                  step=values.strides[0] if values.flags.c_contiguous else width * values.itemsize, data=_buffer(values))
+
+
+def restamp(message: Any, ns: int, frame_id: str) -> None:
+    """A message that is kept gets its next header: making one anew costs more than filling it."""
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(int(ns), 1_000_000_000)
+    message.header.frame_id = frame_id
+
+
+def repaint(message: Image, values: NDArray, ns: int, frame_id: str) -> None:
+    """New values [h, w] into an Image of their size and type that is kept, in its own memory."""
+    restamp(message, ns, frame_id)
+    np.frombuffer(message.data, values.dtype).reshape(values.shape)[...] = values
 
 
 def camera_info_msg(k: Array, size: tuple[int, int], ns: int, frame_id: str) -> CameraInfo:
@@ -197,6 +172,13 @@ def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]).view(np.float32)
 
 
+def packed_image(color: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The same of a whole image [h, w, 3], for a fraction of the time."""
+    packed = np.asarray(cv2.cvtColor(color, cv2.COLOR_RGB2BGRA)).view("<u4")[..., 0]
+    packed &= np.uint32(0x00FFFFFF)
+    return np.asarray(packed, np.uint32).view(np.float32)
+
+
 @lru_cache(maxsize=8)
 def _fields(names: tuple[str, ...]) -> list[PointField]:
     return [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]
@@ -209,6 +191,15 @@ def rows_msg(rows: NDArray[np.float32], ns: int, frame_id: str, *channels: str) 
     step = 4 * rows.shape[1]
     return PointCloud2(header=header(ns, frame_id), height=height, width=width, fields=_fields(("x", "y", "z", "rgb", *channels)),
                        is_bigendian=sys.byteorder == "big", is_dense=False, point_step=step, row_step=step * width, data=_buffer(rows))
+
+
+def refill(message: PointCloud2, parts: Iterable[NDArray[np.float32]], ns: int, frame_id: str) -> None:
+    """New rows, part by part, into a cloud of rows_msg that is kept."""
+    restamp(message, ns, frame_id)
+    data = array.array("B")
+    for rows in parts:
+        data.frombytes(rows.reshape(-1).view(np.uint8).data)
+    message.data, message.row_step, message.width = data, len(data), len(data) // message.point_step
 
 
 def odometry_msg(pose: PoseEstimate, T_parent_base: Array, dt: float, ns: int, parent: str, child: str) -> Odometry:

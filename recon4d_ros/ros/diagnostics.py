@@ -86,6 +86,7 @@ class Health:
         self.objects = 0
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
+        self._cpu: dict[str, deque[float]] = {}
         self._latency: deque[float] = deque(maxlen=200)
         self._process = psutil.Process()
 
@@ -94,25 +95,37 @@ class Health:
         self.frame_sets = Rate()
         self.tracking, self.reason = Tracking.STARTING, "reset"
 
-    def done(self, result: Reconstruction, stages: Mapping[str, float], latency: float, voxels: int) -> None:
-        """One frame set published. stages: seconds per stage, publication among them. latency: last image's reception to publication."""
+    def done(self, result: Reconstruction, stages: Mapping[str, float], cpu: Mapping[str, float], latency: float, voxels: int) -> None:
+        """One frame set published.
+
+        stages: seconds per stage, publication among them. cpu: processor seconds of the process in the same stages. latency: last image's
+        reception to publication.
+        """
         self.frame_sets.tick()
         self.tracking, self.reason = result.pose.tracking, result.pose.reason
         self.memory_fill, self.map_voxels = result.memory_fill, voxels
         self.objects = len(result.motion.objects)
         self.present = [bool(value) for value in result.frame.present]
         self._latency.append(latency)
-        for name, seconds in stages.items():
-            self._stages.setdefault(name, deque(maxlen=200)).append(seconds)
+        for kept, now in ((self._stages, stages), (self._cpu, cpu)):
+            for name, seconds in now.items():
+                kept.setdefault(name, deque(maxlen=200)).append(seconds)
 
     def rss(self) -> float:
         """Resident memory, MiB."""
         return self._process.memory_info().rss / 2**20
 
     def host_overhead(self) -> float:
-        """Median seconds per camera and frame set spent outside the engine."""
-        outside = [median(times) for name, times in self._stages.items() if name != "engine"]
-        return sum(outside) / max(len(self.cameras), 1)
+        """Median seconds per camera and frame set spent outside the engine, as the wall's clock has it."""
+        return self._outside_engine(self._stages)
+
+    def host_cpu(self) -> float:
+        """Median processor seconds of this process per camera and frame set outside the engine. Where this is far below the overhead, the
+        node waited: others use the same cores."""
+        return self._outside_engine(self._cpu)
+
+    def _outside_engine(self, stages: Mapping[str, Iterable[float]]) -> float:
+        return sum(median(times) for name, times in stages.items() if name != "engine") / max(len(self.cameras), 1)
 
     def status_msg(self, stamp_ns: int, frame: str, *, paused: bool) -> Status:
         message = Status(header=header(stamp_ns, frame), tracking=Status.PAUSED if paused else _TRACKING[self.tracking])
@@ -153,7 +166,9 @@ class Health:
         out.append(status("latency", OK, f"{1e3 * percentile(self._latency, 50):.0f} ms in the median",
                           p50_ms=f"{1e3 * percentile(self._latency, 50):.1f}", p95_ms=f"{1e3 * percentile(self._latency, 95):.1f}",
                           host_overhead_per_camera_ms=f"{1e3 * self.host_overhead():.2f}",
-                          **{f"{name}_ms": f"{1e3 * median(times):.1f}" for name, times in self._stages.items()}))
+                          host_cpu_per_camera_ms=f"{1e3 * self.host_cpu():.2f}",
+                          **{f"{name}_ms": f"{1e3 * median(times):.1f}" for name, times in self._stages.items()},
+                          **{f"{name}_cpu_ms": f"{1e3 * median(times):.1f}" for name, times in self._cpu.items()}))
         out.append(status("memory", OK, f"{100 * self.memory_fill:.0f} % of the pointers in use", pointers=f"{self.memory_fill:.3f}",
                           map_voxels=self.map_voxels, rss_MiB=f"{self.rss():.0f}"))
         drops = self.drops()

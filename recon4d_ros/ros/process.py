@@ -71,7 +71,7 @@ def spin_until(executor: Executor, done: Callable[[], bool]) -> None:
 @contextmanager
 def spinning(*nodes: rclpy.node.Node) -> Iterator[Executor]:
     """An executor that runs the nodes' callbacks in a thread of its own."""
-    executor = SingleThreadedExecutor()
+    executor = lean_executor()
     for node in nodes:
         executor.add_node(node)
     end = threading.Event()

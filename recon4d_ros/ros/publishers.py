@@ -82,8 +82,11 @@ class Publishers:
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
         self._stride = points_stride
-        self._infos: list[CameraInfo] = []  # one for each camera, of which only the header changes
-        self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, pixels, 3] at unit depth
+        self._images_kept: dict[str, Image] = {}  # by topic: messages are filled again, which costs less than making them anew
+        self._infos_kept: dict[str, CameraInfo] = {}
+        self._clouds_kept: dict[str, PointCloud2] = {}
+        self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, 3, pixels] at unit depth
+        self._rows: dict[int, NDArray[np.float32]] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
         for output in OUTPUTS:
             for name in cameras if "<camera>" in output.topic else ("",):
@@ -100,9 +103,15 @@ class Publishers:
         """Fix the geometry of the working images; before the first `show`."""
         self._calibration = calibration
         one = np.ones(calibration.working_size, np.float32)
-        rays = np.stack([unproject(one, k) for k in calibration.k])
-        self._infos = [conversions.camera_info_msg(k, calibration.working_size, 0, "") for k in calibration.k]
-        self._rays = {stride: np.ascontiguousarray(rays[:, ::stride, ::stride]).reshape(len(rays), -1, 3) for stride in {1, self._stride}}
+        rays = np.stack([np.moveaxis(unproject(one, k), -1, 0) for k in calibration.k])
+        self._rays = {stride: np.ascontiguousarray(rays[..., ::stride, ::stride]).reshape(len(rays), 3, -1) for stride in {1, self._stride}}
+        self._rows = {stride: np.empty((len(rays), all_rays.shape[2], 5), np.float32) for stride, all_rays in self._rays.items()}
+        for k, name in zip(calibration.k, self._cameras, strict=True):
+            self._infos_kept[f"~/{name}/camera_info"] = conversions.camera_info_msg(k, calibration.working_size, 0, "")
+            self._images_kept[f"~/{name}/depth"] = conversions.image_msg(one, "32FC1", 0, "")
+            self._images_kept[f"~/{name}/dynamic_mask"] = conversions.image_msg(one.astype(np.uint8), "mono8", 0, "")
+        for topic in ("~/points", "~/dynamic_points"):
+            self._clouds_kept[topic] = conversions.rows_msg(np.empty((0, 5), np.float32), 0, "", "confidence")
 
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
@@ -138,28 +147,30 @@ class Publishers:
         self.publishers[topic].publish(message)
 
     def _images(self, result: Reconstruction) -> None:
-        assert self._calibration is not None
         for i, name in enumerate(self._cameras):
             if not result.frame.present[i]:
                 continue
             stamp, frame = int(result.frame.stamps_ns[i]), self._camera_frame(name)
             depth, mask, info = (f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info"))
             if self.wanted(depth):
-                self._send(depth, conversions.image_msg(result.geometry.depth[i], "32FC1", stamp, frame))
+                conversions.repaint(self._images_kept[depth], result.geometry.depth[i], stamp, frame)
+                self._send(depth, self._images_kept[depth])
             if self.wanted(mask):
-                self._send(mask, conversions.image_msg(result.motion.mask[i].view(np.uint8) * np.uint8(255), "mono8", stamp, frame))
+                conversions.repaint(self._images_kept[mask], result.motion.mask[i].view(np.uint8) * np.uint8(255), stamp, frame)
+                self._send(mask, self._images_kept[mask])
             if self.wanted(info):
-                self._infos[i].header = conversions.header(stamp, frame)
-                self._send(info, self._infos[i])
+                conversions.restamp(self._infos_kept[info], stamp, frame)
+                self._send(info, self._infos_kept[info])
 
     def _clouds(self, result: Reconstruction, stamp: int) -> None:
-        if self.wanted("~/points"):
-            self._send("~/points", self._cloud(result, stamp, self._stride, None))
-        if self.wanted("~/dynamic_points"):
-            self._send("~/dynamic_points", self._cloud(result, stamp, 1, result.motion.mask))
+        for topic, stride, only in (("~/points", self._stride, None), ("~/dynamic_points", 1, result.motion.mask)):
+            if self.wanted(topic):
+                conversions.refill(self._clouds_kept[topic], self._cloud_rows(result, stride, only), stamp, self._frames.base)
+                self._send(topic, self._clouds_kept[topic])
 
-    def _cloud(self, result: Reconstruction, stamp: int, stride: int, only: NDArray[np.bool_] | None) -> PointCloud2:
-        """Every `stride`-th pixel that has a depth (and is in `only` [N, h, w]), in base_link at the set's stamp.
+    def _cloud_rows(self, result: Reconstruction, stride: int, only: NDArray[np.bool_] | None) -> list[NDArray[np.float32]]:
+        """Camera by camera [K, 5]: x y z rgb confidence of every `stride`-th pixel that has a depth (and is in `only` [N, h, w]), in
+        base_link at the set's stamp; good until the next call.
 
         Each camera's points come from where it was at its own stamp; the cameras write their rows side by side.
         """
@@ -167,22 +178,21 @@ class Publishers:
         geometry = result.geometry
         T_base_camera = (inverse(result.pose.T_map_base) @ result.pose.T_map_camera).astype(np.float32)
         grid = (slice(None, None, stride), slice(None, None, stride))
-        all_rays = self._rays[stride]
+        all_rays, room = self._rays[stride], self._rows[stride]
 
         def rows(i: int) -> NDArray[np.float32]:
             depth = geometry.depth[i][grid]
             index = np.flatnonzero(np.isfinite(depth) if only is None else only[i][grid] & np.isfinite(depth))
-            out = np.empty((len(index), 5), np.float32)
-            points = all_rays[i].take(index, 0)
-            points *= depth.reshape(-1).take(index)[:, None]
-            np.add(points @ T_base_camera[i, :3, :3].T, T_base_camera[i, :3, 3], out=out[:, :3])
-            out[:, 3] = conversions.packed_rgb(geometry.color[i][grid].reshape(-1, 3).take(index, 0))
+            out = room[i, : len(index)]
+            points = T_base_camera[i, :3, :3] @ all_rays[i].take(index, 1)
+            points *= depth.reshape(-1).take(index)
+            points += T_base_camera[i, :3, 3:]
+            out[:, :3] = points.T
+            out[:, 3] = conversions.packed_image(geometry.color[i])[grid].reshape(-1).take(index)
             out[:, 4] = geometry.confidence[i][grid].reshape(-1).take(index)
             return out
 
-        some = [i for i in np.flatnonzero(result.frame.present).tolist() if only is None or only[i].any()]
-        points = np.concatenate([np.empty((0, 5), np.float32), *each(rows, some)])
-        return conversions.rows_msg(points, stamp, self._frames.base, "confidence")
+        return each(rows, [i for i in np.flatnonzero(result.frame.present).tolist() if only is None or only[i].any()])
 
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
@@ -23,7 +22,7 @@ from recon4d_ros.bags import BagWriter
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.player import split_ros_args
-from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process
+from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process
 
 NEVER = frozenset(["/parameter_events", "/rosout"])  # of every node; asked for by name they are recorded
 LOOK = 0.2  # seconds between two looks at the graph
@@ -167,7 +166,7 @@ class Recorder(Node):
 
 def record(recorder: Recorder, stop: Callable[[], bool]) -> None:
     """Until `stop()` or the recorder is finished, and then until nothing comes any more."""
-    executor = SingleThreadedExecutor()
+    executor = lean_executor()
     executor.add_node(recorder)
     looked = 0.0
     try:

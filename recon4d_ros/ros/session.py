@@ -21,6 +21,7 @@ from sensor_msgs.msg import CameraInfo
 
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraTopics, OdometryInput
@@ -62,7 +63,9 @@ class Session:
         self._now = WaitingClock(node.get_clock())
         self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
         self._listener = tf2_ros.TransformListener(self._buffer, node)
-        self._source = RigSource(setup.cameras, self._buffer, own.base_frame, setup.rig)
+        self._source = RigSource(
+            setup.cameras, self._buffer, own.base_frame, setup.rig,
+            rectified=[name for name, topics in setup.topics.items() if is_rectified(node.resolve_topic_name(topics.image))])
         self._camera_frames: dict[str, str] = {}
         frames = Frames(own.map_frame, own.odom_frame, own.base_frame, own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
         self._frames = frames
@@ -246,13 +249,15 @@ class Session:
             self._log.info("reset: the images' time jumped back")
             self._buffer.clear()
             self._begin_anew(reset=False)  # the step does it for the algorithm
-        undecodable = dict(reconstructor.undecodable)
+        undecodable, forgotten = dict(reconstructor.undecodable), reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
+        if reconstructor.engine.forgotten > forgotten:
+            self._bad("engine", "its memory held what is not finite, and was forgotten")
         for name, present in zip(self._setup.cameras, result.frame.present, strict=True):
             if name in frame_set.images and not present:
                 new = [reason for reason, count in reconstructor.undecodable.items() if count > undecodable.get(reason, 0)]
                 self._bad(name, next((reason for reason in new if name in reason), new[0] if new else "image cannot be decoded"))
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         self._stamp_ns = frame_set.stamp_ns
         sentence = self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
         if sentence:
@@ -261,8 +266,9 @@ class Session:
         published = time.monotonic_ns()
         received = max((image.received_ns for image in frame_set.images.values()), default=published)
         stages = {**result.latency, "publish": time.perf_counter() - start}
+        cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
-        self.health.done(result, stages, (published - received) * 1e-9, reconstructor.mapper.size)
+        self.health.done(result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size)
         self.show_status()
         self._publish_map_if_due()
 
