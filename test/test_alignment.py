@@ -109,3 +109,40 @@ def test_cameras_with_worlds_of_their_own():
 
 def test_weighted_median():
     assert weighted_median(np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 5.0])) == 2.0
+
+
+@pytest.mark.parametrize("speed", [0.15, 1.0])
+def test_known_axes_take_the_bias_from_short_baselines(speed):
+    """Centres off by as much as a step: over many drives the median error is small along the known motion, large by mere distances."""
+    errors = {True: [], False: []}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        known = drive(rng, 8, speed)[:, :1]
+        network = (known + rng.normal(0, speed, known.shape)) / 5
+        for same_axes, found in errors.items():
+            estimator = ScaleEstimator(same_axes)
+            for centres, metres in zip(network, known, strict=True):
+                estimator.observe(centres, metres, np.ones(1, bool))
+            if estimator.scale:
+                found.append(estimator.scale.metres_per_unit / 5 - 1)
+    assert abs(np.median(errors[True])) < 0.05
+    assert np.median(errors[False]) < -0.1, "what the other one is for"
+
+
+def test_known_axes_see_a_network_that_goes_the_other_way():
+    known = drive(np.random.default_rng(5), 10, 1.0)[:, :1]
+    estimator = ScaleEstimator(same_axes=True)
+    for centres in known:
+        assert estimator.observe(-centres / 3, centres, np.ones(1, bool)) is None
+    assert estimate(known, -known / 3).metres_per_unit == pytest.approx(3), "by distances it is as good as any"
+
+
+def test_a_unit_that_drifts_is_followed():
+    rng = np.random.default_rng(7)
+    known = drive(rng, 200, 1.0)[:, :1]
+    unit = np.exp(np.linspace(0, 1, 200))
+    steps = np.diff(known, axis=0, prepend=known[:1]) / unit[:, None, None]
+    estimator = ScaleEstimator(same_axes=True)
+    for centres, metres in zip(np.cumsum(steps, 0), known, strict=True):
+        found = estimator.observe(centres, metres, np.ones(1, bool))
+    assert found.metres_per_unit == pytest.approx(np.e, rel=0.15)
