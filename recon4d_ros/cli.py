@@ -20,7 +20,7 @@ COMMANDS = (
 )
 EXIT_CODES = """exit codes:
   0  done
-  2  bad input or usage: one sentence on standard error says what, where and what was expected
+  2  bad input or usage, or a process of the demo's graph failed: one sentence on standard error says what, where and what was expected
   3  an engine has to be exported first and the exporter (PyTorch) is not installed here
   130  interrupted
 """

@@ -55,5 +55,8 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ParameterError(f"-p {assignment}: expected NAME=VALUE")
-        values[name] = yaml.safe_load(text)
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ParameterError(f"-p {assignment}: {text!r} is not a value as YAML has it") from None
     return values

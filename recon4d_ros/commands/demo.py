@@ -6,26 +6,33 @@ A bag is played over DDS, the node reconstructs it, a recorder listens, and what
 from __future__ import annotations
 
 import argparse
-import shutil
+import importlib.util
+import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from recon4d_ros import engine as engines
 from recon4d_ros.bags import BagReader
+from recon4d_ros.bags.topics import TRUTH
+from recon4d_ros.commands import demo_folder
 from recon4d_ros.commands.common import add_engine_and_parameters, parameter_values, parameters_from
-from recon4d_ros.commands.simulate import find_rig, simulate_to
+from recon4d_ros.commands.simulate import check_drive, find_rig, simulate_to
 from recon4d_ros.engine.choose import NoEngineFits, choose_engine
-from recon4d_ros.errors import OutputError
+from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.export import default_export_arguments, export_engine
+from recon4d_ros.output import writing
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.ros.graph import run_graph
+from recon4d_ros.ros.graph import GraphError, run_graph
 from recon4d_ros.runs.recording import Recording
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
@@ -44,7 +51,7 @@ examples:
   recon4d demo --out demo --bag my_drive/
   recon4d demo --out demo --rig kitti_like --seconds 10
 """
-OURS = ("drive", "bag", "logs", "engine", "report.md")
+SIMULATED_RATE = 10.0  # frame sets per second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,76 +80,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     out: Path = arguments.out
-    _prepare(out, arguments.bag)
+    plan = _plan(arguments)
+    demo_folder.empty(out)
     bag = arguments.bag or out / "drive"
     if arguments.bag is None:
         print(f"1/3  simulating {arguments.seconds:g} s of rig {arguments.rig}, seed {arguments.seed}", flush=True)
-        simulate_to(bag, find_rig(arguments.rig), arguments.seconds, 10.0, arguments.seed, truth_every=2)
-    with BagReader(bag) as reader:
-        rig = reader.rig()
-        odometry = odometry_topic(reader, arguments.odometry)
-    engine = _engine(arguments.engine, rig, out)
-    parameters = parameters_from(arguments)
-    values = parameter_values(arguments.parameters, arguments.parameter)
-    rate = arguments.rate or _sustainable_rate(engine, rig, bag, parameters)
+        simulate_to(bag, plan.rig, arguments.seconds, SIMULATED_RATE, arguments.seed, truth_every=2)
+    engine = plan.engine or _export(plan.rig, out)
+    rate = arguments.rate or _sustainable_rate(engine, plan.rig, bag, plan.parameters)
     print(f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine {engine.name}", flush=True)
     graph = run_graph(
         bag,
         out,
-        {**values, "engine": str(engine.resolve()), "odom_topic": odometry or ""},
+        {**plan.values, "engine": str(engine.resolve()), "odom_topic": plan.odometry or ""},
         rate=rate,
         show_progress=True,
-        player_arguments=["--truth"] if odometry and odometry.startswith("/ground_truth/") else [],
+        player_arguments=["--truth"] if plan.odometry and plan.odometry.startswith(TRUTH) else [],
     )
     print("3/3  scoring what was heard", flush=True)
-    summary = _collect(graph.bag, bag, out, rig, engine)
+    summary = collect(graph.bag, bag, out, plan.rig, engine)
     report = format_report(summary)
     how = f"{bag}, played at {rate:.2f} x real time; engine {engine.name}."
-    (out / "report.md").write_text(f"# recon4d demo\n\n{how}\n\n```\n{report}\n```\n\n![overview](overview.png)\n")
+    failure = f"{graph.failure()}\n\n" if not graph.ok else ""
+    with writing(out):
+        (out / "report.md").write_text(f"# recon4d demo\n\n{how}\n\n{failure}```\n{report}\n```\n\n![overview](overview.png)\n")
     print(report)
     seconds = time.monotonic() - start
     print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {seconds:.0f} s in all")
-    return 0 if graph.ok else 1
+    if not graph.ok:
+        raise GraphError(graph.failure())
+    return 0
 
 
-def _prepare(out: Path, bag: Path | None) -> None:
-    """An empty place for the results: an earlier demo there is removed, anything else is not touched."""
-    if bag is not None and out.resolve() in bag.resolve().parents:
-        raise OutputError(f"the bag {bag} lies in the output folder {out}, which is emptied: expected another --out")
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for, all of it checked. engine: None = one has to be exported. values: parameters by dotted name, as given."""
+
+    rig: Rig
+    odometry: str | None
+    engine: Path | None
+    parameters: Parameters
+    values: Mapping[str, Any]
+
+
+def _plan(arguments: argparse.Namespace) -> _Plan:
+    """Everything that can be wrong is found here, before an earlier demo is removed and before minutes have gone. Raises Recon4dError."""
+    given = [Path(name) for name in (arguments.bag, arguments.parameters, arguments.engine, arguments.rig) if name]
+    demo_folder.check(arguments.out, [path for path in given if path.exists()])
+    parameters = parameters_from(arguments)
+    values = parameter_values(arguments.parameters, arguments.parameter)
+    if not (math.isfinite(arguments.rate) and arguments.rate >= 0):
+        raise ParameterError(f"--rate is {arguments.rate:g}: expected above 0, or 0 for what this machine keeps up with")
+    if arguments.bag is None:
+        check_drive(arguments.seconds, SIMULATED_RATE, arguments.seed)
+        if arguments.odometry not in ("auto", "none", f"{TRUTH}odom"):
+            raise BagError(f"--odometry {arguments.odometry}: a simulated drive has no odometry but {TRUTH}odom")
+        rig, odometry = find_rig(arguments.rig), arguments.odometry if arguments.odometry.startswith(TRUTH) else None
+    else:
+        with BagReader(arguments.bag) as reader:
+            rig = reader.rig()
+            odometry = odometry_topic(reader, arguments.odometry)
+    return _Plan(rig, odometry, _engine(arguments.engine, rig), parameters, values)
+
+
+def _engine(wanted: str, rig: Rig) -> Path | None:
+    """The engine, which can be loaded and fits the rig; None where one has to be exported and can be. Raises EngineError, NoEngineFits."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in OURS:
-            path = out / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"output folder {out} cannot be written: {error.strerror}") from None
+        engine = choose_engine(wanted, rig)
+    except NoEngineFits:
+        if any(importlib.util.find_spec(package) is None for package in ("torch", "onnx")):
+            raise
+        return None
+    engines.load(engine, rig).close()
+    return engine
 
 
-def _engine(wanted: str, rig: Rig, out: Path) -> Path:
-    try:
-        return choose_engine(wanted, rig)
-    except NoEngineFits as reason:
-        print(f"     {reason}\n     exporting one for this rig to {out}/engine (this takes PyTorch and a minute or two)", flush=True)
-        return export_engine(out / "engine", default_export_arguments(rig), progress=True)
+def _export(rig: Rig, out: Path) -> Path:
+    print(f"     no shipped engine fits the rig: exporting one to {out}/engine (this takes PyTorch and a minute or two)", flush=True)
+    return export_engine(out / "engine", default_export_arguments(rig), progress=True)
 
 
 def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters) -> float:
     """How fast this machine can take the bag: its first frame sets, timed here, and half as much again for DDS, player and recorder."""
-    reconstructor = Reconstructor(rig, engine, parameters)
     with BagReader(bag) as reader:
         sets = list(islice(frame_sets(reader, Synchronizer(rig.names, parameters.sync)), 8))
     if len(sets) < 2:
         return 1.0
     interval = (sets[-1].stamp_ns - sets[0].stamp_ns) * 1e-9 / (len(sets) - 1)
+    reconstructor = Reconstructor(rig, engine, parameters)
     seconds = [sum(reconstructor.step(frame_set).latency.values()) for frame_set in sets]
     reconstructor.close()
     return float(np.clip(interval / (1.5 * np.median(seconds[1:])), 0.1, 1.0))
 
 
-def _collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
+def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
     spec = engines.load_spec(engine)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)

@@ -64,7 +64,7 @@ def _checkpoint_lines(path: Path) -> list[str]:
 def bag_lines(reader: BagReader) -> list[str]:
     """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
     lines = [f"{reader.path}: {reader.info().duration_s:.1f} s"]
-    width = max(len(topic) for topic in reader.topics)
+    width = max((len(topic) for topic in reader.topics), default=0)
     lines += [f"  {topic:{width}}  {info.count:6d}  {info.type}" for topic, info in sorted(reader.topics.items())]
     try:
         return lines + rig_lines(reader.rig())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.commands.common import add_engine_and_parameters, parameters_from
 from recon4d_ros.engine.choose import choose_engine
+from recon4d_ros.errors import BagError
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
@@ -84,7 +87,10 @@ def replay(
     force: bool = False,
     progress: bool = False,
 ) -> dict:
-    """Run the bag and write the folder; returns the summary (what summary.json holds). Raises Recon4dError."""
+    """Run the bag and write the folder; returns the summary (what summary.json holds).
+
+    Raises Recon4dError, also where no image was of use; the folder then says why.
+    """
     parameters = parameters or Parameters()
     with BagReader(bag) as reader:
         file = load_rig_file(rig_file) if rig_file else None
@@ -96,7 +102,7 @@ def replay(
         evaluator = Evaluator(bag, rig) if reader.info().has_ground_truth else None
         writer = RunWriter(out, rig=rig, save_frames=save_frames, force=force, evaluator=evaluator)
         statistics = RunStatistics()
-        lost = 0
+        lost = usable = 0
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
             frame_sets(reader, synchronizer, topic, image_topics),
@@ -109,6 +115,7 @@ def replay(
             result = reconstructor.step(frame_set)
             statistics.add(result.latency, result.memory_fill)
             lost += result.pose.tracking is not Tracking.TRACKING
+            usable += int(result.frame.present.sum())
             writer.add(result, reconstructor.preprocessor)
             if statistics.frames == max_frames:
                 break
@@ -134,4 +141,14 @@ def replay(
         }
         summary = writer.finish(reconstructor.mapper, summary)
         reconstructor.close()
+    if not usable:
+        raise BagError(_nothing_usable(summary))
     return summary
+
+
+def _nothing_usable(summary: Mapping[str, Any]) -> str:
+    """Why a run made nothing of its bag, in one sentence."""
+    what = f"no image of its {summary['frames']} frame sets could be used" if summary["frames"] else "no frame set came together"
+    reasons = sorted({**summary["drops"], **summary["undecodable"]}.items(), key=lambda entry: -entry[1])
+    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"bag {summary['bag']}: {what}: " + (", ".join(f"{count} x {reason}" for reason, count in reasons[:3]) or "it has none") + more

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from tqdm import tqdm
 
 from recon4d_ros import paths
-from recon4d_ros.errors import CalibrationError
+from recon4d_ros.errors import CalibrationError, ParameterError
 from recon4d_ros.rig import load_rig
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.types import Rig
@@ -49,9 +50,21 @@ def find_rig(name: str) -> Rig:
     return load_rig(file)
 
 
+def check_drive(seconds: float, rate: float, seed: int) -> None:
+    """Raises ParameterError where these make no drive."""
+    for name, value in (("--seconds", seconds), ("--rate", rate)):
+        if not (math.isfinite(value) and value > 0):
+            raise ParameterError(f"{name} is {value:g}: expected a number above 0")
+    if not round(seconds * rate):
+        raise ParameterError(f"--seconds is {seconds:g}: at {rate:g} frame sets per second expected at least {1 / rate:g}")
+    if seed < 0:
+        raise ParameterError(f"--seed is {seed}: expected at least 0")
+
+
 def simulate_to(bag: Path, rig: Rig, seconds: float, rate: float, seed: int, truth_every: int = 1) -> None:
-    """write_bag with a progress bar; true depth and masks for every truth_every-th frame."""
-    with tqdm(total=max(1, round(seconds * rate)), unit="set", desc="simulate", mininterval=0.5) as bar:
+    """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises ParameterError, OutputError."""
+    check_drive(seconds, rate, seed)
+    with tqdm(total=round(seconds * rate), unit="set", desc="simulate", mininterval=0.5) as bar:
         write_bag(
             bag,
             rig,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Tree = Mapping[str, Any]
+_REASONS = 6  # of each kind are told
 
 
 def format_report(summary: Tree) -> str:
@@ -22,6 +23,10 @@ def _run_lines(summary: Tree) -> Iterator[str]:
     rate = f" at {summary['rate_step_hz']:.1f} frame sets/s" if "rate_step_hz" in summary else ""
     memory = f", {summary['peak_rss_mib']:.0f} MiB at most" if "peak_rss_mib" in summary else ""
     yield f"run          {summary['frames']} frame sets{rate}{memory}"
+    if lost := summary.get("not_tracking"):
+        yield f"not tracked  {lost} of {summary['frames']} frame sets"
+    for title, key in (("not used", "drops"), ("undecodable", "undecodable")):
+        yield from _count_lines(title, summary.get(key) or {})
     stages = summary.get("latency_ms", {})
     if stages:
         yield "latency      " + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items()) + "  (ms, median)"
@@ -29,6 +34,16 @@ def _run_lines(summary: Tree) -> Iterator[str]:
         yield f"scale        {scale['value']:.4g} +- {scale['sigma']:.2g} m per unit of the network ({scale['observations']} baselines)"
     if "map_points" in summary:
         yield f"map          {summary['map_points']:,} points"
+
+
+def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
+    """What was lost and why, the most frequent first; beyond a few the rest in one."""
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    for reason, count in ordered[:_REASONS]:
+        yield f"{title:<13}{count} x {reason}"
+        title = ""
+    if rest := ordered[_REASONS:]:
+        yield f"{'':<13}{sum(count for _, count in rest)} x {len(rest)} other reasons (summary.json has them)"
 
 
 def _metric_lines(metrics: Tree) -> Iterator[str]:

@@ -23,6 +23,7 @@ import yaml
 from recon4d_ros import paths
 from recon4d_ros.bags import BagReader
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.output import writing
 from recon4d_ros.rig import CameraTopics, save_rig
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Jazzy's Fast DDS 2, Kilted's 3
@@ -44,6 +45,10 @@ class GraphResult:
     @property
     def ok(self) -> bool:
         return all(code == 0 for code in self.exit_codes.values())
+
+    def failure(self) -> str:
+        """"" or one sentence: which processes ended otherwise than they should, with their last words and logs."""
+        return "; ".join(_ended(name, code, self.logs[name]) for name, code in self.exit_codes.items() if code)
 
 
 class GraphError(Recon4dError):
@@ -94,17 +99,22 @@ def bag_parameters(bag: Path, folder: Path) -> dict[str, Any]:
 
 
 def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:
-    """A ROS parameter file for any node name. Dotted names stay dotted: rclpy takes both."""
-    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(parameters)}}, sort_keys=True))
+    """A ROS parameter file for any node name. Dotted names stay dotted: rclpy takes both. Raises OutputError."""
+    with writing(path.parent):
+        path.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(parameters)}}, sort_keys=True))
     return path
 
 
 class Process:
-    """One child with its log. Its signals are ours to send: Ctrl-C in the terminal reaches only the parent, which ends all in order."""
+    """One child with its log. Its signals are ours to send: Ctrl-C in the terminal reaches only the parent, which ends all in order.
+
+    Raises OutputError if the log cannot be written.
+    """
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, show: bool = False) -> None:
         self.name, self.log = name, log
-        self._file = log.open("wb")
+        with writing(log.parent):
+            self._file = log.open("wb")
         self._child = subprocess.Popen(command, env=dict(environment), stdout=self._file, stderr=None if show else subprocess.STDOUT,
                                        stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -121,8 +131,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def last_words(self) -> str:
-        lines = [line for line in self.text().splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return _last_words(self.log)
 
     def interrupt(self) -> None:
         if self.code is None:
@@ -146,13 +155,22 @@ class Process:
         return code
 
 
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _ended(name: str, code: int | None, log: Path, when: str = "") -> str:
+    return f"the {name} ended with {code}{when}: {_last_words(log)} (log: {log})"
+
+
 def wait_until(ready: Callable[[], bool], processes: Sequence[Process], what: str, timeout: float) -> None:
     """Raises GraphError if a process ends or time runs out first."""
     end = time.monotonic() + timeout
     while not ready():
         for process in processes:
             if process.code is not None:
-                raise GraphError(f"the {process.name} ended with {process.code} before {what}: {process.last_words()} (log: {process.log})")
+                raise GraphError(_ended(process.name, process.code, process.log, f" before {what}"))
         if time.monotonic() > end:
             raise GraphError(f"{what}: not within {timeout:.0f} s (logs in {processes[0].log.parent})")
         time.sleep(0.05)
@@ -168,10 +186,11 @@ def run_graph(bag: Path, out: Path, parameters: Mapping[str, Any] | None = None,
     record_topics: further topics for the recording, e.g. the input images. show_progress: the player's bar on this terminal (default: if
     it is one). The recorder is ready before the node is started to be fed, and the player starts when the node reads every image topic;
     at the end the node is told first, so that its last map is recorded.
-    Raises BagError, CalibrationError, GraphError (a process ended early; its sentence is in it).
+    Raises BagError, CalibrationError, OutputError, GraphError (a process ended early; its sentence is in it).
     """
     logs = out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        logs.mkdir(parents=True, exist_ok=True)
     values = {**(bag_parameters(bag, logs) if rig_from_bag else {}), "use_sim_time": True, "output_folder": str(out), **(parameters or {})}
     file = write_parameters(logs / "parameters.yaml", values)
     environment = graph_environment(domain)
@@ -200,5 +219,5 @@ def run_graph(bag: Path, out: Path, parameters: Mapping[str, Any] | None = None,
             recorder.interrupt()
         codes["recorder"] = recorder.end()
     if codes["player"] != 0:
-        raise GraphError(f"the player ended with {codes['player']}: {player.last_words()} (log: {player.log})")
+        raise GraphError(_ended("player", codes["player"], player.log))
     return GraphResult(codes, {name: logs / f"{name}.log" for name in codes}, out / "bag", time.monotonic() - start)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ import numpy as np
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
 from recon4d_ros.mapping import read_cloud
+from recon4d_ros.output import writing
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.preprocess import Preprocessor
@@ -51,14 +50,14 @@ class RunWriter:
         self._evaluator = evaluator
         self._recorder = OverviewRecorder(rig)
         self._prepare(force)
-        with self._writing():
+        with writing(self.out):
             self._trajectory = open(self.out / "trajectory.tum", "w", buffering=1)
             self._objects = open(self.out / "objects.jsonl", "w", buffering=1)
 
     def add(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
         """One frame set: a line of the trajectory and of the objects, its images if they are kept, and its scores."""
         stamp = result.frame.stamp_ns
-        with self._writing():
+        with writing(self.out):
             self._trajectory.write(tum_line(stamp, result.pose.T_map_base))
             objects = [object_entry(o) for o in result.motion.objects]
             self._objects.write(json.dumps({"stamp_ns": stamp, "objects": objects}, separators=(",", ":")) + "\n")
@@ -73,7 +72,7 @@ class RunWriter:
 
     def finish(self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None) -> dict[str, Any]:
         """Writes map, summary and picture; returns the summary as written (with `map_points`, and `metrics` where there is truth)."""
-        with self._writing():
+        with writing(self.out):
             self._trajectory.close()
             self._objects.close()
         summary = summary | {"map_points": mapper.save(self.out / "map.ply")}
@@ -82,19 +81,19 @@ class RunWriter:
             metrics = self._evaluator.finish(cloud.xyz)
         if metrics is not None:
             summary["metrics"] = metrics
-        with self._writing():
+        with writing(self.out):
             (self.out / "summary.json").write_text(json.dumps(without_nan(summary), indent=1) + "\n")
         history = self._evaluator.history if self._evaluator else None
         picture = draw_overview(self._recorder.data(cloud, summary, history))
-        with self._writing():
+        with writing(self.out):
             encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
             (self.out / "overview.png").write_bytes(encoded.tobytes())
         return summary
 
     def _prepare(self, force: bool) -> None:
-        if self.out.is_dir() and any(self.out.iterdir()) and not force:
-            raise OutputError(f"output folder {self.out} is not empty: expected a new one, or --force to replace the run in it")
-        with self._writing():
+        with writing(self.out):
+            if self.out.is_dir() and any(self.out.iterdir()) and not force:
+                raise OutputError(f"output folder {self.out} is not empty: expected a new one, or --force to replace the run in it")
             self.out.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 (self.out / name).unlink(missing_ok=True)
@@ -105,11 +104,3 @@ class RunWriter:
                 for folder in FOLDERS:
                     for camera in self._rig.names:
                         (self.out / folder / camera).mkdir(parents=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"cannot write output folder {self.out}: {reason} (expected one that can be written and has room)") from error
