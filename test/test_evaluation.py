@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.errors import MessageError, OutputError, Recon4dError
 from recon4d_ros.evaluation import Evaluator, evaluate_run, format_report
+from recon4d_ros.evaluation.evaluator import objects_at
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
 from recon4d_ros.evaluation.metrics.masks import MaskAccumulator, split_movers
@@ -426,3 +427,20 @@ def test_point_clouds_of_any_layout_are_read() -> None:
     np.testing.assert_array_equal(cloud_points(message), [[1, 3, 6], [2, 4, 7]])
     with pytest.raises(MessageError, match="no field intensity: it has z, y, x, i"):
         point_rows(message, ["x", "intensity"])
+
+
+def test_where_movers_drove_is_told_by_the_pose_with_which_the_place_was_mapped(bag: Path) -> None:
+    """A run that turns by 0.1 rad after its first frames has the map, which is made near the car, turned with it."""
+    evaluator = Evaluator(bag, RIG)
+    turned = se3(Rotation.from_euler("z", 0.1).as_matrix(), np.zeros(3))
+    poses = [inverse(world_pose(0)) @ world_pose(index) for index in range(len(STAMPS))]
+    poses = [pose if index < 4 else turned @ pose for index, pose in enumerate(poses)]
+    for index, stamp in enumerate(STAMPS):
+        nothing = objects_at(stamp, ())
+        evaluator.add(stamp, np.array([stamp]), poses[index], lambda n: None, lambda n: None, nothing)
+    boxes = evaluator.swept
+    expected = np.stack([(poses[-1] @ inverse(world_pose(7)) @ np.append(world_pose(index)[:3, :3] @ CAR + world_pose(index)[:3, 3], 1))[:3]
+                         for index in range(8)])
+    np.testing.assert_allclose(boxes.center, expected, atol=1e-6)  # every place was nearest to the car in its last frame
+    assert np.allclose(boxes.yaw, boxes.yaw[0])
+    assert len(Evaluator(bag, RIG).swept.yaw) == 0

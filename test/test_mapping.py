@@ -223,6 +223,19 @@ def test_a_parked_car_that_leaves_goes_from_the_map() -> None:
     assert removed > 50
 
 
+def test_a_mover_that_no_mask_found_is_gone_soon_after_it_passed() -> None:
+    """What was seen lately is looked through in every second frame, not only when its part of the table has its turn."""
+    mapper = Mapper(calibration(), SMALL)
+    for step in range(5):  # a car crosses, one metre a frame
+        view = wall(20.0)
+        view.depth[0, 10:30, 20 + 6 * step:50 + 6 * step] = 10.0
+        mapper(at(0.0), view, NOTHING, 0)
+    assert np.count_nonzero(mapper.points()[0][:, 0] < 19.0) > 50
+    for _ in range(MappingParameters().revisit_frames):
+        mapper(at(0.0), wall(20.0), NOTHING, 0)
+    assert np.count_nonzero(mapper.points()[0][:, 0] < 19.0) == 0
+
+
 def test_a_surface_in_front_takes_nothing_away() -> None:
     mapper = Mapper(calibration(), SMALL)
     for _ in range(10):

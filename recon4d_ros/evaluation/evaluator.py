@@ -2,7 +2,7 @@
 
 Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain poses, the boxes of movers, and a
 thinned cloud. Movers are compared in base_link of their frame, and the truth's cloud and swept volumes are brought to the map by the run's
-own pose of that frame, so that each score says one thing: drift is the trajectory's matter alone.
+own pose of when the car was near them, so that each score says one thing: drift is the trajectory's matter alone.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
@@ -83,7 +84,7 @@ class Evaluator:
         self.tracking = TrackingAccumulator()
         self._compared_objects = False
         self._poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []  # T_map_base, T_world_base
-        self._swept: list[NDArray[np.float64]] = []  # [K, 7] center size yaw in map
+        self._swept: list[NDArray[np.float64]] = []  # [1, 7] center size yaw in world
         self._swept_last: dict[int, NDArray[np.float64]] = {}
         self._cloud = _Cloud()
 
@@ -149,9 +150,19 @@ class Evaluator:
 
     @property
     def swept(self) -> Boxes:
-        """Where movers were, in map."""
+        """Where movers were, in map.
+
+        The map of a place is made while the car is near, so a place comes to the map by the run's pose of the frame in which the car was
+        nearest to it. (By the pose of the frame that saw the mover, from afar, half a degree of drift would put it into the walls.)
+        """
         every = np.concatenate([*self._swept, np.zeros((0, 7))])
-        return Boxes(every[:, :3], every[:, 3:6], every[:, 6])
+        if not len(every):
+            return Boxes(every[:, :3], every[:, 3:6], every[:, 6])
+        T_map_base, T_world_base = (np.stack(poses) for poses in zip(*self._poses, strict=True))
+        nearest = cKDTree(T_world_base[:, :3, 3]).query(every[:, :3])[1]
+        T_map_world = (T_map_base @ inverse(T_world_base))[nearest]
+        center = (T_map_world @ np.concatenate([every[:, :3], np.ones((len(every), 1))], axis=1)[..., None])[:, :3, 0]
+        return Boxes(center, every[:, 3:6], every[:, 6] + np.arctan2(T_map_world[:, 1, 0], T_map_world[:, 0, 0]))
 
     def _add_camera(self, n: int, camera: Camera, stamp: int, T_map_base: NDArray[np.float64], true_mask: NDArray[np.bool_] | None,
                     true_depth: NDArray[np.float32] | None, true_objects: TrueObjects | None, T_world_base: NDArray[np.float64] | None,
@@ -220,14 +231,12 @@ class Evaluator:
             Movers(estimate.ids, transform(T_base_map, estimate.position), estimate.velocity @ T_base_map[:3, :3].T, every),
             Movers(truth.ids[kept], position[kept], truth.velocity[kept] @ T_base_world[:3, :3].T, asked[kept]),
         )
-        T_map_world = T_map_base @ T_base_world
-        turn = float(np.arctan2(T_map_world[1, 0], T_map_world[0, 0]))
         for index in np.flatnonzero(speed > MOVING).tolist():
-            center = transform(T_map_world, truth.boxes.center[index])
+            center = truth.boxes.center[index]
             last = self._swept_last.get(int(truth.ids[index]))
             if last is None or np.linalg.norm(center - last) > 0.25:
                 self._swept_last[int(truth.ids[index])] = center
-                self._swept.append(np.concatenate([center, truth.boxes.size[index], [truth.boxes.yaw[index] + turn]])[None])
+                self._swept.append(np.concatenate([center, truth.boxes.size[index], [truth.boxes.yaw[index]]])[None])
 
 
 def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:

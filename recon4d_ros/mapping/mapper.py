@@ -27,6 +27,8 @@ from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tra
 # Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight, evidence.
 POSITION, COLOR, WEIGHT, EVIDENCE = slice(0, 3), slice(3, 6), 6, 7
 _FREE_PIXELS = 30_000  # of a camera are enough to tell where one sees through
+_NEVER = -(1 << 30)  # the frame in which an empty slot was last seen
+_WATCH_FRAMES = 12  # what was seen in as many frames is revised in every second frame
 _MAX_WEIGHT = 100.0  # beyond it the mean follows slowly instead of freezing
 
 
@@ -52,7 +54,7 @@ class MappingParameters:
     carve_range: float = parameter(30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0)
     carve_evidence: float = parameter(2.0, "evidence that one look through a voxel takes away", minimum=0.0, maximum=100.0)
     revisit_frames: int = parameter(8, "every voxel is revised once in as many frames", minimum=1, maximum=1000)
-    forget_frames: int = parameter(60, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000)
+    forget_frames: int = parameter(20, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000)
     max_delta: int = parameter(20_000, "voxels in one map update; the rest follow in the next", minimum=1, maximum=10_000_000)
 
 
@@ -85,6 +87,7 @@ class Mapper:
         self._published[:] = False
         self._waiting[:] = False
         self._sent_weight[:] = 0
+        self._last_seen[:] = _NEVER
         self._pending = np.zeros(0, np.int64)  # slots that changed and wait for their delta, oldest first, each once
         self._removed: list[NDArray[np.int64]] = []
         self._sequence = 0
@@ -234,54 +237,62 @@ class Mapper:
     # ---- taking away
 
     def _revise(self, T_local_camera: NDArray[np.float64], geometry: Geometry) -> None:
-        """Goes through the next part of the table: removes what is seen through, what stayed unsure, and what is out of the radius."""
+        """Goes through what was seen lately and through the next part of the table: removes what one sees through, what stayed unsure,
+        and what left the radius."""
         p = self._parameters
-        stop = min(self._cursor + -(-self._table.capacity // p.revisit_frames), self._table.capacity)
-        slots = self._cursor + np.flatnonzero(self._table.keys[self._cursor:stop] != EMPTY)
-        self._cursor = stop % self._table.capacity
-        if not len(slots):
-            return
-        index = unpack_relative(self._table.keys[slots], self._center)
-        rows = self._rows.take(slots, axis=0)
-        local = (index.astype(np.float32) + rows[:, POSITION]) * np.float32(p.voxel_size)
-        distance = np.sqrt(np.square(local[:, 0]) + np.square(local[:, 1]))
-        fill = self._table.size / self._table.capacity
+        capacity = self._table.capacity
+        start, stop = self._cursor, min(self._cursor + -(-capacity // p.revisit_frames), capacity)
+        self._cursor = stop % capacity
+        part = start + np.flatnonzero(self._table.keys[start:stop] != EMPTY)
+        # A mover is gone soon after it was taken for a part of the world: what is behind it is seen then, while the car is still near.
+        turn = self._frame % 2
+        lately = turn + 2 * np.flatnonzero(self._last_seen[turn::2] > self._frame - _WATCH_FRAMES)
+        slots = np.concatenate([part, lately[(lately < start) | (lately >= stop)]])
+        local = unpack_relative(self._table.keys.take(slots), self._center).T.astype(np.float32, order="C")
+        local += np.float32(0.5)
+        local *= np.float32(p.voxel_size)  # [3, K] middles of the voxels
+        distance = np.square(local[0]) + np.square(local[1])
+        fill = self._table.size / capacity
         radius = p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2  # room runs out: the farthest go first
-        outside = distance > radius
-        near = np.flatnonzero((distance < p.carve_range) & ~outside)
-        through = near[self._seen_through(local[near], T_local_camera, geometry)]
-        evidence = rows[:, EVIDENCE]
-        evidence[through] = np.maximum(evidence[through] - np.float32(p.carve_evidence), 0.0)
-        self._rows[slots[through], EVIDENCE] = evidence[through]
-        published = self._published[slots]
-        self._unpublish(slots[published & ~outside & (evidence < 0.5 * self._enough())])
-        stale = ~self._published[slots] & ((self._frame - self._last_seen[slots] > p.forget_frames) | (evidence <= 0.0))
-        self._forget(slots[outside], spill=True)
-        self._forget(slots[stale & ~outside], spill=False)
+        near = np.flatnonzero(distance < np.float32(min(p.carve_range, radius) ** 2))
+        refuted = slots[near[self._seen_through(local.take(near, axis=1), T_local_camera, geometry)]]
+        self._rows[refuted, EVIDENCE] = np.maximum(self._rows[refuted, EVIDENCE] - np.float32(p.carve_evidence), 0.0)
+
+        outside = distance[:len(part)] > np.float32(radius * radius)
+        self._forget(part[outside], spill=True)
+        part = part[~outside]
+        doubtful = np.concatenate([part[self._published.take(part)], refuted[(refuted < start) | (refuted >= stop)]])
+        doubtful = doubtful[self._published.take(doubtful)]
+        self._unpublish(doubtful[self._rows[doubtful, EVIDENCE] < 0.5 * self._enough()])
+        part = part[self._last_seen.take(part) < self._frame - p.forget_frames]
+        refuted = refuted[(self._rows[refuted, EVIDENCE] <= 0.0) & (self._last_seen.take(refuted) >= self._frame - p.forget_frames)]
+        stale = np.concatenate([part, refuted])
+        self._forget(stale[~self._published.take(stale)], spill=False)
 
     def _seen_through(self, local: NDArray[np.float32], T_local_camera: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
-        """[K] True where a camera measures a surface with certainty behind the point [K, 3]."""
+        """[K] True where a camera measures a surface with certainty behind the point (local: [3, K])."""
         p = self._parameters
         h, w = self._calibration.working_size
         coarse = max(1, round(np.sqrt(h * w / _FREE_PIXELS)))
-        T_camera_local = inverse(T_local_camera)
+        k = self._calibration.k.copy()
+        k[:, :2, 2] += 0.5  # a pixel's column and row are its (u, v) floored
+        k[:, :2] /= coarse
+        rows, columns = -(-h // coarse), -(-w // coarse)
+        project = (k @ inverse(T_local_camera)[:, :3]).astype(np.float32)  # [N, 3, 4]: (u z, v z, z) of a point
 
         def look(n: int) -> NDArray[np.int64]:
             depth, sigma, confidence = (image[n, ::coarse, ::coarse] for image in (geometry.depth, geometry.sigma, geometry.confidence))
             limit = free_until(depth, sigma, confidence, p.min_confidence, 1.5 * p.voxel_size)
-            k = self._calibration.k[n].astype(np.float32)
-            R, t = T_camera_local[n, :3, :3].astype(np.float32), T_camera_local[n, :3, 3].astype(np.float32)
-            ahead = np.flatnonzero(local @ R[2] > 0.5 - t[2])
-            camera = local[ahead] @ R.T + t
-            z = camera[:, 2]
-            u = (k[0, 0] * camera[:, 0] / z + (k[0, 2] + np.float32(0.5)))
-            v = (k[1, 1] * camera[:, 1] / z + (k[1, 2] + np.float32(0.5)))
-            inside = np.flatnonzero((u >= 0) & (u < w) & (v >= 0) & (v < h))
-            row, column = (v[inside] / coarse).astype(np.int32), (u[inside] / coarse).astype(np.int32)
-            seen = z[inside] < limit[row, column]
-            return ahead[inside[seen]]
+            u, v, z = project[n, :, :3] @ local + project[n, :, 3:]
+            inside = (z > np.float32(0.5)) & (u >= 0) & (v >= 0)
+            inside &= u < columns * z
+            inside &= v < rows * z
+            seen = np.flatnonzero(inside)
+            z = z[seen]
+            pixel = (v[seen] / z).astype(np.int32) * columns + (u[seen] / z).astype(np.int32)
+            return seen[z < limit.reshape(-1).take(pixel, mode="clip")]
 
-        through = np.zeros(len(local), bool)
+        through = np.zeros(local.shape[1], bool)
         for index in each(look, range(len(T_local_camera))):
             through[index] = True
         return through
@@ -300,6 +311,7 @@ class Mapper:
             self._spill.add(self._table.keys[published], self._pack_points(published))
         self._unpublish(published)
         self._table.remove(slots)
+        self._last_seen[slots] = _NEVER
 
     # ---- telling
 

@@ -98,12 +98,14 @@ def sample(geometry: Geometry, mask: NDArray[np.bool_], camera: int, directions:
 def free_until(depth: Image, sigma: Image, confidence: Image, min_confidence: float, slack: float) -> Image:
     """[h, w] z-depth up to which one looks through empty space with certainty, 0 where nothing is known.
 
-    The measured depth less 3 %, less three sigma or `slack` (m), and the least of the 3x3 neighbourhood, so that neither a thin pole
+    The measured depth less 3 %, less two sigma or `slack` (m), and the least of the 3x3 neighbourhood, so that neither a thin pole
     beside the pixel nor a slanted surface counts as seen through. The images may be every s-th pixel of larger ones.
     """
-    limit = np.float32(0.97) * depth - np.maximum(np.float32(3.0) * sigma, np.float32(slack))
-    limit = np.fmax(limit, np.float32(0.0))  # fmax: NaN (no depth) becomes 0
-    limit[~(confidence >= min_confidence)] = 0.0
+    doubt = np.maximum(sigma * np.float32(2.0), np.float32(slack))
+    limit = depth * np.float32(0.97)
+    limit -= doubt
+    limit *= confidence >= min_confidence
+    np.fmax(limit, np.float32(0.0), out=limit)  # fmax: NaN (no depth) becomes 0
     return np.asarray(cv2.erode(limit, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
