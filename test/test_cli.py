@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from recon4d_ros import cli
+from recon4d_ros.bags import BagReader, BagWriter
+from recon4d_ros.bags.topics import TRUTH
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.evaluation import format_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +49,13 @@ def test_top_help_lists_commands_and_exit_codes(capsys):
 
 
 def test_help_needs_no_pytorch():
-    code = "import sys; sys.modules['torch'] = None\nfrom recon4d_ros import cli\ncli.main(['replay', '--help'])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    def help_without(package):
+        code = f"import sys; sys.modules[{package!r}] = None\nfrom recon4d_ros import cli\nsys.exit(cli.main(['replay', '--help']))"
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    done = help_without("torch")
+    assert done.returncode == 0 and "recon4d replay" in done.stdout
+    assert help_without("cv2").returncode == 2  # a package that it does need is missed, so the line above can fail
 
 
 def test_missing_bag(capsys, tmp_path):
@@ -62,6 +71,61 @@ def test_truncated_bag(capsys, tmp_path, small_bag):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def broken_bag(small_bag, tmp_path_factory):
+    """Three frame sets whose JPEGs are cut off, the right camera's stamped a millisecond after the left's."""
+    path = tmp_path_factory.mktemp("broken") / "broken"
+    with BagReader(small_bag) as reader, BagWriter(path) as writer:
+        count = Counter()
+        for topic, kind, receive_ns, data in reader.raw_messages():
+            if not topic.startswith(TRUTH) and count[topic] < 3:
+                count[topic] += 1
+                message = reader.deserialize(data, kind)
+                if topic.endswith("/compressed"):
+                    message.data = message.data[:400]
+                    message.header.stamp.nanosec += 1_000_000 * ("right" in topic)
+                writer.write(topic, kind, message, receive_ns)
+    return path
+
+
+def test_a_bag_of_broken_images_is_said_to_be_one(capsys, tmp_path, broken_bag):
+    one_sentence(capsys, ["replay", broken_bag, "--out", tmp_path / "run"], broken_bag, "no image of its 3 frame sets", "truncated")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert sum(summary["undecodable"].values()) == 6 and summary["not_tracking"] == 3
+
+
+def test_a_bag_of_which_no_frame_set_comes_together_is_said_to_be_one(capsys, tmp_path, broken_bag):
+    argv = ["replay", broken_bag, "--out", tmp_path / "run", "-p", "sync.policy=exact"]
+    one_sentence(capsys, argv, broken_bag, "no frame set came together")
+
+
+def test_the_report_tells_what_went_wrong():
+    drops = {f"left: reason {n}": n for n in range(1, 10)}
+    text = format_report({"frames": 12, "not_tracking": 5, "drops": drops, "undecodable": {"camera right: jpeg is truncated": 3}})
+    assert "not tracked  5 of 12 frame sets" in text and "3 x camera right: jpeg is truncated" in text
+    assert "9 x left: reason 9" in text and "6 x 3 other reasons" in text and "reason 3" not in text
+    clean = format_report({"frames": 12, "not_tracking": 0, "drops": {}, "undecodable": {}})
+    assert "not" not in clean and "undecodable" not in clean
+
+
+def test_a_bag_without_a_message_is_described(capsys, tmp_path):
+    with BagWriter(tmp_path / "empty"):
+        pass
+    assert cli.main(["info", str(tmp_path / "empty")]) == 0
+    assert "no rig" in capsys.readouterr().out
+    one_sentence(capsys, ["replay", tmp_path / "empty", "--out", tmp_path / "run"], "empty")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--seconds", "nan"), ("--seconds", "inf"), ("--seconds", "-3"), ("--seconds", "0.01"), ("--rate", "0"), ("--rate", "nan"),
+     ("--seed", "-1")],
+)
+def test_a_drive_that_cannot_be(capsys, tmp_path, option, value):
+    one_sentence(capsys, ["simulate", "--out", tmp_path / "drive", option, value], option, value)
+    assert not (tmp_path / "drive").exists()
+
+
 def test_unknown_camera_and_topic(capsys, tmp_path, small_bag):
     one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "--cameras", "nose"], "nose", "left")
     one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "--odometry", "/nothing"], "/nothing")
@@ -73,6 +137,7 @@ def test_parameter_out_of_range_unknown_and_not_a_number(capsys, tmp_path, small
         ("mapping.voxel=1", "unknown"),
         ("mapping.voxel_size=.nan", "finite"),
         ("x", "NAME=VALUE"),
+        ("mapping.voxel_size={", "mapping.voxel_size={"),
     ):
         one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "-p", assignment], word)
     assert not (tmp_path / "run").exists()

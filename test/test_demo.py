@@ -77,7 +77,7 @@ def test_what_a_demo_reads_may_not_lie_where_it_writes(capsys, tmp_path, option,
     filled(tmp_path / "demo", marked=True)
     (tmp_path / "demo/logs/parameters.yaml").write_text("")
     before = contents(tmp_path / "demo")
-    one_sentence(capsys, ["demo", "--out", tmp_path / "demo", option, tmp_path / "demo" / name], f"demo/{name}", "lies in the output folder")
+    one_sentence(capsys, ["demo", "--out", tmp_path / "demo", option, tmp_path / "demo" / name], f"demo/{name}", "lies in the output")
     assert contents(tmp_path / "demo") == before
 
 
