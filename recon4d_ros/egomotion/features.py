@@ -17,7 +17,7 @@ from recon4d_ros.egomotion.lens import Lens
 Array = NDArray[np.float64]
 
 LEVELS = 3  # of the pyramid above the image
-WINDOW = 15  # pixels: larger ones follow no better and cost more
+WINDOW, BACK = 15, 11  # pixels, to follow and to come back: larger ones follow no better and cost more
 UNKNOWN_RHO, UNKNOWN_VARIANCE = 0.05, 0.3**2  # a point of unknown depth: 20 m, anything from 2 m to infinity
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.02)
 
@@ -86,7 +86,7 @@ def follow(
     there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, _points(pixels), start, None, None, size, LEVELS, CRITERIA, flags, texture)
     # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
     start = _points(pixels + np.float32(0.5))
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, there, start, None, None, size, 1, CRITERIA, flags, texture)
+    back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, there, start, None, None, (BACK, BACK), 1, CRITERIA, flags, texture)
     error = np.abs(back[:, 0] - pixels).max(-1)
     return np.asarray(there[:, 0], np.float32), (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
 

@@ -93,25 +93,27 @@ def adjoint(pose: Array) -> Array:
 def _moved(poses: Array, xi: Array) -> Array:
     """Poses [K, 4, 4] with steps [K, 6] applied on the right: Rodrigues for the rotation, the translation as it is (a retraction)."""
     w = xi[:, 3:]
-    angle = np.sqrt(np.square(w).sum(-1))
-    small = angle < 1e-8
-    safe = np.where(small, 1.0, angle)
-    sine, cosine = np.where(small, 1.0, np.sin(safe) / safe), np.where(small, 0.5, (1.0 - np.cos(safe)) / safe**2)
+    angle = np.sqrt((w * w).sum(-1)) / np.pi
+    sine, cosine = np.sinc(angle), 0.5 * np.square(np.sinc(0.5 * angle))  # sin(a) / a and (1 - cos(a)) / a^2, whole at zero
     k = np.zeros((len(xi), 3, 3))
     k[:, 0, 1], k[:, 0, 2], k[:, 1, 2] = -w[:, 2], w[:, 1], -w[:, 0]
     k -= np.swapaxes(k, 1, 2)
+    turn = sine[:, None, None] * k + cosine[:, None, None] * (k @ k)
     out = poses.copy()
-    out[:, :3, :3] = poses[:, :3, :3] @ (np.eye(3) + sine[:, None, None] * k + cosine[:, None, None] * (k @ k))
-    out[:, :3, 3] += np.einsum("kij,kj->ki", poses[:, :3, :3], xi[:, :3])
+    out[:, :3, :3] += poses[:, :3, :3] @ turn
+    out[:, :3, 3] += (poses[:, :3, :3] @ xi[:, :3, None])[..., 0]
     return out
 
 
 def _toward(poses: Array, prior: Prior) -> Array:
     """Step [K, 6] that takes each pose to the prior, the inverse of `_moved` for turns well below a right angle."""
-    turn = np.swapaxes(poses[:, :3, :3], 1, 2) @ prior.T_map_base[:3, :3]
-    w = 0.5 * np.stack([turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]], axis=-1)
-    v = np.einsum("kji,kj->ki", poses[:, :3, :3], prior.T_map_base[:3, 3] - poses[:, :3, 3])
-    return np.concatenate([v, w], axis=-1)
+    back = np.swapaxes(poses[:, :3, :3], 1, 2)
+    turn = back @ prior.T_map_base[:3, :3]
+    out = np.empty((len(poses), 6))
+    out[:, :3] = (back @ (prior.T_map_base[:3, 3] - poses[:, :3, 3])[..., None])[..., 0]
+    out[:, 3], out[:, 4], out[:, 5] = turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]
+    out[:, 3:] *= 0.5
+    return out
 
 
 @dataclass(frozen=True)
@@ -208,20 +210,21 @@ def step(T_map_base: Array, linear: Linear, share: Array, scale: Array, prior: P
 
     scale [K, M]: robust weights divided by the rays' variance. share: as `whiten` gives it.
     """
-    count = len(scale)
-    along = linear.along[:, None]
-    rows = np.concatenate([linear.jacobian, (linear.jacobian * along).sum(2, keepdims=True)], axis=2).reshape(count, 6, -1)
-    right = np.concatenate([linear.residual, (linear.along * linear.residual).sum(1, keepdims=True)], axis=1).reshape(count, -1, 1)
-    weights = np.concatenate([scale, scale, -share * scale], axis=1)
-    weighted = rows * weights[:, None]
-    information = weighted @ np.swapaxes(rows, 1, 2)
-    gradient = (weighted @ right)[..., 0]
+    count, unknowns, _, seen = linear.jacobian.shape
+    # J^T (I - s a a^T) J: both directions of the image, and less of what lies along the unknown depth
+    rows = linear.jacobian.reshape(count, unknowns, 2 * seen)
+    weighted = (linear.jacobian * scale[:, None, None]).reshape(count, unknowns, 2 * seen)
+    along = linear.jacobian[:, :, 0] * linear.along[:, None, 0] + linear.jacobian[:, :, 1] * linear.along[:, None, 1]
+    lost = along * (share * scale)[:, None]
+    residual = linear.residual[:, 0] * linear.along[:, 0] + linear.residual[:, 1] * linear.along[:, 1]
+    information = weighted @ np.swapaxes(rows, 1, 2) - lost @ np.swapaxes(along, 1, 2)
+    gradient = (weighted @ linear.residual.reshape(count, 2 * seen, 1) - lost @ residual[..., None])[..., 0]
     normal = information + 1e-9 * np.eye(6)
     if prior is not None:
         normal = normal + prior.strength
         gradient = gradient + _toward(T_map_base, prior) @ prior.strength
     xi = np.linalg.solve(normal, gradient[..., None])[..., 0]
-    return _moved(T_map_base, np.clip(xi, -20.0, 20.0)), information
+    return _moved(T_map_base, np.minimum(np.maximum(xi, -20.0), 20.0)), information
 
 
 def distances(T_map_base: Array, view: View) -> Array:
@@ -299,7 +302,7 @@ def solve(
         information = informations[0]
         change = np.linalg.norm(moved[0, :3] - pose[:3])
         pose = moved[0]
-        if change < 1e-5:
+        if change < 1e-4:
             break
     distance = distances(pose[None], view)
     return Solution(pose, distance[0], distance[0] < GATE, information, float(cost(distance, pose[None], prior)[0]))
