@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+
+if TYPE_CHECKING:  # exporters measure their memory with this file: it must not bring in more than it needs
+    from recon4d_ros.mapping import Mapper
 
 
 @dataclass
@@ -39,7 +42,7 @@ class RunStatistics:
             "rate_wall_hz": round(self.frames / wall, 2),
             "latency_ms": {stage: percentiles(values) for stage, values in self.stages.items()},
             "memory_fill": round(self.memory_fill, 4),
-            "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_rss_mib": round(peak_rss_mib(), 1),
         }
 
 
@@ -52,6 +55,13 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
         "p95": round(float(np.percentile(values, 95)), 2),
         "max": round(float(values.max()), 2),
     }
+
+
+def map_losses(mapper: Mapper) -> dict[str, int]:
+    """What the map could not keep of this drive: reason -> voxels (one that is refused again is counted again). Empty if it kept all."""
+    spilled = mapper._spill.lost if mapper._spill else 0
+    counts = {"no room in the map (mapping.max_voxels)": mapper.refused, "no room on the disk for what left the radius": spilled}
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def peak_rss_mib() -> float:

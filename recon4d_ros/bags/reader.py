@@ -194,7 +194,7 @@ class BagReader:
         if not ros.stamp_ns(message.header.stamp):
             self.stamps_replaced[camera.name] += 1
             message.header.stamp.sec, message.header.stamp.nanosec = divmod(receive_ns, 1_000_000_000)
-        return ros.raw_image(message) if camera.type == bag_topics.IMAGE else ros.raw_compressed_image(message)
+        return _raw(camera, message)
 
     def _camera(self, camera: CameraTopic, edges: Mapping[str, ros.StaticTransform], base_frame: str) -> Camera:
         where = f"bag {self.path}, camera {camera.name}"
@@ -211,7 +211,7 @@ class BagReader:
             built = ros.camera_from_info(camera.name, info, pose, camera.rectified)
         except CalibrationError as error:
             raise CalibrationError(f"{where}: {error}") from error
-        image = self._image(camera, image_message, 0)
+        image = _raw(camera, image_message)
         size = compressed_size(image.data) if camera.type == bag_topics.COMPRESSED_IMAGE else (image.width, image.height)
         if size is not None and size != (built.width, built.height):  # a first image that is broken says nothing of the others
             raise CalibrationError(f"{where}: camera_info is for {built.width}x{built.height} pixels, the images have {size[0]}x{size[1]}")
@@ -234,6 +234,10 @@ class BagReader:
         for topic in topics or ():
             self._topic(topic)
         return [connection for connection in self._reader.connections if topics is None or connection.topic in topics]
+
+
+def _raw(camera: CameraTopic, message: Any) -> RawImage:
+    return ros.raw_image(message) if camera.type == bag_topics.IMAGE else ros.raw_compressed_image(message)
 
 
 def _to_base(sample: OdometrySample, child: str, edges: Mapping[str, ros.StaticTransform], base_frame: str) -> OdometrySample:

@@ -18,7 +18,7 @@ from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
 from recon4d_ros.rig import load_rig_file
 from recon4d_ros.runs.writer import RunWriter
-from recon4d_ros.statistics import RunStatistics
+from recon4d_ros.statistics import RunStatistics, map_losses
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Tracking
 
@@ -137,6 +137,8 @@ def replay(
             "not_tracking": lost,
             "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())},
             "undecodable": reconstructor.undecodable,
+            "stamps_replaced": dict(reader.stamps_replaced),
+            "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),
         }
         summary = writer.finish(reconstructor.mapper, summary)

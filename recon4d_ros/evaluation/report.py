@@ -25,7 +25,7 @@ def _run_lines(summary: Tree) -> Iterator[str]:
     yield f"run          {summary['frames']} frame sets{rate}{memory}"
     if lost := summary.get("not_tracking"):
         yield f"not tracked  {lost} of {summary['frames']} frame sets"
-    for title, key in (("not used", "drops"), ("undecodable", "undecodable")):
+    for title, key in (("not used", "drops"), ("undecodable", "undecodable"), ("no stamp", "stamps_replaced"), ("map lost", "map_lost")):
         yield from _count_lines(title, summary.get(key) or {})
     stages = summary.get("latency_ms", {})
     if stages:

@@ -83,6 +83,7 @@ class Health:
         self.engine = EngineInfo("", "", "")
         self.memory_fill = 0.0
         self.map_voxels = 0
+        self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
@@ -94,6 +95,7 @@ class Health:
         """A new drive begins; counts of drops and images stay, they are of the process."""
         self.frame_sets = Rate()
         self.tracking, self.reason = Tracking.STARTING, "reset"
+        self.map_losses = {}
 
     def done(self, result: Reconstruction, stages: Mapping[str, float], cpu: Mapping[str, float], latency: float, voxels: int) -> None:
         """One frame set published.
@@ -169,8 +171,10 @@ class Health:
                           host_cpu_per_camera_ms=f"{1e3 * self.host_cpu():.2f}",
                           **{f"{name}_ms": f"{1e3 * median(times):.1f}" for name, times in self._stages.items()},
                           **{f"{name}_cpu_ms": f"{1e3 * median(times):.1f}" for name, times in self._cpu.items()}))
-        out.append(status("memory", OK, f"{100 * self.memory_fill:.0f} % of the pointers in use", pointers=f"{self.memory_fill:.3f}",
-                          map_voxels=self.map_voxels, rss_MiB=f"{self.rss():.0f}"))
+        lost = "".join(f"; {count} voxels lost: {reason}" for reason, count in self.map_losses.items())
+        out.append(status("memory", WARN if lost else OK, f"{100 * self.memory_fill:.0f} % of the pointers in use{lost}",
+                          pointers=f"{self.memory_fill:.3f}", map_voxels=self.map_voxels,
+                          map_voxels_lost=sum(self.map_losses.values()), rss_MiB=f"{self.rss():.0f}"))
         drops = self.drops()
         out += [self._camera_status(status, name, drops, running, silence) for name in self.cameras]
         others = {f"{source}: {reason}": count for (source, reason), count in drops.items() if source not in self.cameras}

@@ -214,7 +214,8 @@ class Recon4dNode(LifecycleNode):
             if not request.path:
                 folder.mkdir(parents=True, exist_ok=True)
             response.points = int(self._session.save_map(path))
-            response.success, response.message = True, f"{response.points} points written to {path}"
+            lost = "".join(f"; {count} voxels are not in it: {reason}" for reason, count in self._session.health.map_losses.items())
+            response.success, response.message = True, f"{response.points} points written to {path}{lost}"
         except (Recon4dError, OSError, TimeoutError) as error:
             response.success, response.message = False, str(error)
         return response

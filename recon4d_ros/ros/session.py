@@ -30,6 +30,7 @@ from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.worker import Worker
+from recon4d_ros.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
@@ -268,6 +269,7 @@ class Session:
         stages = {**result.latency, "publish": time.perf_counter() - start}
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
+        self.health.map_losses = map_losses(reconstructor.mapper)
         self.health.done(result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size)
         self.show_status()
         self._publish_map_if_due()
