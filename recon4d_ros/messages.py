@@ -31,9 +31,9 @@ def stamp_ns(stamp: Any) -> int:
 
 
 def raw_image(message: Any, received_ns: int = 0) -> RawImage:
-    """A sensor_msgs/Image as it is, without copying its pixels."""
-    return RawImage(stamp_ns(message.header.stamp), str(message.encoding), _bytes(message.data), int(message.width), int(message.height),
-                    int(message.step), bool(message.is_bigendian), received_ns)
+    """A sensor_msgs/Image as it is, without copying its pixels; what is wrong with it, its decoder says."""
+    return RawImage(stamp_ns(message.header.stamp), str(message.encoding).lower(), _bytes(message.data), int(message.width),
+                    int(message.height), int(message.step), bool(message.is_bigendian), received_ns)
 
 
 def raw_compressed_image(message: Any, received_ns: int = 0) -> RawImage:
@@ -114,6 +114,18 @@ def lookup(edges: Mapping[str, StaticTransform], base: str, frame: str) -> NDArr
     return pose
 
 
+def is_rectified(image_topic: str) -> bool:
+    """Whether an image topic says by its name that its images are rectified (image_rect, image_rect_color, in whichever transport)."""
+    return "rect" in image_topic.removesuffix("/compressed").rsplit("/", 1)[-1].lower()
+
+
+def image_size(message: Any) -> tuple[int, int]:
+    """(width, height) of the images that a sensor_msgs/CameraInfo is for: its region of interest, binned."""
+    roi = message.roi
+    width, height = int(roi.width) or int(message.width), int(roi.height) or int(message.height)
+    return width // (int(message.binning_x) or 1), height // (int(message.binning_y) or 1)
+
+
 def camera_from_info(name: str, message: Any, T_base_camera: NDArray[np.float64], rectified: bool = False) -> Camera:
     """A Camera from sensor_msgs/CameraInfo, its binning and region of interest applied.
 
@@ -122,20 +134,19 @@ def camera_from_info(name: str, message: Any, T_base_camera: NDArray[np.float64]
     """
     k = np.array(message.p, np.float64).reshape(3, 4)[:, :3] if rectified else np.array(message.k, np.float64).reshape(3, 3)
     d = tuple(float(value) for value in message.d)
-    model = str(message.distortion_model)
+    model = str(message.distortion_model).lower()
     model = _MODEL_ALIASES.get(model, model)
     if rectified or (not any(d) and model in DISTORTION_COEFFICIENTS):
         model, d = "none", ()
     elif model == "plumb_bob" and len(d) == 8:
         model = "rational_polynomial"  # the same polynomial with its denominator given: some drivers name it so
     roi = message.roi
-    width, height = int(roi.width) or int(message.width), int(roi.height) or int(message.height)
     binning = np.array([int(message.binning_x) or 1, int(message.binning_y) or 1], np.float64)
     k = k.copy()
     k[:2, 2] = (k[:2, 2] - (int(roi.x_offset), int(roi.y_offset)) + 0.5) / binning - 0.5  # pixel (0, 0) is the first pixel's centre
     k[0, :2] /= binning[0]
     k[1, 1] /= binning[1]
-    return Camera(name, int(width // binning[0]), int(height // binning[1]), k, T_base_camera, model, d)
+    return Camera(name, *image_size(message), k, T_base_camera, model, d)
 
 
 def _to_root(edges: Mapping[str, StaticTransform], frame: str) -> dict[str, NDArray[np.float64]]:

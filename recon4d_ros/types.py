@@ -89,7 +89,7 @@ class Rig:
 class RawImage:
     """An image as it came: still encoded.
 
-    encoding: a ROS encoding (rgb8, bgr8, rgba8, bgra8, mono8, mono16, bayer_*8, bayer_*16, yuv422 (uyvy), yuv422_yuy2) or `jpeg`, `png`.
+    encoding: a ROS encoding (rgb, bgr, rgba, bgra, mono and bayer_* of 8 or 16 bits, yuv422 (uyvy), yuv422_yuy2) or `jpeg`, `png`.
     data: the message's bytes (no copy). width, height, step (bytes per row), big_endian: as in sensor_msgs/Image; 0 for jpeg and png.
     received_ns: wall clock of reception (any monotonic clock), for latency; 0 offline.
     """

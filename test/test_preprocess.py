@@ -49,7 +49,7 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     else:
         alpha = np.full((height, width, 1), 255, np.uint8)
         channels = {"r": rgb[..., :1], "g": rgb[..., 1:2], "b": rgb[..., 2:], "a": alpha}
-        pixels = np.concatenate([channels[letter] for letter in encoding.rstrip("8")], axis=-1)
+        pixels = np.concatenate([channels[letter] for letter in encoding.removesuffix("8").removesuffix("16")], axis=-1)
     if encoding.endswith("16"):
         wide = pixels.astype(np.uint16) * 256 + 77  # the low byte must not matter
         pixels = wide.astype(">u2" if big_endian else "<u2").view(np.uint8)

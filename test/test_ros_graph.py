@@ -42,8 +42,9 @@ from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.geometry import exp
+from recon4d_ros.messages import stamp_ns
 from recon4d_ros.rig import load_rig
-from recon4d_ros.ros.conversions import pose_matrix, stamp_ns, time_msg, transform_matrix, transform_msg
+from recon4d_ros.ros.conversions import pose_matrix, time_msg, transform_matrix, transform_msg
 from recon4d_ros.ros.graph import Process, graph_environment, run_graph, write_parameters
 from recon4d_ros.ros.publishers import OUTPUTS
 from recon4d_ros.sim.bag import write_bag

@@ -15,27 +15,38 @@ import yaml
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
 
+import rclpy
 import tf2_ros
+from cv_bridge import CvBridge
 from geometry_msgs.msg import Point, Quaternion
 from rclpy.clock import Clock
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message, serialize_message
 from rclpy.time import Time
 from recon4d_msgs.msg import Status
+from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from sensor_msgs_py import point_cloud2
 
-from recon4d_ros.errors import CalibrationError, ImageError, MessageError
+from recon4d_ros import messages
+from recon4d_ros.errors import ImageError, MessageError
 from recon4d_ros.geometry import exp, se3
+from recon4d_ros.images.decode import decode
 from recon4d_ros.messages import dynamic_object
 from recon4d_ros.parameters import describe
 from recon4d_ros.ros import conversions
+from recon4d_ros.ros.conversions import time_msg
 from recon4d_ros.ros.diagnostics import MAX_REASONS, Drops, Health, percentile
+from recon4d_ros.ros.graph import free_domain
+from recon4d_ros.ros.node import Recon4dNode
 from recon4d_ros.ros.parameter_file import parameter_file
 from recon4d_ros.ros.parameters import NodeParameters, all_parameters, descriptor
 from recon4d_ros.ros.pose_tree import edges
+from recon4d_ros.ros.process import lean_executor
 from recon4d_ros.ros.publishers import OUTPUTS, Frames
 from recon4d_ros.ros.rig_source import RigSource
-from recon4d_ros.ros.session import WaitingClock
+from recon4d_ros.ros.session import Session, WaitingClock
 from recon4d_ros.ros.worker import Worker, newest
 from recon4d_ros.types import DynamicObject, FrameSet, Jump, MapDelta, OdometrySample, PoseEstimate, RawImage, Tracking
 
@@ -55,7 +66,7 @@ def info_message(width=64, height=48, focal=50.0, frame="front_optical") -> Came
 
 def test_stamps_and_poses_survive_the_round_trip():
     ns = 1_700_000_000_123_456_789
-    assert conversions.stamp_ns(conversions.time_msg(ns)) == ns
+    assert messages.stamp_ns(conversions.time_msg(ns)) == ns
     for _ in range(20):
         pose = exp(rng.normal(size=6))
         message = conversions.transform_msg(pose, ns, "a", "b")
@@ -78,21 +89,44 @@ def test_raw_image_shares_the_messages_bytes():
     assert np.shares_memory(image.data, np.frombuffer(message.data, np.uint8))
 
 
-def test_encodings_of_cv_bridge_become_rgb8():
-    pixels = rng.integers(0, 255, (4, 5, 3), np.uint8).astype(np.uint16) * 257
-    image = conversions.raw_image(Image(height=4, width=5, encoding="rgb16", step=30, data=pixels.tobytes()), 0)
-    assert (image.encoding, image.width, image.step) == ("rgb8", 5, 15)
-    np.testing.assert_allclose(image.data.reshape(4, 5, 3).astype(int), pixels // 257, atol=1)
+# Of every kind that a bag's image may be: raw, padded rows but the last, sixteen bits, compressed.
+MESSAGES = [
+    Image(height=2, width=3, encoding="RGB8", step=9, data=bytes(range(18))),
+    Image(height=2, width=3, encoding="mono8", step=8, data=bytes(range(11))),
+    Image(height=2, width=3, encoding="mono16", is_bigendian=1, step=6, data=bytes(range(12))),
+    Image(height=2, width=3, encoding="bgra16", step=24, data=bytes(range(48))),
+    CompressedImage(format="rgb8; png compressed", data=b"\xff\xd8\xff\xe0rest"),
+    CompressedImage(format="jpeg", data=b"cut short")]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: getattr(message, "encoding", "compressed"))
+def test_the_node_takes_an_image_as_a_bag_gives_it(message):
+    live = conversions.raw_image(message, 7)
+    recorded = messages.raw_compressed_image(message, 7) if isinstance(message, CompressedImage) else messages.raw_image(message, 7)
+    for name, value in vars(recorded).items():
+        np.testing.assert_array_equal(getattr(live, name), value, err_msg=name)
+    if isinstance(message, Image):
+        np.testing.assert_array_equal(decode(live, 3), decode(recorded, 3))
+
+
+@pytest.mark.parametrize("name", ["rgb16", "bgr16", "rgba16", "bgra16"])
+def test_sixteen_bits_of_colour_are_decoded_as_cv_bridge_would(name):
+    pixels = rng.integers(0, 65536, (4, 6, 4 if "a" in name else 3)).astype(np.uint16)
+    message = Image(height=4, width=6, encoding=name, step=pixels.strides[0], data=pixels.tobytes())
+    bridged = CvBridge().imgmsg_to_cv2(message, "rgb8")
+    np.testing.assert_allclose(decode(conversions.raw_image(message, 0), 3).astype(int), bridged.astype(int), atol=1)
+    grey = decode(conversions.raw_image(message, 0), 1)[..., 0].astype(int)
+    np.testing.assert_allclose(grey, bridged @ np.array([0.299, 0.587, 0.114]), atol=2)
 
 
 @pytest.mark.parametrize("message, words", [
     (Image(height=2, width=3, encoding="hypercolor", step=9, data=bytes(18)), "'hypercolor' is not known"),
-    (Image(height=2, width=3, encoding="rgb8", step=9, data=bytes(10)), "has 10 bytes: expected 18"),
+    (Image(height=2, width=3, encoding="rgb8", step=9, data=bytes(10)), "needs 18 bytes: got 10"),
     (Image(height=0, width=0, encoding="rgb8", step=0), "0x0"),
-    (CompressedImage(format="bmp", data=b"BM123456"), "'bmp': expected jpeg or png")])
+    (CompressedImage(format="bmp", data=b"BM123456"), "'bmp' is not known")])
 def test_images_that_cannot_be_used_are_refused(message, words):
     with pytest.raises(ImageError, match=words):
-        conversions.raw_image(message, 0)
+        decode(conversions.raw_image(message, 0), 3)
 
 
 def test_compressed_images_are_known_by_their_bytes():
@@ -210,8 +244,7 @@ def test_map_update_lists_keys_beside_points():
 @pytest.mark.parametrize("change, words", [
     (dict(focal=0.0), "focal length"), (dict(focal=float("nan")), "not finite"), (dict(width=0), "size")])
 def test_calibrations_that_cannot_be_used_are_refused(change, words):
-    with pytest.raises(CalibrationError, match=words):
-        conversions.camera_from_info("front", info_message(**change), np.eye(4))
+    assert words in RigSource(("front",), tf2_ros.Buffer(), "base_link").offer("front", info_message(**change))
 
 
 # --- tf ---------------------------------------------------------------------------------------------------------------------------------
@@ -246,6 +279,34 @@ def test_the_rig_waits_for_what_it_lacks_and_says_so():
     source.offer("front", info_message())
     rig = source.rig()
     assert rig is not None and rig.cameras[0].k[0, 0] == 50.0 and rig.cameras[0].T_base_camera[2, 3] == pytest.approx(1.5)
+
+
+def unusual_info() -> CameraInfo:
+    """A region of interest, binned, of a lens that a driver calls fisheye, and whose rectified matrix is another."""
+    message = info_message(width=640, height=480, focal=500.0)
+    message.k = np.array([500.0, 0, 320, 0, 500, 240, 0, 0, 1])
+    message.p = np.array([450.0, 0, 318, 0, 0, 450, 238, 0, 0, 0, 1, 0])
+    message.distortion_model, message.d = "Fisheye", [0.1, 0.0, 0.0, 0.0]
+    message.roi.x_offset, message.roi.width, message.roi.height = 40, 600, 400
+    message.binning_x = message.binning_y = 2
+    return message
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_the_node_reads_a_calibration_as_a_bags_reader_does(rectified):
+    """Rectified, its images must not be undistorted a second time."""
+    source = RigSource(("front",), static("base_link", "front_optical"), "base_link", rectified=["front"] if rectified else [])
+    assert source.offer("front", unusual_info()) == ""
+    (live,) = source.rig().cameras
+    recorded = messages.camera_from_info("front", unusual_info(), live.T_base_camera, rectified)
+    np.testing.assert_array_equal(live.k, recorded.k)
+    assert (live.width, live.height, live.distortion_model, live.d) == (300, 200, recorded.distortion_model, recorded.d)
+    assert live.k[0, 0] == (225.0 if rectified else 250.0) and live.distortion_model == ("none" if rectified else "equidistant")
+
+
+def test_topics_say_whether_their_images_are_rectified():
+    assert messages.is_rectified("/front/image_rect_color/compressed") and messages.is_rectified("/front/image_rect")
+    assert not messages.is_rectified("/rectangle/image_raw") and not messages.is_rectified("/front/image_raw/compressed")
 
 
 def test_a_calibration_in_use_is_not_replaced_but_a_change_is_said():
@@ -342,6 +403,39 @@ def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
     values = {pair.key: pair.value for status in message.status if status.name == "recon4d: latency" for pair in status.values}
     assert values["host overhead per camera ms"] == "10.00" and values["host cpu per camera ms"] == "3.00"
     assert values["publish ms"] == "12.0" and values["publish cpu ms"] == "2.0"
+
+
+@pytest.mark.parametrize("executor", [lean_executor, SingleThreadedExecutor])
+def test_a_clock_that_jumps_back_resets_whichever_executor_runs_the_node(executor, monkeypatch):
+    reasons: list[str] = []
+    monkeypatch.setattr(Session, "reset", lambda self, reason: reasons.append(reason))
+    rclpy.init(domain_id=free_domain())
+    node = Recon4dNode(parameter_overrides=[Parameter("use_sim_time", value=True), Parameter("cameras", value=["front"])])
+    told = rclpy.create_node("told")
+    clock = told.create_publisher(ClockMsg, "/clock", 10)
+    runner = executor()
+    runner.add_node(node)
+    try:
+        node.start()
+
+        def tell(seconds: int) -> None:
+            end = time.monotonic() + 10.0
+            while node.get_clock().now().nanoseconds != seconds * 10**9 and time.monotonic() < end:
+                clock.publish(ClockMsg(clock=time_msg(seconds * 10**9)))
+                runner.spin_once(timeout_sec=0.05)
+            assert node.get_clock().now().nanoseconds == seconds * 10**9
+
+        tell(100)
+        tell(101)
+        assert not reasons
+        tell(50)
+        assert reasons[-1] == "the clock jumped back"
+    finally:
+        node.finish()
+        runner.shutdown()
+        node.destroy_node()
+        told.destroy_node()
+        rclpy.try_shutdown()
 
 
 def test_drops_are_counted_by_reason_and_bounded():

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from recon4d_ros.messages import is_rectified
+
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
@@ -60,10 +62,10 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
 
 def camera_at(name: str, topic: str, topics: Mapping[str, TopicInfo]) -> CameraTopic:
     """The camera of one image topic, with the camera_info beside it."""
-    namespace, base = _split(topic, topics[topic].type)
+    namespace, _ = _split(topic, topics[topic].type)
     info = f"{namespace}/camera_info"
     found = info if info in topics and topics[info].type == CAMERA_INFO else None
-    return CameraTopic(name, topic, topics[topic].type, topics[topic].count, found, "rect" in base.lower())
+    return CameraTopic(name, topic, topics[topic].type, topics[topic].count, found, is_rectified(topic))
 
 
 def _split(topic: str, message_type: str) -> tuple[str, str]:

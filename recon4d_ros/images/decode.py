@@ -33,6 +33,8 @@ _LAYOUTS = {
     "mono8": _Layout(1, 1, None, cv2.COLOR_GRAY2RGB), "mono16": _Layout(1, 2, None, cv2.COLOR_GRAY2RGB),
     "rgb8": _Layout(3, 1, cv2.COLOR_RGB2GRAY, None), "bgr8": _Layout(3, 1, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
     "rgba8": _Layout(4, 1, cv2.COLOR_RGBA2GRAY, cv2.COLOR_RGBA2RGB), "bgra8": _Layout(4, 1, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2RGB),
+    "rgb16": _Layout(3, 2, cv2.COLOR_RGB2GRAY, None), "bgr16": _Layout(3, 2, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
+    "rgba16": _Layout(4, 2, cv2.COLOR_RGBA2GRAY, cv2.COLOR_RGBA2RGB), "bgra16": _Layout(4, 2, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2RGB),
     **{f"bayer_{ros}{bits}": _Layout(1, bits // 8, getattr(cv2, f"COLOR_Bayer{opencv}2GRAY"), getattr(cv2, f"COLOR_Bayer{opencv}2RGB"))
        for ros, opencv in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB")) for bits in (8, 16)},
     **dict.fromkeys(("yuv422", "uyvy"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY, cv2.COLOR_YUV2RGB_UYVY)),

@@ -17,7 +17,8 @@ from std_msgs.msg import Header
 
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.images.header import compressed_size
-from recon4d_ros.ros.conversions import pose_matrix, raw_image, stamp_ns, transform_matrix
+from recon4d_ros.messages import frame_name, image_size, odometry_sample
+from recon4d_ros.ros.conversions import raw_image, transform_matrix
 from recon4d_ros.types import OdometrySample, RawImage
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -130,11 +131,12 @@ class CameraInput:
         size = (image.width, image.height) if image.width else compressed_size(image.data)
         if size:
             self._sizes.signalMessage(ImageSize(message.header, *size))
-        self._image(self._name, image, message.header.frame_id.lstrip("/"))
+        self._image(self._name, image, frame_name(message.header.frame_id))
 
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
-        if (image.width, image.height) != (info.width, info.height):
-            self._bad(self._name, f"image is {image.width}x{image.height} and its camera_info says {info.width}x{info.height}")
+        width, height = image_size(info)
+        if (image.width, image.height) != (width, height):
+            self._bad(self._name, f"image is {image.width}x{image.height} and its camera_info says {width}x{height}")
 
 
 class OdometryInput:
@@ -151,11 +153,11 @@ class OdometryInput:
 
     def _on_odometry(self, message: Odometry) -> None:
         try:
-            pose = pose_matrix(message.pose.pose.position, message.pose.pose.orientation, "odometry")
-            child = message.child_frame_id.lstrip("/")
+            sample, child = odometry_sample(message), frame_name(message.child_frame_id)
             if child and child != self._base_frame:
-                pose = pose @ transform_matrix(self._buffer.lookup_transform(child, self._base_frame, Time()))
-            self._sample(OdometrySample(stamp_ns(message.header.stamp), pose))
+                T_child_base = transform_matrix(self._buffer.lookup_transform(child, self._base_frame, Time()))
+                sample = OdometrySample(sample.stamp_ns, sample.T_odom_base @ T_child_base)
+            self._sample(sample)
         except Recon4dError as error:
             self._bad("odometry", str(error))
         except tf2_ros.TransformException:

@@ -1,15 +1,17 @@
 """The rig as a running graph tells it: intrinsics from camera_info, extrinsics from /tf_static; and what is still missing."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import numpy as np
 import tf2_ros
+from numpy.typing import NDArray
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo
 
 from recon4d_ros.errors import CalibrationError, MessageError
-from recon4d_ros.ros.conversions import camera_from_info, transform_matrix
+from recon4d_ros.messages import camera_from_info, frame_name
+from recon4d_ros.ros.conversions import transform_matrix
 from recon4d_ros.types import Camera, Rig
 
 
@@ -19,8 +21,10 @@ class RigSource:
     Once used, a calibration is not replaced: `offer` says in a sentence when a later camera_info contradicts it.
     """
 
-    def __init__(self, names: tuple[str, ...], buffer: tf2_ros.Buffer, base_frame: str, known: Rig | None = None) -> None:
-        """known: the rig of a rig file, which then needs no message."""
+    def __init__(self, names: tuple[str, ...], buffer: tf2_ros.Buffer, base_frame: str, known: Rig | None = None, *,
+                 rectified: Collection[str] = ()) -> None:
+        """known: the rig of a rig file, which then needs no message. rectified: cameras whose images are, so that P is their matrix."""
+        self._rectified = frozenset(rectified)
         self._names, self._buffer, self._base_frame, self._known = names, buffer, base_frame, known
         self._infos: dict[str, CameraInfo] = {}
         self._faults: dict[str, str] = {}
@@ -28,7 +32,7 @@ class RigSource:
     def offer(self, name: str, message: CameraInfo) -> str:
         """Take a camera_info. Returns "" or the sentence why it is not used."""
         try:
-            camera = camera_from_info(name, message, np.eye(4))
+            camera = self._camera(name, message, np.eye(4))
         except CalibrationError as error:
             self._faults[name] = str(error)
             return str(error)
@@ -63,16 +67,15 @@ class RigSource:
                     pose = transform_matrix(transform)
                 except MessageError as error:
                     raise CalibrationError(f"camera {name}: {error}") from error
-                cameras.append(camera_from_info(name, self._infos[name], pose))
+                cameras.append(self._camera(name, self._infos[name], pose))
             self._known = Rig("from camera_info and /tf_static", tuple(cameras))
         return self._known
 
-    def frames(self) -> Mapping[str, str]:
-        """Camera -> frame_id of its camera_info, where one came."""
-        return {name: self._frame(name) for name in self._infos}
+    def _camera(self, name: str, message: CameraInfo, T_base_camera: NDArray[np.float64]) -> Camera:
+        return camera_from_info(name, message, T_base_camera, name in self._rectified)
 
     def _frame(self, name: str) -> str:
-        return self._infos[name].header.frame_id.lstrip("/") or name
+        return frame_name(self._infos[name].header.frame_id) or name
 
     def _has_extrinsics(self, name: str) -> bool:
         return bool(self._buffer.can_transform(self._base_frame, self._frame(name), Time()))
