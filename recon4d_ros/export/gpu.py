@@ -13,11 +13,10 @@ from recon4d_ros.engine.base import EngineSpec, sha256_of
 @dataclass(frozen=True)
 class GpuOptions:
     """How a GPU's engine is built. workspace: GiB of scratch memory, 0: all there is. timing_cache: file that makes the next build faster.
-    calibration: bag for int8. hardware_compatible: runs on other GPUs of Ampere or later; version_compatible: with later TensorRT 10."""
+    hardware_compatible: runs on other GPUs of Ampere or later; version_compatible: with later TensorRT 10."""
 
     workspace: float = 0.0
     timing_cache: Path | None = None
-    calibration: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
 
@@ -26,7 +25,6 @@ def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = parser.add_argument_group("building for TensorRT (on the machine that will run it)")
     gpu.add_argument("--workspace", type=float, default=0.0, metavar="GIB", help="scratch memory while building (default: all)")
     gpu.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept for the next build")
-    gpu.add_argument("--calibration", type=Path, metavar="BAG", help="int8: images to calibrate with")
     gpu.add_argument("--hardware-compatible", action="store_true", help="runs on other GPUs of Ampere or later too (slower)")
     gpu.add_argument("--version-compatible", action="store_true", help="runs with later TensorRT 10 too")
 
@@ -35,7 +33,6 @@ def gpu_options(arguments: argparse.Namespace) -> GpuOptions:
     return GpuOptions(
         arguments.workspace,
         arguments.timing_cache,
-        arguments.calibration,
         arguments.hardware_compatible,
         arguments.version_compatible,
     )
@@ -86,6 +83,5 @@ def operator_lines(model: Path) -> list[str]:
 def _flags(options: GpuOptions) -> str:
     said = [f"--workspace {options.workspace:g}"] if options.workspace else []
     said += [f"--timing-cache {options.timing_cache}"] if options.timing_cache else []
-    said += [f"--calibration {options.calibration}"] if options.calibration else []
     said += ["--hardware-compatible"] * options.hardware_compatible + ["--version-compatible"] * options.version_compatible
     return "".join(f" {flag}" for flag in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -54,17 +55,27 @@ def builders() -> dict[str, str]:
 
 
 def _clean(path: Path) -> None:
-    """Takes away where in our source a node came from, which is of no use to a runtime and ties the file to this machine's paths."""
+    """Names the nodes after the modules they came from, `module/node`, and takes away where in our source that was, which is of no use to a
+    runtime and ties the file to this machine's paths."""
     model = onnx.load(str(path), load_external_data=False)
     graphs = [model.graph, *(a.g for node in model.graph.node for a in node.attribute if a.HasField("g"))]
     for graph in graphs:
         for node in graph.node:
+            node.name = f"{_module(node)}/{node.name}"
             del node.metadata_props[:]
             node.doc_string = ""
         del graph.metadata_props[:]
     for inner in graphs[1:]:
         del inner.value_info[:]
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """The module that a node came from, e.g. `network.enc_blocks.0.mlp.fc1`; empty for the step itself."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            return ["", *ast.literal_eval(entry.value)][-2]  # the last one is the operator
+    return ""
 
 
 @contextlib.contextmanager

@@ -112,6 +112,13 @@ class Driv3R(nn.Module):
             part.float()
         return self
 
+    def quantizable(self) -> tuple[str, ...]:
+        """The modules whose products with weights may be computed in int8: transformers and the heads' pyramids. What remains: what sees
+        pixels or points, what the memory is searched with, the last layers of the heads."""
+        blocks = ("enc_blocks", "decoder_embed", "dec_blocks", "dec_blocks2")
+        heads = (f"downstream_head{i}.dpt.{part}" for i in (1, 2) for part in ("act_postprocess", "scratch"))
+        return ("value_encoder", *(f"dust3r.{name}" for name in (*blocks, *heads)))
+
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
         return self.dust3r.encode(images)

@@ -92,6 +92,14 @@ class DyMultiDepth(nn.Module):
         self.fusion_module = CrossCueFusion(configuration.halvings)
         self.depth_module = HourGlass(2 * WIDTH + 3, backbone.channels)
 
+    def quantizable(self) -> tuple[str, ...]:
+        """The modules whose convolutions may be computed in int8: all but the attention's, and the last one before each depth."""
+        return (
+            "_feature_extractor",
+            *(f"{branch}.{part}" for branch in ("mono_module", "depth_module") for part in ("enc", "dec")),
+            *(f"fusion_module.{cue}_{part}" for cue in ("mono", "multi") for part in ("expand", "reg")),
+        )
+
     def forward(self, image: Tensor, neighbours: Tensor, k: Tensor, relative: Tensor, valid: Tensor) -> Prediction:
         """image [N, 3, h, w] and its F neighbours [N, F, 3, h, w], RGB in -0.5..0.5, sides multiples of 16; k [N, 3, 3] of both (no
         skew); relative [N, F, 4, 4] T_neighbour_image, metres; valid [N, F]: 0 for a neighbour that is none."""

@@ -148,6 +148,13 @@ class Point3R(nn.Module):
         self.downstream_head.float()
         return self
 
+    def quantizable(self) -> tuple[str, ...]:
+        """The modules whose products with weights may be computed in int8: transformers and the heads' pyramids. What remains: what sees
+        pixels or points, the pose and its memory, the last layers of the heads."""
+        heads = (f"downstream_head.{head}.{part}" for head in ("dpt_self", "dpt_cross") for part in ("act_postprocess", "scratch"))
+        blocks = ("enc_blocks", "dec_blocks", "dec_blocks_memory", "value_encoder", "downstream_head.final_transform")
+        return (*blocks, "decoder_embed", "memory_attn_head", *heads)
+
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
         turn = self._image_turn(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
