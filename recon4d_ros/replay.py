@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from recon4d_ros.bags import BagReader, ImageEvent, OdometryEvent
 from recon4d_ros.bags.topics import ODOMETRY, TRUTH
 from recon4d_ros.errors import BagError
+from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet
 
@@ -25,13 +26,17 @@ def odometry_topic(reader: BagReader, wanted: str) -> str | None:
 
 
 def frame_sets(
-    reader: BagReader, synchronizer: Synchronizer, odometry: str | None = None, image_topics: Mapping[str, str] | None = None
+    reader: BagReader,
+    synchronizer: Synchronizer,
+    odometry: str | None = None,
+    image_topics: Mapping[str, str] | None = None,
+    base_frame: str = BASE_FRAME,
 ) -> Iterator[FrameSet]:
     """The bag's frame sets in order; time is the bag's, so waiting rules act as they would have on the vehicle.
 
-    image_topics: camera -> topic, where a rig file names it.
+    image_topics: camera -> topic, where a rig file names it. base_frame: the rig's, to which odometry is brought.
     """
-    for event in reader.events(cameras=synchronizer.cameras, odometry_topic=odometry, image_topics=image_topics):
+    for event in reader.events(synchronizer.cameras, odometry, base_frame, image_topics):
         if isinstance(event, ImageEvent):
             yield from synchronizer.add_image(event.camera, event.image, event.receive_ns)
         elif isinstance(event, OdometryEvent):

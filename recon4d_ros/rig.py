@@ -15,6 +15,7 @@
         rotation_xyzw: [-0.5, 0.5, -0.5, 0.5]
         image_topic: /camera/front/image_raw/compressed   # optional
         camera_info_topic: /camera/front/camera_info      # optional
+        own_car_mask: own_car_front.png                   # optional, beside this file: white where the raw image shows the car itself
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
@@ -31,8 +33,9 @@ from recon4d_ros.errors import CalibrationError, OutputError
 from recon4d_ros.geometry import quaternion, se3_from_quaternion
 from recon4d_ros.types import Camera, Rig
 
+BASE_FRAME = "base_link"  # what rigs are given in, unless the user says otherwise
 _REQUIRED = ("name", "width", "height", "translation", "rotation_xyzw")
-_KNOWN = {*_REQUIRED, "K", "fx", "fy", "cx", "cy", "distortion_model", "D", "image_topic", "camera_info_topic"}
+_KNOWN = {*_REQUIRED, "K", "fx", "fy", "cx", "cy", "distortion_model", "D", "image_topic", "camera_info_topic", "own_car_mask"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def load_rig_file(path: str | Path) -> RigFile:
     if not isinstance(tree, Mapping) or not isinstance(tree.get("cameras"), list):
         raise CalibrationError(f"{where}: expected `name:` and a list `cameras:`")
     entries = tree["cameras"]
-    cameras = tuple(_camera(entry, f"{where}, camera {index}") for index, entry in enumerate(entries))
+    cameras = tuple(_camera(entry, f"{where}, camera {index}", path.parent) for index, entry in enumerate(entries))
     topics = {camera.name: CameraTopics(str(entry.get("image_topic", "")), str(entry.get("camera_info_topic", "")))
               for camera, entry in zip(cameras, entries, strict=True)}
     try:
@@ -78,9 +81,21 @@ def load_rig_file(path: str | Path) -> RigFile:
         raise CalibrationError(f"{where}: {error}") from error
 
 
+def chosen(rig: Rig, names: Sequence[str] | None) -> Rig:
+    """The rig's cameras of these names, in this order; all of them without names. Raises CalibrationError."""
+    if not names:
+        return rig
+    unknown = [name for name in names if name not in rig.names]
+    if unknown:
+        raise CalibrationError(f"rig {rig.name} has no camera {unknown[0]}: expected one of {', '.join(rig.names)}")
+    return Rig(rig.name, tuple(rig.cameras[rig.names.index(name)] for name in names))
+
+
 def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | None = None) -> None:
-    """Write a rig file that `load_rig_file` reads back exactly. Raises OutputError if it cannot be written."""
+    """Write a rig file that `load_rig_file` reads back exactly, masks of the own car beside it. Raises OutputError where it cannot."""
+    path = Path(path)
     cameras = []
+    masks: dict[Path, NDArray[np.uint8]] = {}
     for camera in rig.cameras:
         entry: dict[str, Any] = {
             "name": camera.name, "width": camera.width, "height": camera.height,
@@ -91,15 +106,20 @@ def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | No
         }
         named = (topics or {}).get(camera.name, CameraTopics())
         entry |= {key: value for key, value in (("image_topic", named.image), ("camera_info_topic", named.camera_info)) if value}
+        if camera.own_car is not None:
+            entry["own_car_mask"] = f"{path.stem}_own_car_{camera.name.replace('/', '_')}.png"
+            masks[path.parent / entry["own_car_mask"]] = np.asarray(cv2.imencode(".png", camera.own_car.astype(np.uint8) * 255)[1]).ravel()
         cameras.append(entry)
     text = yaml.safe_dump({"name": rig.name, "cameras": cameras}, sort_keys=False, default_flow_style=None)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        for file, encoded in masks.items():
+            file.write_bytes(encoded.tobytes())
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"rig file {path} cannot be written: {error.strerror}") from error
 
 
-def _camera(entry: Any, where: str) -> Camera:
+def _camera(entry: Any, where: str, folder: Path) -> Camera:
     if not isinstance(entry, Mapping):
         raise CalibrationError(f"{where}: expected a mapping with {', '.join(_REQUIRED)}")
     if unknown := sorted(set(entry) - _KNOWN, key=str):
@@ -113,11 +133,23 @@ def _camera(entry: Any, where: str) -> Camera:
     pose = np.full((4, 4), np.nan) if np.isnan(rotation).any() else se3_from_quaternion(_numbers(entry, "translation", 3, where), rotation)
     distortion = entry.get("D") or []
     d = tuple(_numbers({"D": distortion}, "D", len(distortion) if isinstance(distortion, Sequence) else 0, where).tolist())
+    own_car = _own_car(folder / str(entry["own_car_mask"]), where) if "own_car_mask" in entry else None
     try:
         return Camera(str(entry["name"]), _size(entry, "width", where), _size(entry, "height", where), _matrix(entry, where), pose,
-                      str(entry.get("distortion_model", "none")), d)
+                      str(entry.get("distortion_model", "none")), d, own_car)
     except CalibrationError as error:
         raise CalibrationError(f"{where}: {error}") from error
+
+
+def _own_car(path: Path, where: str) -> NDArray[np.bool_]:
+    """[height, width] True where the mask is white (brighter than half)."""
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except (OSError, cv2.error):  # OpenCV complains of an empty file
+        image = None
+    if image is None:
+        raise CalibrationError(f"{where}: the mask of the own car {path} cannot be read: expected an image (PNG), white on the own car")
+    return np.asarray(image) > 127
 
 
 def _matrix(entry: Mapping[str, Any], where: str) -> NDArray[np.float64]:

@@ -7,13 +7,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recon4d_ros import cli
 from recon4d_ros.bags import BagReader, BagWriter
 from recon4d_ros.bags.topics import TRUTH
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.commands.common import parameter_values
+from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.evaluation import format_report
+from recon4d_ros.parameters import describe
+from recon4d_ros.reconstructor import Parameters
+from recon4d_ros.replay import frame_sets
+from recon4d_ros.rig import chosen, load_rig
+from recon4d_ros.ros.graph import bag_parameters
+from recon4d_ros.sync import Synchronizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,6 +137,59 @@ def test_a_drive_that_cannot_be(capsys, tmp_path, option, value):
 def test_unknown_camera_and_topic(capsys, tmp_path, small_bag):
     one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "--cameras", "nose"], "nose", "left")
     one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "--odometry", "/nothing"], "/nothing")
+
+
+def test_cameras_are_chosen_from_a_rig_file_too(capsys, tmp_path, small_bag):
+    file = ROOT / "config/rigs/kitti_like.yaml"
+    one_sentence(capsys, ["replay", small_bag, "--out", tmp_path / "run", "--rig", file, "--cameras", "nose"], "nose", "left")
+    rig = load_rig(file)
+    assert chosen(rig, ["right"]).names == ("right",) and chosen(rig, ["right", "left"]).names == ("right", "left")
+    assert chosen(rig, None) is rig
+
+
+def test_the_cars_frame_may_have_another_name(capsys, tmp_path, small_bag):
+    assert cli.main(["info", str(small_bag), "--base-frame", "left"]) == 0
+    assert "at (0.00, 0.00, 0.00)" in capsys.readouterr().out
+    out = tmp_path / "out"
+    for argv in (["replay", small_bag, "--out", out], ["bench", small_bag], ["demo", "--bag", small_bag, "--out", out]):
+        one_sentence(capsys, [*argv, "--base-frame", "chassis"], "chassis", "base_link")
+    out.mkdir()
+    (out / "trajectory.tum").write_text("")
+    one_sentence(capsys, ["evaluate", out, "--bag", small_bag, "--base-frame", "chassis"], "chassis")
+    assert bag_parameters(small_bag, out, "left") and np.allclose(load_rig(out / "rig.yaml").cameras[0].T_base_camera, np.eye(4))
+
+
+def test_odometry_is_brought_to_the_cars_frame(small_bag):
+    def first(base_frame):
+        with BagReader(small_bag) as reader:
+            sets = frame_sets(reader, Synchronizer(("left", "right")), f"{TRUTH}odom", base_frame=base_frame)
+            return next(entry.odometry[0].T_odom_base for entry in sets if entry.odometry)
+
+    with BagReader(small_bag) as reader:
+        T_base_left = reader.rig().cameras[0].T_base_camera
+    assert np.allclose(first("left"), first("base_link") @ T_base_left) and not np.allclose(T_base_left, np.eye(4))
+
+
+def test_a_parameter_file_is_read_as_the_node_reads_it(tmp_path):
+    def read(text):
+        file = tmp_path / "parameters.yaml"
+        file.write_text(text)
+        return parameter_values(file, [])
+
+    def section(name, *lines):
+        return f"{name}:\n  ros__parameters:\n" + "".join(f"    {line}\n" for line in lines)
+
+    other = section("/other", "mapping: {voxel_size: 9.0}")
+    ours = section("/recon4d", "mapping.voxel_size: 0.3", "publish_tf: none", "front: {image_topic: /a}", "use_sim_time: true")
+    every = section("/**", "mapping: {voxel_size: 0.4, radius: 70.0}", "qos_overrides: {/tf: {publisher: {depth: 3}}}")
+    assert read(other + ours + every) == {"mapping.voxel_size": 0.3, "mapping.radius": 70.0}
+    assert read("car:\n  recon4d: {ros__parameters: {mapping: {radius: 50.0}}}\n") == {"mapping.radius": 50.0}
+    assert read("mapping: {radius: 40.0}\n") == {"mapping.radius": 40.0}
+    assert read((ROOT / "config/recon4d.yaml").read_text()).keys() == {info.name for info in describe(Parameters)}
+    wrong = [(other, "/other"), ("maping: {radius: 9.0}", "maping.radius"), (section("/recon4d", "publsh_tf: none"), "publsh_tf")]
+    for text, word in [*wrong, (section("/**", "maping: {radius: 9.0}"), "maping.radius")]:
+        with pytest.raises(ParameterError, match=word):
+            read(text)
 
 
 def test_parameter_out_of_range_unknown_and_not_a_number(capsys, tmp_path, small_bag):

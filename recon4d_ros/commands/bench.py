@@ -15,12 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.commands.common import add_engine_and_parameters, parameters_from
+from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.commands.simulate import find_rig, simulate_to
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, OutputError
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
+from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.statistics import RunStatistics, percentiles, rss_mib
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, Rig, Tracking
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the simulated drive (default: %(default)s)")
     parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
+    add_base_frame(parser)
     parser.add_argument("--frames", type=int, default=200, help="frame sets to process (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     add_engine_and_parameters(parser)
@@ -82,14 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
     parameters = parameters_from(arguments)
     if arguments.frames < 1:
         raise BagError(f"--frames is {arguments.frames}: expected at least 1")
+    how = {"engine": arguments.engine, "parameters": parameters, "odometry": arguments.odometry}
     if arguments.bag:
-        result = bench(arguments.bag, arguments.frames, engine=arguments.engine, parameters=parameters, odometry=arguments.odometry)
+        result = bench(arguments.bag, arguments.frames, base_frame=arguments.base_frame, **how)
     else:
         with tempfile.TemporaryDirectory() as folder:
             simulate_to(Path(folder) / "drive", find_rig(arguments.rig), arguments.seconds, 10.0, 0)
-            result = bench(
-                Path(folder) / "drive", arguments.frames, engine=arguments.engine, parameters=parameters, odometry=arguments.odometry
-            )
+            result = bench(Path(folder) / "drive", arguments.frames, **how)
     print(result.table())
     if arguments.json:
         try:
@@ -99,12 +100,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def bench(bag: Path, frames: int, *, engine: str = "", parameters: Parameters | None = None, odometry: str = "auto") -> BenchResult:
+def bench(
+    bag: Path,
+    frames: int,
+    *,
+    engine: str = "",
+    parameters: Parameters | None = None,
+    odometry: str = "auto",
+    base_frame: str = BASE_FRAME,
+) -> BenchResult:
     """Time `frames` frame sets of a bag played to and fro. Raises Recon4dError."""
     parameters = parameters or Parameters()
     with BagReader(bag) as reader:
-        rig = reader.rig()
-        sets = list(frame_sets(reader, Synchronizer(rig.names, parameters.sync), odometry_topic(reader, odometry)))
+        rig = reader.rig(base_frame=base_frame)
+        topic = odometry_topic(reader, odometry)
+        sets = list(frame_sets(reader, Synchronizer(rig.names, parameters.sync), topic, base_frame=base_frame))
     if not sets:
         raise BagError(f"{bag}: no frame set in it")
     reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)

@@ -22,7 +22,7 @@ from recon4d_ros import engine as engines
 from recon4d_ros.bags import BagReader
 from recon4d_ros.bags.topics import TRUTH
 from recon4d_ros.commands import demo_folder
-from recon4d_ros.commands.common import add_engine_and_parameters, parameter_values, parameters_from
+from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameter_values, parameters_from
 from recon4d_ros.commands.simulate import check_drive, find_rig, simulate_to
 from recon4d_ros.engine.choose import NoEngineFits, choose_engine
 from recon4d_ros.errors import BagError, ParameterError
@@ -32,6 +32,7 @@ from recon4d_ros.output import writing
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
+from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.ros.graph import GraphError, run_graph
 from recon4d_ros.runs.recording import Recording
 from recon4d_ros.runs.writer import RunWriter
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="play at R times real time (default: what this machine keeps up with, at most 1)",
     )
     parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
+    add_base_frame(parser)
     add_engine_and_parameters(parser)
 
 
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     graph = run_graph(
         bag,
         out,
-        {**plan.values, "engine": str(engine.resolve()), "odom_topic": plan.odometry or ""},
+        {**plan.values, "engine": str(engine.resolve()), "odom_topic": plan.odometry or "", "base_frame": plan.base_frame},
         rate=rate,
         show_progress=True,
         player_arguments=["--truth"] if plan.odometry and plan.odometry.startswith(TRUTH) else [],
@@ -117,6 +119,7 @@ class _Plan:
     """What was asked for, all of it checked. engine: None = one has to be exported. values: parameters by dotted name, as given."""
 
     rig: Rig
+    base_frame: str
     odometry: str | None
     engine: Path | None
     parameters: Parameters
@@ -138,9 +141,11 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
         rig, odometry = find_rig(arguments.rig), arguments.odometry if arguments.odometry.startswith(TRUTH) else None
     else:
         with BagReader(arguments.bag) as reader:
-            rig = reader.rig()
+            rig = reader.rig(base_frame=arguments.base_frame)
             odometry = odometry_topic(reader, arguments.odometry)
-    return _Plan(rig, odometry, _engine(arguments.engine, rig), parameters, values)
+    return _Plan(
+        rig, BASE_FRAME if arguments.bag is None else arguments.base_frame, odometry, _engine(arguments.engine, rig), parameters, values
+    )
 
 
 def _engine(wanted: str, rig: Rig) -> Path | None:

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.commands.common import add_base_frame
 from recon4d_ros.engine import describe as describe_engine
 from recon4d_ros.errors import BagError, EngineError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.reconstructor import Parameters
-from recon4d_ros.rig import load_rig
+from recon4d_ros.rig import BASE_FRAME, load_rig
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt, .safetensors)"
     )
+    add_base_frame(parser)
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -35,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.path is None:
         raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
     else:
-        print(describe_path(arguments.path))
+        print(describe_path(arguments.path, arguments.base_frame))
     return 0
 
 
-def describe_path(path: Path) -> str:
+def describe_path(path: Path, base_frame: str = BASE_FRAME) -> str:
     """Text for a person. Raises the error of the kind of file it is."""
     if not path.exists():
         raise BagError(f"{path}: no such file or folder")
@@ -50,7 +52,7 @@ def describe_path(path: Path) -> str:
     if path.suffix in (".pth", ".pt", ".safetensors"):
         return "\n".join(_checkpoint_lines(path))
     with BagReader(path) as reader:
-        return "\n".join(bag_lines(reader))
+        return "\n".join(bag_lines(reader, base_frame))
 
 
 def _checkpoint_lines(path: Path) -> list[str]:
@@ -61,13 +63,13 @@ def _checkpoint_lines(path: Path) -> list[str]:
     return list(identify(path).lines())
 
 
-def bag_lines(reader: BagReader) -> list[str]:
+def bag_lines(reader: BagReader, base_frame: str) -> list[str]:
     """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
     lines = [f"{reader.path}: {reader.info().duration_s:.1f} s"]
     width = max((len(topic) for topic in reader.topics), default=0)
     lines += [f"  {topic:{width}}  {info.count:6d}  {info.type}" for topic, info in sorted(reader.topics.items())]
     try:
-        return lines + rig_lines(reader.rig())
+        return lines + rig_lines(reader.rig(base_frame=base_frame))
     except Recon4dError as error:
         return [*lines, f"no rig: {error}"]
 

@@ -10,13 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.commands.common import add_engine_and_parameters, parameters_from
+from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.engine.choose import choose_engine
-from recon4d_ros.errors import BagError
+from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.rig import load_rig_file
+from recon4d_ros.rig import BASE_FRAME, chosen, load_rig_file
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.statistics import RunStatistics, map_losses
 from recon4d_ros.sync import Synchronizer
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOPIC",
         help="odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)",
     )
+    add_base_frame(parser)
     parser.add_argument("--save-frames", action="store_true", help="also write depth and masks of every frame")
     parser.add_argument("--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets")
     parser.add_argument("--force", action="store_true", help="overwrite --out")
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         rig_file=arguments.rig,
         cameras=arguments.cameras,
         odometry=arguments.odometry,
+        base_frame=arguments.base_frame,
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
@@ -82,6 +84,7 @@ def replay(
     rig_file: Path | None = None,
     cameras: list[str] | None = None,
     odometry: str = "auto",
+    base_frame: str = BASE_FRAME,
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
@@ -92,10 +95,12 @@ def replay(
     Raises Recon4dError, also where no image was of use; the folder then says why.
     """
     parameters = parameters or Parameters()
+    if max_frames < 0:
+        raise ParameterError(f"--max-frames is {max_frames}: expected at least 0 (all)")
     with BagReader(bag) as reader:
         file = load_rig_file(rig_file) if rig_file else None
-        rig = file.rig if file else reader.rig(cameras)
-        image_topics = {name: topics.image for name, topics in file.topics.items() if topics.image} if file else {}
+        rig = chosen(file.rig, cameras) if file else reader.rig(cameras, base_frame)
+        image_topics = {name: topics.image for name, topics in file.topics.items() if topics.image and name in rig.names} if file else {}
         topic = odometry_topic(reader, odometry)
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         synchronizer = Synchronizer(rig.names, parameters.sync)
@@ -105,7 +110,7 @@ def replay(
         lost = usable = 0
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
-            frame_sets(reader, synchronizer, topic, image_topics),
+            frame_sets(reader, synchronizer, topic, image_topics, base_frame),
             total=max_frames or expected,
             unit="set",
             desc="replay",
@@ -123,6 +128,7 @@ def replay(
             "bag": str(bag),
             "rig": rig.name,
             "cameras": list(rig.names),
+            "base_frame": base_frame,
             "odometry": topic or "none",
             "engine": {
                 "network": reconstructor.engine.spec.network,

@@ -12,21 +12,23 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.evaluation.evaluator import Evaluator, objects_at
 from recon4d_ros.mapping import read_cloud
+from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.runs.files import read_depth, read_mask, read_objects, read_trajectory
 from recon4d_ros.types import Rig
 
 
-def evaluate_run(folder: str | Path, bag: str | Path, rig: Rig | None = None) -> dict:
+def evaluate_run(folder: str | Path, bag: str | Path, rig: Rig | None = None, base_frame: str = BASE_FRAME) -> dict:
     """Scores of a run's folder against the truth in its bag; depth and masks where the run kept its frames (--save-frames).
 
-    rig: the one that the run used, by default the bag's. Raises Recon4dError with one sentence if either cannot be read.
+    rig: the one that the run used, by default the bag's as seen from base_frame. Raises Recon4dError with one sentence if folder or bag
+    cannot be read.
     """
     folder = Path(folder)
     stamps, poses = read_trajectory(folder / "trajectory.tum")
     with BagReader(bag) as reader:
         if not reader.info().has_ground_truth:
             raise Recon4dError(f"bag {bag} has no truth to compare with: expected topics /ground_truth/*")
-        rig = rig or reader.rig()
+        rig = rig or reader.rig(base_frame=base_frame)
     evaluator = Evaluator(bag, rig)
     saved = [_saved_stamps(folder / "depth" / name) for name in rig.names]
     objects = {entry.stamp_ns: entry for entry in read_objects(folder / "objects.jsonl")} if (folder / "objects.jsonl").exists() else {}

@@ -24,7 +24,7 @@ from recon4d_ros import paths
 from recon4d_ros.bags import BagReader
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.output import writing
-from recon4d_ros.rig import CameraTopics, save_rig
+from recon4d_ros.rig import BASE_FRAME, CameraTopics, save_rig
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Jazzy's Fast DDS 2, Kilted's 3
 SHARED_MEMORY = 512 * 2**20  # bytes free in /dev/shm: 64 MiB for each process, and what others need
@@ -88,11 +88,14 @@ def transport_environment() -> dict[str, str]:
     return dict.fromkeys(PROFILE_VARIABLES, str(paths.share() / "config/fastdds.xml"))
 
 
-def bag_parameters(bag: Path, folder: Path) -> dict[str, Any]:
-    """The node's parameters for a bag: its rig, as a rig file in `folder`, and its topics. Raises BagError, CalibrationError."""
+def bag_parameters(bag: Path, folder: Path, base_frame: str = BASE_FRAME) -> dict[str, Any]:
+    """The node's parameters for a bag: its rig as seen from base_frame, as a rig file in `folder`, and its topics.
+
+    Raises BagError, CalibrationError, OutputError.
+    """
     with BagReader(bag) as reader:
         cameras = reader.cameras()
-        rig = reader.rig()
+        rig = reader.rig(base_frame=base_frame)
         topics = {name: CameraTopics(camera.image, camera.camera_info or "") for name, camera in cameras.items()}
     save_rig(rig, folder / "rig.yaml", topics)
     return {"rig_file": str((folder / "rig.yaml").resolve())}
@@ -191,7 +194,9 @@ def run_graph(bag: Path, out: Path, parameters: Mapping[str, Any] | None = None,
     logs = out / "logs"
     with writing(out):
         logs.mkdir(parents=True, exist_ok=True)
-    values = {**(bag_parameters(bag, logs) if rig_from_bag else {}), "use_sim_time": True, "output_folder": str(out), **(parameters or {})}
+    given = dict(parameters or {})
+    from_bag = bag_parameters(bag, logs, given.get("base_frame", BASE_FRAME)) if rig_from_bag else {}
+    values = {**from_bag, "use_sim_time": True, "output_folder": str(out), **given}
     file = write_parameters(logs / "parameters.yaml", values)
     environment = graph_environment(domain)
     show = sys.stderr.isatty() if show_progress is None else show_progress

@@ -14,12 +14,13 @@ from rclpy.qos_overriding_options import InvalidQosOverridesError
 from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
-from recon4d_ros.errors import CalibrationError, ParameterError, Recon4dError
+from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.rig import CameraTopics as FileTopics
-from recon4d_ros.rig import load_rig_file
+from recon4d_ros.rig import chosen, load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.inputs import CameraTopics
+from recon4d_ros.ros.node_parameters import NODE_NAME
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, spin_until
 from recon4d_ros.ros.session import Session, Setup
 from recon4d_ros.types import Rig
@@ -33,7 +34,7 @@ class Recon4dNode(LifecycleNode):
     """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not configure, or ""."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__("recon4d", **kwargs)
+        super().__init__(NODE_NAME, **kwargs)
         self._session: Session | None = None
         self._state = "unconfigured"
         self.failure = ""
@@ -219,16 +220,6 @@ class Recon4dNode(LifecycleNode):
         except (Recon4dError, OSError, TimeoutError) as error:
             response.success, response.message = False, str(error)
         return response
-
-
-def chosen(rig: Rig, names: tuple[str, ...]) -> Rig:
-    """The rig's cameras of these names in this order; all without names. Raises CalibrationError."""
-    if not names:
-        return rig
-    unknown = [name for name in names if name not in rig.names]
-    if unknown:
-        raise CalibrationError(f"rig {rig.name} has no camera {unknown[0]}: expected one of {', '.join(rig.names)}")
-    return Rig(rig.name, tuple(rig.cameras[rig.names.index(name)] for name in names))
 
 
 def main(args: list[str] | None = None) -> int:

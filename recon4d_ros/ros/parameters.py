@@ -6,7 +6,6 @@ configured and takes effect there; LIVE ones can be set at any time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -15,46 +14,13 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from recon4d_ros.errors import ParameterError
-from recon4d_ros.parameters import ParameterInfo, build, check, describe, parameter
+from recon4d_ros.parameters import ParameterInfo, build, check, describe
 from recon4d_ros.reconstructor import Parameters
+from recon4d_ros.ros.node_parameters import CameraParameters, NodeParameters
 
 LIVE = frozenset(["map_publish_period", "output_folder"])
 READ_ONLY = frozenset(["autostart"])
 _BIG = {float: 1e308, int: 2**62}
-
-
-@dataclass(frozen=True)
-class NodeParameters:
-    """What the node needs beside the algorithm: names, frames, files."""
-
-    autostart: bool = parameter(True, "configure and activate at start, without a lifecycle manager; if it fails the process exits with 2")
-    cameras: tuple[str, ...] = parameter((), "names of the cameras, in the rig's order; empty = all of rig_file")
-    rig_file: str = parameter("", "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and /tf_static")
-    engine: str = parameter("", "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig")
-    odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
-    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another's), none",
-                                choices=("map_odom_base", "map_odom", "none"))
-    map_frame: str = parameter("map", "fixed frame of the map")
-    odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
-    base_frame: str = parameter("base_link", "the car's frame: x forward, y left, z up")
-    map_publish_period: float = parameter(2.0, "seconds between two publications of ~/map (~/map_updates comes every frame)",
-                                          minimum=0.1, maximum=3600.0)
-    path_length: int = parameter(2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000)
-    path_spacing: float = parameter(0.5, "metres between two poses of ~/path", minimum=0.0, maximum=100.0)
-    points_stride: int = parameter(2, "~/points has every so-many-th pixel of every so-many-th row (~/<camera>/depth has all)",
-                                   minimum=1, maximum=32)
-    silence: float = parameter(2.0, "seconds without an image after which /diagnostics calls a camera silent", minimum=0.1, maximum=600.0)
-    output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
-
-
-@dataclass(frozen=True)
-class CameraParameters:
-    """Where one camera's messages come from; the names are below `<camera>.`"""
-
-    image_topic: str = parameter("", "images; empty = the rig file's, else /camera/<camera>/image_raw")
-    camera_info_topic: str = parameter("", "calibration; empty = the rig file's, else /camera/<camera>/camera_info")
-    transport: str = parameter("auto", "raw (Image), compressed (CompressedImage), or auto: what is published on image_topic or "
-                               "image_topic/compressed, raw where both are", choices=("auto", "raw", "compressed"))
 
 
 def all_parameters() -> Iterator[ParameterInfo]:
