@@ -77,6 +77,7 @@ class Health:
         self.cameras = cameras
         self.drops = Drops()
         self.images = {name: Rate() for name in cameras}
+        self.unstamped: Counter[str] = Counter()  # by camera: images without a time stamp, used with their reception's
         self.frame_sets = Rate()
         self.tracking = Tracking.STARTING
         self.reason = "no frame set yet"
@@ -197,14 +198,16 @@ class Health:
 
     def _camera_status(self, status, name: str, drops: Mapping[tuple[str, str], int], running: bool, silence: float) -> DiagnosticStatus:
         mine = {reason: count for (source, reason), count in drops.items() if source == name}
+        counts = ((sum(mine.values()), "dropped"), (self.unstamped[name], "without a time stamp"))
+        losses = [f"{count} {what}" for count, what in counts if count]
         rate, quiet = self.images[name](), self.images[name].silence()
         if running and quiet > silence:
             level, text = ERROR, "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s"
-        elif mine:
-            level, text = WARN, f"{rate:.1f} images/s, {sum(mine.values())} dropped"
+        elif losses:
+            level, text = WARN, f"{rate:.1f} images/s, {', '.join(losses)}"
         else:
             level, text = OK, f"{rate:.1f} images/s"
-        return status(f"camera {name}", level, text, images=self.images[name].total, **mine)
+        return status(f"camera {name}", level, text, images=self.images[name].total, without_stamp=self.unstamped[name], **mine)
 
 
 def median(values: Iterable[float]) -> float:

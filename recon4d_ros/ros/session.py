@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -202,6 +202,11 @@ class Session:
     def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
         self.health.images[camera].tick()
         self._camera_frames[camera] = frame_id or camera
+        if not image.stamp_ns:  # no driver's time: the reception's stands in for it, as in a bag
+            image = replace(image, stamp_ns=self._node.get_clock().now().nanoseconds)
+            self.health.unstamped[camera] += 1
+            if self.health.unstamped[camera] == 1:
+                self._log.warning(f"{camera}: images come without a time stamp: the time of reception is taken (counted, said here once)")
         if not self.paused:
             self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
 

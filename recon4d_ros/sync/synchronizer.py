@@ -24,6 +24,7 @@ JUMPED = "time jumped backward"
 BEFORE_JUMP = "from before the time jump"
 TOO_FEW = "set has fewer than min_cameras"
 NOT_NEWER = "set is not newer than the last"
+ALONE = "its stamp is far before all others"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SyncParameters:
     queue: int = parameter(16, "Most images held per camera", minimum=1, maximum=1000)
     backward_jump: float = parameter(
         0.5, "A camera's stamp that is older than its last by more than this means that time was set back (a bag loops); by less, "
-        "three such in a row do, s", minimum=0.0, maximum=3600.0)
+        "three such in a row do, s. One such image alone does not, a second of any camera has to say the same", minimum=0.0, maximum=3600.0)
     forward_jump: float = parameter(
         2.0, "A set that is newer than the last by more than this is marked as a jump, s", minimum=0.01, maximum=3600.0)
     odometry_queue: int = parameter(2000, "Most odometry samples held until the next set", minimum=1, maximum=100000)
@@ -65,11 +66,21 @@ class SyncStatistics:
     jumps: int = 0
 
 
+@dataclass(frozen=True)
+class _Aside:
+    """An image that came out of time: of the first after a jump backward, or with a stamp that is wrong. The next ones tell."""
+
+    camera: str
+    image: RawImage
+    now_ns: int
+
+
 class Synchronizer:
     """Groups images into FrameSets in strictly increasing order of stamps (until time jumps backward).
 
     Call `add_image` for each image and `poll` every few milliseconds (or never, offline); both return the sets that became due, and
-    with the resilient policy no image is ever held longer than max_wait beyond the last call. `flush` at the end gives what is left.
+    with the resilient policy no image is ever held longer than max_wait beyond the last call (but the first after a jump backward, until
+    a second says so too). `flush` at the end gives what is left.
     """
 
     def __init__(self, cameras: Sequence[str], parameters: SyncParameters | None = None) -> None:
@@ -94,22 +105,26 @@ class Synchronizer:
         self._jumped_at_ns = 0
         self._last_stamp_ns: int | None = None
         self._jump = Jump.NONE
+        self._aside: _Aside | None = None
 
     def add_image(self, camera: str, image: RawImage, now_ns: int) -> list[FrameSet]:
         """Take an image of one of the cameras; the sets that are due. Raises ValueError for a camera that is not the rig's."""
         if camera not in self.cameras:
             raise ValueError(f"camera {camera!r} is not one of {', '.join(self.cameras)}")
         self.statistics.received[camera] += 1
-        if reason := self._door(camera, image.stamp_ns, now_ns):
-            self._drop(camera, reason)
-        elif reason := self._policy.offer(camera, image, now_ns):
-            self._drop(camera, reason)
+        newest = self._newest.get(camera)
+        if newest is not None and image.stamp_ns < newest - self._backward:
+            self._out_of_time(camera, image, now_ns)
+        else:
+            if self._aside is not None and (camera == self._aside.camera or now_ns - self._aside.now_ns > self._dead_after):
+                self._end_aside(ALONE)  # time goes on as before
+            self._admit(camera, image, now_ns)
         return self.poll(now_ns)
 
     @property
     def held(self) -> int:
         """Images that are waiting for their set."""
-        return self._policy.count()
+        return self._policy.count() + (self._aside is not None)
 
     def add_odometry(self, sample: OdometrySample) -> None:
         """Take an odometry sample; one that is not finite or not newer than the last is counted and dropped."""
@@ -122,18 +137,46 @@ class Synchronizer:
 
     def flush(self) -> list[FrameSet]:
         """Everything that is held, without waiting."""
+        self._end_aside(ALONE)
         return self._assemble(self._policy.due(None))
 
+    def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
+        if reason := self._door(camera, image.stamp_ns, now_ns):
+            self._drop(camera, reason)
+        elif reason := self._policy.offer(camera, image, now_ns):
+            self._drop(camera, reason)
+
+    def _out_of_time(self, camera: str, image: RawImage, now_ns: int) -> None:
+        """An image far older than its camera's last. The first is set aside; with a second, near it or after it, time jumped backward."""
+        first = self._aside
+        if first is None or image.stamp_ns < first.image.stamp_ns - self._backward:
+            self._end_aside(ALONE)
+            self._aside = _Aside(camera, image, now_ns)
+        elif (first.camera, first.image.stamp_ns) == (camera, image.stamp_ns):
+            self._drop(camera, DUPLICATE)
+        else:
+            self._aside = None
+            together = image.stamp_ns - first.image.stamp_ns <= self._forward
+            self._jump_backward(camera, max(image.stamp_ns, first.image.stamp_ns), now_ns)
+            if together:
+                self._admit(first.camera, first.image, first.now_ns)
+            else:
+                self._drop(first.camera, ALONE)
+            self._admit(camera, image, now_ns)
+
+    def _end_aside(self, reason: str) -> None:
+        if self._aside is not None:
+            self._drop(self._aside.camera, reason)
+            self._aside = None
+
     def _door(self, camera: str, stamp: int, now_ns: int) -> str | None:
-        """Why an image may not come in at all; notices when time jumped backward."""
+        """Why an image may not come in at all; notices when time was set back by a little."""
         if camera in self._before_jump:
             old = self._before_jump[camera]
             now_newest = max(self._newest.values(), default=stamp)
             if stamp >= old and abs(stamp - now_newest) > self._backward and now_ns - self._jumped_at_ns <= self._dead_after:
                 return BEFORE_JUMP
             del self._before_jump[camera]  # it followed the jump (or, after a while, never will: then its clock is taken as it is)
-        elif camera in self._newest and stamp < self._newest[camera] - self._backward:
-            self._jump_backward(camera, stamp, now_ns)
         if camera in self._used and stamp < self._used[camera]:
             self._older[camera] += 1
             if self._older[camera] < _SET_BACK:
