@@ -89,6 +89,8 @@ class Engine(Protocol):
 
     spec: EngineSpec
     device: str
+    forgotten: int
+    """How often the memory held what is not finite since the engine was loaded, and was therefore forgotten as by `reset`."""
 
     def reset(self) -> None:
         """Forgets everything seen: as after loading."""

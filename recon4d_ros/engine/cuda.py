@@ -42,6 +42,7 @@ class Buffer:
     def fill(self, array: NDArray) -> None:
         """From the host, now. array: contiguous."""
         call(cudart.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice))
+        call(cudart.cudaStreamSynchronize(0))  # from memory that is not pinned the call may end before the copy does
 
     def read(self, array: NDArray) -> None:
         """To the host, now."""

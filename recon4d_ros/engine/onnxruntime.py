@@ -55,6 +55,10 @@ class OnnxRuntime:
         """One memory tensor on the host (copied there from a GPU)."""
         return self._memory[self._now][name].numpy()
 
+    def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
+        for name, array in memory.items():
+            self._memory[self._now][name] = ort.OrtValue.ortvalue_from_numpy(np.array(array, np.float32), self._place, 0)
+
     def reset(self) -> None:
         self._memory = [
             {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0) for name, shape in self._shapes.items()}

@@ -53,6 +53,10 @@ class OpenVinoRuntime:
         """A view of one memory tensor, good until the next step."""
         return self._buffers[self._now][name]
 
+    def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
+        for name, array in memory.items():
+            self._buffers[self._now][name][:] = array
+
     def reset(self) -> None:
         for array in self._buffers[self._now].values():
             array.fill(0)

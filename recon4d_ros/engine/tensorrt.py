@@ -75,6 +75,10 @@ class TensorRtRuntime:
         self._memory[self._now][name].read(array)
         return array
 
+    def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
+        for name, array in memory.items():
+            self._memory[self._now][name].fill(np.ascontiguousarray(array))
+
     def reset(self) -> None:
         for buffer in self._memory[self._now].values():
             self._stream.zero(buffer)

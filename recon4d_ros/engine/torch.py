@@ -50,6 +50,9 @@ class TorchRuntime:
         """One memory tensor on the host (copied there from a GPU)."""
         return self._memory[name].cpu().numpy()
 
+    def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
+        self._memory |= {name: torch.from_numpy(array).to(self._place, copy=True) for name, array in memory.items()}
+
     def reset(self) -> None:
         self._memory = {name: torch.zeros(shape, device=self._place) for name, shape in self._shapes.items()}
 

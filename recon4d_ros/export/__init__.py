@@ -46,7 +46,7 @@ a learned network is exported for the rig's cameras (--rig, or --cameras and --i
 @dataclass(frozen=True)
 class ExportArguments:
     """What an engine is exported for. Sizes are (height, width). runtime: `auto` or `onnx` (the fastest CPU runtime measured) or a name of
-    engine.RUNTIMES. checkpoint: of a learned network: a file, or "stand-in" (networks/stand_in.py)."""
+    engine.RUNTIMES. checkpoint: of a learned network: a file, or "stand-in" (networks/stand_in.py). calibration: the bag of int8."""
 
     config: str
     cameras: int
@@ -58,6 +58,7 @@ class ExportArguments:
     precision: str = "fp32"
     runtime: str = "auto"
     checkpoint: str = ""
+    calibration: str = ""
 
 
 def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
@@ -148,8 +149,8 @@ def written_beside(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _write_geometric(folder: Path, a: ExportArguments, options: Mapping[str, Any]) -> EngineSpec:
-    from recon4d_ros.export.geometric import write_onnx
-    from recon4d_ros.export.parity import measure_parity
+    from recon4d_ros.export.geometric import measured, write_onnx
+    from recon4d_ros.export.parity import check_parity
 
     model, described = write_onnx(folder / "model.onnx", a, options)
     spec = EngineSpec(
@@ -166,7 +167,9 @@ def _write_geometric(folder: Path, a: ExportArguments, options: Mapping[str, Any
         model_sha256=sha256_of(folder / "model.onnx"),
         **described,
     )
-    return replace(spec, parity=measure_parity(model, folder / "model.onnx", spec))
+    parity = measured(folder, model, spec)
+    check_parity(parity, a.precision)
+    return replace(spec, parity=parity)
 
 
 def _choose_runtime(
@@ -199,11 +202,13 @@ def parity_table(spec: EngineSpec, folder: Path) -> str:
         from recon4d_ros.export.learned import table
 
         return table(spec, folder)
-    lines = [f"{'runtime':14} {'ms/step':>8}  share of values that differ from PyTorch (worst of the steps)"]
+    lines = [f"{'runtime':14} {'ms/step':>8}  share of values that differ from PyTorch (worst of the steps), where any do"]
     for name, report in spec.parity.items():
-        lines.append(
-            f"{name:14} {report['milliseconds']:8.1f}  " + ", ".join(f"{key} {value:.3%}" for key, value in report["differs"].items())
-        )
+        if "error" in report:
+            lines.append(f"{name:14} {'':8}  {report['error']}")
+            continue
+        differs = ", ".join(f"{key} {value:.3%}" for key, value in report["differs"].items() if value)
+        lines.append(f"{name:14} {report['milliseconds']:8.1f}  {differs or 'none'}")
     return "\n".join(lines)
 
 
@@ -229,7 +234,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", default="", metavar="HxW", help="learned: input images (default: the rig's, else --size)")
     parser.add_argument("--channels", type=int, default=0, help="1 grey or 3 RGB (default: 3)")
     parser.add_argument("--pointers", type=int, default=0, metavar="M", help="capacity of the memory (default: 2048, learned 1024)")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, bf16, int8 (tensorrt); geometry stays in fp32 (default: fp32)")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, bf16, int8; geometry stays in fp32 (default: fp32)")
+    parser.add_argument("--calibration", default="", metavar="BAG", help="int8: a drive like those to come, for the activations' ranges")
     parser.add_argument(
         "--runtime",
         default="auto",
@@ -283,7 +289,7 @@ def _arguments(arguments: argparse.Namespace) -> ExportArguments:
         given = {"config": arguments.config, "input_size": size, "working_size": _parse_size("--working-size", arguments.working_size)}
     given |= {"cameras": arguments.cameras, "channels": arguments.channels, "pointers": arguments.pointers or (1024 if learned else 2048)}
     chosen |= {name: value for name, value in given.items() if value}
-    chosen |= {name: getattr(arguments, name) for name in ("network", "precision", "runtime", "checkpoint")}
+    chosen |= {name: getattr(arguments, name) for name in ("network", "precision", "runtime", "checkpoint", "calibration")}
     if "cameras" not in chosen or "input_size" not in chosen:
         raise ParameterError("expected --size, and --rig or --cameras" if learned else "expected --rig, or --cameras and --size")
     chosen.setdefault("config", "learned" if learned else "surround")
@@ -313,8 +319,10 @@ def _check(a: ExportArguments) -> None:
             f"precision {a.precision} is not offered for {GEOMETRIC}: geometry needs fp32",
         ),
         (
-            a.precision == "int8" and a.runtime != "tensorrt",
-            "precision int8 is offered by runtime tensorrt only, which calibrates it from a bag (--calibration)",
+            (a.precision == "int8") != bool(a.calibration),
+            "precision int8 takes --calibration BAG, a drive like those to come"
+            if a.precision == "int8"
+            else f"--calibration is for precision int8, not {a.precision}",
         ),
         (a.network == GEOMETRIC and bool(a.checkpoint), f"--checkpoint: {GEOMETRIC} has no learned weights"),
         (

@@ -19,7 +19,9 @@ import torch
 from recon4d_ros.engine.base import EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
-from recon4d_ros.export.learned import DTYPES, check_parity, lower, make, write_reference
+from recon4d_ros.export.learned import DTYPES, lower, make
+from recon4d_ros.export.parity import check_parity
+from recon4d_ros.export.reference import from_pytorch
 
 if TYPE_CHECKING:
     from recon4d_ros.export import ExportArguments
@@ -39,7 +41,7 @@ def build(folder: Path, spec: EngineSpec, a: ExportArguments, own: Mapping[str, 
     network, step, _ = make(a, own)
     with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
         reference = Path(scratch) / "reference.npz"
-        write_reference(reference, step, spec)
+        from_pytorch(reference, step, spec)
         if a.precision in DTYPES:
             lower(network, a)
         say(f"compiling {MODEL} for {device}")

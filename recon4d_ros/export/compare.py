@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from numpy.typing import NDArray
 
 from recon4d_ros.engine import load_spec, start_runtime
 from recon4d_ros.engine.base import EngineSpec
-from recon4d_ros.engine.hosted import empty_outputs
+from recon4d_ros.engine.hosted import Runtime, empty_outputs
 from recon4d_ros.errors import EngineError
-from recon4d_ros.export.scene import example_inputs
+from recon4d_ros.export.parity import difference
+from recon4d_ros.export.reference import STEPS, given, memory_before
 from recon4d_ros.statistics import peak_rss_mib
 
-MAY_BE_NONE = ("depth", "sigma", "confidence")  # outputs in which 0 says that there is none
-STEPS = 3
 REPEATS = 5  # of the timing
 
 
@@ -40,28 +40,29 @@ def compare_apart(folder: Path, runtime: str, reference: Path) -> dict[str, Any]
 
 
 def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
-    """milliseconds a step (median), peak_rss_mib, load_seconds; per output the worst step's `max` (absolute) and `relative` (norm)
-    difference, `first`: the relative one of the first step, before the memories differ, and `holes`: the share of values that are none on
-    one side only, which the differences leave out; worst: the largest relative one."""
+    """milliseconds a step (median), peak_rss_mib, load_seconds; per output, over a few steps (parity.py: difference):
+
+    `max`, `relative` of the worst step, the runtime on its own memory; `fed`: the worst step's relative one, each step from the reference's
+    memory, so that one that makes nothing of its memory shows; `holes` and `off` of the fed steps. worst: the largest relative one.
+    """
     spec = load_spec(folder)
     start = time.perf_counter()
     engine = start_runtime(folder, spec, runtime)
     load_seconds = time.perf_counter() - start
     expected = np.load(reference)
-    report: dict[str, dict[str, float]] = {}
-    for step in range(STEPS):
-        outputs = empty_outputs(spec)
-        engine.run(inputs_of(spec, step), outputs)
-        for name in spec.outputs:
-            got = outputs[name] if name in outputs else engine.memory(name.removeprefix("new_"))
-            note(report, name, step, got, expected[f"{step}/{name}"])
+    own = _differences(engine, spec, expected, fed=False)
     times = []
-    inputs = inputs_of(spec, STEPS - 1)
+    inputs, outputs = given(expected, spec, STEPS - 1), empty_outputs(spec)
     for _ in range(REPEATS):
         start = time.perf_counter()
         engine.run(inputs, outputs)
         times.append(time.perf_counter() - start)
+    fed = _differences(engine, spec, expected, fed=True)
     engine.close()
+    report = {
+        name: {"max": own[name]["max"], "relative": own[name]["relative"], "fed": now["relative"], "holes": now["holes"], "off": now["off"]}
+        for name, now in fed.items()
+    }
     return {
         "milliseconds": round(float(np.median(times)) * 1e3, 2),
         "peak_rss_mib": round(peak_rss_mib(), 1),
@@ -71,22 +72,19 @@ def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
     }
 
 
-def note(report: dict[str, dict[str, float]], name: str, step: int, got: NDArray, truth: NDArray) -> None:
-    a, b = got.astype(np.float64), truth.astype(np.float64)
-    if got.dtype == np.uint8:  # runtimes may round a half to either side
-        a = np.where(np.abs(a - b) <= 1, b, a)
-    holes = (a == 0) != (b == 0) if name in MAY_BE_NONE else np.zeros(a.shape, bool)
-    a = np.where(holes, b, a)  # a depth within rounding of zero is none in one runtime and something in the other: counted, not measured
-    relative = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-9) if np.isfinite(a).all() else float("inf")
-    entry = report.setdefault(name, {"max": 0.0, "relative": 0.0, "first": relative, "holes": 0.0})
-    entry["holes"] = max(entry["holes"], float(holes.mean()))
-    entry["max"] = max(entry["max"], float(np.abs(a - b).max(initial=0.0)))
-    entry["relative"] = max(entry["relative"], relative)
-
-
-def inputs_of(spec: EngineSpec, step: int) -> dict[str, NDArray]:
-    every = example_inputs(spec, step)
-    return {name: every[name] for name in spec.inputs if name in every}
+def _differences(engine: Runtime, spec: EngineSpec, expected: Mapping[str, NDArray], *, fed: bool) -> dict[str, dict[str, float]]:
+    """The worst step's differences, per output; on the runtime's own memory, or fed with the reference's before each step."""
+    worst: dict[str, dict[str, float]] = {}
+    for step in range(STEPS):
+        if fed or step == 0:
+            engine.remember(memory_before(expected, spec, step))
+        outputs = empty_outputs(spec)
+        engine.run(given(expected, spec, step), outputs)
+        for name in spec.outputs:
+            got = outputs[name] if name in outputs else engine.memory(name.removeprefix("new_"))
+            now = difference(name, got, expected[f"{step}/{name}"], spec.working_size[1])
+            worst[name] = {key: max(value, worst.get(name, now)[key]) for key, value in now.items()}
+    return worst
 
 
 def _with_package(package: str) -> dict[str, str]:

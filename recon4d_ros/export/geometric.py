@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recon4d_ros.errors import ParameterError
+from recon4d_ros.engine import CPU_RUNTIMES
+from recon4d_ros.engine.base import SPEC_FILE, EngineSpec
+from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.export.compare import compare
 from recon4d_ros.export.graph import builders, write_graph
+from recon4d_ros.export.parity import in_shares
+from recon4d_ros.export.reference import from_pytorch
 from recon4d_ros.networks import geometric
 from recon4d_ros.networks.pointer_memory import FEATURE
 
@@ -39,6 +46,23 @@ def write_onnx(path: Path, arguments: ExportArguments, options: Mapping[str, Any
         "options": plain | {"memory": {name: list(shape) for name, shape in memory.items()}},
         "versions": builders(),
     }
+
+
+def measured(folder: Path, model: torch.nn.Module, spec: EngineSpec) -> dict[str, Any]:
+    """Per installed CPU runtime, what parity.in_shares says of it against PyTorch; {"error": sentence} if it does not take the model."""
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
+        reference = Path(scratch) / "reference.npz"
+        from_pytorch(reference, model, spec)
+        spec.save(folder / SPEC_FILE)
+        for runtime in CPU_RUNTIMES:
+            if importlib.util.find_spec(runtime) is None:
+                continue
+            try:
+                report[runtime] = in_shares(compare(folder, runtime, reference))
+            except EngineError as error:
+                report[runtime] = {"error": str(error)}
+    return report
 
 
 def geometric_options(arguments: ExportArguments, options: Mapping[str, Any]) -> geometric.GeometricOptions:

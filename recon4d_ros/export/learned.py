@@ -6,12 +6,12 @@ Every stage that holds the weights frees them before the next begins: a network 
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -19,8 +19,10 @@ from torch import nn
 from recon4d_ros.engine import CPU_RUNTIMES, parity_lines
 from recon4d_ros.engine.base import EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
-from recon4d_ros.export.compare import STEPS, compare_apart, inputs_of
+from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.graph import builders, write_graph
+from recon4d_ros.export.parity import check_parity
+from recon4d_ros.export.reference import STEPS, from_pytorch
 from recon4d_ros.networks import checkpoint
 from recon4d_ros.networks.step import OUTPUTS, StepOptions
 from recon4d_ros.statistics import peak_rss_mib
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-TOLERANCE = {"fp32": 1e-3, "int8": 1e-3, "fp16": 0.05, "bf16": 0.05}  # relative norm of any output's first step, against float32 PyTorch
-HOLES = 0.01  # largest share of values that are none on one side only
 MODEL = "model.onnx"
 PER_WEIGHT = 4.5  # bytes of memory per byte of weights that exporting takes at most, as measured (docs/export.md)
 
@@ -42,13 +42,7 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     Raises EngineError or ParameterError, each with a sentence.
     """
     check_memory(a.checkpoint)
-    say(f"reading {a.network} ({a.checkpoint})")
-    network, step, sha256 = make(a, own)
-    parameters = sum(value.numel() for value in network.state_dict().values())
-    check_memory(a.checkpoint, 4 * parameters, already=1.0)
-    frame, memory = step.frame_inputs(), {name: tuple(shape) for name, shape in step.memory_shapes().items()}
-    extra = tuple(step.extra_outputs)
-    spec = EngineSpec(
+    planned = EngineSpec(
         network=a.network,
         config="learned",
         runtime=CPU_RUNTIMES[0],
@@ -61,6 +55,20 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
         precision=a.precision,
         model=MODEL,
         model_sha256="",
+    )
+    if a.precision == "int8":
+        from recon4d_ros.export import quantize
+
+        say(f"looking through {a.calibration}")
+        length = quantize.check_bag(Path(a.calibration), planned)
+    say(f"reading {a.network} ({a.checkpoint})")
+    network, step, sha256 = make(a, own)
+    parameters = sum(value.numel() for value in network.state_dict().values())
+    check_memory(a.checkpoint, 4 * parameters, already=1.0)
+    frame, memory = step.frame_inputs(), {name: tuple(shape) for name, shape in step.memory_shapes().items()}
+    extra = tuple(step.extra_outputs)
+    spec = replace(
+        planned,
         checkpoint_sha256=sha256,
         inputs=(*frame, *memory),
         outputs=(*OUTPUTS, *extra, *(f"new_{name}" for name in memory)),
@@ -69,14 +77,17 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     )
     say(f"PyTorch, {STEPS} steps")
     reference = folder / "reference.npz"
-    shapes = write_reference(reference, step, spec)
+    shapes = from_pytorch(reference, step, spec)
     if a.precision in DTYPES:
         lower(network, a)
     say(f"writing {MODEL}, {parameters / 1e6:.1f} million parameters in {a.precision}")
     write_graph(folder / MODEL, step, frame, memory, (*OUTPUTS, *extra))
+    spec = replace(spec, extra_outputs={name: shapes[name] for name in extra})
+    if a.precision == "int8":
+        spec = _quantize(folder, spec, a, network, step, length, say)
     del network, step
     gc.collect()
-    spec = finished(folder, spec, {"extra_outputs": {name: shapes[name] for name in extra}})
+    spec = finished(folder, spec, {})
     spec.save(folder / "engine.yaml")
     parity = {}
     for runtime in CPU_RUNTIMES:
@@ -86,6 +97,28 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     reference.unlink()
     peak = round(peak_rss_mib(), 1)
     return finished(folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}})
+
+
+def _quantize(
+    folder: Path, spec: EngineSpec, a: ExportArguments, network: nn.Module, step: nn.Module, length: int, say: Say
+) -> EngineSpec:
+    """The folder's float32 model becomes int8 (quantize.py), and its reference what PyTorch computes on the calibration bag's last frames.
+    Raises EngineError, BagError."""
+    from recon4d_ros.export import quantize
+
+    place = next(name for name, module in step.named_modules() if module is network)
+    method: Callable[[], tuple[str, ...]] | None = getattr(network, "quantizable", None)
+    if method is None:
+        raise EngineError(f"precision int8: network {a.network} does not say what of it may be int8")
+    modules = [f"{place}.{name}" for name in method()]
+    with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
+        say(f"{length} frame sets of {a.calibration} with onnxruntime")
+        whole = finished(folder, spec, {})
+        calibrated, held_out = quantize.roll_out(folder, whole, Path(a.calibration), length, Path(scratch))
+        from_pytorch(folder / "reference.npz", step, spec, held_out)
+        say(f"calibrating with {len(calibrated)} of them")
+        count = quantize.quantize(folder / MODEL, modules, calibrated)
+    return replace(spec, options={**spec.options, "calibration": Path(a.calibration).name, "int8_products": count})
 
 
 def make(a: ExportArguments, own: Mapping[str, Any]) -> tuple[nn.Module, Any, str]:
@@ -120,41 +153,6 @@ def lower(network: nn.Module, a: ExportArguments) -> None:
     if method is None:
         raise EngineError(f"precision {a.precision}: network {a.network} is offered in fp32 only")
     method(DTYPES[a.precision])
-
-
-def write_reference(path: Path, step: nn.Module, spec: EngineSpec) -> dict[str, tuple[int, ...]]:
-    """What PyTorch computes in float32 over a few steps, one array per "step/output"; gives the outputs' shapes."""
-    memory_names = list(spec.options["memory"])
-    state = [torch.zeros(shape) for shape in spec.options["memory"].values()]
-    arrays = {}
-    for index in range(STEPS):
-        with torch.inference_mode():
-            result = step(*(torch.from_numpy(array) for array in inputs_of(spec, index).values()), *state)
-        if len(result) != len(spec.outputs):
-            raise EngineError(f"network {spec.network}: its step gives {len(result)} tensors: expected {', '.join(spec.outputs)}")
-        for name, tensor in zip(spec.outputs, result, strict=True):
-            if not torch.isfinite(tensor.float()).all():
-                raise EngineError(f"network {spec.network}: its output {name} is not finite, with these weights, on a plain wall")
-            arrays[f"{index}/{name}"] = tensor.numpy()
-        state = list(result[len(result) - len(memory_names) :])
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    return {name: tuple(arrays[f"0/{name}"].shape) for name in spec.outputs}
-
-
-def check_parity(parity: Mapping[str, Any], precision: str) -> None:
-    """Raises EngineError if no runtime takes the model, or one computes something else in its very first step."""
-    good = {name: report for name, report in parity.items() if "error" not in report}
-    if not good:
-        raise EngineError("no runtime takes the exported model: " + "; ".join(f"{name}: {r['error']}" for name, r in parity.items()))
-    for runtime, report in good.items():
-        for name, values in report["outputs"].items():
-            if values["holes"] > HOLES:
-                raise EngineError(f"{runtime} does not compute what PyTorch does: {values['holes']:.2%} of {name} are none on one side")
-            if not values["first"] <= TOLERANCE[precision]:
-                raise EngineError(
-                    f"{runtime} does not compute what PyTorch does: output {name} is off by {values['first']:.1e} (relative norm) in the "
-                    f"first step, expected {TOLERANCE[precision]:g} at most in {precision}"
-                )
 
 
 def table(spec: EngineSpec, folder: Path) -> str:

@@ -1,77 +1,82 @@
-"""Does a runtime compute what PyTorch computes? Every output over a few steps of a moving, textured scene, each stream on its own
-memory."""
+"""Is what a runtime computes what PyTorch computes? The differences as numbers, and where they are too large.
+
+A learned network's outputs are smooth in its inputs: the relative norm of each output's difference says it. The geometric network chooses
+planes: a pixel whose two best ones tie to the last bit may choose the other one, so that the share of values that differ says it.
+"""
 
 from __future__ import annotations
 
-import importlib
-import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from recon4d_ros.engine import CPU_RUNTIMES, RUNTIMES
-from recon4d_ros.engine.base import EngineSpec
-from recon4d_ros.engine.hosted import empty_outputs
-from recon4d_ros.export.compare import inputs_of
+from recon4d_ros.errors import EngineError
 
-STEPS = 3
-REPEATS = 5  # of the timing
-# A value differs when it is off by more than this: relative to depth and sigma, absolute for the others. Runtimes order sums differently,
-# so a pixel whose two best planes tie to the last bit may choose the other one: parity is the share of values, not the worst value.
-RELATIVE = {"depth": 0.01, "sigma": 0.05}
+# learned: largest relative norm of any output's difference, each step from PyTorch's own memory (float32)
+TOLERANCE = {"fp32": 1e-3, "int8": 0.3, "fp16": 0.02, "bf16": 0.02}
+HOLES = 0.01  # learned: largest share of values that are none on one side only
+OFF = 0.01  # geometric: largest share of values of any output that differ
+# geometric: a value differs when it is off by more than this: relative, or absolute for what is not named here
+RELATIVE = {"depth": 0.01, "sigma": 0.05, "new_before_inverse": 0.01, "new_key_inverse": 0.01, "new_next_inverse": 0.01}
 ABSOLUTE = {"confidence": 0.02, "color": 1.5}
+MAY_BE_NONE = ("depth", "sigma", "confidence")  # outputs in which 0 says that there is none
 
 
-def measure_parity(model: torch.nn.Module, path: Path, spec: EngineSpec) -> dict[str, Any]:
-    """Per installed runtime: share of values that differ from PyTorch, per output (the worst step), the worst of them, and milliseconds a
-    step."""
-    memory = {name: tuple(shape) for name, shape in spec.options["memory"].items()}
-    steps = [inputs_of(spec, index) for index in range(STEPS)]
-    expected = []
-    state = [torch.zeros(shape) for shape in memory.values()]
-    with torch.no_grad():
-        for inputs in steps:
-            result = model(*(torch.from_numpy(array) for array in inputs.values()), *state)
-            expected.append([tensor.numpy() for tensor in result])
-            state = list(result[4:])
-    report: dict[str, Any] = {}
-    for name in CPU_RUNTIMES:
-        module, attribute = RUNTIMES[name]
-        try:
-            runtime = getattr(importlib.import_module(module), attribute)(path, spec, memory)
-        except ImportError:
-            continue
-        differs: dict[str, float] = {}
-        for inputs, truth in zip(steps, expected, strict=True):
-            outputs = empty_outputs(spec)
-            runtime.run(inputs, outputs)
-            for index, key in enumerate(outputs):
-                differs[key] = max(differs.get(key, 0.0), share_off(key, outputs[key], truth[index]))
-            for index, key in enumerate(memory):
-                if key in ("pointer_valid", "token_weight"):
-                    differs[key] = max(differs.get(key, 0.0), share_off(key, runtime.memory(key), truth[4 + index]))
-        times = []
-        for index in range(REPEATS):
-            start = time.perf_counter()
-            runtime.run(steps[index % STEPS], outputs)
-            times.append(time.perf_counter() - start)
-        report[name] = {
-            "milliseconds": round(float(np.median(times)) * 1e3, 2),
-            "worst": max(differs.values()),
-            "differs": {key: round(value, 6) for key, value in differs.items()},
-        }
-        runtime.close()
-    return report
+def difference(name: str, got: NDArray, truth: NDArray, width: int) -> dict[str, float]:
+    """max: largest absolute difference; relative: norm of it over the norm of the truth; both leave out `holes`, the share of values that
+    are none on one side only. off: share of values that are off by more than their name's tolerance. Not finite is infinitely off.
 
-
-def share_off(name: str, got: NDArray, truth: NDArray) -> float:
-    """Share of values that differ by more than the tolerance of their name."""
+    width: of the working image, which numbers its pixels row by row.
+    """
     a, b = got.astype(np.float64), truth.astype(np.float64)
-    if name in RELATIVE:
-        off = np.abs(a - b) > RELATIVE[name] * np.maximum(np.abs(b), 1e-3)
-    else:
-        off = np.abs(a - b) > ABSOLUTE.get(name, 0.02)
-    return float(off.mean())
+    off = share_off(name, a, b, width)
+    if got.dtype == np.uint8:  # runtimes may round a half to either side
+        a = np.where(np.abs(a - b) <= 1, b, a)
+    # a depth within rounding of zero is none in one runtime and something in the other: counted, not measured
+    holes = (a == 0) != (b == 0) if name in MAY_BE_NONE else np.zeros(a.shape, bool)
+    a = np.where(holes, b, a)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return {"max": np.inf, "relative": np.inf, "holes": float(holes.mean()), "off": off}
+    relative = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-9)
+    return {"max": float(np.abs(a - b).max(initial=0.0)), "relative": relative, "holes": float(holes.mean()), "off": off}
+
+
+def share_off(name: str, got: NDArray, truth: NDArray, width: int) -> float:
+    """Share of values that differ by more than the tolerance of their name; one that is not finite always does."""
+    a, b = got.astype(np.float64), truth.astype(np.float64)
+    tolerance = RELATIVE[name] * np.maximum(np.abs(b), 1e-3) if name in RELATIVE else ABSOLUTE.get(name, 0.02)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b)
+        if name.endswith("_pixel"):  # of a place between two pixels: either of them
+            apart, tolerance = np.maximum(np.abs(a // width - b // width), np.abs(a % width - b % width)), 1.0
+        alike = np.isfinite(a) & np.isfinite(b) & (apart <= tolerance)
+    return float(1 - alike.mean()) if alike.size else 0.0
+
+
+def in_shares(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A geometric network's report of compare.py, as engine.yaml has it."""
+    differs = {name.removeprefix("new_"): round(values["off"], 6) for name, values in report["outputs"].items()}
+    return {"milliseconds": report["milliseconds"], "worst": max(differs.values()), "differs": differs}
+
+
+def check_parity(parity: Mapping[str, Any], precision: str) -> None:
+    """Raises EngineError if no runtime takes the model, or one computes something else."""
+    good = {name: report for name, report in parity.items() if "error" not in report}
+    if not good:
+        said = "; ".join(f"{name}: {report['error']}" for name, report in parity.items())
+        raise EngineError(f"no runtime takes the exported model: {said or 'none is installed'}")
+    for runtime, report in good.items():
+        wrong = f"{runtime} does not compute what PyTorch does"
+        for name, share in report.get("differs", {}).items():
+            if not share <= OFF:
+                raise EngineError(f"{wrong}: {share:.1%} of {name} differ, expected {OFF:.0%} at most")
+        for name, values in report.get("outputs", {}).items():
+            if not values["holes"] <= HOLES:
+                raise EngineError(f"{wrong}: {values['holes']:.2%} of {name} are none on one side")
+            if not values["fed"] <= TOLERANCE[precision]:
+                raise EngineError(
+                    f"{wrong}: output {name} is off by {values['fed']:.1e} (relative norm) in a step from PyTorch's own memory, "
+                    f"expected {TOLERANCE[precision]:g} at most in {precision}"
+                )

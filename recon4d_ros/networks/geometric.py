@@ -34,6 +34,7 @@ from recon4d_ros.networks.matching import (
     winner,
 )
 from recon4d_ros.networks.pointer_memory import FEATURE, SCALE, SIGMA, Memory, Tokens, fuse, patches
+from recon4d_ros.networks.working_image import as_bytes, as_grey, working_images
 
 NETWORK = "recon4d_geometric"
 
@@ -236,8 +237,8 @@ class GeometricStep(nn.Module):
         memory = self.remember(at)
 
         # images
-        color, grey = self.rectify(at["images"], at["grid"])
-        covered = (at["grid"][..., 0] > -2).to(torch.float32)  # where the working image shows something of the input
+        x, covered = working_images(at["images"], at["grid"])
+        color, grey = as_bytes(x), as_grey(x) / 255
 
         # pointers as the cameras see them now
         seen = self.look(memory, grey, k, pose, present)
@@ -253,7 +254,7 @@ class GeometricStep(nn.Module):
         confidence = confidence * present[:, None, None]
 
         # full resolution
-        depth, sigma, confidence_full = self.upsample(inverse, spread, confidence, covered)
+        depth, sigma, confidence_full = self.upsample(inverse, spread, confidence, covered.to(torch.float32))
 
         # what the next step will remember
         memory, pointer_pixel = self.judge(memory, seen, inverse, confidence, present)
@@ -274,25 +275,6 @@ class GeometricStep(nn.Module):
         return depth, sigma, confidence_full, color, *(new[name] for name in memory_shapes(o))
 
     # ---------------------------------------------------------------------------------------------------------------- images
-
-    def rectify(self, images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Working images: color [n, h, w, channels] uint8, and grey [n, 1, h, w] in 0..1."""
-        o = self.o
-        height, width = o.input_size
-        x = images.permute(0, 3, 1, 2).to(torch.float32)
-        coarse = max(
-            1, min(height // o.working_size[0], width // o.working_size[1]) // 2
-        )  # up to 2 the bilinear sample is an average itself
-        if coarse > 1:
-            x = F.avg_pool2d(x, coarse)
-        grid = (grid - (coarse - 1) / 2) / coarse
-        size = torch.tensor([x.shape[3] - 1, x.shape[2] - 1], dtype=torch.float32)
-        x = F.grid_sample(x, grid * (2 / size) - 1, mode="bilinear", padding_mode="border", align_corners=True)
-        color = (x + 0.5).clamp(0, 255).to(torch.uint8)
-        if o.channels == 1:
-            return color.permute(0, 2, 3, 1), x / 255
-        grey = (x[:, :1] * 0.299 + x[:, 1:2] * 0.587 + x[:, 2:] * 0.114) / 255
-        return color.permute(0, 2, 3, 1), grey
 
     def scaled_k(self, k: Tensor, s: int) -> Tensor:
         """Intrinsics of pixels of s x s working pixels, whose centres lie between these."""
@@ -491,7 +473,7 @@ class GeometricStep(nn.Module):
 
     def remember(self, at: dict[str, Tensor]) -> Memory:
         """The memory in the new anchor, with the last frame's tokens, without what moved in it."""
-        moving = at["moving"].reshape(-1).to(torch.float32)
+        moving = at["moving"].to(torch.float32).reshape(-1)
 
         def still(pixel: Tensor) -> Tensor:
             """1 where the flat pixel was not moving (or there is none)."""
@@ -596,11 +578,12 @@ class GeometricStep(nn.Module):
         value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
         value = value[:, : rows * side, : columns * side]
         cells = value.reshape(n, rows, side, columns, side).permute(0, 1, 3, 2, 4).reshape(n * rows * columns, side * side)
-        place = cells.argmax(1)
+        place = cells.argmax(1).to(torch.float32)  # below 2^24; TensorRT divides no integers the way PyTorch does
+        down = (place / side).floor()
         cell = torch.arange(n * rows * columns)
         camera, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
-        u = ((column * side + place % side).to(torch.float32) + 0.5) * stride - 0.5
-        v = ((row * side + place // side).to(torch.float32) + 0.5) * stride - 0.5
+        u = ((column * side).to(torch.float32) + (place - down * side) + 0.5) * stride - 0.5
+        v = ((row * side).to(torch.float32) + down + 0.5) * stride - 0.5
 
         # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score and index packed in one float32: exact
         # below 2^24)

@@ -147,9 +147,9 @@ def winner(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     index = torch.where(scores >= top, number, float(planes - 1)).amin(-1, keepdim=True)  # faster than asking max for it
     away = (number - index).abs() > 1.5
     second = torch.where(away, scores, -1e4).amax(-1)
-    position, top, index = index.squeeze(-1), top.squeeze(-1), index.to(torch.int64)
-    before = torch.gather(scores, -1, (index - 1).clamp_min(0)).squeeze(-1)
-    after = torch.gather(scores, -1, (index + 1).clamp_max(planes - 1)).squeeze(-1)
+    before = torch.gather(scores, -1, (index - 1).clamp_min(0).to(torch.int64)).squeeze(-1)  # TensorRT clamps no integers
+    after = torch.gather(scores, -1, (index + 1).clamp_max(planes - 1).to(torch.int64)).squeeze(-1)
+    position, top = index.squeeze(-1), top.squeeze(-1)
     curvature = (2 * top - before - after).clamp_min(1e-6)
     offset = ((after - before) / (2 * curvature)).clamp(-0.5, 0.5)
     inner = ((position > 0) & (position < planes - 1)).to(scores.dtype)

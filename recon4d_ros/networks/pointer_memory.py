@@ -77,8 +77,9 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
     count = min(tokens.weight.shape[0], capacity)
     slots = torch.topk(useful, count, largest=False, sorted=True).indices
     new = offered & ~joins
-    rank = torch.cumsum(new.to(torch.int64), 0) - 1
-    target = torch.where(new & (rank < count), slots[rank.clamp(0, count - 1)], capacity)  # `capacity`: a row thrown away
+    rank = torch.cumsum(new.to(weight.dtype), 0) - 1  # exact, and TensorRT sums and clamps no integers
+    place = slots[rank.clamp(0, count - 1).to(torch.int64)]
+    target = torch.where(new & (rank < count), place, capacity)  # `capacity`: a row thrown away
     return Memory(
         _put(position, target, tokens.position),
         _put(feature, target, tokens.feature),

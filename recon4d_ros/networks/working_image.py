@@ -1,4 +1,4 @@
-"""From the cameras' uint8 images to the working images that a network sees: part of the graph, the same for every learned network."""
+"""From the cameras' uint8 images to the working images that a network sees: part of the graph, the same for every network."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def working_images(images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 def as_rgb(x: Tensor) -> Tensor:
     """[N, 1 or 3, h, w] -> [N, 3, h, w]"""
     return x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)
+
+
+def as_grey(x: Tensor) -> Tensor:
+    """[N, 1 or 3, h, w] -> [N, 1, h, w] of the same range (Rec. 601)"""
+    return x if x.shape[1] == 1 else x[:, :1] * 0.299 + x[:, 1:2] * 0.587 + x[:, 2:] * 0.114
 
 
 def as_bytes(x: Tensor) -> Tensor:
