@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from recon4d_ros import cli
 from recon4d_ros.bags import BagReader, BagWriter
 from recon4d_ros.bags.topics import TRUTH
+from recon4d_ros.commands.bench import to_and_fro
 from recon4d_ros.commands.common import parameter_values
 from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.evaluation import format_report
@@ -22,6 +24,7 @@ from recon4d_ros.replay import frame_sets
 from recon4d_ros.rig import chosen, load_rig
 from recon4d_ros.ros.graph import bag_parameters
 from recon4d_ros.sync import Synchronizer
+from recon4d_ros.types import FrameSet, RawImage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -287,3 +290,34 @@ def test_info_of_bag_engine_and_rig(capsys, small_bag, stereo_engine):
     ):
         assert cli.main(["info", str(path)]) == 0
         assert word in capsys.readouterr().out
+
+
+def test_a_bench_times_every_stage_of_a_drive_played_to_and_fro(capsys, tmp_path, small_bag):
+    assert cli.main(["bench", str(small_bag), "--frames", "3", "--json", str(tmp_path / "bench.json")]) == 0
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["frames"] == 3 and result["rig"] == "2 x 1242x375"
+    assert {"preprocess", "egomotion", "engine", "dynamics", "mapping", "landmarks", "step"} <= result["latency_ms"].keys()
+    step = result["latency_ms"]["step"]
+    assert step["mean"] == pytest.approx(sum(row["mean"] for name, row in result["latency_ms"].items() if name != "step"), rel=0.02)
+    assert result["rss_mib_end"] > 50 and "3 frame sets" in capsys.readouterr().out
+    one_sentence(capsys, ["bench", small_bag, "--frames", "0"], "--frames")
+    one_sentence(capsys, ["bench", small_bag, "--frames", "1", "--json", "/proc/bench.json"], "/proc/bench.json")
+
+
+def test_to_and_fro_goes_on_in_time_and_back_in_space():
+    image = RawImage(0, "jpeg", b"")
+    sets = [FrameSet(1000 + 100 * n, {"left": replace(image, stamp_ns=1003 + 100 * n)}) for n in range(3)]
+    played = list(to_and_fro([replace(entry, absent={"right": str(n)}) for n, entry in enumerate(sets)], 7))
+    assert [entry.absent["right"] for entry in played] == list("0121012")  # which of them
+    assert [entry.stamp_ns for entry in played] == [1000 + 100 * n for n in range(7)]
+    assert all(entry.images["left"].stamp_ns == entry.stamp_ns + 3 for entry in played)
+    assert len(list(to_and_fro(sets[:1], 4))) == 4
+
+
+@pytest.mark.parametrize("words", [["--rate", "nan"], ["--rate", "inf"], ["--rate", "0"], ["--timeout", "nan"]])
+def test_the_player_refuses_a_pace_that_is_none(capsys, small_bag, words):
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
+    from recon4d_ros.ros import player
+
+    assert player.main([str(small_bag), *words]) == 2
+    assert f"{words[0]} is {words[1]}" in capsys.readouterr().err

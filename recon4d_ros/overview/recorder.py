@@ -62,12 +62,13 @@ class OverviewRecorder:
 
     def _view(self, n: int, result: Reconstruction, preprocessor: Preprocessor) -> CameraView:
         camera = self._rig.cameras[n]
+        black = np.zeros((camera.height, camera.width, 3), np.uint8)
         if not result.frame.present[n]:
-            black = np.zeros((camera.height, camera.width, 3), np.uint8)
             return CameraView(camera.name, black, black[..., 0] > 0, np.full(black.shape[:2], np.nan, np.float32), ())
         objects = [o for o in result.motion.objects if o.missed == 0]
+        raw = result.frame_set.images.get(camera.name)  # a recording may have a camera's depth and not its picture
         return CameraView(
-            camera.name, decode(result.frame_set.images[camera.name], 3), preprocessor.to_source(result.motion.mask[n], n),
+            camera.name, black if raw is None else decode(raw, 3), preprocessor.to_source(result.motion.mask[n], n),
             preprocessor.to_source(result.geometry.depth[n], n),
             tuple(view for o in objects if (view := _object_view(o, inverse(result.pose.T_map_camera[n]), camera)) is not None),
         )

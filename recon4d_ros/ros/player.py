@@ -5,6 +5,7 @@ While it waits it repeats each camera's first camera_info, so that a node that t
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 import time
@@ -271,8 +272,10 @@ def main(args: list[str] | None = None) -> int:
     options = PlayerOptions(given.bag, given.rate, given.loop, given.start_paused, given.wait_for, given.timeout, tuple(given.topics),
                             tuple(given.exclude), given.truth, not given.no_clock)
     try:
-        if options.rate <= 0:
+        if not (math.isfinite(options.rate) and options.rate > 0):
             raise BagError(f"--rate is {options.rate:g}: expected above 0")
+        if not options.timeout >= 0:
+            raise BagError(f"--timeout is {options.timeout:g}: expected seconds")
         with BagReader(options.bag) as reader, ros_process(ros) as stop:
             player = Player(reader, options)
             with spinning(player):

@@ -6,7 +6,8 @@ inside the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,12 @@ class Recording:
         working = _ImageStream(
             self.bag, [f"{self.node}/{name}/{what}" for what in ("depth", "dynamic_mask") for name in self.calibration.names]
         )
-        source = _SourceImages(self.source)
+        source = _SourceImages(self.source, self.calibration.names)
         slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
-        for stamp in sorted(statuses):
-            if stamp in poses:
-                yield self._reconstruction(stamp, poses[stamp], objects.get(stamp, ()), statuses[stamp], working, source, slack)
+        with closing(working), closing(source):
+            for stamp in sorted(statuses):
+                if stamp in poses:
+                    yield self._reconstruction(stamp, poses[stamp], objects.get(stamp, ()), statuses[stamp], working, source, slack)
 
     def _small_messages(self) -> tuple[dict[int, Any], dict[int, tuple[DynamicObject, ...]], dict[int, Any]]:
         poses, objects, statuses = {}, {}, {}
@@ -168,6 +170,9 @@ class _ImageStream:
         self._latest = -1
         self._window = window_ns
 
+    def close(self) -> None:
+        self._reader.close()
+
     def nearest(self, topic: str, stamp: int, slack: int) -> tuple[int, Any] | None:
         """The message stamped nearest to `stamp`, at most `slack` nanoseconds away."""
         while self._latest < stamp + self._window // 2 and (following := next(self._messages, None)) is not None:
@@ -184,22 +189,29 @@ class _ImageStream:
 
 
 class _SourceImages:
-    """The played bag's images by camera and stamp, read forward."""
+    """The played bag's images by camera and stamp, read forward with a short memory."""
 
-    def __init__(self, bag: Path) -> None:
+    def __init__(self, bag: Path, cameras: Sequence[str], window_ns: int = 4_000_000_000) -> None:
         self._reader = BagReader(bag)
-        self._events = (event for event in self._reader.events() if isinstance(event, ImageEvent))
+        self._events = (event for event in self._reader.events(cameras) if isinstance(event, ImageEvent))
         self._held: dict[tuple[str, int], RawImage] = {}
+        self._latest = -1
+        self._window = window_ns
+
+    def close(self) -> None:
+        self._reader.close()
 
     def at(self, camera: str, stamp: int) -> RawImage | None:
-        while (camera, stamp) not in self._held:
+        """None where the bag has no such image; then it is read no farther than where that would be, so that the later ones are found."""
+        while (camera, stamp) not in self._held and self._latest < stamp + self._window // 2:
             event = next(self._events, None)
             if event is None:
-                return None
+                break
             self._held[event.camera, event.image.stamp_ns] = event.image
-            if len(self._held) > 400:
-                del self._held[next(iter(self._held))]
-        return self._held[camera, stamp]
+            self._latest = max(self._latest, event.image.stamp_ns)
+        while self._held and next(iter(self._held))[1] < stamp - self._window:
+            del self._held[next(iter(self._held))]
+        return self._held.get((camera, stamp))
 
 
 def _rectified(image: NDArray[np.uint8], grid: NDArray[np.float32]) -> NDArray[np.uint8]:
