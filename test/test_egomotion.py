@@ -193,6 +193,21 @@ def test_solver_stands_half_the_sightings_being_wrong(seed: int, share: float) -
 
 
 @settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.0, 0.6))
+def test_a_glance_at_a_part_of_the_sightings_does_not_lose_the_best_pose(seed: int, share: float) -> None:
+    truth, T_camera_base, o = scene(seed, count=600)
+    rng = np.random.default_rng(seed)
+    ray = o.ray + rng.normal(0, 5e-4, o.ray.shape)
+    wrong = rng.random(len(o)) < share
+    ray[wrong] += rng.uniform(-0.3, 0.3, (int(wrong.sum()), 2))
+    view = pnp.View.of(T_camera_base, seen_at(o, ray))
+    poses = np.stack([truth @ geometry.exp(rng.normal(0, 0.3, 6)) for _ in range(80)])
+    poses[rng.integers(80)] = truth
+    assert len(o) >= 2 * pnp.GLANCE and len(poses) > pnp.FINALISTS  # else it would look at all of them
+    assert np.array_equal(pnp.best(poses, view, loose_prior()), truth)
+
+
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_big_mover_does_not_capture_the_pose(seed: int) -> None:
     """45 % of the sightings agree with each other on another motion: a lorry beside the car."""
