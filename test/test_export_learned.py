@@ -224,7 +224,7 @@ def test_it_drives(built, runtime) -> None:
     [
         (["--size", "50x64"], "multiples of 16 pixels"),
         (["--pointers", "16", "--size", "96x128"], "16 pointers are too few"),
-        (["--precision", "int8"], "int8 is offered by runtime tensorrt only"),
+        (["--precision", "int8"], "precision int8 takes --calibration BAG"),
         (["--precision", "fp4"], "precision 'fp4' is not known"),
         (["--checkpoint", ""], "--checkpoint is missing"),
         (["--checkpoint", "/nowhere.pth"], "no such file"),
