@@ -207,3 +207,13 @@ def test_every_learned_network_names_modules_that_it_has() -> None:
         for name in network.quantizable():
             weights = [module for module in modules[name].modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
             assert weights, name
+
+
+def test_a_zero_point_that_tensorrt_does_not_take_is_named(quantized, tmp_path) -> None:
+    model = onnx.load(quantized[0] / "model.onnx")
+    zero = next(node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    value = next(value for value in model.graph.initializer if value.name == zero)
+    value.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), zero))
+    onnx.save(model, tmp_path / "m.onnx")
+    problems = check_operators(tmp_path / "m.onnx").problems
+    assert any("QuantizeLinear with a zero point that is not 0 is not taken" in problem for problem in problems)

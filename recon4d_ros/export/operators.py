@@ -19,6 +19,7 @@ TYPES: dict[int, str] = {
     TensorProto.BFLOAT16: "BF16",
     TensorProto.INT32: "INT32",
     TensorProto.INT64: "INT64",
+    TensorProto.INT8: "INT8",
     TensorProto.UINT8: "UINT8",
     TensorProto.BOOL: "BOOL",
 }
@@ -86,6 +87,10 @@ def _problems(node: onnx.NodeProto, table: dict[str, Any], types: dict[str, int]
             yield f"TopK of {count}: expected {table['largest_k']} at most"
         if any(attribute.name == "sorted" and attribute.i == 0 for attribute in node.attribute):
             yield "TopK that is not sorted is not taken"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+        zero = values.get(node.input[2])
+        if zero is None or onnx.numpy_helper.to_array(zero).any():
+            yield f"{node.op_type} with a zero point that is not 0 is not taken"
     if node.op_type == "LayerNormalization" and len([name for name in node.output if name]) > 1:
         yield "LayerNormalization with more than one output is not taken"
     if node.op_type == "MaxPool" and len([name for name in node.output if name]) > 1:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.calibration import make_calibration
@@ -50,20 +52,18 @@ def check_bag(bag: Path, spec: EngineSpec) -> int:
     with BagReader(bag) as reader:
         rig = _rig(reader, spec)
         preprocessor = Preprocessor(rig, make_calibration(rig, spec.input_size, spec.working_size), spec.channels)
-        count = 0
+        length = count = 0
         for frame_set in _frame_sets(reader, rig):
             frame, dropped = preprocessor(frame_set)
             for camera, reason in dropped.items():
                 raise EngineError(f"calibration bag {bag}: an image of {camera} cannot be read: {reason}")
-            count += bool(frame.present.all())
+            length, count = length + 1, count + bool(frame.present.all())
     if count < LEAST:
         raise EngineError(f"calibration bag {bag}: {count} frame set(s) with all cameras: expected {LEAST} at least")
-    return count
+    return length
 
 
-def roll_out(
-    folder: Path, spec: EngineSpec, bag: Path, length: int, scratch: Path, say: Callable[[int], None] = lambda done: None
-) -> tuple[list[Path], list[Path]]:
+def roll_out(folder: Path, spec: EngineSpec, bag: Path, length: int, scratch: Path) -> tuple[list[Path], list[Path]]:
     """Drives the folder's (float32) engine through the bag with ONNX Runtime, `length` frame sets, as a Reconstructor would (without a
     map), and writes what the graph is given in some of the steps, memory included: one .npz in `scratch` each.
 
@@ -80,7 +80,8 @@ def roll_out(
         preprocessor = Preprocessor(rig, calibration, spec.channels)
         egomotion, dynamics = Egomotion(rig, calibration, EgomotionParameters()), Dynamics(rig, calibration, DynamicsParameters())
         moving = np.zeros((spec.cameras, *spec.working_size), bool)
-        for index, frame_set in enumerate(_frame_sets(reader, rig)):
+        bar = tqdm(_frame_sets(reader, rig), "rollout", length, file=sys.stderr, disable=None)  # None: only on a terminal
+        for index, frame_set in enumerate(bar):
             frame, _ = preprocessor(frame_set)
             pose = egomotion.estimate(frame, frame_set.odometry, engine.pointers())
             geometry = engine.step(frame, calibration, pose.T_map_camera, moving)
@@ -90,7 +91,6 @@ def roll_out(
             motion = dynamics(frame, pose, geometry)
             egomotion.observe(frame, geometry, pose, motion.mask)
             moving = motion.mask
-            say(index + 1)
     engine.close()
     return [path for index, path in written.items() if index < held_out], [written[index] for index in range(held_out, length)]
 
