@@ -24,7 +24,7 @@ def make_calibration(rig: Rig, input_size: tuple[int, int], working_size: tuple[
     Each camera's working image is a pinhole with square pixels that is filled by the source image: its view is the one between the
     middles of the source image's edges (at most 60 degrees to each side for a distorted lens), cut symmetrically to the working
     image's proportions. crop: parts of that view (left, top, right, bottom, each 0 to 0.9) that are cut away first, e.g. the bonnet.
-    grid holds OUTSIDE where there is no source: valid positions are in [-0.5, W - 0.5] x [-0.5, H - 0.5].
+    grid holds OUTSIDE where there is no source, or only the own car: valid positions are in [-0.5, W - 0.5] x [-0.5, H - 0.5].
     Cameras smaller than the input lie at its top left. Raises CalibrationError if a camera does not fit the input even reduced by 8.
     """
     left, top, right, bottom = crop or (0.0, 0.0, 0.0, 0.0)
@@ -97,4 +97,7 @@ def _grid(camera: Camera, k: NDArray[np.float64], input_size: tuple[int, int], w
     edge = 1e-6  # the outermost pixels' edges themselves, computed with rounding
     with np.errstate(invalid="ignore"):
         inside = np.all((pixels >= -0.5 - edge) & (pixels <= (camera.width - 0.5 + edge, camera.height - 0.5 + edge)), axis=-1)
+    if camera.own_car is not None:
+        u, v = (np.rint(np.where(inside, pixels[..., axis], 0)).astype(int) for axis in (0, 1))
+        inside &= ~camera.own_car[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
     return np.where(inside[..., None], (pixels + 0.5) / reduce - 0.5, OUTSIDE).astype(np.float32)

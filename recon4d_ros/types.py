@@ -25,7 +25,8 @@ class Camera:
     """One calibrated camera. Raises CalibrationError if the calibration cannot be used.
 
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order of `distortion_model`.
-    T_base_camera: pose of the optical frame in base_link.
+    T_base_camera: pose of the optical frame in base_link. own_car: [height, width] of the raw image, True where it shows the car itself
+    (body, bonnet, reflections on them); None = nowhere. What is there is not looked at: no depth, no features, no map.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Camera:
     T_base_camera: NDArray[np.float64]
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
+    own_car: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         where = f"camera {self.name}"
@@ -59,6 +61,9 @@ class Camera:
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
             raise CalibrationError(f"{where}: the rotation of T_base_camera is not a rotation")
+        if self.own_car is not None and self.own_car.shape != (self.height, self.width):
+            size = "x".join(map(str, self.own_car.shape[::-1]))
+            raise CalibrationError(f"{where}: the mask of the own car is {size} pixels: expected {self.width}x{self.height} as the image")
 
 
 @dataclass(frozen=True)

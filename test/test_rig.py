@@ -1,17 +1,26 @@
 """Rig files."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from recon4d_ros.bags import BagReader
+from recon4d_ros.calibration import OUTSIDE, make_calibration
+from recon4d_ros.egomotion import features
+from recon4d_ros.egomotion.lens import own_car_at
 from recon4d_ros.errors import CalibrationError, OutputError
-from recon4d_ros.geometry import se3
+from recon4d_ros.geometry import inverse, se3, transform
+from recon4d_ros.reconstructor import Reconstructor
+from recon4d_ros.replay import frame_sets
 from recon4d_ros.rig import CameraTopics, load_rig, load_rig_file, save_rig
+from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Camera, Rig
 
 CAMERA = """
@@ -90,3 +99,84 @@ def test_missing_doubled_and_unwritable(tmp_path: Path) -> None:
     path.write_text(CAMERA)
     with pytest.raises(OutputError, match="cannot be written"):
         save_rig(load_rig(path), tmp_path / "no_such_folder" / "rig.yaml")
+
+
+# ---- the own car
+
+def test_a_mask_of_the_own_car_lies_beside_the_rig_file(tmp_path: Path) -> None:
+    path = tmp_path / "rig.yaml"
+    path.write_text(CAMERA.replace("name: front", "name: front, own_car_mask: bonnet.png"))
+    grey = np.zeros((480, 640), np.uint8)
+    grey[400:, 100:500] = 255
+    grey[399, 100:500] = 90  # the soft edge of a brush
+    cv2.imwrite(str(tmp_path / "bonnet.png"), grey)
+    rig = load_rig(path)
+    assert rig.cameras[0].own_car is not None and np.array_equal(rig.cameras[0].own_car, grey > 127)
+    (tmp_path / "copy").mkdir()
+    save_rig(rig, tmp_path / "copy" / "car.yaml")
+    again = load_rig(tmp_path / "copy" / "car.yaml").cameras[0].own_car
+    assert again is not None and np.array_equal(again, grey > 127)
+
+
+@pytest.mark.parametrize(("mask", "sentence"), [
+    (None, "own_car.png cannot be read"),
+    (b"", "own_car.png cannot be read"),
+    (b"no image", "own_car.png cannot be read"),
+    (np.zeros((100, 200), np.uint8), "is 200x100 pixels: expected 640x480"),
+], ids=["missing", "empty", "no image", "size"])
+def test_a_bad_mask_gives_one_sentence(tmp_path: Path, mask: bytes | np.ndarray | None, sentence: str) -> None:
+    path = tmp_path / "rig.yaml"
+    path.write_text(CAMERA.replace("name: front", "name: front, own_car_mask: own_car.png"))
+    if mask is not None:
+        data = mask if isinstance(mask, bytes) else np.asarray(cv2.imencode(".png", mask)[1]).tobytes()
+        (tmp_path / "own_car.png").write_bytes(data)
+    with pytest.raises(CalibrationError) as caught:
+        load_rig(path)
+    assert sentence in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
+    own_car = np.zeros((480, 640), bool)
+    own_car[300:] = True
+    pose = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], np.float64)
+    camera = Camera("front", 640, 480, np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]), pose, own_car=own_car)
+    bare = make_calibration(Rig("car", (replace(camera, own_car=None),)), (240, 320), (120, 160)).grid
+    grid = make_calibration(Rig("car", (camera,)), (240, 320), (120, 160)).grid
+    assert np.all(grid[0, 75:] == OUTSIDE) and np.array_equal(grid[0, :75], bare[0, :75]) and np.all(bare > -1)
+    at_input = own_car_at(camera, (250, 330))  # the input has room for a larger camera beside
+    assert at_input is not None and at_input.shape == (250, 330) and at_input[150:240, :320].all() and at_input.sum() == 90 * 320
+    image = np.random.default_rng(0).integers(0, 255, (250, 330)).astype(np.uint8)
+    nothing = np.zeros((0, 2), np.float32)
+    assert features.detect(image, nothing, 300, 6.0)[:, 1].max() > 200
+    corners = features.detect(image, nothing, 300, 6.0, at_input)
+    assert len(corners) > 50 and np.all((corners[:, 1] < 151) | (corners[:, 1] > 238) | (corners[:, 0] > 318))
+
+
+def test_nothing_is_said_of_the_own_car(small_bag: Path, stereo_engine: Path) -> None:
+    """No depth and no map where the mask is; depth as before elsewhere."""
+    with BagReader(small_bag) as reader:
+        rig = reader.rig()
+        sets = list(frame_sets(reader, Synchronizer(rig.names)))[:3]
+    own_car = np.zeros((rig.cameras[0].height, rig.cameras[0].width), bool)
+    own_car[250:, :700] = True
+    masked = Rig(rig.name, tuple(replace(camera, own_car=own_car) for camera in rig.cameras))
+    depths = []
+    for one in (rig, masked):
+        reconstructor = Reconstructor(one, stereo_engine)
+        results = [reconstructor.step(frame_set) for frame_set in sets]
+        depths.append(np.stack([reconstructor.preprocessor.to_source(results[-1].geometry.depth[n], n) for n in range(2)]))
+        if one is masked:
+            camera = results[-1].pose.T_map_camera[0]
+            points = transform(inverse(camera), reconstructor.mapper.points()[0].astype(np.float64))
+            u, v, _ = (masked.cameras[0].k @ (points / points[:, 2:]).T)
+            assert len(points) > 1000 and np.mean((v > 265) & (u < 685) & (points[:, 2] > 0)) < 0.01
+        reconstructor.close()
+    inner = np.zeros_like(own_car)
+    inner[255:, :695] = True
+    assert np.isfinite(depths[0][:, inner]).mean() > 0.5 and not np.isfinite(depths[1][:, inner]).any()
+    far_off = np.zeros_like(own_car)
+    far_off[:, 900:] = True
+    far_off[:200] = True
+    both = np.isfinite(depths[0]) & np.isfinite(depths[1]) & far_off
+    assert both.sum() > 0.9 * (np.isfinite(depths[0]) & far_off).sum()
+    assert np.median(np.abs(depths[1] / depths[0] - 1)[both]) < 0.01

@@ -15,7 +15,7 @@ from recon4d_ros import geometry
 from recon4d_ros.egomotion import bundle, features, ground, landmark_memory, pnp
 from recon4d_ros.egomotion.bundle import Adjusted, Keyframe
 from recon4d_ros.egomotion.features import Landmarks
-from recon4d_ros.egomotion.lens import lens_at
+from recon4d_ros.egomotion.lens import lens_at, own_car_at
 from recon4d_ros.egomotion.odometry import OdometryBuffer
 from recon4d_ros.egomotion.pnp import Observations, Prior, Solution
 from recon4d_ros.parallel import each
@@ -95,6 +95,7 @@ class Egomotion:
         self._calibration = calibration
         self._nominal = np.asarray(calibration.T_base_camera, np.float64)
         self._lenses = [lens_at(camera, calibration.input_size) for camera in rig.cameras]
+        self._own_car = [own_car_at(camera, calibration.input_size) for camera in rig.cameras]
         axes = self._nominal[:, :3, 2]
         centres = self._nominal[:, :3, 3]
         apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
@@ -310,7 +311,8 @@ class Egomotion:
         def corners(camera: int) -> NDArray[np.float32]:
             image, room = self._current[camera], features.spacing(self._lenses[camera], self._quota)
             assert image is not None
-            return features.detect(image, table.pixel[table.camera == camera], int(wanted[camera]), room)
+            taken = table.pixel[table.camera == camera]
+            return features.detect(image, taken, int(wanted[camera]), room, self._own_car[camera])
 
         found = each(corners, finders.tolist())
         if found:

@@ -91,13 +91,19 @@ def follow(
     return np.asarray(there[:, 0], np.float32), (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
 
 
-def detect(image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float) -> NDArray[np.float32]:
+def detect(
+    image: NDArray[np.uint8], taken: NDArray[np.float32], count: int, distance: float, own_car: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
     """Up to `count` new corners [K, 2] of an image, `distance` pixels from the `taken` [M, 2] and each other, strongest first.
+
+    own_car: [H, W] where not to look.
 
     They are looked for at half size: a corner's exact place does not matter to a tracker, its texture does.
     """
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     free = np.full(half.shape, 255, np.uint8)
+    if own_car is not None:
+        free[cv2.resize(own_car.view(np.uint8), half.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
     border = WINDOW // 4 + 1
     free[:border], free[-border:], free[:, :border], free[:, -border:] = 0, 0, 0, 0
     for u, v in np.rint(taken / 2).astype(int).tolist():

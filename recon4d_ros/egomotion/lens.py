@@ -73,3 +73,13 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
     undistorted = camera.distortion_model == "none" or not any(camera.d)
     model = "none" if undistorted and camera.distortion_model != "equidistant" else camera.distortion_model
     return Lens(k, np.array(camera.d or (0.0,) * 4, np.float64), model, reduced_size(camera, reduce), widest_ray(camera))
+
+
+def own_car_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """[H, W] of an input of that size, True where the camera's image shows the car itself; None where it does nowhere."""
+    if camera.own_car is None:
+        return None
+    height, width = reduced_size(camera, reduction(camera, size))
+    out = np.zeros(size, np.bool_)
+    out[:height, :width] = cv2.resize(camera.own_car.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    return out
