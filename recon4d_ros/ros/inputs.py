@@ -15,10 +15,11 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.images.header import compressed_size
 from recon4d_ros.messages import frame_name, image_size, odometry_sample
 from recon4d_ros.ros.conversions import raw_image, transform_matrix
+from recon4d_ros.ros.entities import making
 from recon4d_ros.types import OdometrySample, RawImage
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -32,6 +33,12 @@ def sensor_qos() -> QoSProfile:
 
 def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions.with_default_policies()
+
+
+def subscribe(node: Node, kind: type, topic: str) -> message_filters.Subscriber:
+    """Raises ParameterError."""
+    with making(f"{topic} cannot be subscribed to"):
+        return message_filters.Subscriber(node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable())
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,15 @@ class CalibrationInput:
 
     def __init__(self, node: Node, topics: Mapping[str, CameraTopics], info: Callable[[str, CameraInfo], None]) -> None:
         self._node = node
-        self.subscribers = {
-            name: message_filters.Subscriber(
-                node, CameraInfo, topic.camera_info, qos_profile=sensor_qos(), qos_overriding_options=overridable())
-            for name, topic in topics.items()}
-        for name, subscriber in self.subscribers.items():
-            subscriber.registerCallback(lambda message, name=name: info(name, message))
+        self.subscribers: dict[str, message_filters.Subscriber] = {}
+        try:
+            for name, topic in topics.items():
+                subscriber = subscribe(node, CameraInfo, topic.camera_info)
+                subscriber.registerCallback(lambda message, name=name: info(name, message))
+                self.subscribers[name] = subscriber
+        except ParameterError:
+            self.close()
+            raise
 
     def close(self) -> None:
         for subscriber in self.subscribers.values():
@@ -90,11 +100,10 @@ class CameraInput:
         return self._subscriber is not None
 
     def connect(self) -> bool:
-        """Subscribe, once the transport is known: `auto` looks at what is published. True when subscribed."""
+        """Subscribe, once the transport is known: `auto` looks at what is published. True when subscribed. Raises ParameterError."""
         if self._subscriber is None and (found := self._resolve()):
             topic, kind = found
-            self._subscriber = message_filters.Subscriber(
-                self._node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable())
+            self._subscriber = subscribe(self._node, kind, topic)
             self._subscriber.registerCallback(self._on_image)
         return self.connected
 
@@ -146,7 +155,8 @@ class OdometryInput:
                  sample: Callable[[OdometrySample], None], bad: Callable[[str, str], None]) -> None:
         self._node, self._base_frame, self._buffer, self._sample, self._bad = node, base_frame, buffer, sample, bad
         qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = node.create_subscription(Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable())
+        with making(f"{topic} cannot be subscribed to"):
+            self._subscription = node.create_subscription(Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable())
 
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos_overriding_options import InvalidQosOverridesError
 from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
@@ -19,15 +20,31 @@ from recon4d_ros.rig import CameraTopics as FileTopics
 from recon4d_ros.rig import chosen, load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
+from recon4d_ros.ros.entities import check_topic
 from recon4d_ros.ros.inputs import CameraTopics
 from recon4d_ros.ros.node_parameters import NODE_NAME
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, spin_until
 from recon4d_ros.ros.session import Session, Setup
 from recon4d_ros.types import Rig
 
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
 TICK, POLL, REPORT = 0.1, 0.01, 1.0  # seconds; on the steady clock: /clock may stand still
 CLOCK_BACK = Duration(seconds=-0.5)  # of /clock: less is jitter
+
+
+Transition = Callable[["Recon4dNode", LifecycleState], TransitionCallbackReturn]
+
+
+def explained(transition: Transition) -> Transition:
+    """A transition whose exceptions are said: rclpy takes one for ERROR and keeps it to itself."""
+    @wraps(transition)
+    def call(node: Recon4dNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception as error:
+            node._explain(error)
+            return ERROR
+    return call
 
 
 class Recon4dNode(LifecycleNode):
@@ -63,23 +80,20 @@ class Recon4dNode(LifecycleNode):
 
     # --- transitions ------------------------------------------------------------------------------------------------------------------
 
+    @explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.failure = ""
         try:
-            self._session = Session(self, self._setup(), self._fail)
+            self._session = Session(self, self._setup())
         except Recon4dError as error:
-            self._explain(str(error))
-            return FAILURE
-        except (InvalidQosOverridesError, RuntimeError) as error:
-            if "QoS override" not in str(error):
-                raise
-            self._explain(str(error))
+            self._explain(error)
             return FAILURE
         for name in parameters.unknown_overrides(self):
             self.get_logger().warning(f"parameter {name} is not known and does nothing: `ros2 param list` shows those that are")
         self._state = "inactive"
         return SUCCESS
 
+    @explained
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         result = super().on_activate(state)
         if result == SUCCESS and self._session is not None:
@@ -89,28 +103,32 @@ class Recon4dNode(LifecycleNode):
             self.get_logger().info("active" + (f", waiting for {'; '.join(waiting)}" if waiting else ""))
         return result
 
+    @explained
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self._session is not None:
             self._session.deactivate()
         self._state = "inactive"
         return super().on_deactivate(state)
 
+    @explained
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._close_session()
         self._state = "unconfigured"
         return SUCCESS
 
+    @explained
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._close_session()
         self._state = "finalized"
         self.finalized = True
         return SUCCESS
 
+    @explained
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """A bug of ours: back to unconfigured, so that a lifecycle manager can try again."""
-        if not self.failure:
-            self._explain(f"error in a transition from {state.label}: see the log")
-        self._close_session()
+        """A transition failed and said why: back to unconfigured, so that a lifecycle manager can try again."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.close()
         self._state = "unconfigured"
         return SUCCESS
 
@@ -122,20 +140,17 @@ class Recon4dNode(LifecycleNode):
     def _close_session(self) -> None:
         if self._session is not None:
             session, self._session = self._session, None
-            if session.active:
-                session.deactivate()
-            session.close()
+            try:
+                if session.active:
+                    session.deactivate()
+            finally:
+                session.close()
 
-    def _explain(self, sentence: str) -> None:
-        self.failure = sentence
-        self.get_logger().error(sentence)
-
-    def _fail(self, sentence: str) -> None:
-        """Rig or engine turned out unusable after configure: back to unconfigured."""
-        self._explain(sentence)
-        if self._state == "active":
-            self.trigger_deactivate()
-        self.trigger_cleanup()
+    def _explain(self, error: Exception) -> None:
+        """Say why it does not go on: the sentence of what is the user's, the traceback too of what is a bug of ours."""
+        known = isinstance(error, Recon4dError)
+        self.failure = str(error) if known else f"bug, please report it with what the log says: {type(error).__name__}: {error}"
+        self.get_logger().error(self.failure if known else f"{self.failure}\n{''.join(traceback.format_exception(error))}")
 
     # --- what configure reads ---------------------------------------------------------------------------------------------------------
 
@@ -162,6 +177,10 @@ class Recon4dNode(LifecycleNode):
             topics[name] = CameraTopics(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
                                         camera.camera_info_topic or (known.camera_info if known else "") or f"/camera/{name}/camera_info",
                                         camera.transport)
+            check_topic(self, f"{name}.image_topic", topics[name].image)
+            check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)
+        if own.odom_topic:
+            check_topic(self, "odom_topic", own.odom_topic)
         if len(set(names)) != len(names):
             raise ParameterError(f"parameter cameras names a camera twice: {', '.join(names)}")
         return Setup(own, algorithm, names, topics, rig)
@@ -169,8 +188,16 @@ class Recon4dNode(LifecycleNode):
     # --- timers, clock, services ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        if self._session is not None:
-            self._session.tick()
+        """Back to unconfigured if rig, engine or topics turn out to be unusable after configure."""
+        try:
+            if self._session is not None:
+                self._session.tick()
+        except Exception as error:
+            self._explain(error)
+            if self._state == "active":
+                self.trigger_deactivate()
+            if self._session is not None:
+                self.trigger_cleanup()
 
     def _poll(self) -> None:
         if self._session is not None:

@@ -19,9 +19,11 @@ from recon4d_msgs.msg import DynamicObjectArray, MapUpdate, Status
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
+from recon4d_ros.errors import ParameterError
 from recon4d_ros.geometry import inverse, unproject
 from recon4d_ros.parallel import each
 from recon4d_ros.ros import conversions
+from recon4d_ros.ros.entities import making
 from recon4d_ros.types import Calibration, Reconstruction
 
 PATH_PERIOD_NS = 1_000_000_000  # ~/path is whole each time, so once a second is enough
@@ -88,11 +90,18 @@ class Publishers:
         self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, 3, pixels] at unit depth
         self._rows: dict[int, NDArray[np.float32]] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
-        for output in OUTPUTS:
-            for name in cameras if "<camera>" in output.topic else ("",):
-                topic = output.topic.replace("<camera>", name)
-                self.publishers[topic] = node.create_lifecycle_publisher(
-                    output.type, topic, output.qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        try:
+            for output in OUTPUTS:
+                for name in cameras if "<camera>" in output.topic else ("",):
+                    self._open(output, output.topic.replace("<camera>", name))
+        except ParameterError:
+            self.close()
+            raise
+
+    def _open(self, output: Output, topic: str) -> None:
+        with making(f"{topic} cannot be published"):
+            self.publishers[topic] = self._node.create_lifecycle_publisher(
+                output.type, topic, output.qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies())
 
     def close(self) -> None:
         for publisher in self.publishers.values():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,32 +52,20 @@ class Setup:
 
 
 class Session:
-    """Raises Recon4dError if rig file and engine do not fit. failed(sentence) is told if they turn out not to later, from camera_info."""
+    """Raises Recon4dError if parameters, rig file and engine do not fit; whatever fails, what was opened before it is closed."""
 
-    def __init__(self, node: LifecycleNode, setup: Setup, failed: Callable[[str], None]) -> None:
+    def __init__(self, node: LifecycleNode, setup: Setup) -> None:
         own = setup.own
-        self._node, self._setup, self._failed = node, setup, failed
+        self._node, self._setup = node, setup
         self._log = node.get_logger()
         self._synchronizer = Synchronizer(setup.cameras, setup.algorithm.sync)  # first: it may refuse, and nothing is open yet
         self.health = Health(setup.cameras)
         self.paused = False
         self.active = False
         self._now = WaitingClock(node.get_clock())
-        self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
-        self._source = RigSource(
-            setup.cameras, self._buffer, own.base_frame, setup.rig,
-            rectified=[name for name, topics in setup.topics.items() if is_rectified(node.resolve_topic_name(topics.image))])
         self._camera_frames: dict[str, str] = {}
-        frames = Frames(own.map_frame, own.odom_frame, own.base_frame, own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
-        self._frames = frames
-        self._publishers = Publishers(node, setup.cameras, frames, lambda name: self._camera_frames.get(name, name),
-                                      path_length=own.path_length, path_spacing=own.path_spacing, points_stride=own.points_stride)
-        self._tree = PoseTree(node, own.publish_tf, frames, self._buffer)
-        self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
-        self._cameras = [
-            CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
-            for name in setup.cameras]
+        self._frames = Frames(own.map_frame, own.odom_frame, own.base_frame,
+                              own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._reconstructor: Reconstructor | None = None
@@ -85,17 +74,50 @@ class Session:
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
         self._stamp_ns = 0
+        with ExitStack() as opened:
+            self._open(opened)
+            self._opened = opened.pop_all()
+
+    def _open(self, opened: ExitStack) -> None:
+        """All that has to be closed again, in that order backward."""
+        node, setup, own = self._node, self._setup, self._setup.own
+        self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
+        opened.callback(tf2_ros.TransformListener(self._buffer, node).unregister)
+        self._source = RigSource(
+            setup.cameras, self._buffer, own.base_frame, setup.rig,
+            rectified=[name for name, topics in setup.topics.items() if is_rectified(node.resolve_topic_name(topics.image))])
+        self._publishers = Publishers(node, setup.cameras, self._frames, lambda name: self._camera_frames.get(name, name),
+                                      path_length=own.path_length, path_spacing=own.path_spacing, points_stride=own.points_stride)
+        opened.callback(self._publishers.close)
+        self._tree = PoseTree(node, own.publish_tf, self._frames, self._buffer)
+        opened.callback(self._tree.close, node)
+        self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
+        opened.callback(self._calibrations.close)
+        self._cameras = [
+            CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
+            for name in setup.cameras]
+        opened.callback(self._disconnect)
+        opened.callback(self._close_reconstructor)
         self._worker = Worker(self._process, displaced=self._displaced, failed=self._step_failed, idle=self._publish_map_if_due)
+        opened.callback(self._worker.close)
         if setup.rig is not None:
-            try:
-                self._worker.call(partial(self._load, setup.rig)).result()
-            except Recon4dError:
-                self.close()
-                raise
+            self._worker.call(partial(self._load, setup.rig)).result()
+
+    def _disconnect(self) -> None:
+        for camera in self._cameras:
+            camera.disconnect()
+        if self._odometry is not None:
+            self._odometry.close()
+            self._odometry = None
+
+    def _close_reconstructor(self) -> None:
+        if self._reconstructor is not None:
+            self._reconstructor.close()
 
     # --- lifecycle, in the executor's thread ------------------------------------------------------------------------------------------
 
     def activate(self) -> None:
+        """Raises Recon4dError as `tick`."""
         self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
         if self._setup.own.odom_topic:
             self._odometry = OdometryInput(self._node, self._setup.own.odom_topic, self._setup.own.base_frame, self._buffer,
@@ -105,11 +127,7 @@ class Session:
 
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
-        for camera in self._cameras:
-            camera.disconnect()
-        if self._odometry is not None:
-            self._odometry.close()
-            self._odometry = None
+        self._disconnect()
         self._worker.discard()
         if self._reconstructor is not None:
             self._call(self._publish_map)
@@ -118,30 +136,20 @@ class Session:
         self.active = False
 
     def close(self) -> None:
-        self._worker.close()
-        if self._reconstructor is not None:
-            self._reconstructor.close()
-        self._calibrations.close()
-        self._tree.close(self._node)
-        self._publishers.close()
-        self._listener.unregister()
+        self.active = False
+        self._opened.close()
 
     def tick(self) -> None:
-        """Several times a second: find the rig, load the engine, subscribe to the images once there is something to do with them."""
+        """Several times a second: find the rig, load the engine, subscribe to the images once there is something to do with them.
+
+        Raises Recon4dError if the rig turns out to be none, the engine does not fit it, or a topic cannot be subscribed to.
+        """
         if self._loading is not None and self._loading.done():
-            error, self._loading = self._loading.exception(), None
-            if error is not None:
-                self._failed(str(error))
-                return
+            loading, self._loading = self._loading, None
+            loading.result()
         if self._reconstructor is None:
-            if self._loading is None:
-                try:
-                    rig = self._source.rig()
-                except Recon4dError as error:
-                    self._failed(str(error))
-                    return
-                if rig is not None:
-                    self._loading = self._worker.call(partial(self._load, rig))
+            if self._loading is None and (rig := self._source.rig()) is not None:
+                self._loading = self._worker.call(partial(self._load, rig))
         elif self.active:
             for camera in self._cameras:
                 camera.connect()
@@ -259,6 +267,9 @@ class Session:
         result = reconstructor.step(frame_set)
         if reconstructor.engine.forgotten > forgotten:
             self._bad("engine", "its memory held what is not finite, and was forgotten")
+        if reconstructor.engine.device != self.health.engine.device:  # a CUDA graph that could not be made shows with the first steps
+            self.health.engine = replace(self.health.engine, device=reconstructor.engine.device)
+            self._log.warning(f"engine: it runs on {reconstructor.engine.device}")
         for name, present in zip(self._setup.cameras, result.frame.present, strict=True):
             if name in frame_set.images and not present:
                 new = [reason for reason, count in reconstructor.undecodable.items() if count > undecodable.get(reason, 0)]
