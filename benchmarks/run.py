@@ -38,6 +38,7 @@ from recon4d_ros.reconstructor import Parameters  # noqa: E402
 from recon4d_ros.ros.graph import run_graph  # noqa: E402
 from recon4d_ros.runs.recording import Recording  # noqa: E402
 
+HOST_CPU = "host cpu per camera ms"  # of the node's /diagnostics: processor time outside the engine, median of the last 200 frame sets
 RESULTS = ROOT / "benchmarks/results"
 SHARED = ROOT.parent / "shared/bags"
 TRUST = build(Parameters, {"egomotion.odometry": "trust"})
@@ -130,11 +131,15 @@ def _simulated(work: Path, rig: str) -> dict:
 
 
 def _heard(recorded: Path) -> dict:
-    """Latency, drops and host overhead from the recorded status messages."""
+    """Latency, drops and host overhead from the recorded status messages; the host's processor time from the last diagnostics."""
     latency, host, engine = [], [], []
     drops: dict[str, int] = {}
+    cpu = 0.0
     with BagReader(recorded) as reader:
-        for _, _, status in reader.messages([f"{Recording.node}/status"]):
+        for topic, _, status in reader.messages([f"{Recording.node}/status", "/diagnostics"]):
+            if topic == "/diagnostics":
+                cpu = next((float(pair.value) for one in status.status for pair in one.values if pair.key == HOST_CPU), cpu)
+                continue
             if not status.frame_sets:
                 continue
             stages = dict(zip(status.stages, map(float, status.stage_latency), strict=True))
@@ -150,6 +155,7 @@ def _heard(recorded: Path) -> dict:
         "engine_p50_ms": round(float(np.median(engine)) * 1e3, 1),
         "host_per_camera_p50_ms": round(float(np.median(host)) * 1e3, 2),
         "host_per_camera_p95_ms": round(float(np.percentile(host, 95)) * 1e3, 2),
+        "host_cpu_per_camera_p50_ms": cpu,
         "drops": drops,
     }
 
