@@ -284,7 +284,7 @@ def best(poses: Array, view: View, prior: Prior) -> Array:
 
 def hypotheses(start: Array, view: View, prior: Prior, rng: np.random.Generator) -> Array:
     """Poses [K, 4, 4], each from a few random observations and a prior too weak to hold it."""
-    subset = view.subsets(np.argsort(rng.random((HYPOTHESES, view.rho.shape[1])), axis=1)[:, :SUBSET])
+    subset = view.subsets(np.argpartition(rng.random((HYPOTHESES, view.rho.shape[1])), SUBSET, axis=1)[:, :SUBSET])
     loose = Prior(prior.T_map_base, prior.covariance * 16.0)
     poses = np.repeat(start[None], HYPOTHESES, axis=0)
     for _ in range(5):
