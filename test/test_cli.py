@@ -21,7 +21,7 @@ from recon4d_ros.evaluation import format_report
 from recon4d_ros.parameters import describe
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.replay import frame_sets
-from recon4d_ros.rig import chosen, load_rig
+from recon4d_ros.rig import chosen, load_rig, load_rig_file
 from recon4d_ros.ros.graph import bag_parameters
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, RawImage
@@ -321,3 +321,15 @@ def test_the_player_refuses_a_pace_that_is_none(capsys, small_bag, words):
 
     assert player.main([str(small_bag), *words]) == 2
     assert f"{words[0]} is {words[1]}" in capsys.readouterr().err
+
+
+def test_a_bags_rig_becomes_a_rig_file_to_add_masks_to(capsys, tmp_path, small_bag):
+    file = tmp_path / "car.yaml"
+    assert cli.main(["info", str(small_bag), "--save-rig", str(file)]) == 0
+    assert f"wrote {file}" in capsys.readouterr().out
+    given = load_rig_file(file)
+    assert given.rig.names == ("left", "right") and given.topics["left"].image.startswith("/camera/left/")
+    assert given.topics["left"].camera_info == "/camera/left/camera_info"
+    one_sentence(capsys, ["info", small_bag, "--save-rig", file], "car.yaml", "is there already")
+    assert cli.main(["info", str(file), "--save-rig", str(tmp_path / "copy.yaml")]) == 0
+    assert load_rig_file(tmp_path / "copy.yaml").topics == given.topics

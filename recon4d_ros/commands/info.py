@@ -8,16 +8,17 @@ from pathlib import Path
 from recon4d_ros.bags import BagReader
 from recon4d_ros.commands.common import add_base_frame
 from recon4d_ros.engine import describe as describe_engine
-from recon4d_ros.errors import BagError, EngineError, Recon4dError
+from recon4d_ros.errors import BagError, EngineError, OutputError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.reconstructor import Parameters
-from recon4d_ros.rig import BASE_FRAME, load_rig
+from recon4d_ros.rig import BASE_FRAME, CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
   recon4d info drive/            cameras, topics, length and truth of a bag
   recon4d info engines/NAME      network, sizes, runtime and parity of an engine
   recon4d info my_car.yaml       the cameras of a rig file
+  recon4d info drive/ --save-rig my_car.yaml    the bag's cameras as a rig file, to add what a bag cannot say (masks of the own car)
   recon4d info point3r.pth       which published system a checkpoint is of, its configuration, and what is missing or wrong (takes PyTorch)
   recon4d info --parameters      every parameter with default, range and meaning
 """
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt, .safetensors)"
     )
     add_base_frame(parser)
+    parser.add_argument("--save-rig", type=Path, metavar="YAML", help="write the rig of a bag, or of a rig file, as a rig file")
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -38,7 +40,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
     else:
         print(describe_path(arguments.path, arguments.base_frame))
+        if arguments.save_rig:
+            _save_rig(arguments.path, arguments.save_rig, arguments.base_frame)
     return 0
+
+
+def _save_rig(path: Path, file: Path, base_frame: str) -> None:
+    """Raises the error of the kind of file it is, and OutputError where there is a file already."""
+    if file.exists():
+        raise OutputError(f"{file} is there already: expected the name of a new rig file")
+    if path.suffix in (".yaml", ".yml"):
+        given = load_rig_file(path)
+        save_rig(given.rig, file, given.topics)
+    else:
+        with BagReader(path) as reader:
+            found = reader.info().cameras.items()
+            topics = {name: CameraTopics(camera.image, camera.camera_info or "") for name, camera in found}
+            save_rig(reader.rig(base_frame=base_frame), file, topics)
+    print(f"wrote {file}")
 
 
 def describe_path(path: Path, base_frame: str = BASE_FRAME) -> str:
