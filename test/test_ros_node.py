@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
 
 from rclpy.context import Context
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
+from recon4d_msgs.srv import SaveMap
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
 
+from recon4d_ros.ros import session as session_module
 from recon4d_ros.ros.graph import graph_environment
 from recon4d_ros.ros.node import Recon4dNode
 from recon4d_ros.ros.worker import Worker
-from recon4d_ros.types import RawImage
+from recon4d_ros.types import FrameSet, Jump, RawImage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START = 1_700_000_000_000_000_000
@@ -165,3 +172,152 @@ def test_a_session_that_cannot_be_made_leaves_nothing_open(make, monkeypatch):
     node.start()
     assert "ZeroDivisionError" in node.failure
     assert entities(node) == before and threading.active_count() == threads
+
+
+def test_a_bad_parameter_is_not_forgiven_the_second_time(make):
+    node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"), mapping__voxel_size=-3.0, left__transport=7, path_length="long")
+    for _ in range(2):
+        node.start()
+        assert "parameter mapping.voxel_size is -3.0" in node.failure and "parameter path_length is 'long'" in node.failure
+        assert node._state == "unconfigured"
+    node.set_parameters([Parameter("mapping.voxel_size", value=0.25), Parameter("path_length", value=5)])
+    for _ in range(2):
+        node.start()
+        assert node.failure == "parameter left.transport is 7: expected a str"
+
+
+def test_a_cameras_parameters_are_settled_at_configure_too(make):
+    node = make()
+    node.start()
+    (answer,) = node.set_parameters([Parameter("left.image_topic", value="/elsewhere")])
+    assert not answer.successful and "configure" in answer.reason
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    (answer,) = node.set_parameters([Parameter("left.transport", value="pigeon")])
+    assert not answer.successful and "auto, raw, compressed" in answer.reason
+    assert node.set_parameters([Parameter("left.transport", value="raw")])[0].successful
+
+
+# --- counts and time --------------------------------------------------------------------------------------------------------------------
+
+def test_drops_are_counted_while_no_frame_set_comes_out(make):
+    node = make(sync__policy="exact")
+    node.start()
+    session = node._session
+    for turn in range(2):
+        for k in range(100):
+            for index, camera in enumerate(("left", "right")):
+                session._on_image(camera, image(START + 10**9 * turn + 2 * k + index), "")
+        assert not sum(session.health.drops().values()) - 199 * turn
+        if turn:
+            node._tick()
+        else:
+            node.trigger_deactivate()  # what is not counted yet goes with the synchronizer
+            node.trigger_activate()
+        assert sum(session.health.drops().values()) == 199 * (turn + 1)
+
+
+class Steps(Reconstructor):
+    """Notes the jump of each frame set, and goes no further."""
+
+    class engine:
+        forgotten = 0
+
+    def __init__(self) -> None:
+        self.undecodable: dict[str, int] = {}
+        self.jumps: list[Jump] = []
+
+    def step(self, frame_set: FrameSet) -> None:
+        self.jumps.append(frame_set.jump)
+        raise RuntimeError("no further")
+
+
+def test_a_source_that_began_anew_while_the_node_was_inactive_is_a_jump(make):
+    node = make()
+    node.start()
+    session, steps = node._session, Steps()
+    session._reconstructor = steps
+
+    def drive(*seconds: int) -> None:
+        for second in seconds:
+            stamp = START + second * 10**9
+            with pytest.raises(RuntimeError):
+                session._worker.call(partial(session._process, FrameSet(stamp, {"left": image(stamp)}))).result(5)
+
+    drive(50, 51)
+    node.trigger_deactivate()
+    node.trigger_activate()
+    drive(3, 4)
+    assert steps.jumps == [Jump.NONE, Jump.NONE, Jump.BACKWARD, Jump.NONE]
+    session.reset("asked for")
+    drive(1)
+    assert steps.jumps[-1] is Jump.NONE  # what was reset begins anew without another reset
+
+
+def test_a_worker_that_is_stuck_is_said_and_kills_nothing(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "CALL_TIMEOUT", 0.05)
+    node = make(output_folder=str(tmp_path))
+    node.start()
+    node._session._reconstructor = Reconstructor()
+    free = threading.Event()
+    node._session._worker.call(lambda: free.wait(20))
+    try:
+        answer = node._on_reset(Trigger.Request(), Trigger.Response())
+        assert not answer.success and "still busy after 0.05 s: everything starts anew when it is free" in answer.message
+        answer = node._on_save_map(SaveMap.Request(), SaveMap.Response())
+        assert not answer.success and "the map is written when it is free" in answer.message
+        node._on_clock_jump(None)
+        node.trigger_deactivate()
+        assert node._state == "inactive" and not node.failure
+    finally:
+        free.set()
+
+
+def test_the_last_words_of_all_topics_share_one_deadline(make):
+    node = make()
+    node.start()
+    publishers = node._session._publishers
+    asked = []
+
+    class Stuck:
+        def __init__(self, readers: int) -> None:
+            self._readers = readers
+
+        def get_subscription_count(self) -> int:
+            return self._readers
+
+        def wait_for_all_acked(self, timeout: Duration) -> bool:
+            asked.append(timeout.nanoseconds * 1e-9)
+            time.sleep(timeout.nanoseconds * 1e-9)
+            return False
+
+    real, publishers.publishers = publishers.publishers, {f"topic {k}": Stuck(k % 2) for k in range(20)}
+    begun = time.monotonic()
+    publishers.last_words(0.2)
+    publishers.publishers = real
+    assert time.monotonic() - begun < 0.6 and len(asked) == 10 and asked[1:] == [0.0] * 9
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("transport, rule, kind, topic", [
+    ("auto", "/camera/left/image_raw/compressed:=/real/left/jpegs", CompressedImage, "/real/left/jpegs"),
+    ("compressed", "/camera/left/image_raw/compressed:=/real/left/jpegs", CompressedImage, "/real/left/jpegs"),
+    ("auto", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image/compressed"),
+    ("compressed", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image/compressed"),
+    ("auto", "/camera/left/image_raw:=/real/left/image", Image, "/real/left/image"),
+    ("auto", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image"),
+    ("auto", "/somewhere:=/else", Image, "/camera/left/image_raw")])
+def test_images_are_found_where_they_are_remapped_to(make, transport, rule, kind, topic):
+    node = make(rule, left__transport=transport)
+    node.start()
+    publisher = node.create_publisher(kind, topic, 1)
+    camera = node._session._cameras[0]
+    end = time.monotonic() + 10
+    while not camera.connect() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert camera.connected and camera._subscriber.sub.topic_name == topic
+    end = time.monotonic() + 10
+    while not publisher.get_subscription_count() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert publisher.get_subscription_count() == 1

@@ -116,20 +116,26 @@ class CameraInput:
             self._subscriber = None
 
     def _resolve(self) -> tuple[str, type] | None:
+        """What to subscribe to: the name before remapping, which a subscription does itself, and the message's type."""
         topic = self._topics.image
         if self._topics.transport == "raw":
             return topic, Image
+        beside = self._beside(topic)
         if self._topics.transport == "compressed":
-            return (topic if topic.endswith("/compressed") else f"{topic}/compressed"), CompressedImage
+            return (topic if topic.endswith("/compressed") else beside), CompressedImage
         types = dict(self._node.get_topic_names_and_types())
-        full, beside = self._node.resolve_topic_name(topic), self._node.resolve_topic_name(f"{topic}/compressed")
-        if RAW in types.get(full, ()) and self._node.count_publishers(topic):
-            return topic, Image
-        if COMPRESSED in types.get(full, ()) and self._node.count_publishers(topic):
-            return topic, CompressedImage
-        if COMPRESSED in types.get(beside, ()) and self._node.count_publishers(f"{topic}/compressed"):
-            return f"{topic}/compressed", CompressedImage
+        for name, message_type, kind in ((topic, RAW, Image), (topic, COMPRESSED, CompressedImage), (beside, COMPRESSED, CompressedImage)):
+            resolved = self._node.resolve_topic_name(name)
+            if message_type in types.get(resolved, ()) and self._node.count_publishers(resolved):
+                return name, kind
         return None
+
+    def _beside(self, topic: str) -> str:
+        """The compressed images of a topic: beside what it is remapped to, unless they are remapped themselves."""
+        beside = f"{topic}/compressed"
+        if self._node.resolve_topic_name(beside) != self._node.resolve_topic_name(beside, only_expand=True):
+            return beside
+        return f"{self._node.resolve_topic_name(topic)}/compressed"
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         try:

@@ -12,6 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
@@ -56,8 +57,9 @@ class Recon4dNode(LifecycleNode):
         self._state = "unconfigured"
         self.failure = ""
         self.finalized = False
-        self._faults = [sentence for info in parameters.all_parameters() if (sentence := parameters.declare(self, info))]
+        self._faults = {info.name: sentence for info in parameters.all_parameters() if (sentence := parameters.declare(self, info))}
         self.add_on_set_parameters_callback(lambda given: parameters.refuse_when_configured(self._session is not None, given))
+        self.add_post_set_parameters_callback(self._mended)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/pause", self._on_pause)
@@ -156,9 +158,7 @@ class Recon4dNode(LifecycleNode):
 
     def _setup(self) -> Setup:
         """Raises Recon4dError."""
-        if self._faults:
-            sentence, self._faults = self._faults[0], []
-            raise ParameterError(sentence)
+        self._raise_faults()
         own, algorithm = parameters.read_all(self)
         rig: Rig | None = None
         file_topics: Mapping[str, FileTopics] = {}
@@ -172,6 +172,8 @@ class Recon4dNode(LifecycleNode):
         for name in names:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
                 raise ParameterError(f"camera name {name!r} cannot be part of a topic: expected letters, digits and _, a letter first")
+            self._faults |= parameters.declare_camera(self, name)
+            self._raise_faults()
             camera = parameters.read_camera(self, name)
             known = file_topics.get(name)
             topics[name] = CameraTopics(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
@@ -184,6 +186,15 @@ class Recon4dNode(LifecycleNode):
         if len(set(names)) != len(names):
             raise ParameterError(f"parameter cameras names a camera twice: {', '.join(names)}")
         return Setup(own, algorithm, names, topics, rig)
+
+    def _raise_faults(self) -> None:
+        """What was given at start and cannot be taken stays a fault until it is set anew: it must not run on a default."""
+        if self._faults:
+            raise ParameterError("; ".join(self._faults.values()))
+
+    def _mended(self, given: list[Parameter]) -> None:
+        for item in given:
+            self._faults.pop(item.name, None)
 
     # --- timers, clock, services ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +232,11 @@ class Recon4dNode(LifecycleNode):
         if self._session is None:
             response.success, response.message = False, f"the node is {self._state}: there is nothing to reset"
             return response
-        self._session.reset("asked for")
-        response.success, response.message = True, "map, memory, tracks and pose start anew"
+        try:
+            self._session.reset("asked for")
+            response.success, response.message = True, "map, memory, tracks and pose start anew"
+        except TimeoutError as error:
+            response.success, response.message = False, str(error)
         return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

@@ -96,20 +96,24 @@ def read_all(node: Node) -> tuple[NodeParameters, Parameters]:
     return own, algorithm
 
 
+def declare_camera(node: Node, camera: str) -> dict[str, str]:
+    """Declare one camera's parameters; sentences of those that cannot be taken, by name, as `declare`."""
+    prefix = f"{camera}."
+    return {prefix + info.name: sentence for info in describe(CameraParameters) if (sentence := declare(node, info, prefix))}
+
+
 def read_camera(node: Node, camera: str) -> CameraParameters:
-    """Declare and read one camera's parameters. Raises ParameterError."""
-    for info in describe(CameraParameters):
-        sentence = declare(node, info, f"{camera}.")
-        if sentence:
-            raise ParameterError(sentence)
+    """One camera's parameters, declared before. Raises ParameterError."""
     return build(CameraParameters, {info.name: read(node, info, f"{camera}.") for info in describe(CameraParameters)})
 
 
 def refuse_when_configured(configured: bool, parameters: list[Parameter]) -> SetParametersResult:
     """The on-set answer: a parameter that takes effect at configure is refused afterwards, with its sentence, and choices are held."""
     known = {info.name: info for info in all_parameters()}
+    of_a_camera = {info.name: info for info in describe(CameraParameters)}
     for item in parameters:
-        info = known.get(item.name)
+        camera, _, name = item.name.rpartition(".")
+        info = known.get(item.name) or (of_a_camera.get(name) if camera and "." not in camera else None)
         if info is None:
             continue
         if configured and item.name not in LIVE:

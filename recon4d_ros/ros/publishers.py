@@ -4,6 +4,7 @@ Messages are built only where somebody listens. Clouds leave as structured array
 """
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from nav_msgs.msg import Odometry, Path
 from numpy.typing import NDArray
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -107,6 +109,13 @@ class Publishers:
         for publisher in self.publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)
         self.publishers.clear()
+
+    def last_words(self, seconds: float) -> None:
+        """Wait until readers that asked for it have all that was sent; for all of them together not longer than this."""
+        end = time.monotonic() + seconds
+        for topic, publisher in self.publishers.items():
+            if self.wanted(topic):
+                publisher.wait_for_all_acked(Duration(seconds=max(end - time.monotonic(), 0.0)))
 
     def calibrate(self, calibration: Calibration) -> None:
         """Fix the geometry of the working images; before the first `show`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import tf2_ros
 from rclpy.clock import Clock
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo
@@ -36,7 +35,7 @@ from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
-LAST_WORDS = Duration(seconds=2)  # for reliable readers to get what was sent last
+LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -74,6 +73,7 @@ class Session:
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
         self._stamp_ns = 0
+        self._last_ns: int | None = None  # stamp of the last frame set of this drive, in the worker's thread
         with ExitStack() as opened:
             self._open(opened)
             self._opened = opened.pop_all()
@@ -118,7 +118,7 @@ class Session:
 
     def activate(self) -> None:
         """Raises Recon4dError as `tick`."""
-        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
+        self._synchronize_anew()
         if self._setup.own.odom_topic:
             self._odometry = OdometryInput(self._node, self._setup.own.odom_topic, self._setup.own.base_frame, self._buffer,
                                            sample=self._on_odometry, bad=self._bad)
@@ -130,9 +130,12 @@ class Session:
         self._disconnect()
         self._worker.discard()
         if self._reconstructor is not None:
-            self._call(self._publish_map)
-        for publisher in self._publishers.publishers.values():
-            publisher.wait_for_all_acked(LAST_WORDS)
+            try:
+                self._call(self._publish_map, "its map is said")
+            except TimeoutError as error:
+                self._log.warning(str(error))
+        self._count_sync()
+        self._publishers.last_words(LAST_WORDS)
         self.active = False
 
     def close(self) -> None:
@@ -140,10 +143,11 @@ class Session:
         self._opened.close()
 
     def tick(self) -> None:
-        """Several times a second: find the rig, load the engine, subscribe to the images once there is something to do with them.
+        """Several times a second: count drops, find the rig, load the engine, subscribe to the images once they can be used.
 
         Raises Recon4dError if the rig turns out to be none, the engine does not fit it, or a topic cannot be subscribed to.
         """
+        self._count_sync()
         if self._loading is not None and self._loading.done():
             loading, self._loading = self._loading, None
             loading.result()
@@ -174,22 +178,24 @@ class Session:
         """Forget the drive, the frame set that waits included. Raises TimeoutError if the worker is stuck."""
         self._worker.discard()
         self._buffer.clear()
-        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
-        self._sync_counted = {}
+        self._synchronize_anew()
         self._log.info(f"reset: {reason}")
         if self._reconstructor is not None:
-            self._call(lambda: self._begin_anew(reset=True))
+            self._call(lambda: self._begin_anew(reset=True), "everything starts anew")
 
     def clock_jumped_back(self) -> None:
         """The clock's own word of a bag loop, where the images' stamps have not said it already."""
         if time.monotonic_ns() - self._reset_ns > RESET_ONCE_NS:
-            self.reset("the clock jumped back")
+            try:
+                self.reset("the clock jumped back")
+            except TimeoutError as error:
+                self._log.warning(str(error))
 
     def save_map(self, path: Path) -> int:
-        """Write the map; returns its points. Raises OutputError, or Recon4dError while there is no map."""
+        """Write the map; returns its points. Raises OutputError, TimeoutError, or Recon4dError while there is no map."""
         if self._reconstructor is None:
             raise Recon4dError("there is no map yet: the node waits for its rig or its engine")
-        return self._call(lambda: self._reconstructor.mapper.save(path))  # type: ignore[union-attr]
+        return self._call(lambda: self._reconstructor.mapper.save(path), "the map is written")  # type: ignore[union-attr]
 
     def status_msg(self) -> Status:
         return self.health.status_msg(self._stamp_ns, self._frames.base, paused=self.paused)
@@ -197,8 +203,12 @@ class Session:
     def show_status(self) -> None:
         self._publishers.show_status(self.status_msg())
 
-    def _call(self, function: Callable):
-        return self._worker.call(function).result(CALL_TIMEOUT)
+    def _call(self, function: Callable, promise: str):
+        """Raises TimeoutError with its sentence if the worker does not come to it in time; it will later."""
+        future = self._worker.call(function)
+        if not wait([future], CALL_TIMEOUT).done:
+            raise TimeoutError(f"the worker is still busy after {CALL_TIMEOUT:g} s: {promise} when it is free")
+        return future.result()
 
     # --- inputs, in the executor's thread ---------------------------------------------------------------------------------------------
 
@@ -228,11 +238,14 @@ class Session:
     def _hand_over(self, frame_sets: list[FrameSet]) -> None:
         for frame_set in frame_sets:
             self._worker.put(frame_set)
-        if frame_sets:
-            self._count_sync()
+
+    def _synchronize_anew(self) -> None:
+        self._count_sync()
+        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
+        self._sync_counted = {}
 
     def _count_sync(self) -> None:
-        """The synchronizer's own drops into the common count."""
+        """The synchronizer's own drops into the common count; whether frame sets come or not."""
         for key, total in sync_drops(self._synchronizer.statistics).items():
             for _ in range(total - self._sync_counted.get(key, 0)):
                 self.health.drops.count(*key)
@@ -259,6 +272,9 @@ class Session:
         reconstructor = self._reconstructor
         if reconstructor is None or not self.active:
             return
+        if self._last_ns is not None and frame_set.stamp_ns < self._last_ns:  # also where the source began anew while the node was inactive
+            frame_set = replace(frame_set, jump=Jump.BACKWARD)
+        self._last_ns = frame_set.stamp_ns
         if frame_set.jump is Jump.BACKWARD:
             self._log.info("reset: the images' time jumped back")
             self._buffer.clear()
@@ -300,6 +316,7 @@ class Session:
         assert self._reconstructor is not None
         if reset:
             self._reconstructor.reset()
+            self._last_ns = None
         self._reset_ns = time.monotonic_ns()
         self._publishers.reset()
         self.health.reset()
