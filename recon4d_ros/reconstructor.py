@@ -21,6 +21,7 @@ from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.sync import SyncParameters
+from recon4d_ros.tally import Tally
 from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
 
 
@@ -50,7 +51,7 @@ class Reconstructor:
         self.mapper = Mapper(self.calibration, parameters.mapping)
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
-        self.undecodable: dict[str, int] = {}
+        self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
         """One frame set through every room. A camera that is absent or cannot be decoded is marked; the others go on."""
@@ -60,8 +61,8 @@ class Reconstructor:
         cpu: dict[str, float] = {}
         with _timed(latency, cpu, "preprocess"):
             frame, dropped = self.preprocessor(frame_set)
-            for reason in dropped.values():
-                self.undecodable[reason] = self.undecodable.get(reason, 0) + 1
+            for camera, reason in dropped.items():
+                self._undecodable.count(camera, reason)
         with _timed(latency, cpu, "egomotion"):
             pose = self.egomotion.estimate(frame, frame_set.odometry, self.engine.pointers())
         with _timed(latency, cpu, "engine"):
@@ -73,7 +74,12 @@ class Reconstructor:
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
         self._moving_before = motion.mask
-        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill, cpu)
+        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill, cpu, dropped)
+
+    @property
+    def undecodable(self) -> dict[str, int]:
+        """`<camera>: <reason>` -> images; of reasons that differ in their numbers only, the first stands for all."""
+        return {f"{camera}: {reason}": count for (camera, reason), count in self._undecodable().items()}
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew."""

@@ -277,6 +277,7 @@ class Reconstruction:
     """One frame set's result. latency: seconds per stage, by name. frame_set: what it was made from.
 
     cpu: processor seconds per stage, of all threads of this process, whatever they did; beside latency it shows what a stage waited for.
+    dropped: camera -> why its image, which was there, could not be used.
     """
 
     frame_set: FrameSet
@@ -288,3 +289,4 @@ class Reconstruction:
     latency: Mapping[str, float]
     memory_fill: float
     cpu: Mapping[str, float] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)

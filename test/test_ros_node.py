@@ -200,6 +200,21 @@ def test_a_cameras_parameters_are_settled_at_configure_too(make):
 
 # --- counts and time --------------------------------------------------------------------------------------------------------------------
 
+def test_each_camera_has_its_own_reason_and_numbers_make_no_new_ones(make):
+    node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"))
+    node.start()
+    session = node._session
+    for k in range(4):
+        broken = RawImage(START + k * 10**8, "jpeg", np.frombuffer(b"\xff\xd8\xff" + bytes(40 + k), np.uint8))
+        small = RawImage(START + k * 10**8, "mono8", PIXELS, 4, 3, 4)
+        session._worker.call(partial(session._process, FrameSet(START + k * 10**8, {"left": broken, "right": small}))).result(60)
+    counts = session.health.drops()
+    assert sorted((camera, count) for (camera, _), count in counts.items()) == [("left", 4), ("right", 4)]
+    reasons = dict(counts.keys())
+    assert "jpeg" in reasons["left"] and "4x3" in reasons["right"]
+    assert session._reconstructor.undecodable == {f"{camera}: {reason}": 4 for camera, reason in counts}
+
+
 def test_drops_are_counted_while_no_frame_set_comes_out(make):
     node = make(sync__policy="exact")
     node.start()

@@ -37,7 +37,7 @@ from recon4d_ros.messages import dynamic_object
 from recon4d_ros.parameters import describe
 from recon4d_ros.ros import conversions
 from recon4d_ros.ros.conversions import time_msg
-from recon4d_ros.ros.diagnostics import MAX_REASONS, Drops, Health, percentile
+from recon4d_ros.ros.diagnostics import Health, percentile
 from recon4d_ros.ros.graph import free_domain
 from recon4d_ros.ros.node import Recon4dNode
 from recon4d_ros.ros.parameter_file import parameter_file
@@ -48,6 +48,8 @@ from recon4d_ros.ros.publishers import OUTPUTS, Frames
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.session import Session, WaitingClock
 from recon4d_ros.ros.worker import Worker, newest
+from recon4d_ros.tally import LIMIT, Tally
+from recon4d_ros.tally import kind as kind_of
 from recon4d_ros.types import DynamicObject, FrameSet, Jump, MapDelta, OdometrySample, PoseEstimate, RawImage, Tracking
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -439,13 +441,22 @@ def test_a_clock_that_jumps_back_resets_whichever_executor_runs_the_node(executo
 
 
 def test_drops_are_counted_by_reason_and_bounded():
-    drops = Drops()
+    drops = Tally()
     assert drops.count("front", "late") and not drops.count("front", "late")
-    for index in range(3 * MAX_REASONS):
-        drops.count("front", f"reason {index}")
+    for index in range(3 * LIMIT):
+        drops.count("front", f"reason{index}")
     counts = drops()
-    assert counts[("front", "late")] == 2 and len(counts) <= MAX_REASONS + 1
-    assert sum(counts.values()) == 2 + 3 * MAX_REASONS
+    assert counts[("front", "late")] == 2 and len(counts) <= LIMIT + 1
+    assert sum(counts.values()) == 2 + 3 * LIMIT
+
+
+def test_reasons_that_differ_in_their_numbers_are_one():
+    drops = Tally()
+    new = [drops.count("front", f"jpeg of {size} bytes, {size}x480, rgb8, at {size}.25 s: 1e-{size}") for size in range(100, 600)]
+    assert new == [True] + [False] * 499
+    assert drops() == {("front", "jpeg of 100 bytes, 100x480, rgb8, at 100.25 s: 1e-100"): 500}
+    assert kind_of("encoding 'rgb8' is not known") != kind_of("encoding 'rgb16' is not known")
+    assert drops.count("rear", "jpeg of 7 bytes, 9x480, rgb8, at 1.25 s: 1e-3")
 
 
 def test_percentiles():

@@ -1,7 +1,6 @@
 """The node's health as numbers, and as /diagnostics and ~/status say it: rates, latencies, drops and why, tracking, memory, engine."""
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -12,33 +11,12 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from recon4d_msgs.msg import Status
 
 from recon4d_ros.ros.conversions import header
+from recon4d_ros.tally import Tally
 from recon4d_ros.types import Reconstruction, Tracking
 
 WINDOW = 5.0  # seconds that rates and latencies are taken over
-MAX_REASONS = 100  # distinct reasons kept: one may carry a number from the message
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _TRACKING = {Tracking.STARTING: Status.STARTING, Tracking.TRACKING: Status.TRACKING, Tracking.LOST: Status.LOST}
-
-
-class Drops:
-    """Counts what was not used, by camera (or `odometry`, `tf`) and reason. Safe from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
-
-    def count(self, source: str, reason: str) -> bool:
-        """True if this reason is new: worth a line in the log."""
-        with self._lock:
-            key = (source, reason)
-            if key not in self._counts and len(self._counts) >= MAX_REASONS:
-                key = (source, "other reasons")
-            self._counts[key] += 1
-            return self._counts[key] == 1
-
-    def __call__(self) -> dict[tuple[str, str], int]:
-        with self._lock:
-            return dict(self._counts)
 
 
 class Rate:
@@ -75,7 +53,7 @@ class Health:
 
     def __init__(self, cameras: tuple[str, ...]) -> None:
         self.cameras = cameras
-        self.drops = Drops()
+        self.drops = Tally()
         self.images = {name: Rate() for name in cameras}
         self.unstamped: Counter[str] = Counter()  # by camera: images without a time stamp, used with their reception's
         self.frame_sets = Rate()

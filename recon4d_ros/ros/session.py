@@ -279,17 +279,15 @@ class Session:
             self._log.info("reset: the images' time jumped back")
             self._buffer.clear()
             self._begin_anew(reset=False)  # the step does it for the algorithm
-        undecodable, forgotten = dict(reconstructor.undecodable), reconstructor.engine.forgotten
+        forgotten = reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
         if reconstructor.engine.forgotten > forgotten:
             self._bad("engine", "its memory held what is not finite, and was forgotten")
         if reconstructor.engine.device != self.health.engine.device:  # a CUDA graph that could not be made shows with the first steps
             self.health.engine = replace(self.health.engine, device=reconstructor.engine.device)
             self._log.warning(f"engine: it runs on {reconstructor.engine.device}")
-        for name, present in zip(self._setup.cameras, result.frame.present, strict=True):
-            if name in frame_set.images and not present:
-                new = [reason for reason, count in reconstructor.undecodable.items() if count > undecodable.get(reason, 0)]
-                self._bad(name, next((reason for reason in new if name in reason), new[0] if new else "image cannot be decoded"))
+        for camera, sentence in result.dropped.items():
+            self._bad(camera, sentence)
         start, worked = time.perf_counter(), time.process_time()
         self._stamp_ns = frame_set.stamp_ns
         sentence = self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
