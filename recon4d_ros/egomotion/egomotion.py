@@ -31,6 +31,7 @@ KEYFRAME_TRAVEL, KEYFRAMES = 1.0, 6  # metres between keyframes, keyframes adjus
 VAGUE = 0.02  # relative deviation of an inverse depth above which the engine's is worth asking for
 MEMORY_NOISE = 0.5  # pixels of the working image
 MOUNT = 0.001  # rad: how far a camera's mount may be turned from its calibration
+FAR = 8.0  # pixels of the input image that predictions may have been off without another look: half the window that points are followed in
 BLIND_SHARE, BLIND_COUNT = 0.2, 10
 AROUND = np.array([[0, 0], [-2, 0], [2, 0], [0, -2], [0, 2]])  # working pixels (u, v): where a depth must agree with the one at 0, 0
 
@@ -58,10 +59,13 @@ class EgomotionParameters:
 class _Sightings:
     """Where the landmarks are in the new images. pixel [L, 2], found [L], blind [N]: cameras that found next to none of theirs.
 
+    guess [L, 2]: where they were looked for.
+
     observations: of the found ones; the last ones, from `second` on, are those on the supposed road once more, without that supposition.
     """
 
     pixel: NDArray[np.float32]
+    guess: NDArray[np.float32]
     found: NDArray[np.bool_]
     blind: NDArray[np.bool_]
     observations: Observations
@@ -202,19 +206,25 @@ class Egomotion:
         return self._solved(frame, attempt.sightings, Prior(told, covariance), seconds), ""
 
     def _attempt(self, frame: Frame, prior: Prior, seconds: float) -> _Attempt:
-        """Sightings and solution from one prediction; where many points were not found, again from the first solution."""
+        """Sightings and solution from one prediction; if that was far off and many points were not found, again from the solution."""
         velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
         sightings = self._sight(frame, prior, velocity)
         attempt = self._solved(frame, sightings, prior, seconds)
         asked = frame.present[self._landmarks.camera]
-        moved = np.linalg.norm(geometry.log(geometry.inverse(prior.T_map_base) @ attempt.solution.T_map_base)[:3])
         few = sightings.found[asked].sum() < 0.6 * asked.sum()
-        if attempt.solution.inliers >= 8 and (few or not self._velocity_known) and moved > 0.05:
-            nearer = Prior(attempt.solution.T_map_base, prior.covariance)
+        nearer = Prior(attempt.solution.T_map_base, prior.covariance)
+        if attempt.solution.inliers >= 8 and (few or not self._velocity_known) and self._shift(sightings, nearer, attempt) > FAR:
             again = self._sight(frame, nearer, geometry.log(geometry.inverse(self._pose) @ nearer.T_map_base) / seconds)
             if again.found.sum() > sightings.found.sum():
                 attempt = self._solved(frame, again, nearer, seconds)
         return attempt
+
+    def _shift(self, sightings: _Sightings, prior: Prior, attempt: _Attempt) -> float:
+        """Pixels, in the median, between where the points were looked for and where they would be by another prior."""
+        table = self._landmarks
+        guess = self._guess(table, np.arange(len(table)), table.camera, prior.T_map_base, attempt.T_camera_base, sightings.guess)
+        there = (sightings.guess != table.pixel).any(-1)
+        return float(np.median(np.linalg.norm(guess - sightings.guess, axis=1)[there])) if there.any() else np.inf
 
     def _solved(self, frame: Frame, sightings: _Sightings, prior: Prior, seconds: float, start: Array | None = None) -> _Attempt:
         velocity = geometry.log(geometry.inverse(self._pose) @ prior.T_map_base) / seconds
@@ -428,7 +438,7 @@ class Egomotion:
         first = self._observations(table, seen)
         doubtful = first.take(table.assumed[first.landmark])
         doubtful = replace(doubtful, variance=np.full(len(doubtful), features.UNKNOWN_VARIANCE))
-        return _Sightings(pixel, found, blind, Observations.join([first, doubtful]), len(first))
+        return _Sightings(pixel, guess, found, blind, Observations.join([first, doubtful]), len(first))
 
     def _guess(
         self, table: Landmarks, index: NDArray, camera: NDArray[np.int64], T_map_base: Array, T_camera_base: Array, otherwise: NDArray
