@@ -1,4 +1,5 @@
-"""The README's tables say what the code says, and its commands and files exist."""
+"""The README's tables say what the code says; its make targets, files and links exist, and so does all that its ROS commands name."""
+import ast
 import re
 import subprocess
 import sys
@@ -20,6 +21,32 @@ def test_links_and_pictures_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} points to {target}, which is not there"
+
+
+def ros_commands() -> list[tuple[str, str]]:
+    """(document, command) of every `ros2 launch recon4d_ros ...` and recon4d_node that README and docs print."""
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pattern = r"(ros2 launch recon4d_ros \S+\.launch\.py[^`\n#]*|recon4d_node --ros-args[^`\n#]*|ros2 run recon4d_ros recon4d_node[^`\n#]*)"
+    return [(document.name, command) for document in documents for command in re.findall(pattern, document.read_text())]
+
+
+def launch_arguments(name: str) -> set[str]:
+    tree = ast.parse((ROOT / "launch" / name).read_text())
+    value = next(node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "ARGUMENTS")
+    return {argument for argument, _, _ in ast.literal_eval(value)}
+
+
+@pytest.mark.parametrize("document, command", ros_commands())
+def test_ros_commands_run_as_printed(document, command):
+    """Launch files and their arguments exist, and the node is told of its cameras."""
+    given = set(re.findall(r"([a-z_]+):=", command))
+    if "ros2 launch" in command:
+        name = command.split()[3]
+        assert given <= launch_arguments(name)
+        assert name != "recon4d.launch.py" or given & {"rig", "cameras", "parameters"}
+        assert name != "replay.launch.py" or "bag" in given
+    else:
+        assert given & {"rig_file", "cameras"} or "--params-file" in command, f"{document}: {command} ends with `cameras is empty`"
 
 
 def test_every_make_target_named_in_the_readme_exists():

@@ -336,15 +336,16 @@ def test_the_newest_frame_set_wins_and_nothing_is_lost_with_the_older():
 
 
 def test_images_never_queue_behind_a_slow_engine():
-    release, done, displaced = threading.Event(), [], []
+    taken, release, done, displaced = threading.Event(), threading.Event(), [], []
 
     def process(item: FrameSet) -> None:
+        taken.set()
         release.wait(5)
         done.append(item.stamp_ns)
 
     worker = Worker(process, displaced=lambda item: displaced.append(item.stamp_ns), failed=lambda error: None)
     worker.put(frame_set(0))
-    time.sleep(0.1)  # the worker has taken it
+    assert taken.wait(5)
     for stamp in range(1, 6):
         worker.put(frame_set(stamp))
     release.set()
@@ -357,9 +358,10 @@ def test_images_never_queue_behind_a_slow_engine():
 
 
 def test_the_worker_survives_what_the_step_raises():
-    errors, done = [], []
+    errors, done, taken = [], [], threading.Semaphore(0)
 
     def process(item: FrameSet) -> None:
+        taken.release()
         if item.stamp_ns == 1:
             raise RuntimeError("no")
         done.append(item.stamp_ns)
@@ -367,7 +369,7 @@ def test_the_worker_survives_what_the_step_raises():
     worker = Worker(process, displaced=lambda item: None, failed=errors.append)
     for stamp in (1, 2):
         worker.put(frame_set(stamp))
-        time.sleep(0.1)
+        assert taken.acquire(timeout=5)
     with pytest.raises(ZeroDivisionError):
         worker.call(lambda: 1 / 0).result(5)
     worker.close()
