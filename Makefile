@@ -71,9 +71,10 @@ $(DONE)/wheels: $(DONE)/venv $(RUNTIME) scripts/mend_wheels.py
 	@$(ROS) python scripts/mend_wheels.py
 	@touch $@
 
-$(DONE)/dev: $(DONE)/wheels requirements/dev.txt
+$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/stubs.txt scripts/mend_stubs.py
 	@echo "== wheels for development, PyTorch among them"
 	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/dev.txt
+	@rm -rf .venv/stubs && $(PIP) --no-deps --target .venv/stubs -r requirements/stubs.txt && .venv/bin/python scripts/mend_stubs.py .venv/stubs
 	@touch $@
 dev: $(DONE)/dev
 	@:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.networks import checkpoint, point3r  # noqa: E402
+from recon4d_ros.networks.step import StepOptions  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 # as the options of the published 512 checkpoint have it
@@ -138,6 +139,10 @@ def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
         "A(x=1, x=2)",
         "A(x=1)(y=2)",
         "A(3)",
+        "A(x=float((1, 2)))",
+        "A(x=float(None))",
+        f"A(x=float({'9' * 400}))",
+        f"A(x={'9' * 5000})",
         "A(",
         "",
         "(" * 5000,
@@ -177,3 +182,27 @@ def test_an_unknown_network(tmp_path: Path) -> None:
     found = checkpoint.identify(tmp_path / "other.pth")
     assert found.title is None and "none of Point3R, Driv3R" in found.problems[0]
     assert found.lines()[0].endswith("unknown system, 0.0 million parameters (torch)")
+
+
+@pytest.mark.parametrize(
+    "said, sentence",
+    [
+        ("local_mem_size=-1", "pose slots is -1: expected 1 to 16384"),
+        ("local_mem_size=100000000000000", "pose slots is 100000000000000: expected 1 to 16384"),
+        ("enc_embed_dim=16000000000", "encoder width is 16000000000: expected 1 to 16384"),
+    ],
+)
+def test_sizes_that_no_network_has(tiny: point3r.Point3R, tmp_path: Path, said: str, sentence: str) -> None:
+    path = save(tmp_path / "big.pth", tiny.state_dict(), TINY.replace("local_mem_size=8", said))
+    found = checkpoint.identify(path)
+    assert found.configuration is None and sentence in found.problems[0]
+    with pytest.raises(EngineError, match=rf"big\.pth: {sentence}"):
+        checkpoint.load(path, "point3r")
+    with pytest.raises(EngineError, match="pose slots is 0"):
+        checkpoint.obtain("stand-in:pose_slots=0", "point3r")
+
+
+@pytest.mark.parametrize("value", ["abc", None, [1], True, float("nan"), float("inf")])
+def test_options_of_a_step_are_numbers(tiny: point3r.Point3R, value: object) -> None:
+    with pytest.raises(EngineError, match=r"network point3r: option fusion_metres is .*: expected a number"):
+        checkpoint.make_step(tiny, "point3r", StepOptions(1, (96, 128), (48, 64)), {"fusion_metres": value})

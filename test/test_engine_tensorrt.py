@@ -7,7 +7,8 @@ addresses, and every call gives (error, value).
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +30,8 @@ class Device:
         self.capturing: list | None = None
         self.capturable = capturable
         self.launches = self.enqueued = self.uploads = self.waits = 0
+        self.graphs: set[str] = set()  # not given back
+        self.streams = self.made = 0
 
     def module(self) -> ModuleType:
         ok, wrong = 0, 1
@@ -67,15 +70,29 @@ class Device:
             self.capturing = []
             return (ok,)
 
+        def graph_of(kind, work):
+            self.made += 1
+            self.graphs.add(f"{kind} {self.made}")
+            return f"{kind} {self.made}", work
+
         def end(stream):
-            graph, self.capturing = self.capturing, None
-            return (ok, graph) if self.capturable else (wrong, None)
+            work, self.capturing = self.capturing, None
+            return (ok, graph_of("graph", work)) if self.capturable else (wrong, None)
+
+        def destroy(graph):
+            self.graphs.remove(graph[0])
+            return (ok,)
 
         def launch(graph, stream):
+            assert graph[0] in self.graphs
             self.launches += 1
-            for work in graph:
+            for work in graph[1]:
                 work()
             return (ok,)
+
+        def stream(count, value):
+            self.streams += count
+            return (ok, *value)
 
         def wait(stream):
             self.waits += 1
@@ -84,9 +101,10 @@ class Device:
         calls = {
             "cudaMalloc": allocate, "cudaHostAlloc": allocate, "cudaFree": free, "cudaFreeHost": free, "cudaMemcpyAsync": copy,
             "cudaMemcpy": copy_now, "cudaMemsetAsync": zero, "cudaStreamBeginCapture": begin, "cudaStreamEndCapture": end,
-            "cudaGraphLaunch": launch, "cudaStreamSynchronize": wait, "cudaGraphInstantiate": lambda graph, flags: (ok, graph),
-            "cudaGraphDestroy": lambda graph: (ok,), "cudaStreamCreateWithFlags": lambda flags: (ok, 7),
-            "cudaStreamDestroy": lambda stream: (ok,), "cudaGetDevice": lambda: (ok, 0),
+            "cudaGraphLaunch": launch, "cudaStreamSynchronize": wait,
+            "cudaGraphInstantiate": lambda graph, flags: (ok, graph_of("ready", graph[1])),
+            "cudaGraphDestroy": destroy, "cudaGraphExecDestroy": destroy, "cudaStreamCreateWithFlags": lambda flags: stream(1, [7]),
+            "cudaStreamDestroy": lambda handle: stream(-1, []), "cudaGetDevice": lambda: (ok, 0),
             "cudaGetDeviceProperties": lambda index: (ok, SimpleNamespace(name=b"a stand-in")),
             "cudaGetErrorString": lambda error: (ok, b"operation not permitted when stream is capturing"),
         }
@@ -160,8 +178,9 @@ class Engine:
 def start(monkeypatch, tmp_path):
     """A TensorRtRuntime on a Device, and the Device."""
 
-    def make(*, capturable=True, engine=Engine):
-        device = Device(capturable=capturable)
+    def make(*, capturable=True, engine=Engine, options=None):
+        device = make.device = Device(capturable=capturable)
+        make.plugins = 0
         cudart, trt = device.module(), ModuleType("tensorrt")
         bindings, cuda = ModuleType("cuda.bindings"), ModuleType("cuda")
         bindings.runtime, cuda.bindings = cudart, bindings
@@ -169,7 +188,14 @@ def start(monkeypatch, tmp_path):
         trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
         trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
         loaded = engine(device) if engine else None
-        trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: loaded)
+        make.runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: loaded)
+        trt.Runtime = lambda logger: make.runtime
+
+        def plugins(logger, namespace):
+            make.plugins += 1
+            return True
+
+        trt.init_libnvinfer_plugins = plugins
         for name, module in (("cuda", cuda), ("cuda.bindings", bindings), ("cuda.bindings.runtime", cudart), ("tensorrt", trt)):
             monkeypatch.setitem(sys.modules, name, module)
         for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
@@ -177,7 +203,7 @@ def start(monkeypatch, tmp_path):
         runtime_class = importlib.import_module("recon4d_ros.engine.tensorrt").TensorRtRuntime
         path = tmp_path / "model.engine"
         path.write_bytes(b"engine")
-        return runtime_class(path, spec(), {"sum": SHAPE}), device
+        return runtime_class(path, spec(options={"memory": {"sum": SHAPE}, **(options or {})}), {"sum": SHAPE}), device
 
     yield make
     for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
@@ -232,9 +258,11 @@ def test_a_new_calibration_is_seen(start) -> None:
 
 def test_closing_gives_every_byte_back(start) -> None:
     runtime, device = start()
-    run(runtime, 1, np.ones(SHAPE, np.float32))
+    for _ in range(3):
+        run(runtime, 1, np.ones(SHAPE, np.float32))
+    assert len(device.graphs) == 2, "one for each role of the memory"
     runtime.close()
-    assert device.blocks == {}
+    assert device.blocks == {} and device.graphs == set() and device.streams == 0
 
 
 def test_an_engine_of_another_gpu_or_with_other_tensors_is_refused(start) -> None:
@@ -248,10 +276,97 @@ def test_an_engine_of_another_gpu_or_with_other_tensors_is_refused(start) -> Non
         start(engine=Other)
 
 
-def test_cuda_names_are_those_of_nvidias_bindings() -> None:
-    cudart = pytest.importorskip("cuda.bindings.runtime")
-    source = (Path(__file__).parents[1] / "recon4d_ros/engine/cuda.py").read_text()
-    import re
+def test_an_engine_that_is_refused_half_way_gives_everything_back(start) -> None:
+    class Full(Engine):
+        def create_execution_context(self):
+            return None
 
+    class Refusing(Engine):
+        def create_execution_context(self):
+            context = super().create_execution_context()
+            context.set_tensor_address = lambda name, address: name != "depth"
+            return context
+
+    for engine, sentence in ((Full, "TensorRT makes no context"), (Refusing, "TensorRT refused the address of depth")):
+        with pytest.raises(EngineError, match=sentence):
+            start(engine=engine)
+        device = start.device
+        assert device.blocks == {} and device.streams == 0
+
+
+def test_a_step_that_cannot_be_captured_says_so_and_leaves_no_graph(start) -> None:
+    runtime, device = start(capturable=False)
+    assert "CUDA graph" not in runtime.device
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    assert runtime.device.endswith("without a CUDA graph: CUDA: operation not permitted when stream is capturing")
+    runtime, device = start()
+    enqueue = runtime._enqueue
+
+    def refused():
+        enqueue()
+        if device.capturing is not None:
+            raise EngineError("TensorRT refused to run the step")
+
+    runtime._enqueue = refused
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    assert runtime.device.endswith("without a CUDA graph: TensorRT refused to run the step")
+    assert device.graphs == set() and device.capturing is None
+
+
+def test_the_memory_can_be_given(start) -> None:
+    runtime, _ = start()
+    runtime.remember({"sum": np.full(SHAPE, 3, np.float32)})
+    assert np.all(run(runtime, 1, np.ones(SHAPE, np.float32)) == 30) and np.all(runtime.memory("sum") == 4)
+
+
+@pytest.mark.parametrize("options, allowed", [({}, False), ({"version_compatible": False}, False), ({"version_compatible": True}, True)])
+def test_code_within_an_engine_runs_only_where_it_was_built_with_it(start, options, allowed) -> None:
+    start(options=options)
+    assert getattr(start.runtime, "engine_host_code_allowed", False) is allowed
+    assert start.plugins == 1, "and TensorRT's plugins are loaded"
+
+
+def test_cuda_calls_are_those_of_nvidias_bindings() -> None:
+    """Every name is there, and every function takes as many arguments as we give it."""
+    import ast
+
+    from cuda.bindings import runtime as cudart
+
+    source = (Path(__file__).parents[1] / "recon4d_ros/engine/cuda.py").read_text()
     names = set(re.findall(r"cudart\.(cuda\w+)", source))
     assert len(names) > 15 and [name for name in names if not hasattr(cudart, name)] == []
+    calls = 0
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and re.fullmatch(r"cudart\.cuda\w+", name := ast.unparse(node.func)):
+            signature = getattr(cudart, name.partition(".")[2]).__doc__.splitlines()[0]
+            taken = [part for part in re.search(r"\((.*)\)", signature)[1].split(", ") if part]
+            needed = [part for part in taken if "=" not in part]
+            assert not node.keywords and len(needed) <= len(node.args) <= len(taken), f"{ast.unparse(node)}: {signature}"
+            calls += 1
+    assert calls > 15
+
+
+def test_without_a_gpu_cuda_says_so_in_a_sentence(monkeypatch) -> None:
+    from cuda.bindings import runtime as cudart
+
+    if cudart.cudaGetDevice()[0] == cudart.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU here")
+    monkeypatch.delitem(sys.modules, "recon4d_ros.engine.cuda", raising=False)
+    with pytest.raises(EngineError, match=r"^CUDA: .+"):
+        importlib.import_module("recon4d_ros.engine.cuda").device_name()
+    monkeypatch.delitem(sys.modules, "recon4d_ros.engine.cuda")
+
+
+def test_the_stubs_faults_are_mended_once() -> None:
+    spec = importlib.util.spec_from_file_location("mend_stubs", Path(__file__).parents[1] / "scripts/mend_stubs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    faulty = (
+        "def a(self, in: list[int], out: int) -> int: ...\ndef b(in: int) -> None: ...\n"
+        "def c(power: W = None, channel_axis: int) -> L: ...\nfor x in y: ...\n"
+    )
+    mended = module.mend(faulty)
+    assert mended.splitlines() == [
+        "def a(self, in_: list[int], out: int) -> int: ...", "def b(in_: int) -> None: ...",
+        "def c(power: W = None, channel_axis: int = 0) -> L: ...", "for x in y: ..."]  # fmt: skip
+    assert module.mend(mended) == mended

@@ -274,10 +274,10 @@ def test_tensorrt_from_an_engine_says_what_is_missing_here(built, tmp_path, caps
     pytest.importorskip("onnx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: this is about a machine without")
-    assert main(["export", "--from", str(built), "--runtime", "tensorrt", "--out", str(tmp_path / "gpu")]) == 0
-    said = capsys.readouterr().out
-    assert "the TensorRT engine is not built; on the vehicle run `recon4d export --from" in said
-    assert engines.load_spec(tmp_path / "gpu").model == "model.onnx"
+    assert main(["export", "--from", str(built), "--runtime", "tensorrt", "--out", str(tmp_path / "gpu")]) == 2
+    said = capsys.readouterr()
+    assert "TensorRT is not installed here" in said.err and "the TensorRT engine cannot be built" in said.err
+    assert "wrote" not in said.out and not list(tmp_path.iterdir())
 
 
 def test_comparing_needs_no_pytorch(built) -> None:

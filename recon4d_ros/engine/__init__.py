@@ -66,7 +66,7 @@ def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: in
         runtime_class = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise EngineError(
-            f"{where}: runtime {name} is not installed here ({error}): pip install {name}, or choose another runtime"
+            f"{where}: runtime {name} is not installed here ({error}): pip install {_package(error, name)}, or choose another runtime"
         ) from None
     shapes = {key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()}
     try:
@@ -76,6 +76,12 @@ def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: in
     except Exception as error:  # runtimes raise their own types, of which none is public in both
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"{where}: {name} cannot load {spec.model}: {reason}") from error
+
+
+def _package(error: ImportError, runtime: str) -> str:
+    """What to install for a module that is missing."""
+    module = (error.name or runtime).partition(".")[0]
+    return {"cuda": "cuda-bindings"}.get(module, module)
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
@@ -119,11 +125,15 @@ def describe(folder: str | os.PathLike[str]) -> str:
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: " + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
     ]
-    for runtime, report in spec.parity.items():
-        if "differs" in report:
-            lines.append(f"  {runtime}: {report['milliseconds']:.0f} ms a step; worst share of pixels or values off: {report['worst']:.2%}")
-    if any("outputs" in report for report in spec.parity.values()):
-        lines += ["  " + line for line in parity_lines(spec)]
+    try:
+        for runtime, report in spec.parity.items():
+            if "differs" in report:
+                worst = f"worst share of pixels or values off: {report['worst']:.2%}"
+                lines.append(f"  {runtime}: {report['milliseconds']:.0f} ms a step; {worst}")
+        if any("outputs" in report for report in spec.parity.values()):
+            lines += ["  " + line for line in parity_lines(spec)]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise EngineError(f"engine {folder}: parity in engine.yaml is not a table of what export measured") from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
 
 

@@ -88,9 +88,13 @@ class Engine(Protocol):
     """One loaded engine with its memory. Not thread-safe: one caller steps it, in the order of the frames."""
 
     spec: EngineSpec
-    device: str
     forgotten: int
     """How often the memory held what is not finite since the engine was loaded, and was therefore forgotten as by `reset`."""
+
+    @property
+    def device(self) -> str:
+        """What runs it on what, and what of it is not as it should be: that may show with the first steps."""
+        ...
 
     def reset(self) -> None:
         """Forgets everything seen: as after loading."""
@@ -161,10 +165,29 @@ def load_spec(folder: Path) -> EngineSpec:
         tree[name] = {str(key): tuple(int(size) for size in shape) for key, shape in (tree.get(name) or {}).items()}
         name = "files"
         tree[name] = {str(key): str(value) for key, value in (tree.get(name) or {}).items()}
-        if any(Path(key).name != key for key in (str(tree["model"]), *tree["files"])):
+        for name in ("network", "config", "runtime", "precision", "model", "model_sha256"):
+            if not isinstance(tree[name], str):
+                raise TypeError
+        for name in ("cameras", "channels"):
+            if tree[name] < 1:
+                raise ValueError
+        for name in ("input_size", "working_size"):
+            if min(tree[name]) < 1:
+                raise ValueError
+        for name in ("options", "versions", "parity"):
+            if not isinstance(tree.setdefault(name, {}), dict):
+                raise TypeError
+        name = "options"
+        memory = tree[name].setdefault("memory", None)
+        if any(int(size) < 1 for shape in memory.values() for size in shape):
+            raise ValueError
+        name = "model"
+        if any(Path(key).name != key for key in (tree["model"], *tree["files"])):
             raise ValueError
     except (TypeError, ValueError, IndexError, AttributeError):
-        raise EngineError(f"engine {folder}: {SPEC_FILE}: {name} is {tree[name]!r}, which is not what this field holds") from None
+        said = repr(tree[name])
+        said = said if len(said) < 80 else said[:77] + "..."
+        raise EngineError(f"engine {folder}: {SPEC_FILE}: {name} is {said}, which is not what this field holds") from None
     return EngineSpec(**tree)
 
 

@@ -94,9 +94,12 @@ class Stream:
         call(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         try:
             work()
-        finally:
-            ended = cudart.cudaStreamEndCapture(self._stream)
-        graph = call(ended)
+        except BaseException:
+            error, graph = cudart.cudaStreamEndCapture(self._stream)
+            if error == cudart.cudaError_t.cudaSuccess:
+                call(cudart.cudaGraphDestroy(graph))
+            raise
+        graph = call(cudart.cudaStreamEndCapture(self._stream))
         try:
             return call(cudart.cudaGraphInstantiate(graph, 0))
         finally:
@@ -104,6 +107,10 @@ class Stream:
 
     def launch(self, graph: Any) -> None:
         call(cudart.cudaGraphLaunch(graph, self._stream))
+
+    def forget(self, graph: Any) -> None:
+        """Gives a graph's memory back."""
+        call(cudart.cudaGraphExecDestroy(graph))
 
     def close(self) -> None:
         call(cudart.cudaStreamDestroy(self._stream))

@@ -49,7 +49,6 @@ class HostedEngine:
 
     def __init__(self, spec: EngineSpec, runtime: Runtime, where: str):
         self.spec = spec
-        self.device = runtime.device
         self._runtime = runtime
         self._where = where
         self._steps = 0
@@ -59,6 +58,10 @@ class HostedEngine:
         self._constant: dict[str, NDArray] = {}
         one_world = bool(spec.options.get("one_world", True))
         self._scales = WorldScales(spec.cameras, one_world) if NETWORK_POSITION in spec.extra_outputs else None
+
+    @property
+    def device(self) -> str:
+        return self._runtime.device
 
     def reset(self) -> None:
         self._runtime.reset()

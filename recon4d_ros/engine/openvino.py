@@ -28,7 +28,7 @@ class OpenVinoRuntime:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         self._compiled = core.compile_model(core.read_model(str(model)), "CPU", config)
         self._request = self._compiled.create_infer_request()
-        self.device = f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), fp32"
+        self.device = f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), {spec.precision}"
         self._buffers = [{name: np.zeros(shape, np.float32) for name, shape in memory.items()} for _ in range(2)]
         self._tensors = [{name: ov.Tensor(array, shared_memory=True) for name, array in buffer.items()} for buffer in self._buffers]
         self._now = 0

@@ -8,6 +8,7 @@ is a graph for each of the two roles of the memory. Where the network cannot be 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,32 +31,41 @@ class TensorRtRuntime:
     def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0) -> None:
         """threads: of no meaning here. Raises EngineError if the engine is of another TensorRT or GPU, or its tensors are others."""
         self.device = f"tensorrt {trt.__version__} on {device_name()}, {spec.precision}"
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        runtime.engine_host_code_allowed = True  # of version-compatible engines; the file's checksum is engine.yaml's
+        logger = trt.Logger(trt.Logger.ERROR)
+        trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
+        runtime = trt.Runtime(logger)
+        if spec.options.get("version_compatible"):  # such an engine brings code of its own, which this runs
+            runtime.engine_host_code_allowed = True
         self._engine = runtime.deserialize_cuda_engine(model.read_bytes())
         if self._engine is None:
             raise EngineError(f"{model.name} is not for TensorRT {trt.__version__} on this GPU: `recon4d export --from` builds it here")
-        self._context = self._engine.create_execution_context()
-        self._stream = Stream()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         expected = {*spec.inputs, *spec.outputs}
         if set(names) != expected:
             raise EngineError(f"{model.name} has other tensors than engine.yaml: {', '.join(sorted(set(names) ^ expected))}")
-        self._memory = [{name: Buffer(4 * int(np.prod(shape))) for name, shape in memory.items()} for _ in range(2)]
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"{model.name}: TensorRT makes no context to run it in: the GPU's memory may be too small, or in use")
         self._shapes = {name: tuple(shape) for name, shape in memory.items()}
-        self._inputs = {name: self._pair(name) for name in names if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory}
-        self._outputs = {
-            name: self._pair(name)
-            for name in names
-            if self._mode(name) == trt.TensorIOMode.OUTPUT and name.removeprefix("new_") not in memory
-        }
-        for name, (_, buffer) in (*self._inputs.items(), *self._outputs.items()):
-            self._point(name, buffer)
         self._graphs: list[Any] = [None, None]
         self._capture = True
         self._given: dict[str, NDArray] = {}
         self._now = 0
-        self.reset()
+        with contextlib.ExitStack() as held:  # gives all of it back, should anything below fail
+            self._held = held
+            self._stream = Stream()
+            held.callback(self._stream.close)
+            self._memory = [{name: self._buffer(4 * int(np.prod(shape))) for name, shape in memory.items()} for _ in range(2)]
+            self._inputs = {name: self._pair(name) for name in names if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory}
+            self._outputs = {
+                name: self._pair(name)
+                for name in names
+                if self._mode(name) == trt.TensorIOMode.OUTPUT and name.removeprefix("new_") not in memory
+            }
+            for name, (_, buffer) in (*self._inputs.items(), *self._outputs.items()):
+                self._point(name, buffer)
+            self.reset()
+            self._held = held.pop_all()
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
         """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
@@ -86,15 +96,11 @@ class TensorRtRuntime:
 
     def close(self) -> None:
         self._stream.wait()
-        buffers = [buffer for set_ in self._memory for buffer in set_.values()]
-        for pinned, buffer in (*self._inputs.values(), *self._outputs.values()):
-            pinned.free()
-            buffers.append(buffer)
-        for buffer in buffers:
-            buffer.free()
+        for graph in filter(None, self._graphs):
+            self._stream.forget(graph)
         self._graphs = [None, None]
         del self._context, self._engine
-        self._stream.close()
+        self._held.close()
 
     def _launch(self) -> None:
         """One step in the stream: as a graph from the second time on (the first lets TensorRT allocate what it wants)."""
@@ -115,8 +121,9 @@ class TensorRtRuntime:
         """The graph of this role of the memory; its addresses are in it, so there is one for each role."""
         try:
             self._graphs[self._now] = self._stream.capture(self._enqueue)
-        except EngineError:
+        except EngineError as error:
             self._capture = False
+            self.device += f", without a CUDA graph: {error}"
 
     def _enqueue(self) -> None:
         for pinned, buffer in self._inputs.values():
@@ -130,9 +137,16 @@ class TensorRtRuntime:
         return self._engine.get_tensor_mode(name)
 
     def _pair(self, name: str) -> tuple[Pinned, Buffer]:
-        shape, kind = tuple(self._engine.get_tensor_shape(name)), trt.nptype(self._engine.get_tensor_dtype(name))
+        sizes, kind = self._engine.get_tensor_shape(name), trt.nptype(self._engine.get_tensor_dtype(name))
+        shape = tuple(sizes[axis] for axis in range(len(sizes)))
         pinned = Pinned(shape, kind)
-        return pinned, Buffer(pinned.array.nbytes)
+        self._held.callback(pinned.free)
+        return pinned, self._buffer(pinned.array.nbytes)
+
+    def _buffer(self, size: int) -> Buffer:
+        buffer = Buffer(size)
+        self._held.callback(buffer.free)
+        return buffer
 
     def _point(self, name: str, buffer: Buffer) -> None:
         if not self._context.set_tensor_address(name, buffer.address):

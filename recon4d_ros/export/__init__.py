@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from recon4d_ros.calibration import REDUCTIONS, input_size_for, reduced_size
-from recon4d_ros.engine.base import EngineSpec, check_files, is_rectified_rig, load_spec, sha256_of
+from recon4d_ros.engine.base import SPEC_FILE, EngineSpec, check_files, is_rectified_rig, load_spec, sha256_of
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
-from recon4d_ros.export.gpu import GpuOptions, add_gpu_arguments, build_tensorrt, gpu_options
+from recon4d_ros.export.gpu import GpuOptions, add_gpu_arguments, build_here, build_tensorrt, gpu_options
 from recon4d_ros.types import Rig
 
 __all__ = ["EPILOG", "ExportArguments", "add_arguments", "default_export_arguments", "export_engine", "run"]
@@ -127,25 +127,51 @@ def export_engine(
 
 @contextlib.contextmanager
 def written_beside(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write, which takes the place of `out` when all went well and leaves nothing otherwise. Raises OutputError."""
+    """A folder to write, which takes the place of `out` when all went well and leaves nothing otherwise.
+
+    force: an engine (or an empty folder) that is there is replaced, and nothing else is; it lies there until the new one is whole. Raises
+    OutputError.
+    """
+    out = Path(os.path.abspath(out))  # `.` has a name then
     if out.exists() and not force:
         raise OutputError(f"{out} is there already: choose another folder, or --force to replace it")
-    try:
+    if out.exists() and not (out.is_dir() and not out.is_symlink() and ((out / SPEC_FILE).is_file() or not any(out.iterdir()))):
+        raise OutputError(f"{out} is no engine ({SPEC_FILE} is not in it): --force replaces engines only")
+    with _said_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}") from None
     try:
         yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        with _said_of(out):
+            folder.chmod(0o755)
+            _take_place(folder, out)
     finally:
         if folder.exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_place(folder: Path, out: Path) -> None:
+    """Renames folder to out. What was there is moved aside first, and deleted when the new one is in its place."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old / out.name)
+    try:
+        folder.rename(out)
+    except OSError:
+        (old / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _said_of(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _write_geometric(folder: Path, a: ExportArguments, options: Mapping[str, Any]) -> EngineSpec:
@@ -168,7 +194,7 @@ def _write_geometric(folder: Path, a: ExportArguments, options: Mapping[str, Any
         **described,
     )
     parity = measured(folder, model, spec)
-    check_parity(parity, a.precision)
+    check_parity(parity, spec)
     return replace(spec, parity=parity)
 
 
@@ -272,7 +298,7 @@ def rebuild(source: Path, out: Path, runtime: str, gpu: GpuOptions, *, force: bo
                 os.link(source / name, folder / name)  # the weights need not lie there twice
             except OSError:
                 shutil.copyfile(source / name, folder / name)
-        build_tensorrt(folder, spec, gpu, lambda sentence: print(f"  {sentence}", flush=True)).save(folder / "engine.yaml")
+        build_here(folder, spec, gpu, lambda sentence: print(f"  {sentence}", flush=True)).save(folder / SPEC_FILE)
 
 
 def _arguments(arguments: argparse.Namespace) -> ExportArguments:
@@ -304,7 +330,10 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ParameterError(f"--option {text}: expected NAME=VALUE")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ParameterError(f"--option {name} is {value!r}: expected a number") from None
 
 
 def _check(a: ExportArguments) -> None:
@@ -313,6 +342,14 @@ def _check(a: ExportArguments) -> None:
         (a.network not in NETWORKS, f"network {a.network!r} is not known: expected one of {', '.join(NETWORKS)}"),
         (a.network == GEOMETRIC and a.config not in CONFIGS, f"config {a.config!r} is not known: expected one of {', '.join(CONFIGS)}"),
         (a.runtime not in RUNTIMES, f"runtime {a.runtime!r} is not known: expected one of {', '.join(RUNTIMES)}"),
+        (
+            a.network == GEOMETRIC and a.runtime == "torch",
+            f"runtime torch is for learned networks: {GEOMETRIC} runs on openvino, onnxruntime and tensorrt",
+        ),
+        (
+            a.network != GEOMETRIC and not 16 <= min(a.working_size) <= max(a.working_size) <= 4096,
+            f"size is {a.working_size[0]}x{a.working_size[1]}: expected 16 to 4096 pixels",
+        ),
         (a.precision not in PRECISIONS, f"precision {a.precision!r} is not known: expected one of {', '.join(PRECISIONS)}"),
         (
             a.network == GEOMETRIC and a.precision != "fp32",
@@ -351,7 +388,7 @@ def _parse_size(name: str, text: str) -> tuple[int, int] | None:
     if not text:
         return None
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal() and 0 < int(height) < 2**16 and 0 < int(width) < 2**16):
         raise ParameterError(f"{name} is {text!r}: expected HEIGHTxWIDTH, e.g. 370x1226")
     return int(height), int(width)
 

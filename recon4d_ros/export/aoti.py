@@ -63,5 +63,5 @@ def build(folder: Path, spec: EngineSpec, a: ExportArguments, own: Mapping[str, 
         spec.save(folder / "engine.yaml")
         say("comparing with torch")
         parity = {"torch": compare_apart(folder, "torch", reference)}
-    check_parity(parity, a.precision)
+    check_parity(parity, spec)
     return replace(spec, parity={**spec.parity, **parity})

@@ -93,7 +93,7 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     for runtime in CPU_RUNTIMES:
         say(f"comparing with {runtime}")
         parity[runtime] = compare_apart(folder, runtime, reference)
-    check_parity(parity, a.precision)
+    check_parity(parity, spec)
     reference.unlink()
     peak = round(peak_rss_mib(), 1)
     return finished(folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}})

@@ -24,16 +24,20 @@ TYPES: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
 }
 DATA_INPUT = {"Where": 1}  # the input whose type counts, if not the first
+MADE = ("ConstantOfShape", "EyeLike")  # it is the output's type that counts: the input says a size
+REDUCTIONS = ("none", "add", "mul", "max", "min")  # of ScatterElements; all but the first by a plugin that TensorRT brings
 LOOPS = ("Loop", "Scan", "If")  # taken, but a CUDA graph cannot hold them
 
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """source: of the table. operators: name -> how often. problems: one sentence per kind of operator that is not taken as it is used."""
+    """source: of the table. operators: name -> how often. problems: one sentence per kind of operator that is not taken as it is used.
+    plugins: how many of the operators TensorRT runs in its own plugins, which have to be loaded."""
 
     source: str
     operators: dict[str, int]
     problems: tuple[str, ...]
+    plugins: int
 
     @property
     def cuda_graph(self) -> bool:
@@ -63,7 +67,8 @@ def check_operators(model: Path) -> OperatorReport:
             for problem in _problems(node, table, types, values):
                 problems[problem] += 1
     said = tuple(f"{text} ({count} times)" for text, count in sorted(problems.items()))
-    return OperatorReport(table["source"], dict(sorted(found.items())), said)
+    plugins = sum(node.op_type == "ScatterElements" and _reduction(node) != "none" for graph in _graphs(proto.graph) for node in graph.node)
+    return OperatorReport(table["source"], dict(sorted(found.items())), said, plugins)
 
 
 def _problems(node: onnx.NodeProto, table: dict[str, Any], types: dict[str, int], values: dict[str, onnx.TensorProto]) -> Iterator[str]:
@@ -77,9 +82,15 @@ def _problems(node: onnx.NodeProto, table: dict[str, Any], types: dict[str, int]
         yield f"{node.op_type} is not taken"
         return
     place = DATA_INPUT.get(node.op_type, 0)
-    kind = TYPES.get(types.get(node.input[place], 0)) if len(node.input) > place else None
-    if kind and kind not in allowed:
-        yield f"{node.op_type} of {kind} is not taken: expected {', '.join(allowed)}"
+    named = node.output[:1] if node.op_type in MADE else node.input[place : place + 1]
+    for name in named:
+        kind = types.get(name, TensorProto.UNDEFINED)
+        said = TYPES.get(kind, TensorProto.DataType.Name(kind))
+        if said not in allowed:
+            yield f"{node.op_type} of {said} is not taken: expected {', '.join(allowed)}"
+    if node.op_type == "ScatterElements":
+        if _reduction(node) not in REDUCTIONS:
+            yield f"ScatterElements with reduction {_reduction(node)} is not taken"
     if node.op_type == "TopK":
         number = values.get(node.input[1])
         count = int(onnx.numpy_helper.to_array(number).reshape(-1)[0]) if number is not None else None
@@ -95,6 +106,10 @@ def _problems(node: onnx.NodeProto, table: dict[str, Any], types: dict[str, int]
         yield "LayerNormalization with more than one output is not taken"
     if node.op_type == "MaxPool" and len([name for name in node.output if name]) > 1:
         yield "MaxPool with indices is not taken"
+
+
+def _reduction(node: onnx.NodeProto) -> str:
+    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == "reduction"), "none")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

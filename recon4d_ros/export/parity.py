@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.engine.base import STAND_IN, EngineSpec
 from recon4d_ros.errors import EngineError
 
 # learned: largest relative norm of any output's difference, each step from PyTorch's own memory (float32)
 TOLERANCE = {"fp32": 1e-3, "int8": 0.3, "fp16": 0.02, "bf16": 0.02}
+# stand-in weights, less than float32: a confidence that is the exponential of noise was off by 0.18 in bf16; what is broken is off by 1
+STAND_IN_TOLERANCE = 0.3
 HOLES = 0.01  # learned: largest share of values that are none on one side only
 OFF = 0.01  # geometric: largest share of values of any output that differ
 # geometric: a value differs when it is off by more than this: relative, or absolute for what is not named here
@@ -61,22 +64,25 @@ def in_shares(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"milliseconds": report["milliseconds"], "worst": max(differs.values()), "differs": differs}
 
 
-def check_parity(parity: Mapping[str, Any], precision: str) -> None:
-    """Raises EngineError if no runtime takes the model, or one computes something else."""
+def check_parity(parity: Mapping[str, Any], spec: EngineSpec, truth: str = "PyTorch") -> None:
+    """Raises EngineError if no runtime takes the model, or one computes something else than `truth`."""
+    tolerance = TOLERANCE[spec.precision]
+    if spec.checkpoint_sha256 == STAND_IN and spec.precision != "fp32":
+        tolerance = max(tolerance, STAND_IN_TOLERANCE)
     good = {name: report for name, report in parity.items() if "error" not in report}
     if not good:
         said = "; ".join(f"{name}: {report['error']}" for name, report in parity.items())
         raise EngineError(f"no runtime takes the exported model: {said or 'none is installed'}")
     for runtime, report in good.items():
-        wrong = f"{runtime} does not compute what PyTorch does"
+        wrong = f"{runtime} does not compute what {truth} does"
         for name, share in report.get("differs", {}).items():
             if not share <= OFF:
                 raise EngineError(f"{wrong}: {share:.1%} of {name} differ, expected {OFF:.0%} at most")
         for name, values in report.get("outputs", {}).items():
             if not values["holes"] <= HOLES:
                 raise EngineError(f"{wrong}: {values['holes']:.2%} of {name} are none on one side")
-            if not values["fed"] <= TOLERANCE[precision]:
+            if not values["fed"] <= tolerance:
                 raise EngineError(
-                    f"{wrong}: output {name} is off by {values['fed']:.1e} (relative norm) in a step from PyTorch's own memory, "
-                    f"expected {TOLERANCE[precision]:g} at most in {precision}"
+                    f"{wrong}: output {name} is off by {values['fed']:.1e} (relative norm) in a step from the same memory, "
+                    f"expected {tolerance:g} at most in {spec.precision}"
                 )

@@ -42,7 +42,8 @@ def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[st
     """Builds folder/model.engine from the folder's ONNX. Raises EngineError with what the parser or the builder said."""
     import tensorrt as trt
 
-    logger = _logger(trt)
+    logger = _logger()
+    trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -58,9 +59,9 @@ def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[st
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.timing_cache:
-        kept = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        kept = _kept(options.timing_cache, say)
         config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False)
-    config.progress_monitor = _progress(trt)
+    config.progress_monitor = _progress()
     say(f"building {MODEL} with TensorRT {trt.__version__}")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
@@ -68,12 +69,30 @@ def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[st
     path = folder / MODEL
     path.write_bytes(memoryview(serialized))
     if options.timing_cache:
-        options.timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        _keep(options.timing_cache, memoryview(config.get_timing_cache().serialize()), say)
     return path
 
 
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+def _kept(cache: Path, say: Callable[[str], None]) -> bytes:
+    """An earlier build's timings. To be without them costs time, no more."""
+    try:
+        return cache.read_bytes() if cache.exists() else b""
+    except OSError as error:
+        say(f"warning: --timing-cache {cache} cannot be read ({error.strerror})")
+        return b""
+
+
+def _keep(cache: Path, timings: memoryview, say: Callable[[str], None]) -> None:
+    try:
+        cache.write_bytes(timings)
+    except OSError as error:
+        say(f"warning: --timing-cache {cache} cannot be written ({error.strerror}): the next build takes as long")
+
+
+def _logger() -> Any:
+    import tensorrt as trt
+
+    class Logger(trt.ILogger):
         """Keeps the last error for the sentence; warnings are TensorRT's own affair."""
 
         def __init__(self) -> None:
@@ -87,10 +106,11 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _progress(trt: Any) -> Any:
+def _progress() -> Any:
+    import tensorrt as trt
     from tqdm import tqdm
 
-    class Progress(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Progress(trt.IProgressMonitor):
         """One bar per phase of the build."""
 
         def __init__(self) -> None:

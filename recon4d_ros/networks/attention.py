@@ -138,7 +138,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, channels, kernel_size=patch, stride=patch)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.proj(image).flatten(2).transpose(1, 2)
+        """The tokens are in the network's type; computed in float32 whatever that is: ONNX has no convolution of bfloat16 (opset 18),
+        pixels and points lose nothing on the way in, and it is little work."""
+        conv = self.proj
+        assert conv.bias is not None
+        x = F.conv2d(image.float(), conv.weight.float(), conv.bias.float(), conv.stride)
+        return x.to(conv.weight.dtype).flatten(2).transpose(1, 2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -14,6 +14,7 @@ import argparse
 import ast
 import hashlib
 import importlib
+import math
 import pickle
 import re
 import zipfile
@@ -32,6 +33,7 @@ from recon4d_ros.networks.step import StepOptions
 Shapes = Mapping[str, tuple[int, ...]]
 PREFIX = "module."
 LONGEST_MODEL_TEXT = 20_000  # characters
+LARGEST_SIZE = 16_384  # of any number in a configuration: the published ones are up to 1,024
 NAMED = 3  # parameters that a sentence names before it says how many more
 
 
@@ -134,9 +136,7 @@ def obtain(source: str, name: str) -> tuple[nn.Module, str]:
         chosen = stand_in.configuration(name, fields_given)
     except ModuleNotFoundError:
         raise EngineError(f"network {name}: this version has no code for it") from None
-    with torch.device("meta"):
-        network = _module(name).build(chosen)
-    return stand_in.fill(network), stand_in.NAME
+    return stand_in.fill(_hollow(_module(name), chosen)), stand_in.NAME
 
 
 def make_step(network: nn.Module, name: str, options: StepOptions, own: Mapping[str, Any]) -> nn.Module:
@@ -144,6 +144,9 @@ def make_step(network: nn.Module, name: str, options: StepOptions, own: Mapping[
     make = getattr(_module(name), "make_step", None)
     if make is None:
         raise EngineError(f"network {name}: this version has no step for it, which an engine needs")
+    for key, value in own.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise EngineError(f"network {name}: option {key} is {value!r}: expected a number")
     try:
         return make(network, options, **own)
     except TypeError as error:
@@ -222,7 +225,7 @@ def parse_model(text: str, where: object = "model string") -> ModelText:
         if len(text) > LONGEST_MODEL_TEXT:
             raise ValueError("too long")
         visit(ast.parse(text.strip(), mode="eval").body)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
         shown = text if len(text) < 80 else text[:77] + "..."
         raise EngineError(f"{where}: cannot read the model string {shown!r} ({error}); expected NAME(NAME(key=value, ...))") from None
     return ModelText(tuple(names), arguments)
@@ -295,10 +298,19 @@ def _build(system: System, checkpoint: Checkpoint) -> tuple[Any, nn.Module]:
         raise EngineError(f"{checkpoint.path}: {system.title} is recognised, but this version has no network for it") from None
     try:
         configuration = module.configuration_of(checkpoint.shapes, checkpoint.model)
+        return configuration, _hollow(module, configuration)
     except EngineError as error:
         raise EngineError(f"{checkpoint.path}: {error}") from None
+
+
+def _hollow(module: Any, configuration: Any) -> nn.Module:
+    """A system's network without values. Raises EngineError for a configuration that asks for more than any network has."""
+    for field in fields(configuration):
+        value = getattr(configuration, field.name)
+        if isinstance(value, int) and not 1 <= value <= LARGEST_SIZE:
+            raise EngineError(f"{field.name.replace('_', ' ')} is {value}: expected 1 to {LARGEST_SIZE}")
     with torch.device("meta"):
-        return configuration, module.build(configuration)
+        return module.build(configuration)
 
 
 def _some(names: list[str]) -> str:

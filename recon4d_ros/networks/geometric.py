@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon4d_ros.errors import ParameterError
 from recon4d_ros.networks.matching import (
     CENSUS_5,
     CENSUS_8,
@@ -73,6 +74,25 @@ class GeometricOptions:
     floor: float = 0.2
     fade: float = 0.7
 
+    def __post_init__(self) -> None:
+        """Raises ParameterError."""
+        for name, (kind, least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not least <= value <= most:
+                what = "a whole number" if kind is int else "a number"
+                raise ParameterError(f"option {name} is {value!r}: expected {what} from {least:g} to {most:g}")
+        if self.far <= self.near:
+            raise ParameterError(f"option far is {self.far:g}: expected more than near, {self.near:g}")
+        if self.stereo and self.stride % 2:
+            raise ParameterError(f"option stride is {self.stride}: expected an even number in config stereo")
+        if any(size % self.stride for size in self.working_size):
+            height, width = self.working_size
+            raise ParameterError(f"option stride is {self.stride}: expected a divisor of the working size, {height}x{width}")
+        if self.cell % self.depth_stride or self.cell > min(self.working_size):
+            raise ParameterError(
+                f"option cell is {self.cell}: expected a multiple of {self.depth_stride} up to the working size's {min(self.working_size)}"
+            )
+
     @property
     def stereo(self) -> bool:
         return self.config == "stereo"
@@ -95,6 +115,24 @@ class GeometricOptions:
     def tokens(self) -> int:
         return self.token_cameras * (self.working_size[0] // self.cell) * (self.working_size[1] // self.cell)
 
+
+LIMITS: dict[str, tuple[type, float, float]] = {
+    "stride": (int, 1, 16),
+    "planes": (int, 4, 512),
+    "near": (float, 0.01, 1000.0),
+    "far": (float, 0.1, 10_000.0),
+    "step_penalty": (float, 0.0, 100.0),
+    "jump_penalty": (float, 0.0, 100.0),
+    "cell": (int, 4, 512),
+    "patch_step": (float, 0.1, 32.0),
+    "merge_radius": (float, 0.0, 100.0),
+    "keyframe_motion": (float, 0.0, 100.0),
+    "cue": (float, 0.0, 100.0),
+    "agree": (float, -1.0, 1.0),
+    "precision": (float, 0.001, 100.0),
+    "floor": (float, 0.0, 1.0),
+    "fade": (float, 0.0, 1.0),
+}
 
 # what a rig without a rectified pair wants otherwise
 SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0, "floor": 0.3}

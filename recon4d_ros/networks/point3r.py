@@ -158,7 +158,7 @@ class Point3R(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
         turn = self._image_turn(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
-        x = self.patch_embed(images.to(self.pose_token.dtype))
+        x = self.patch_embed(images)
         for block in self.enc_blocks:
             x = block(x, turn)
         return self.enc_norm(x)
@@ -197,7 +197,7 @@ class Point3R(nn.Module):
         """
         image = points.permute(0, 3, 1, 2)
         turn = self._image_turn(_grid(image), self.configuration.encoder_width // self.configuration.encoder_heads, tokens)
-        value = self.pts_patch_embed(image.to(tokens.dtype))
+        value = self.pts_patch_embed(image)
         for block in self.value_encoder:
             value = block(value, turn)
         value = self.value_out(self.value_norm(value))

@@ -33,7 +33,7 @@ def configuration(network: str, text: str) -> Any:
         default: Any = fields[name].default
         try:
             given[name] = value if isinstance(default, str) else type(default)(float(value)) if default is not None else int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise EngineError(f"stand-in weights: {name} is {value!r}: expected a value such as {default}") from None
     try:
         return kind(**given)
