@@ -1,9 +1,6 @@
 """FrameSet -> Frame: each camera's image decoded at the engine's input size, still distorted (the engine samples it by the grid)."""
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +9,10 @@ from recon4d_ros.calibration import OUTSIDE, input_size_for, make_calibration, r
 from recon4d_ros.distortion import to_rays
 from recon4d_ros.errors import CalibrationError, ImageError
 from recon4d_ros.images.decode import ENCODINGS, decode, source_size
+from recon4d_ros.parallel import each
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
 
-__all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "gray", "input_size_for", "make_calibration"]
+__all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "input_size_for", "make_calibration"]
 
 _LATTICE = 4  # source pixels between the exactly undistorted ones; between them the map is interpolated, to a fraction of a pixel
 
@@ -25,8 +23,8 @@ class Preprocessor:
     Every call gives a Frame of its own: nothing that was given out is written to again.
     """
 
-    def __init__(self, rig: Rig, calibration: Calibration, channels: int, threads: int | None = None) -> None:
-        """channels: 1 (grey) or 3 (RGB). threads: as many as CPUs or cameras, whichever is less. Raises CalibrationError."""
+    def __init__(self, rig: Rig, calibration: Calibration, channels: int) -> None:
+        """channels: 1 (grey) or 3 (RGB). Raises CalibrationError."""
         if rig.names != calibration.names:
             raise CalibrationError(f"the rig has cameras {', '.join(rig.names)}, its calibration {', '.join(calibration.names)}")
         self._rig = rig
@@ -34,26 +32,19 @@ class Preprocessor:
         self._channels = channels
         self._reductions = [reduction(camera, calibration.input_size) for camera in rig.cameras]
         self._maps: dict[int, NDArray[np.int16]] = {}
-        self._pool = ThreadPoolExecutor(threads or min(len(rig.cameras), os.cpu_count() or 1), thread_name_prefix="decode")
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
 
     def __call__(self, frame_set: FrameSet) -> tuple[Frame, dict[str, str]]:
         """The frame, and why an image that was there is not in it (camera -> one sentence): that camera is absent."""
         cameras = self._rig.cameras
         images = np.zeros((len(cameras), *self._calibration.input_size, self._channels), np.uint8)
-        jobs = {index: self._pool.submit(self._decode_into, index, frame_set.images[camera.name], images[index])
-                for index, camera in enumerate(cameras) if camera.name in frame_set.images}
+        there = [index for index, camera in enumerate(cameras) if camera.name in frame_set.images]
+        faults = each(lambda index: self._fault(index, frame_set.images[cameras[index].name], images[index]), there)
         present = np.zeros(len(cameras), np.bool_)
         stamps = np.full(len(cameras), frame_set.stamp_ns, np.int64)
         dropped = {}
-        for index, job in jobs.items():
-            try:
-                job.result()
-            except ImageError as error:
-                dropped[cameras[index].name] = str(error)
+        for index, fault in zip(there, faults, strict=True):
+            if fault:
+                dropped[cameras[index].name] = fault
                 continue
             present[index] = True
             stamps[index] = frame_set.images[cameras[index].name].stamp_ns
@@ -74,6 +65,14 @@ class Preprocessor:
         moved: NDArray = np.asarray(cv2.remap(pixels, self._maps[camera], unused, cv2.INTER_NEAREST, **border))  # type: ignore[call-overload]
         return moved.view(np.bool_) if binary else moved
 
+    def _fault(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> str:
+        """The image decoded into `out`: "", or why it cannot be."""
+        try:
+            self._decode_into(index, image, out)
+        except ImageError as error:
+            return str(error)
+        return ""
+
     def _decode_into(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> None:
         camera, reduce = self._rig.cameras[index], self._reductions[index]
         if image.encoding not in ENCODINGS:
@@ -83,16 +82,6 @@ class Preprocessor:
             raise ImageError(f"image is {width}x{height} pixels: its calibration is for {camera.width}x{camera.height}")
         height, width = reduced_size(camera, reduce)
         out[:height, :width] = decode(image, self._channels, reduce)
-
-
-def gray(frame: Frame) -> NDArray[np.uint8]:
-    """[N, H, W] uint8 luminance of a frame: a view where it is grey already."""
-    if frame.images.shape[-1] == 1:
-        return frame.images[..., 0]
-    out = np.zeros(frame.images.shape[:-1], np.uint8)
-    for index in np.flatnonzero(frame.present):
-        cv2.cvtColor(frame.images[index], cv2.COLOR_RGB2GRAY, dst=out[index])
-    return out
 
 
 def _source_map(camera: Camera, k: NDArray[np.float64], working_size: tuple[int, int]) -> NDArray[np.int16]:

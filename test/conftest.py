@@ -1,7 +1,6 @@
 """Fixtures that several parts' tests share."""
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,6 @@ def ddad_bag(shared: Path) -> Path:
 def nuscenes_bag(shared: Path) -> Path:
     """Six cameras and lidar, one frame, 43 ms of skew."""
     return shared / "bags" / "nuscenes_sample"
-
-
-@pytest.fixture(scope="session")
-def ros_domain() -> int:
-    """A ROS_DOMAIN_ID that another run on this machine is unlikely to use; below 102, where no port is an ephemeral one."""
-    return random.SystemRandom().randint(1, 101)
 
 
 @pytest.fixture(scope="session")

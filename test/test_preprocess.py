@@ -1,6 +1,7 @@
 """Decoding, lens models, and the engine's calibration: right to a hundredth of a pixel."""
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,9 @@ from recon4d_ros.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
 from recon4d_ros.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.errors import CalibrationError, ImageError
 from recon4d_ros.images.header import compressed_kind, compressed_size
-from recon4d_ros.preprocess import ENCODINGS, OUTSIDE, Preprocessor, decode, gray, input_size_for, make_calibration
-from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
+from recon4d_ros.parallel import CPUS
+from recon4d_ros.preprocess import ENCODINGS, OUTSIDE, Preprocessor, decode, input_size_for, make_calibration
+from recon4d_ros.types import Calibration, Camera, FrameSet, RawImage, Rig
 
 COLOR = np.array([[200, 40, 90], [30, 170, 60], [20, 60, 210], [128, 128, 128]], np.uint8)  # RGB, one per quarter of the scene
 
@@ -346,7 +348,6 @@ def test_a_camera_that_cannot_be_decoded_is_absent_and_says_why() -> None:
                             (RawImage(1, "h264", np.zeros(5, np.uint8)), "encoding 'h264' is not known")):
         _, dropped = preprocessor(FrameSet(3, {"a": wrong}))
         assert sentence in dropped["a"]
-    preprocessor.close()
 
 
 def test_frames_given_out_stay_as_they_are() -> None:
@@ -359,19 +360,20 @@ def test_frames_given_out_stay_as_they_are() -> None:
     assert np.array_equal(first.images, copy)
 
 
+def test_preprocessors_leave_no_threads_of_their_own_behind() -> None:
+    rig, calibration = small_rig()
+    before = {thread for thread in threading.enumerate() if not thread.name.startswith("camera")}  # those are the one pool's
+    for _ in range(3):
+        frame, _ = Preprocessor(rig, calibration, 3)(FrameSet(1, {name: raw("rgb8", scene()) for name in rig.names}))
+        assert all(frame.present)
+    assert {thread for thread in threading.enumerate() if not thread.name.startswith("camera")} <= before
+    assert sum(thread.name.startswith("camera") for thread in threading.enumerate()) < max(CPUS, 2)
+
+
 def test_rig_and_calibration_must_agree() -> None:
     rig, calibration = small_rig()
     with pytest.raises(CalibrationError, match="the rig has cameras a, b, its calibration a, b, c"):
         Preprocessor(Rig("car", rig.cameras[:2]), calibration, 1)
-
-
-def test_grey_of_a_frame() -> None:
-    images = np.stack([scene(), scene()[::-1]])
-    frame = Frame(0, images, np.array([True, False]), np.zeros(2, np.int64))
-    out = gray(frame)
-    assert np.abs(out[0].astype(int) - luminance(scene())).max() <= 1 and not out[1].any()
-    mono = Frame(0, images[..., :1], np.array([True, True]), np.zeros(2, np.int64))
-    assert np.shares_memory(gray(mono), mono.images)
 
 
 @settings(max_examples=12, deadline=None)

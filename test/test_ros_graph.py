@@ -40,13 +40,21 @@ from sensor_msgs_py import point_cloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
-from recon4d_ros.bags import BagReader
+from recon4d_ros.bags import BagReader, BagWriter
+from recon4d_ros.commands.demo import collect
+from recon4d_ros.engine import load_spec
+from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.geometry import exp
+from recon4d_ros.mapping import read_cloud
 from recon4d_ros.messages import stamp_ns
+from recon4d_ros.overview.recorder import OverviewRecorder
+from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.rig import load_rig
 from recon4d_ros.ros.conversions import pose_matrix, time_msg, transform_matrix, transform_msg
-from recon4d_ros.ros.graph import Process, graph_environment, run_graph, write_parameters
+from recon4d_ros.ros.graph import GraphResult, Process, graph_environment, run_graph, write_parameters
 from recon4d_ros.ros.publishers import OUTPUTS
+from recon4d_ros.runs.files import read_depth, read_objects, read_trajectory
+from recon4d_ros.runs.recording import Recording
 from recon4d_ros.sim.bag import write_bag
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -549,9 +557,15 @@ def test_player_and_recorder_refuse_bad_input(environment, tmp_path):
 
 # --- the whole graph ------------------------------------------------------------------------------------------------------------------
 
-def test_player_node_and_recorder_as_three_processes(drive, tmp_path):
-    result = run_graph(drive, tmp_path / "out", {"map_publish_period": 0.5}, rate=0.12, show_progress=False)
-    assert result.ok, {name: log.read_text() for name, log in result.logs.items()}
+@pytest.fixture(scope="module")
+def recorded(drive, tmp_path_factory) -> GraphResult:
+    """The drive played to the node, and what the recorder heard."""
+    return run_graph(drive, tmp_path_factory.mktemp("graph") / "out", {"map_publish_period": 0.5}, rate=0.12, show_progress=False)
+
+
+def test_player_node_and_recorder_as_three_processes(drive, recorded):
+    result = recorded
+    assert result.ok and not result.failure(), {name: log.read_text() for name, log in result.logs.items()}
     with BagReader(result.bag) as reader:
         types = {topic: info.type for topic, info in reader.topics.items()}
         by_topic: dict[str, list] = defaultdict(list)
@@ -575,3 +589,49 @@ def test_player_node_and_recorder_as_three_processes(drive, tmp_path):
     final = by_topic["/recon4d/status"][-1][1]
     assert final.frame_sets == sets and final.tracking in (Status.STARTING, Status.TRACKING)
     assert all(all(message.present) for _, message in by_topic["/recon4d/status"] if message.frame_sets)  # slow play splits no set
+
+
+def test_what_was_heard_is_written_and_scored_as_a_replay_is(drive, recorded, tmp_path):
+    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
+    engine = choose_engine("", rig)
+    summary = collect(recorded.bag, drive, tmp_path, rig, engine)
+    with BagReader(recorded.bag) as reader:
+        statuses = [message for _, _, message in reader.messages(["/recon4d/status"]) if message.frame_sets]
+        heard = {stamp_ns(message.header.stamp): message for _, _, message in reader.messages(["/recon4d/left/depth"])}
+    assert summary["frames"] == len(statuses) == len(read_trajectory(tmp_path / "trajectory.tum")[0])
+    assert summary["frames_played"] == SECONDS * RATE and summary["cameras"] == list(rig.names)
+    assert {"engine", "publish", "reception_to_publication"} <= summary["latency_ms"].keys()
+    assert summary["drops"] == dict(zip(statuses[-1].drop_reasons, map(int, statuses[-1].drop_counts), strict=True))
+    assert [entry.stamp_ns for entry in read_objects(tmp_path / "objects.jsonl")] == sorted(stamp_ns(s.header.stamp) for s in statuses)
+    spec = load_spec(engine)
+    preprocessor = Preprocessor(rig, make_calibration(rig, spec.input_size, spec.working_size), spec.channels)
+    for stamp, message in heard.items():  # what is in the file is what was heard, in the source image's geometry
+        depth = preprocessor.to_source(np.frombuffer(message.data, np.float32).reshape(message.height, message.width), 0)
+        written = read_depth(tmp_path / f"depth/left/{stamp}.png")
+        near = depth < 200
+        assert np.abs(written[near] - depth[near]).max() < 1 / 200 and (tmp_path / f"dynamic/left/{stamp}.png").is_file()
+    metrics = summary["metrics"]
+    assert metrics["depth"]["near"]["abs_rel"] < 0.3 and metrics["depth"]["near"]["pixels"] > 10_000
+    assert metrics["trajectory"]["path"] > 1.0 and summary["map_points"] == len(read_cloud(tmp_path / "map.ply").xyz) > 100
+    assert json.loads((tmp_path / "summary.json").read_text())["frames"] == summary["frames"]
+    assert (tmp_path / "overview.png").stat().st_size > 10_000
+
+
+def test_a_picture_that_the_played_bag_lacks_is_black_and_costs_nothing_else(drive, recorded, tmp_path):
+    with BagReader(recorded.bag) as reader:
+        stamps = sorted(stamp_ns(message.header.stamp) for _, _, message in reader.messages(["/recon4d/left/depth"]))
+    with BagReader(drive) as reader, BagWriter(tmp_path / "holey") as writer:
+        for topic, kind, receive_ns, data in reader.raw_messages():
+            if topic != "/camera/left/image_raw/compressed" or stamp_ns(reader.deserialize(data, kind).header.stamp) != stamps[0]:
+                writer.write_raw(topic, kind, data, receive_ns)
+    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
+    spec = load_spec(choose_engine("", rig))
+    calibration = make_calibration(rig, spec.input_size, spec.working_size)
+    recording = Recording(recorded.bag, tmp_path / "holey", Preprocessor(rig, calibration, spec.channels), calibration)
+    first, *others = recording.frames()
+    assert list(first.frame_set.images) == ["right"] and all(first.frame.present) and np.isfinite(first.geometry.depth[0]).any()
+    assert others and all(list(result.frame_set.images) == ["left", "right"] for result in others)
+    overview = OverviewRecorder(rig)
+    overview.add(first, recording.preprocessor)
+    left, right = overview.data(recording.cloud, {}, None).cameras
+    assert not left.image.any() and right.image.any() and np.isfinite(left.depth).any()

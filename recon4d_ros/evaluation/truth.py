@@ -47,14 +47,6 @@ class Truth:
     def close(self) -> None:
         self._reader.close()
 
-    @property
-    def has_poses(self) -> bool:
-        return len(self._stamps) > 0
-
-    def has(self, kind: str) -> bool:
-        """Whether the bag has any topic /ground_truth/<kind> or /ground_truth/<camera>/<kind>."""
-        return any(topic == _PREFIX + kind or topic.endswith("/" + kind) for topic in self._topics)
-
     def pose(self, stamp_ns: int) -> NDArray[np.float64] | None:
         """T_world_base, between the two samples around the stamp; None outside the truth's time."""
         after = int(np.searchsorted(self._stamps, stamp_ns))
