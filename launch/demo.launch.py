@@ -2,6 +2,8 @@
 
     ros2 launch recon4d_ros demo.launch.py seconds:=20 rig:=nuscenes_like
 """
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,20 +22,25 @@ ARGUMENTS = (
     ("seed", "1", "seed of the simulated world"),
     ("rate", "0.5", "bag seconds per second"),
     ("rviz", "true", "start RViz"),
+    ("engine", "", "engine folder or name; empty = the parameter file's, else the shipped one that fits the rig"),
+    ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
 )
 
 
 def replay(bag, value):
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(PathJoinSubstitution([FindPackageShare("recon4d_ros"), "launch", "replay.launch.py"])),
-        launch_arguments={"bag": str(bag), "rate": value["rate"], "rviz": value["rviz"]}.items())
+        launch_arguments={"bag": str(bag), "rig": "",  # an include inherits: the simulated drive's rig is not the replay's
+                          **{name: value[name] for name in ("rate", "rviz", "engine", "parameters")}}.items())
 
 
 def actions(context):
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     if value["bag"]:
         return [replay(value["bag"], value)]
-    bag = Path(tempfile.mkdtemp(prefix="recon4d_demo_")) / "drive"
+    folder = Path(tempfile.mkdtemp(prefix="recon4d_demo_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    bag = folder / "drive"
     simulate = ExecuteProcess(cmd=["recon4d", "simulate", "--out", str(bag), "--rig", value["rig"], "--seconds", value["seconds"],
                                    "--seed", value["seed"]], name="simulate", output="screen", emulate_tty=True)
 

@@ -17,14 +17,14 @@ from lifecycle_msgs.msg import Transition
 from launch import LaunchDescription
 
 ARGUMENTS = (
-    ("rig", "", "rig file (YAML); empty = the rig comes from camera_info and /tf_static of `cameras`"),
-    ("cameras", "", "names of the cameras, with commas; empty = all of the rig file's"),
+    ("rig", "", "rig file (YAML); empty = the parameter file's, else the rig comes from camera_info and /tf_static of `cameras`"),
+    ("cameras", "", "names of the cameras, with commas; empty = the parameter file's, else all of the rig file's"),
     ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
-    ("engine", "", "engine folder or name; empty = the shipped one that fits the rig"),
-    ("odom_topic", "", "nav_msgs/Odometry as motion prior; empty = none"),
-    ("publish_tf", "map_odom_base", "map_odom_base, map_odom or none"),
-    ("output_folder", ".", "folder of ~/save_map"),
-    ("use_sim_time", "false", "time from /clock"),
+    ("engine", "", "engine folder or name; empty = the parameter file's, else the shipped one that fits the rig"),
+    ("odom_topic", "", "nav_msgs/Odometry as motion prior; empty = the parameter file's, else none"),
+    ("publish_tf", "", "map_odom_base, map_odom or none; empty = the parameter file's"),
+    ("output_folder", "", "folder of ~/save_map; empty = the parameter file's"),
+    ("use_sim_time", "", "time from /clock: true or false; empty = the parameter file's, else false"),
     ("autostart", "true", "configure and activate the node (false: a lifecycle manager does)"),
     ("namespace", "", "namespace of the node"),
     ("rviz", "false", "start RViz with config/recon4d.rviz"),
@@ -33,17 +33,15 @@ ARGUMENTS = (
 
 
 def nodes(context):
-    from recon4d_ros.ros.graph import transport_environment
+    from recon4d_ros.ros.graph import launch_parameters, transport_environment
 
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     share = FindPackageShare("recon4d_ros")
-    given = {name: value[name] for name in ("engine", "odom_topic", "publish_tf", "output_folder")}
-    given |= {"rig_file": value["rig"], "use_sim_time": value["use_sim_time"].lower() == "true", "autostart": False}
-    if value["cameras"]:
-        given["cameras"] = [name.strip() for name in value["cameras"].split(",") if name.strip()]
+    given = launch_parameters(value)
     node = LifecycleNode(
         package="recon4d_ros", executable="recon4d_node", name="recon4d", namespace=value["namespace"], output="screen", emulate_tty=True,
-        parameters=[value["parameters"] or PathJoinSubstitution([share, "config", "recon4d.yaml"]), given],
+        parameters=[value["parameters"] or PathJoinSubstitution([share, "config", "recon4d.yaml"]),
+                    {**given, "autostart": False}],
         arguments=["--ros-args", "--log-level", value["log_level"]])
 
     def change(transition):
@@ -52,7 +50,7 @@ def nodes(context):
     auto = IfCondition(LaunchConfiguration("autostart"))
     rviz = Node(package="rviz2", executable="rviz2", name="rviz", output="log", condition=IfCondition(LaunchConfiguration("rviz")),
                 arguments=["-d", PathJoinSubstitution([share, "config", "recon4d.rviz"])],
-                parameters=[{"use_sim_time": given["use_sim_time"]}])
+                parameters=[{"use_sim_time": given.get("use_sim_time", False)}])
     transport = [SetEnvironmentVariable(name, text) for name, text in transport_environment().items()]
     failed = Shutdown(reason="recon4d could not configure: see its error above")
     return [

@@ -2,6 +2,8 @@
 
     ros2 launch recon4d_ros replay.launch.py bag:=/path/to/bag
 """
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -24,10 +26,12 @@ from launch import LaunchDescription
 
 ARGUMENTS = (
     ("bag", None, "bag folder, or one .mcap or .db3 file"),
+    ("rig", "", "rig file (YAML); empty = the rig comes from the bag's camera_info and /tf_static"),
+    ("odom_topic", "", "nav_msgs/Odometry of the bag as motion prior; empty = the parameter file's, else none"),
     ("rate", "1.0", "bag seconds per second"),
     ("loop", "false", "start over at the end"),
     ("rviz", "true", "start RViz"),
-    ("engine", "", "engine folder or name; empty = the shipped one that fits the rig"),
+    ("engine", "", "engine folder or name; empty = the parameter file's, else the shipped one that fits the rig"),
     ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
     ("record", "", "bag folder to record the node's outputs in; empty = none"),
 )
@@ -38,12 +42,15 @@ def processes(context):
     from recon4d_ros.ros.graph import bag_parameters, transport_environment
 
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
-    folder = Path(tempfile.mkdtemp(prefix="recon4d_replay_"))
-    rig = bag_parameters(Path(value["bag"]), folder)["rig_file"]
+    rig = value["rig"]
+    if not rig:
+        folder = Path(tempfile.mkdtemp(prefix="recon4d_replay_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        rig = bag_parameters(Path(value["bag"]), folder)["rig_file"]
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(PathJoinSubstitution([FindPackageShare("recon4d_ros"), "launch", "recon4d.launch.py"])),
         launch_arguments={"rig": rig, "use_sim_time": "true", "autostart": "true", "rviz": value["rviz"], "engine": value["engine"],
-                          "parameters": value["parameters"]}.items())
+                          "parameters": value["parameters"], "odom_topic": value["odom_topic"]}.items())
     loop = ["--loop"] if value["loop"].lower() == "true" else []
     player = Node(package="recon4d_ros", executable="recon4d_player", name="recon4d_player", output="screen", emulate_tty=True,
                   arguments=[value["bag"], "--rate", value["rate"], *loop])

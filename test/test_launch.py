@@ -94,6 +94,61 @@ def test_a_node_that_cannot_configure_ends_the_launch_with_its_sentence(environm
         end_group(process)
 
 
+def defaults(path: Path) -> dict[str, str | None]:
+    """ARGUMENTS of a launch file: name -> default."""
+    tree = ast.parse(path.read_text())
+    value = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "ARGUMENTS")
+    return {name: default for name, default, _ in ast.literal_eval(value)}
+
+
+def test_only_what_was_given_to_the_launch_comes_after_the_parameter_file():
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
+    from recon4d_ros.ros.graph import launch_parameters
+    nothing = defaults(REPOSITORY / "launch/recon4d.launch.py")
+    assert launch_parameters(nothing) == {}
+    given = {"rig": "my.yaml", "cameras": "left, right", "engine": "one", "odom_topic": "/odom", "publish_tf": "none",
+             "output_folder": "/maps", "use_sim_time": "True"}
+    expected = {**given, "rig_file": "my.yaml", "cameras": ["left", "right"], "use_sim_time": True}
+    del expected["rig"]
+    assert launch_parameters({**nothing, **given}) == expected
+
+
+def test_the_launch_files_hand_their_arguments_on():
+    files = {path.name.split(".")[0]: defaults(path) for path in LAUNCH_FILES}
+    assert {"rig", "odom_topic", "engine", "parameters"} <= set(files["replay"]) and {"engine", "parameters"} <= set(files["demo"])
+    for outer, inner in (("demo", "replay"), ("replay", "recon4d")):  # neither's default overrides what is in a parameter file
+        assert all(files[outer][name] == files[inner][name] for name in ("engine", "parameters"))
+
+
+@needs_launch
+def test_a_parameter_file_keeps_what_the_launch_was_not_given(environment, tmp_path):
+    log, file = tmp_path / "launch.txt", tmp_path / "parameters.yaml"
+    file.write_text(f"/**:\n  ros__parameters:\n    rig_file: {REPOSITORY / 'config/rigs/kitti_like.yaml'}\n    engine: /nowhere/mine\n")
+    process = ros2("launch", str(REPOSITORY / "launch/recon4d.launch.py"), f"parameters:={file}", log=log, environment=environment)
+    try:
+        process.wait(60)
+        assert "/nowhere/mine" in log.read_text()
+    finally:
+        end_group(process)
+
+
+@needs_launch
+def test_a_simulated_drive_is_played_and_leaves_nothing_behind(environment, tmp_path):
+    log, room = tmp_path / "launch.txt", tmp_path / "room"
+    room.mkdir()
+    file = tmp_path / "parameters.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    publish_tf: none\n")
+    process = ros2("launch", str(REPOSITORY / "launch/demo.launch.py"), "rig:=kitti_like", "seconds:=0.5", "rviz:=false", "rate:=1.0",
+                   "engine:=geometric_stereo_375x1242", f"parameters:={file}", log=log, environment={**environment, "TMPDIR": str(room)})
+    try:
+        process.wait(120)
+        text = log.read_text()
+        assert "engine geometric_stereo_375x1242" in text and text.count("process has finished cleanly") == 3, text
+        assert not list(room.glob("recon4d_*"))
+    finally:
+        end_group(process)
+
+
 @needs_launch
 def test_a_bag_is_replayed_to_its_end(environment, tmp_path, kitti_bag):
     log = tmp_path / "launch.txt"

@@ -101,6 +101,18 @@ def bag_parameters(bag: Path, folder: Path, base_frame: str = BASE_FRAME) -> dic
     return {"rig_file": str((folder / "rig.yaml").resolve())}
 
 
+def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
+    """The node's parameters of launch arguments: of those that were given, so that a parameter file keeps the others."""
+    values: dict[str, Any] = {name: arguments[name] for name in ("engine", "odom_topic", "publish_tf", "output_folder") if arguments[name]}
+    if arguments["rig"]:
+        values["rig_file"] = arguments["rig"]
+    if arguments["use_sim_time"]:
+        values["use_sim_time"] = arguments["use_sim_time"].lower() == "true"
+    if cameras := [name.strip() for name in arguments["cameras"].split(",") if name.strip()]:
+        values["cameras"] = cameras
+    return values
+
+
 def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:
     """A ROS parameter file for any node name. Dotted names stay dotted: rclpy takes both. Raises OutputError."""
     with writing(path.parent):
