@@ -269,6 +269,18 @@ def test_a_source_that_began_anew_while_the_node_was_inactive_is_a_jump(make):
     assert steps.jumps[-1] is Jump.NONE  # what was reset begins anew without another reset
 
 
+def test_a_gap_in_time_is_told(make, capfd):
+    node = make()
+    node.start()
+    session = node._session
+    session._reconstructor = Steps()
+    for second, jump in ((0, Jump.NONE), (5, Jump.FORWARD)):
+        stamp = START + second * 10**9
+        with pytest.raises(RuntimeError):
+            session._worker.call(partial(session._process, FrameSet(stamp, {"left": image(stamp)}, jump=jump))).result(5)
+    assert "jumped forward: 5.0 s" in capfd.readouterr().err
+
+
 def test_a_worker_that_is_stuck_is_said_and_kills_nothing(make, monkeypatch, tmp_path):
     monkeypatch.setattr(session_module, "CALL_TIMEOUT", 0.05)
     node = make(output_folder=str(tmp_path))

@@ -354,7 +354,7 @@ def test_odometry_from_before_a_jump_is_not_given_to_the_sets_after_it() -> None
 @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=60), st.integers(1, 5))
 def test_odometry_is_bounded_increasing_and_all_accounted_for(samples: list[tuple[int, bool]], limit: int) -> None:
     dropped: Counter[str] = Counter()
-    buffer = sync_odometry.OdometryBuffer(limit, 500 * MS, dropped)
+    buffer = sync_odometry.OdometryQueue(limit, 500 * MS, dropped)
     for stamp, finite in samples:
         buffer.add(OdometrySample(stamp * MS, np.eye(4) if finite else np.full((4, 4), np.inf)))
         assert len(buffer) <= limit

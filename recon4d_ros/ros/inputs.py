@@ -42,7 +42,7 @@ def subscribe(node: Node, kind: type, topic: str) -> message_filters.Subscriber:
 
 
 @dataclass(frozen=True)
-class CameraTopics:
+class CameraSource:
     """Resolved topics of one camera; transport: auto, raw, compressed."""
 
     image: str
@@ -53,7 +53,7 @@ class CameraTopics:
 class CalibrationInput:
     """camera_info of all cameras, from configure on: the rig may depend on it. Passed on as `info(camera, message)`."""
 
-    def __init__(self, node: Node, topics: Mapping[str, CameraTopics], info: Callable[[str, CameraInfo], None]) -> None:
+    def __init__(self, node: Node, topics: Mapping[str, CameraSource], info: Callable[[str, CameraInfo], None]) -> None:
         self._node = node
         self.subscribers: dict[str, message_filters.Subscriber] = {}
         try:
@@ -86,7 +86,7 @@ class CameraInput:
     reported. So a slow or latched camera_info holds no image back.
     """
 
-    def __init__(self, node: Node, name: str, topics: CameraTopics, info: message_filters.Subscriber, *,
+    def __init__(self, node: Node, name: str, topics: CameraSource, info: message_filters.Subscriber, *,
                  image: Callable[[str, RawImage, str], None], bad: Callable[[str, str], None]) -> None:
         """image(camera, raw image, frame_id); bad(camera, sentence)."""
         self._node, self._name, self._topics, self._image, self._bad = node, name, topics, image, bad

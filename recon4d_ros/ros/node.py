@@ -17,12 +17,11 @@ from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
 from recon4d_ros.errors import ParameterError, Recon4dError
-from recon4d_ros.rig import CameraTopics as FileTopics
-from recon4d_ros.rig import chosen, load_rig_file
+from recon4d_ros.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.entities import check_topic
-from recon4d_ros.ros.inputs import CameraTopics
+from recon4d_ros.ros.inputs import CameraSource
 from recon4d_ros.ros.node_parameters import NODE_NAME
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, spin_until
 from recon4d_ros.ros.session import Session, Setup
@@ -161,7 +160,7 @@ class Recon4dNode(LifecycleNode):
         self._raise_faults()
         own, algorithm = parameters.read_all(self)
         rig: Rig | None = None
-        file_topics: Mapping[str, FileTopics] = {}
+        file_topics: Mapping[str, CameraTopics] = {}
         if own.rig_file:
             file = load_rig_file(own.rig_file)
             rig, file_topics = chosen(file.rig, own.cameras), file.topics
@@ -176,7 +175,7 @@ class Recon4dNode(LifecycleNode):
             self._raise_faults()
             camera = parameters.read_camera(self, name)
             known = file_topics.get(name)
-            topics[name] = CameraTopics(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
+            topics[name] = CameraSource(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
                                         camera.camera_info_topic or (known.camera_info if known else "") or f"/camera/{name}/camera_info",
                                         camera.transport)
             check_topic(self, f"{name}.image_topic", topics[name].image)

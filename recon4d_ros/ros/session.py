@@ -24,7 +24,7 @@ from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
-from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraTopics, OdometryInput
+from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
@@ -46,7 +46,7 @@ class Setup:
     own: NodeParameters
     algorithm: Parameters
     cameras: tuple[str, ...]
-    topics: Mapping[str, CameraTopics]
+    topics: Mapping[str, CameraSource]
     rig: Rig | None
 
 
@@ -272,13 +272,15 @@ class Session:
         reconstructor = self._reconstructor
         if reconstructor is None or not self.active:
             return
-        if self._last_ns is not None and frame_set.stamp_ns < self._last_ns:  # also where the source began anew while the node was inactive
+        last, self._last_ns = self._last_ns, frame_set.stamp_ns
+        if last is not None and frame_set.stamp_ns < last:  # also where the source began anew while the node was inactive
             frame_set = replace(frame_set, jump=Jump.BACKWARD)
-        self._last_ns = frame_set.stamp_ns
         if frame_set.jump is Jump.BACKWARD:
             self._log.info("reset: the images' time jumped back")
             self._buffer.clear()
             self._begin_anew(reset=False)  # the step does it for the algorithm
+        elif frame_set.jump is Jump.FORWARD and last is not None:
+            self._log.warning(f"the images' time jumped forward: {(frame_set.stamp_ns - last) * 1e-9:.1f} s that the pose has to bridge")
         forgotten = reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
         if reconstructor.engine.forgotten > forgotten:

@@ -13,7 +13,7 @@ JUMPED = "time jumped backward"
 FULL = "buffer full"
 
 
-class OdometryBuffer:
+class OdometryQueue:
     """Samples in strictly increasing order of stamps, `limit` at most (the oldest goes first). dropped: where drops are counted."""
 
     def __init__(self, limit: int, backward_ns: int, dropped: Counter[str]) -> None:

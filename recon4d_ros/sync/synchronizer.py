@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
-from recon4d_ros.sync.odometry import OdometryBuffer
+from recon4d_ros.sync.odometry import OdometryQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
 
@@ -62,7 +62,6 @@ class SyncStatistics:
     odometry_received: int = 0
     odometry_dropped: Counter[str] = field(default_factory=Counter)
     sets: int = 0
-    complete_sets: int = 0
     jumps: int = 0
 
 
@@ -91,7 +90,7 @@ class Synchronizer:
         self.cameras = tuple(cameras)
         self.statistics = SyncStatistics()
         self._backward, self._forward, self._dead_after = (round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after))
-        self._odometry = OdometryBuffer(p.odometry_queue, self._backward, self.statistics.odometry_dropped)
+        self._odometry = OdometryQueue(p.odometry_queue, self._backward, self.statistics.odometry_dropped)
         self._policy: Policy
         if p.policy == "resilient":
             slop, max_wait, reorder = (round(s * SECOND) for s in (p.slop, p.max_wait, p.reorder))
@@ -226,7 +225,6 @@ class Synchronizer:
             self.statistics.jumps += 1
         self._last_stamp_ns = stamp
         self.statistics.sets += 1
-        self.statistics.complete_sets += not group.absent
         self.statistics.used.update(group.images.keys())
         return FrameSet(stamp, group.images, group.absent, self._odometry.take(stamp), jump)
 
