@@ -4,7 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the network is PyTorch; engines run without it")
 
-from recon4d_ros.networks.geometric import GeometricOptions, GeometricStep  # noqa: E402
+from recon4d_ros.networks.geometric import GeometricStep  # noqa: E402
+from recon4d_ros.networks.geometric_options import GeometricOptions  # noqa: E402
 
 DEPTH = 10.0
 OPTIONS = GeometricOptions("stereo", 2, (64, 96), 1, (64, 96))

@@ -274,6 +274,7 @@ POINT3R = ("--network", "point3r", "--checkpoint", "stand-in", "--cameras", "1",
         ((*GEOMETRIC, "--option", "cell=128"), "option cell is 128: expected a multiple of 2 up to the working size's 64"),
         ((*GEOMETRIC, "--option", "merge_radius=a"), "option merge_radius is 'a': expected a number"),
         ((*GEOMETRIC, "--option", "stride=3"), "option stride is 3: expected a divisor of the working size, 64x128"),
+        ((*GEOMETRIC, "--option", "cameras=3"), "option 'cameras' is not one of recon4d_geometric's: stride, planes"),
         ((*GEOMETRIC, "--option", "floor=yes"), "option floor is True: expected a number"),
         ((*GEOMETRIC, "--runtime", "torch"), "runtime torch is for learned networks"),
         ((*POINT3R, "--size", "8x64"), "size is 8x64: expected 16 to 4096 pixels"),
@@ -292,7 +293,7 @@ def test_arguments_out_of_range_are_one_sentence(tmp_path, capsys, arguments, se
 
 def test_a_stride_of_a_pair_is_even() -> None:
     pytest.importorskip("torch")
-    from recon4d_ros.networks.geometric import GeometricOptions
+    from recon4d_ros.networks.geometric_options import GeometricOptions
 
     with pytest.raises(ParameterError, match="option stride is 1: expected an even number"):
         GeometricOptions("stereo", 2, SIZE, 1, (64, 128), stride=1)

@@ -18,8 +18,10 @@ from recon4d_ros.export.compare import compare
 from recon4d_ros.export.graph import builders, write_graph
 from recon4d_ros.export.parity import in_shares
 from recon4d_ros.export.reference import from_pytorch
-from recon4d_ros.networks import geometric
+from recon4d_ros.networks import geometric_options as options_of
+from recon4d_ros.networks.geometric import GeometricStep
 from recon4d_ros.networks.pointer_memory import FEATURE
+from recon4d_ros.networks.step import OUTPUTS
 
 if TYPE_CHECKING:
     from recon4d_ros.export import ExportArguments
@@ -29,10 +31,10 @@ def write_onnx(path: Path, arguments: ExportArguments, options: Mapping[str, Any
     """Writes the graph; gives the PyTorch module and the fields of EngineSpec that describe it. Raises ParameterError for unknown
     options."""
     chosen = geometric_options(arguments, options)
-    model = geometric.GeometricStep(chosen).eval()
-    inputs = geometric.frame_inputs(chosen)
-    memory = geometric.memory_shapes(chosen)
-    input_names, output_names = write_graph(path, model, inputs, memory, geometric.OUTPUTS)
+    model = GeometricStep(chosen).eval()
+    inputs = options_of.frame_inputs(chosen)
+    memory = options_of.memory_shapes(chosen)
+    input_names, output_names = write_graph(path, model, inputs, memory, OUTPUTS)
     written = dataclasses.asdict(chosen)
     plain = {
         name: value
@@ -65,13 +67,12 @@ def measured(folder: Path, model: torch.nn.Module, spec: EngineSpec) -> dict[str
     return report
 
 
-def geometric_options(arguments: ExportArguments, options: Mapping[str, Any]) -> geometric.GeometricOptions:
-    known = {field.name for field in dataclasses.fields(geometric.GeometricOptions)}
+def geometric_options(arguments: ExportArguments, options: Mapping[str, Any]) -> options_of.GeometricOptions:
     for name in options:
-        if name not in known:
-            raise ParameterError(f"option {name!r} is not one of {geometric.NETWORK}'s: {', '.join(sorted(known))}")
-    by_config = {} if arguments.config == "stereo" else geometric.SURROUND
-    return geometric.GeometricOptions(
+        if name not in options_of.LIMITS:
+            raise ParameterError(f"option {name!r} is not one of {options_of.NETWORK}'s: {', '.join(options_of.LIMITS)}")
+    by_config = {} if arguments.config == "stereo" else options_of.SURROUND
+    return options_of.GeometricOptions(
         config=arguments.config,
         cameras=arguments.cameras,
         input_size=arguments.input_size,

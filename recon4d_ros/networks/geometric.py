@@ -15,18 +15,14 @@ host moves along with the car, so that float32 is exact to a fraction of a milli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon4d_ros.errors import ParameterError
+from recon4d_ros.networks.geometric_options import GeometricOptions, frame_inputs, memory_shapes
 from recon4d_ros.networks.matching import (
     CENSUS_5,
     CENSUS_8,
-    Triple,
     other_view,
     rectified_scores,
     semi_global,
@@ -34,223 +30,14 @@ from recon4d_ros.networks.matching import (
     sweep_scores,
     winner,
 )
-from recon4d_ros.networks.pointer_memory import FEATURE, SCALE, SIGMA, Memory, Tokens, fuse, patches
+from recon4d_ros.networks.pointer_memory import SCALE, SIGMA, Memory, Tokens, fuse, patches
+from recon4d_ros.networks.projection import Projection
 from recon4d_ros.networks.working_image import as_bytes, as_grey, working_images
-
-NETWORK = "recon4d_geometric"
-
-
-@dataclass(frozen=True)
-class GeometricOptions:
-    """Fixed at export. Sizes in working pixels unless named otherwise.
-
-    stride: working pixels per volume pixel. planes: of the volume (stereo: disparities 0..planes-1 volume pixels; surround: inverse depths
-    from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of
-    the square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera
-    moves before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from
-    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround). floor: confidence below which
-    a pixel gets no depth. fade: what a depth recalled from the frame before keeps of its confidence (stereo).
-    """
-
-    config: str
-    cameras: int
-    input_size: tuple[int, int]
-    channels: int
-    working_size: tuple[int, int]
-    pointers: int = 2048
-    stride: int = 4
-    planes: int = 48
-    near: float = 1.5
-    far: float = 150.0
-    step_penalty: float = 0.4
-    jump_penalty: float = 2.0
-    cell: int = 32
-    patch_step: float = 2.0
-    merge_radius: float = 0.3
-    keyframe_motion: float = 0.5
-    cue: float = 1.0
-    agree: float = 0.7
-    precision: float = 0.3
-    floor: float = 0.2
-    fade: float = 0.7
-
-    def __post_init__(self) -> None:
-        """Raises ParameterError."""
-        for name, (kind, least, most) in LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not least <= value <= most:
-                what = "a whole number" if kind is int else "a number"
-                raise ParameterError(f"option {name} is {value!r}: expected {what} from {least:g} to {most:g}")
-        if self.far <= self.near:
-            raise ParameterError(f"option far is {self.far:g}: expected more than near, {self.near:g}")
-        if self.stereo and self.stride % 2:
-            raise ParameterError(f"option stride is {self.stride}: expected an even number in config stereo")
-        if any(size % self.stride for size in self.working_size):
-            height, width = self.working_size
-            raise ParameterError(f"option stride is {self.stride}: expected a divisor of the working size, {height}x{width}")
-        if self.cell % self.depth_stride or self.cell > min(self.working_size):
-            raise ParameterError(
-                f"option cell is {self.cell}: expected a multiple of {self.depth_stride} up to the working size's {min(self.working_size)}"
-            )
-
-    @property
-    def stereo(self) -> bool:
-        return self.config == "stereo"
-
-    @property
-    def volume_size(self) -> tuple[int, int]:
-        return self.working_size[0] // self.stride, self.working_size[1] // self.stride
-
-    @property
-    def depth_stride(self) -> int:
-        """Working pixels per pixel of the depth before it is brought to full resolution: a pair's is refined to twice its volume's."""
-        return self.stride // 2 if self.stereo else self.stride
-
-    @property
-    def token_cameras(self) -> int:
-        """Both views of a pair see the same points: only the left one offers tokens."""
-        return 1 if self.stereo else self.cameras
-
-    @property
-    def tokens(self) -> int:
-        return self.token_cameras * (self.working_size[0] // self.cell) * (self.working_size[1] // self.cell)
-
-
-LIMITS: dict[str, tuple[type, float, float]] = {
-    "stride": (int, 1, 16),
-    "planes": (int, 4, 512),
-    "near": (float, 0.01, 1000.0),
-    "far": (float, 0.1, 10_000.0),
-    "step_penalty": (float, 0.0, 100.0),
-    "jump_penalty": (float, 0.0, 100.0),
-    "cell": (int, 4, 512),
-    "patch_step": (float, 0.1, 32.0),
-    "merge_radius": (float, 0.0, 100.0),
-    "keyframe_motion": (float, 0.0, 100.0),
-    "cue": (float, 0.0, 100.0),
-    "agree": (float, -1.0, 1.0),
-    "precision": (float, 0.001, 100.0),
-    "floor": (float, 0.0, 1.0),
-    "fade": (float, 0.0, 1.0),
-}
-
-# what a rig without a rectified pair wants otherwise
-SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0, "floor": 0.3}
-
-
-def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Names, types and shapes of what a step takes beside the memory, in order.
-
-    images: as decoded. present: 1 or 0. grid: input pixel of each working pixel. k: of the working image. pose: T_anchor_camera.
-    anchor_shift: metres the anchor moved since the last step (new minus old). moving: 255 or 0, of the frame before. partner (surround of
-    more than one): per volume pixel the index of the rig neighbour to match with, -1 for none.
-    """
-    n, (height, width), (h, w), (y, x) = o.cameras, o.input_size, o.working_size, o.volume_size
-    inputs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        "images": (torch.uint8, (n, height, width, o.channels)),
-        "present": (torch.float32, (n,)),
-        "grid": (torch.float32, (n, h, w, 2)),
-        "k": (torch.float32, (n, 3, 3)),
-        "pose": (torch.float32, (n, 4, 4)),
-        "anchor_shift": (torch.float32, (3,)),
-        "moving": (torch.uint8, (n, h, w)),
-    }
-    if not o.stereo and o.cameras > 1:
-        inputs["partner"] = (torch.float32, (n, y, x))
-    return inputs
-
-
-def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat indices into [n, h, w], -1 for none (and 0 at
-    the start, where nothing is valid)."""
-    n, m, t, (y, x) = o.cameras, o.pointers, o.tokens, o.volume_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "pointer_position": (m, 3),
-        "pointer_feature": (m, FEATURE),
-        "pointer_weight": (m,),
-        "pointer_age": (m,),
-        "pointer_valid": (m,),
-        "pointer_pixel": (n, m),
-        "token_position": (t, 3),
-        "token_feature": (t, FEATURE),
-        "token_weight": (t,),
-        "token_again": (t,),
-        "token_pixel": (t,),
-    }
-    if o.stereo:  # the depth of the frame before, for what only one of the two sees now
-        shapes |= {"before_inverse": (2, 2 * y, 2 * x), "before_sure": (2, 2 * y, 2 * x), "before_pose": (2, 4, 4)}
-    else:
-        c = len(CENSUS_8)
-        for name in ("key", "next"):  # the older frame that is matched against, and the one that will take its place
-            shapes |= {f"{name}_descriptor": (n, c, y, x), f"{name}_inverse": (n, y, x), f"{name}_pose": (n, 4, 4), f"{name}_valid": (n,)}
-    return shapes
-
-
-OUTPUTS = ("depth", "sigma", "confidence", "color")  # then the memory, each name prefixed by "new_"
 
 
 def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """torch.where with one condition per camera [n] for tensors [n, ...]."""
     return torch.where(condition.reshape(-1, *([1] * (yes.dim() - 1))), yes, no)
-
-
-class Projection(NamedTuple):
-    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y / q_z), q = constant + r * slope, three
-    [n, y, x] each; row [n, y, x] of the source image in the stack of all (0: none)."""
-
-    constant: Triple
-    slope: Triple
-    row: Tensor | float
-
-    @staticmethod
-    def between(rays: tuple[Tensor, Tensor], pose_source: Tensor, pose: Tensor, k: Tensor, valid: Tensor) -> Projection:
-        """Camera by camera from `pose` to `pose_source` [n, 4, 4]; valid [n]: 0 makes no source."""
-        back = torch.matmul(k, pose_source[:, :3, :3].transpose(1, 2)) * valid[:, None, None]
-        turn = torch.matmul(back, pose[:, :3, :3])
-        move = torch.matmul(back, pose[:, :3, 3:] - pose_source[:, :3, 3:])
-        return Projection(*_along(rays, torch.cat([turn, move], -1).permute(1, 2, 0)[..., None, None]), 0.0)
-
-    @staticmethod
-    def to_partners(rays: tuple[Tensor, Tensor], partner: Tensor, pose: Tensor, k: Tensor, present: Tensor) -> Projection:
-        """Pixel by pixel to its partner camera (partner [n, y, x], -1 for none), the images stacked with a row of zeros around each."""
-        n, y, _ = partner.shape
-        back = torch.matmul(k, pose[:, :3, :3].transpose(1, 2))[None]
-        turn = torch.matmul(back, pose[:, None, :3, :3])  # [from, to, 3, 3]
-        move = torch.matmul(back, pose[:, None, :3, 3:] - pose[None, :, :3, 3:])
-        pairs = torch.cat([turn, move], -1) * (present[:, None] * present[None])[..., None, None]
-        own = torch.arange(n, dtype=torch.float32)[:, None, None] * n
-        none = (partner < 0).to(torch.float32)  # the last column of the table
-        index = (own + partner) * (1 - none) + n * n * none
-        table = F.pad(pairs.permute(2, 3, 0, 1).reshape(12, n * n), (0, 1))
-        chosen = table[:, index.reshape(-1).to(torch.int64)].reshape(3, 4, *partner.shape)
-        return Projection(*_along(rays, chosen), partner.clamp_min(0) * (y + 2) + 1)
-
-    def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where it is not seen there), and how well the
-        depth found `there` agrees (of the same camera, or of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for
-        equal, 0.6 for unknown."""
-        n, y, x = inverse.shape
-        q = [constant + slope * inverse for constant, slope in zip(self.constant, self.slope, strict=True)]
-        ahead = q[2] > 1e-3
-        z = torch.where(ahead, q[2], 1.0)
-        u, v = q[0] / z, q[1] / z
-        inside = ahead & (u >= 0) & (u <= x - 1) & (v >= 0) & (v <= y - 1)
-        motion = (((self.slope[0] - u * self.slope[2]) / z).square() + ((self.slope[1] - v * self.slope[2]) / z).square()).sqrt()
-        camera = torch.arange(n, dtype=torch.float32)[:, None, None] if isinstance(self.row, float) else (self.row - 1) / (y + 2)
-        pixel = (camera * y + torch.where(inside, v, 0.0).round()) * x + torch.where(inside, u, 0.0).round()
-        found = there.reshape(-1)[pixel.to(torch.int64)]
-        error = (inverse / z - found).abs() / tolerance
-        agreement = torch.where(found > 0, 1 / (1 + error.square()), 0.6)
-        shown = inside.to(inverse.dtype)
-        return motion * shown, agreement * shown
-
-
-def _along(rays: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Triple, Triple]:
-    """constant and slope of a Projection from K [R | t] as [3, 4, n, y or 1, x or 1]."""
-    u, v = rays
-    rows = [matrix[axis, 0] * u + matrix[axis, 1] * v + matrix[axis, 2] for axis in range(3)]
-    moves = [matrix[axis, 3].expand_as(rows[0]) for axis in range(3)]
-    return (rows[0], rows[1], rows[2]), (moves[0], moves[1], moves[2])
 
 
 class GeometricStep(nn.Module):
