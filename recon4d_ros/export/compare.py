@@ -43,7 +43,8 @@ def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
     """milliseconds a step (median), peak_rss_mib, load_seconds; per output, over a few steps (parity.py: difference):
 
     `max`, `relative` of the worst step, the runtime on its own memory; `fed`: the worst step's relative one, each step from the reference's
-    memory, so that one that makes nothing of its memory shows; `holes` and `off` of the fed steps. worst: the largest relative one.
+    memory, so that one that makes nothing of its memory shows; `typical`, `holes` and `off` of the fed steps. worst: the largest
+    relative one.
     """
     spec = load_spec(folder)
     start = time.perf_counter()
@@ -60,7 +61,8 @@ def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
     fed = _differences(engine, spec, expected, fed=True)
     engine.close()
     report = {
-        name: {"max": own[name]["max"], "relative": own[name]["relative"], "fed": now["relative"], "holes": now["holes"], "off": now["off"]}
+        name: {"max": own[name]["max"], "relative": own[name]["relative"], "fed": now["relative"]}
+        | {key: now[key] for key in ("typical", "holes", "off")}
         for name, now in fed.items()
     }
     return {
