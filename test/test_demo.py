@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from test_cli import one_sentence
 
+from recon4d_ros import cli
 from recon4d_ros.commands import demo, demo_folder
 from recon4d_ros.engine.choose import NoEngineFits
 from recon4d_ros.errors import OutputError
@@ -101,20 +102,33 @@ def test_a_graph_that_cannot_write_says_so(small_bag, tmp_path):
         run_graph(small_bag, tmp_path)
 
 
-def test_the_process_that_failed_is_named_with_its_log(capsys, monkeypatch, tmp_path, small_bag):
+@pytest.fixture
+def ended(monkeypatch, tmp_path, small_bag):
+    """A demo whose graph has ended with these exit codes and was heard to say this summary -> its arguments."""
     logs = {name: tmp_path / f"{name}.log" for name in ("player", "node", "recorder")}
     for name, log in logs.items():
         log.write_text(f"start\n{name}: last words\n\n")
 
-    def graph(bag, out, parameters, **options):
-        return GraphResult({"player": 0, "node": -11, "recorder": 0}, logs, out / "bag", 1.0)
+    def demo_that_ended(summary, **codes):
+        every = {name: codes.get(name, 0) for name in logs}
+        monkeypatch.setattr(demo, "run_graph", lambda bag, out, *_, **__: GraphResult(every, logs, out / "bag", 1.0))
+        monkeypatch.setattr(demo, "collect", lambda *_: {"bag": "drive", "frames": 3, "drops": {"left: too late": 4}, **summary})
+        return ["demo", "--out", tmp_path / "demo", "--bag", small_bag, "--rate", "1"]
 
-    monkeypatch.setattr(demo, "run_graph", graph)
-    monkeypatch.setattr(demo, "collect", lambda *_: {"frames": 3, "not_tracking": 2, "drops": {"left: too late": 4}})
-    argv = ["demo", "--out", tmp_path / "demo", "--bag", small_bag, "--rate", "1"]
-    one_sentence(capsys, argv, "the node ended with -11", "node: last words", logs["node"])
+    return demo_that_ended
+
+
+def test_the_process_that_failed_is_named_with_its_log(capsys, tmp_path, ended):
+    argv = ended({"images_used": 6, "not_tracking": 2}, node=-11)
+    one_sentence(capsys, argv, "the node ended with -11", "node: last words", tmp_path / "node.log")
     report = (tmp_path / "demo/report.md").read_text()
     assert "the node ended with -11" in report and "not tracked  2 of 3" in report and "4 x left: too late" in report
+
+
+def test_a_demo_that_used_no_image_is_no_success(capsys, tmp_path, ended):
+    one_sentence(capsys, ended({"images_used": 0, "not_tracking": 3}), "no image of its 3 frame sets", "4 x left: too late")
+    assert "not tracked  3 of 3" in (tmp_path / "demo/report.md").read_text()
+    assert cli.main([str(word) for word in ended({"images_used": 6, "not_tracking": 0})]) == 0
 
 
 def test_the_rate_is_what_this_machine_keeps_up_with(monkeypatch, tmp_path, small_bag):

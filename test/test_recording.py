@@ -1,9 +1,12 @@
 """What is read back from a recording: the map as heard over a drive, and the played bag's pictures. The whole of it: test_ros_graph.py."""
 import numpy as np
+import pytest
 
 from recon4d_ros.bags import BagWriter
+from recon4d_ros.bags.types import typestore
+from recon4d_ros.errors import BagError
 from recon4d_ros.mapping import Cloud
-from recon4d_ros.runs.recording import _ImageStream, _joined, _SourceImages
+from recon4d_ros.runs.recording import Recording, _ImageStream, _joined, _SourceImages
 
 SECOND = 1_000_000_000
 
@@ -59,3 +62,15 @@ def test_heard_images_are_found_by_the_nearest_stamp_within_reach(tmp_path):
         assert stream.nearest("/recon4d/left/dynamic_mask", stamp, 0) is None
         assert max(map(len, stream._held.values())) <= 8
     stream.close()
+
+
+def test_a_recording_without_a_frame_set_says_what_became_of_the_images(tmp_path):
+    status = typestore().types["recon4d_msgs/msg/Status"]
+    values = dict.fromkeys(status.__dataclass_fields__, 0) | dict.fromkeys(("reason", "engine", "runtime", "device"), "")
+    values |= {"stages": [], "stage_latency": np.zeros(0), "cameras": [], "present": np.zeros(0, bool)}
+    values |= {"drop_reasons": ["left: too late"], "drop_counts": np.array([4], np.uint64)}
+    with BagWriter(tmp_path / "bag") as writer:
+        message = status(**values | {"header": writer.header(SECOND, "base_link")})
+        writer.write("/recon4d/status", "recon4d_msgs/msg/Status", message, SECOND)
+    with pytest.raises(BagError, match="no frame set was recorded from /recon4d: 4 x left: too late"):
+        next(Recording(tmp_path / "bag", tmp_path / "bag", None, None).frames())

@@ -26,7 +26,7 @@ from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameter
 from recon4d_ros.commands.simulate import check_drive, find_rig, simulate_to
 from recon4d_ros.engine.choose import NoEngineFits, choose_engine
 from recon4d_ros.errors import BagError, ParameterError
-from recon4d_ros.evaluation import Evaluator, format_report
+from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
 from recon4d_ros.export import default_export_arguments, export_engine
 from recon4d_ros.output import writing
 from recon4d_ros.preprocess import Preprocessor, make_calibration
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("demo"),
         metavar="DIR",
-        help="folder for the results; an earlier demo in it is replaced (default: %(default)s)",
+        help="folder for the results: a new one, or that of an earlier demo, which is replaced (default: %(default)s)",
     )
     parser.add_argument("--bag", type=Path, help="play this bag instead of simulating a drive")
     parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
@@ -111,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {seconds:.0f} s in all")
     if not graph.ok:
         raise GraphError(graph.failure())
+    if reason := nothing_usable(summary):
+        raise BagError(reason)
     return 0
 
 
@@ -188,10 +190,11 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
         played = max(camera.count for camera in reader.info().cameras.values())
     writer = RunWriter(out, rig=rig, save_frames=True, force=True, evaluator=evaluator)
     stages: dict[str, list[float]] = {}
-    lost = count = 0
+    lost = count = usable = 0
     for result in tqdm(recording.frames(), unit="set", desc="score", mininterval=0.5):
         writer.add(result, recording.preprocessor)
         count += 1
+        usable += int(result.frame.present.sum())
         lost += result.pose.tracking is not Tracking.TRACKING
         for stage, seconds in result.latency.items():
             stages.setdefault(stage, []).append(seconds)
@@ -208,6 +211,7 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
             "engine": {"network": spec.network, "runtime": spec.runtime},
             "frames": count,
             "frames_played": played,
+            "images_used": usable,
             "not_tracking": lost,
             "drops": recording.drops,
             "latency_ms": latency,

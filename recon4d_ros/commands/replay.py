@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +11,7 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
-from recon4d_ros.evaluation import Evaluator, format_report
+from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.replay import frame_sets, odometry_topic
 from recon4d_ros.rig import BASE_FRAME, chosen, load_rig_file
@@ -140,6 +138,7 @@ def replay(
                     for scale in reconstructor.engine.scales
                 ],
             },
+            "images_used": usable,
             "not_tracking": lost,
             "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())},
             "undecodable": reconstructor.undecodable,
@@ -149,14 +148,6 @@ def replay(
         }
         summary = writer.finish(reconstructor.mapper, summary)
         reconstructor.close()
-    if not usable:
-        raise BagError(_nothing_usable(summary))
+    if reason := nothing_usable(summary):
+        raise BagError(reason)
     return summary
-
-
-def _nothing_usable(summary: Mapping[str, Any]) -> str:
-    """Why a run made nothing of its bag, in one sentence."""
-    what = f"no image of its {summary['frames']} frame sets could be used" if summary["frames"] else "no frame set came together"
-    reasons = sorted({**summary["drops"], **summary["undecodable"]}.items(), key=lambda entry: -entry[1])
-    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-    return f"bag {summary['bag']}: {what}: " + (", ".join(f"{count} x {reason}" for reason, count in reasons[:3]) or "it has none") + more

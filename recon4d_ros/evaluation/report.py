@@ -15,6 +15,21 @@ def format_report(summary: Tree) -> str:
     return "\n".join([*_run_lines(summary), *_metric_lines(metrics)])
 
 
+def nothing_usable(summary: Tree) -> str:
+    """"" or, of a run that could use no image at all, the sentence that says why."""
+    if summary["images_used"]:
+        return ""
+    what = f"no image of its {summary['frames']} frame sets could be used" if summary["frames"] else "no frame set came together"
+    return f"bag {summary['bag']}: {what}: {most_frequent({**summary['drops'], **summary.get('undecodable', {})})}"
+
+
+def most_frequent(counts: Mapping[str, int], most: int = 3) -> str:
+    """Reasons in one line: `4 x left: too late, 1 x ...`."""
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    more = f", and {len(ordered) - most} other reasons" if len(ordered) > most else ""
+    return (", ".join(f"{count} x {reason}" for reason, count in ordered[:most]) or "no reason was counted") + more
+
+
 def _run_lines(summary: Tree) -> Iterator[str]:
     if "frames" not in summary:
         return

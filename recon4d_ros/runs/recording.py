@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.errors import BagError
+from recon4d_ros.evaluation.report import most_frequent
 from recon4d_ros.mapping import Cloud, write_cloud
 from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import (
@@ -69,7 +70,7 @@ class Recording:
         """Reconstructions in the order of their stamps. Raises BagError if the recording has no frame set."""
         poses, objects, statuses = self._small_messages()
         if not statuses:
-            raise BagError(f"{self.bag}: no frame set was recorded from {self.node}")
+            raise BagError(f"{self.bag}: no frame set was recorded from {self.node}: {most_frequent(self.drops)}")
         working = _ImageStream(
             self.bag, [f"{self.node}/{name}/{what}" for what in ("depth", "dynamic_mask") for name in self.calibration.names]
         )
@@ -91,10 +92,11 @@ class Recording:
                     poses[stamp] = message
                 elif kind == "objects":
                     objects[stamp] = tuple(ros.dynamic_object(entry) for entry in message.objects)
-                elif kind == "status" and message.frame_sets > 0:
-                    statuses[stamp] = message
-                    self.latency.append(float(message.latency))
+                elif kind == "status":
                     self.drops = dict(zip(message.drop_reasons, map(int, message.drop_counts), strict=True))
+                    if message.frame_sets > 0:
+                        statuses[stamp] = message
+                        self.latency.append(float(message.latency))
                 elif kind == "map" and poses:
                     position = ros.odometry_sample(poses[max(poses)]).T_odom_base[:3, 3]
                     self.cloud = _joined(self.cloud, _cloud(message), position)
