@@ -109,3 +109,19 @@ def test_a_position_that_is_not_finite_says_nothing_of_the_scale() -> None:
         step(engine, index)
     (scale,) = engine.scales
     assert scale is not None and scale.metres_per_unit == pytest.approx(2, rel=0.01)
+
+
+def test_positions_before_and_after_forgetting_are_of_two_worlds() -> None:
+    engine, runtime = make(learned=True)
+    for index in range(12):
+        if index == 6:
+            runtime.state[0] = np.nan
+            runtime.given["confidence"][0, 0, 0] = np.nan
+        if index == 7:
+            runtime.given["confidence"][:] = 1
+        runtime.given["network_position"][:, 0] = index / 2 if index < 7 else 1000 + index / 4  # a new world: four metres a unit
+        step(engine, index)
+        if index == 6:
+            assert engine.forgotten == 1 and engine.scales == (None,)
+    (scale,) = engine.scales
+    assert scale is not None and scale.metres_per_unit == pytest.approx(4, rel=0.01)

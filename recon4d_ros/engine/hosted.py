@@ -103,13 +103,13 @@ class HostedEngine:
         }
         self._runtime.run({name: array for name, array in frame_inputs.items() if name in spec.inputs} | self._constant, outputs)
         depth, sigma, confidence = outputs["depth"], outputs["sigma"], outputs["confidence"]
-        finite = all(np.isfinite(array).all() for array in outputs.values())
-        with np.errstate(invalid="ignore"):
-            none = ~(np.isfinite(depth) & (depth > 0) & np.isfinite(sigma) & np.isfinite(confidence))
-        self._forget_what_is_not_finite(seems_wrong=not finite or bool(none.all()))
+        finite = {name: np.isfinite(array) for name, array in outputs.items() if array.dtype != np.uint8}
+        none = ~(finite["depth"] & finite["sigma"] & finite["confidence"] & (depth > 0))
+        forgotten = self._forget_what_is_not_finite(seems_wrong=bool(none.all()) or not all(known.all() for known in finite.values()))
         if self._scales:
-            position = outputs[NETWORK_POSITION]
-            self._scales.observe(position, T_map_camera[:, :3, 3], frame.present & np.isfinite(position).all(1))
+            if not forgotten:  # else the next step's positions are of another world
+                there = frame.present & finite[NETWORK_POSITION].all(1)
+                self._scales.observe(outputs[NETWORK_POSITION], T_map_camera[:, :3, 3], there)
             metres, relative_sigma = (values[:, None, None] for values in (self._scales.metres_per_unit(), self._scales.relative_sigma()))
             depth *= metres
             np.hypot(sigma * metres, depth * relative_sigma, out=sigma)
@@ -146,17 +146,19 @@ class HostedEngine:
     def close(self) -> None:
         self._runtime.close()
 
-    def _forget_what_is_not_finite(self, *, seems_wrong: bool) -> None:
-        """A number that is not finite stays in the memory and spreads: then all is forgotten, and counted in `forgotten`.
+    def _forget_what_is_not_finite(self, *, seems_wrong: bool) -> bool:
+        """Whether all was forgotten, and counted: a number that is not finite stays in the memory and spreads.
 
         Reading the whole memory costs, so it is done when a step seems wrong, and now and then.
         """
         self._steps += 1
         if not seems_wrong and self._steps % LOOK_AT_MEMORY:
-            return
-        if not all(np.isfinite(self._runtime.memory(name)).all() for name in self.spec.options["memory"]):
-            self.forgotten += 1
-            self.reset()
+            return False
+        if all(np.isfinite(self._runtime.memory(name)).all() for name in self.spec.options["memory"]):
+            return False
+        self.forgotten += 1
+        self.reset()
+        return True
 
     def _follow(self, T_map_camera: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The anchor, which moves along if the car has left it behind, and by how much it moved, in metres."""
