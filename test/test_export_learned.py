@@ -167,6 +167,50 @@ def test_every_output_is_compared_and_what_it_is_worth_is_said(built, capsys) ->
     assert "mean nothing" in said and "network_position" in said
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None:
+    """Patches and a block, as every network has them: ONNX has no convolution of bfloat16, and no checker lets one pass."""
+    from recon4d_ros.engine.openvino import ov
+    from recon4d_ros.export.graph import write_graph
+    from recon4d_ros.networks.attention import EncoderBlock, PatchEmbed
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.block = PatchEmbed(64), EncoderBlock(64, 4)
+
+        def forward(self, image, state):
+            return self.block(self.patches(image)).float(), state + 1
+
+    torch.manual_seed(0)
+    encoder, image = Encoder().eval(), torch.rand(1, 3, 32, 48)
+    with torch.inference_mode():
+        whole = encoder(image, torch.zeros(1))[0].numpy()
+        encoder.to(dtype)
+        said = encoder(image, torch.zeros(1))[0].numpy()
+    write_graph(tmp_path / "m.onnx", encoder, {"image": (torch.float32, tuple(image.shape))}, {"state": (1,)}, ("tokens",))
+    assert check_operators(tmp_path / "m.onnx").problems == ()
+    model = ov.Core().compile_model(str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    got = model([image.numpy(), np.zeros(1, np.float32)])[0]
+    for truth, most in ((whole, 0.02), (said, 0.02)):
+        assert 1e-5 < np.linalg.norm(got - truth) / np.linalg.norm(truth) < most
+
+
+@pytest.mark.full
+def test_bf16_is_smaller_and_held_against_float32(built, tmp_path, monkeypatch) -> None:
+    from recon4d_ros.export import learned
+
+    monkeypatch.setattr(learned, "CPU_RUNTIMES", ("openvino",))  # the other has no bfloat16, and this is long enough
+    assert export("--out", str(tmp_path / "bf16"), "--precision", "bf16") == 0
+    spec = engines.load_spec(tmp_path / "bf16")
+    fed = {name: values["fed"] for name, values in spec.parity["openvino"]["outputs"].items()}
+    assert 1e-3 < max(fed.values()) < 0.3 and fed["color"] == 0
+    assert fed["new_token_feature"] < 0.03 and fed["depth"] < 0.1
+    size = {folder: (folder / "model.onnx").stat().st_size for folder in (built, tmp_path / "bf16")}
+    assert size[tmp_path / "bf16"] < 0.96 * size[built]
+    assert check_operators(tmp_path / "bf16" / "model.onnx").problems == ()
+
+
 def test_tensorrt_takes_every_operator_and_a_cuda_graph_could_hold_them(built) -> None:
     report = check_operators(built / "model.onnx")
     assert report.problems == () and report.cuda_graph
