@@ -590,7 +590,6 @@ def test_a_real_drive(kitti_bag: Path) -> None:
             assert topic == "/ground_truth/odom"
             at, turn = message.pose.pose.position, message.pose.pose.orientation
             truth.append(geometry.se3_from_quaternion(np.array([at.x, at.y, at.z]), np.array([turn.x, turn.y, turn.z, turn.w])))
-        preprocess.close()
     start = geometry.inverse(truth[0])
     assert np.linalg.norm((start @ truth[25])[:3, 3] - poses[-1][:3, 3]) < 0.015 * 30
 
