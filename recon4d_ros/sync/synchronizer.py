@@ -24,7 +24,7 @@ JUMPED = "time jumped backward"
 BEFORE_JUMP = "from before the time jump"
 TOO_FEW = "set has fewer than min_cameras"
 NOT_NEWER = "set is not newer than the last"
-ALONE = "its stamp is far before all others"
+ALONE = "its stamp is far from all others"
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,20 @@ class SyncStatistics:
 
 @dataclass(frozen=True)
 class _Aside:
-    """An image that came out of time: of the first after a jump backward, or with a stamp that is wrong. The next ones tell."""
+    """An image that came out of time: the first after time jumped, or one whose stamp is wrong. The next ones tell."""
 
     camera: str
     image: RawImage
     now_ns: int
+    back: bool
 
 
 class Synchronizer:
     """Groups images into FrameSets in strictly increasing order of stamps (until time jumps backward).
 
     Call `add_image` for each image and `poll` every few milliseconds (or never, offline); both return the sets that became due, and
-    with the resilient policy no image is ever held longer than max_wait beyond the last call (but the first after a jump backward, until
-    a second says so too). `flush` at the end gives what is left.
+    with the resilient policy no image is ever held longer than max_wait beyond the last call (but the first after time jumped, until a
+    second says so too). `flush` at the end gives what is left.
     """
 
     def __init__(self, cameras: Sequence[str], parameters: SyncParameters | None = None) -> None:
@@ -103,6 +104,7 @@ class Synchronizer:
         self._before_jump: dict[str, int] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
         self._jumped_at_ns = 0
         self._last_stamp_ns: int | None = None
+        self._spacing = 0  # ns between the last two sets
         self._jump = Jump.NONE
         self._aside: _Aside | None = None
 
@@ -111,9 +113,8 @@ class Synchronizer:
         if camera not in self.cameras:
             raise ValueError(f"camera {camera!r} is not one of {', '.join(self.cameras)}")
         self.statistics.received[camera] += 1
-        newest = self._newest.get(camera)
-        if newest is not None and image.stamp_ns < newest - self._backward:
-            self._out_of_time(camera, image, now_ns)
+        if (out := self._out_of_time(camera, image.stamp_ns)) is not None:
+            self._set_aside(_Aside(camera, image, now_ns, back=out < 0))
         else:
             if self._aside is not None and (camera == self._aside.camera or now_ns - self._aside.now_ns > self._dead_after):
                 self._end_aside(ALONE)  # time goes on as before
@@ -145,23 +146,31 @@ class Synchronizer:
         elif reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
-    def _out_of_time(self, camera: str, image: RawImage, now_ns: int) -> None:
-        """An image far older than its camera's last. The first is set aside; with a second, near it or after it, time jumped backward."""
-        first = self._aside
-        if first is None or image.stamp_ns < first.image.stamp_ns - self._backward:
+    def _out_of_time(self, camera: str, stamp: int) -> int | None:
+        """Below zero: far older than its camera's last. Above: far newer than every camera's. None: in time."""
+        if camera in self._before_jump or not self._newest:
+            return None
+        back = stamp - self._newest.get(camera, stamp) + self._backward
+        ahead = stamp - max(self._newest.values()) - max(self._forward, 3 * self._spacing)
+        return back if back < 0 else ahead if ahead > 0 else None
+
+    def _set_aside(self, new: _Aside) -> None:
+        """The first image out of time waits; with a second, near it or after it, time jumped."""
+        first, stamp = self._aside, new.image.stamp_ns
+        if first is None or first.back != new.back or stamp < first.image.stamp_ns - self._backward:
             self._end_aside(ALONE)
-            self._aside = _Aside(camera, image, now_ns)
-        elif (first.camera, first.image.stamp_ns) == (camera, image.stamp_ns):
-            self._drop(camera, DUPLICATE)
+            self._aside = new
+        elif (first.camera, first.image.stamp_ns) == (new.camera, stamp):
+            self._drop(new.camera, DUPLICATE)
         else:
             self._aside = None
-            together = image.stamp_ns - first.image.stamp_ns <= self._forward
-            self._jump_backward(camera, max(image.stamp_ns, first.image.stamp_ns), now_ns)
-            if together:
+            if new.back:
+                self._jump_backward(new.camera, max(stamp, first.image.stamp_ns), new.now_ns)
+            if stamp - first.image.stamp_ns <= self._forward:
                 self._admit(first.camera, first.image, first.now_ns)
             else:
                 self._drop(first.camera, ALONE)
-            self._admit(camera, image, now_ns)
+            self._admit(new.camera, new.image, new.now_ns)
 
     def _end_aside(self, reason: str) -> None:
         if self._aside is not None:
@@ -223,6 +232,8 @@ class Synchronizer:
         if jump is Jump.NONE and self._last_stamp_ns is not None and stamp - self._last_stamp_ns > self._forward:
             jump = Jump.FORWARD
             self.statistics.jumps += 1
+        if self._last_stamp_ns is not None:
+            self._spacing = stamp - self._last_stamp_ns
         self._last_stamp_ns = stamp
         self.statistics.sets += 1
         self.statistics.used.update(group.images.keys())
