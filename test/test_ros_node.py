@@ -215,6 +215,21 @@ def test_each_camera_has_its_own_reason_and_numbers_make_no_new_ones(make):
     assert session._reconstructor.undecodable == {f"{camera}: {reason}": 4 for camera, reason in counts}
 
 
+def test_a_memory_that_is_not_finite_is_forgotten_and_counted(make):
+    node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"))
+    node.start()
+    session = node._session
+    runtime = session._reconstructor.engine._runtime
+    runtime.remember({"pointer_weight": np.full_like(runtime.memory("pointer_weight"), np.nan)})
+    for k in range(2):  # images of another size: no depth, which is a reason to look at the memory
+        session._worker.call(partial(session._process, FrameSet(START + k * 10**8, {"left": image(START + k * 10**8)}))).result(60)
+    counts = {reason: count for (source, reason), count in session.health.drops().items() if source == "engine"}
+    assert counts == {"its memory held what is not finite, and was forgotten": 1}
+    assert any("engine: its memory held what is not finite" in reason for reason in session.status_msg().drop_reasons)
+    message = session.health.diagnostics_msg(0, "recon4d", state="active", waiting=[], paused=False, silence=60.0)
+    assert any("forgotten" in pair.key for status in message.status for pair in status.values)
+
+
 def test_drops_are_counted_while_no_frame_set_comes_out(make):
     node = make(sync__policy="exact")
     node.start()
