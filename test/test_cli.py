@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from recon4d_ros import cli
 from recon4d_ros.bags import BagReader, BagWriter
 from recon4d_ros.bags.topics import TRUTH
+from recon4d_ros.commands import bench as bench_command
 from recon4d_ros.commands.bench import to_and_fro
 from recon4d_ros.commands.common import parameter_values
 from recon4d_ros.errors import ParameterError, Recon4dError
@@ -24,7 +26,7 @@ from recon4d_ros.replay import frame_sets
 from recon4d_ros.rig import chosen, load_rig, load_rig_file
 from recon4d_ros.ros.graph import bag_parameters
 from recon4d_ros.sync import Synchronizer
-from recon4d_ros.types import FrameSet, RawImage
+from recon4d_ros.types import FrameSet, RawImage, Tracking
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +68,7 @@ def test_help_needs_no_pytorch():
 
     done = help_without("torch")
     assert done.returncode == 0 and "recon4d replay" in done.stdout
-    assert help_without("cv2").returncode == 2  # a package that it does need is missed, so the line above can fail
+    assert help_without("tqdm").returncode == 2  # a package that it does need is missed, so the line above can fail
 
 
 def test_missing_bag(capsys, tmp_path):
@@ -84,12 +86,12 @@ def test_truncated_bag(capsys, tmp_path, small_bag):
 
 @pytest.fixture(scope="module")
 def broken_bag(small_bag, tmp_path_factory):
-    """Three frame sets whose JPEGs are cut off, the right camera's stamped a millisecond after the left's."""
+    """Two frame sets whose JPEGs are cut off, the right camera's stamped a millisecond after the left's."""
     path = tmp_path_factory.mktemp("broken") / "broken"
     with BagReader(small_bag) as reader, BagWriter(path) as writer:
         count = Counter()
         for topic, kind, receive_ns, data in reader.raw_messages():
-            if not topic.startswith(TRUTH) and count[topic] < 3:
+            if not topic.startswith(TRUTH) and count[topic] < 2:
                 count[topic] += 1
                 message = reader.deserialize(data, kind)
                 if topic.endswith("/compressed"):
@@ -100,9 +102,9 @@ def broken_bag(small_bag, tmp_path_factory):
 
 
 def test_a_bag_of_broken_images_is_said_to_be_one(capsys, tmp_path, broken_bag):
-    one_sentence(capsys, ["replay", broken_bag, "--out", tmp_path / "run"], broken_bag, "no image of its 3 frame sets", "truncated")
+    one_sentence(capsys, ["replay", broken_bag, "--out", tmp_path / "run"], broken_bag, "no image of its 2 frame sets", "truncated")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert sum(summary["undecodable"].values()) == 6 and summary["not_tracking"] == 3
+    assert sum(summary["undecodable"].values()) == 4 and summary["not_tracking"] == 2
 
 
 def test_a_bag_of_which_no_frame_set_comes_together_is_said_to_be_one(capsys, tmp_path, broken_bag):
@@ -292,14 +294,34 @@ def test_info_of_bag_engine_and_rig(capsys, small_bag, stereo_engine):
         assert word in capsys.readouterr().out
 
 
-def test_a_bench_times_every_stage_of_a_drive_played_to_and_fro(capsys, tmp_path, small_bag):
-    assert cli.main(["bench", str(small_bag), "--frames", "3", "--json", str(tmp_path / "bench.json")]) == 0
+def test_a_bench_times_every_stage_of_a_drive_played_to_and_fro(capsys, monkeypatch, tmp_path, small_bag):
+    class Steady:
+        """A reconstruction of known times: 30 ms, from the hundredth set on 60, and lost at first."""
+
+        def __init__(self, rig, folder, parameters):
+            self.engine = SimpleNamespace(spec=SimpleNamespace(network="none", runtime="test"), device="CPU")
+            self.mapper = SimpleNamespace(size=77)
+            self.stamps = []
+
+        def step(self, frame_set):
+            assert not self.stamps or frame_set.stamp_ns > self.stamps[-1], "time goes on"
+            self.stamps.append(frame_set.stamp_ns)
+            engine = 0.02 if len(self.stamps) <= 200 else 0.05
+            pose = SimpleNamespace(tracking=Tracking.LOST if len(self.stamps) < 3 else Tracking.TRACKING)
+            return SimpleNamespace(latency={"engine": engine, "mapping": 0.01}, memory_fill=0.5, pose=pose)
+
+        def close(self):
+            closed.append(len(self.stamps))
+
+    closed: list[int] = []
+    monkeypatch.setattr(bench_command, "Reconstructor", Steady)
+    assert cli.main(["bench", str(small_bag), "--frames", "300", "--json", str(tmp_path / "bench.json")]) == 0
     result = json.loads((tmp_path / "bench.json").read_text())
-    assert result["frames"] == 3 and result["rig"] == "2 x 1242x375"
-    assert {"preprocess", "egomotion", "engine", "dynamics", "mapping", "landmarks", "step"} <= result["latency_ms"].keys()
-    step = result["latency_ms"]["step"]
-    assert step["mean"] == pytest.approx(sum(row["mean"] for name, row in result["latency_ms"].items() if name != "step"), rel=0.02)
-    assert result["rss_mib_end"] > 50 and "3 frame sets" in capsys.readouterr().out
+    assert closed == [300] and result["frames"] == 300 and result["rig"] == "2 x 1242x375" and result["not_tracking"] == 2
+    assert result["latency_ms"]["engine"] == {"mean": 30.0, "p50": 20.0, "p95": 50.0, "max": 50.0}
+    assert (result["step_ms_early"], result["step_ms_late"], result["map_voxels"]) == (30.0, 60.0, 77)
+    assert result["rss_mib_end"] > 50 and result["rss_mib_warm"] > 50
+    assert "300 frame sets, 2 not tracked" in (text := capsys.readouterr().out) and "+100.0%" in text
     one_sentence(capsys, ["bench", small_bag, "--frames", "0"], "--frames")
     one_sentence(capsys, ["bench", small_bag, "--frames", "1", "--json", "/proc/bench.json"], "/proc/bench.json")
 

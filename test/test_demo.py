@@ -88,7 +88,8 @@ def test_a_bag_is_not_the_place_for_a_demo(capsys, small_bag):
 
 
 @pytest.mark.parametrize("out", ["/proc/demo", "/dev/null"])
-def test_an_output_that_cannot_be_written_is_one_sentence(capsys, small_bag, out):
+def test_an_output_that_cannot_be_written_is_one_sentence(capsys, monkeypatch, small_bag, stereo_engine, out):
+    monkeypatch.setattr(demo, "_engine", lambda *_: stereo_engine)
     one_sentence(capsys, ["demo", "--out", out, "--bag", small_bag], out)
 
 
@@ -103,11 +104,13 @@ def test_a_graph_that_cannot_write_says_so(small_bag, tmp_path):
 
 
 @pytest.fixture
-def ended(monkeypatch, tmp_path, small_bag):
+def ended(monkeypatch, tmp_path, small_bag, stereo_engine):
     """A demo whose graph has ended with these exit codes and was heard to say this summary -> its arguments."""
     logs = {name: tmp_path / f"{name}.log" for name in ("player", "node", "recorder")}
     for name, log in logs.items():
         log.write_text(f"start\n{name}: last words\n\n")
+
+    monkeypatch.setattr(demo, "_engine", lambda *_: stereo_engine)  # the test below loads it
 
     def demo_that_ended(summary, **codes):
         every = {name: codes.get(name, 0) for name in logs}
@@ -163,7 +166,8 @@ def test_the_engine_is_found_or_exported_or_missed_before_anything_is_written(mo
         demo._engine("", odd)
 
 
-def test_the_default_plan_is_a_simulated_drive_of_six_cameras():
+def test_the_default_plan_is_a_simulated_drive_of_six_cameras(monkeypatch):
+    monkeypatch.setattr(demo.engines, "load", lambda folder, rig: SimpleNamespace(close=lambda: None))
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     plan = demo._plan(parser.parse_args(["--out", "/tmp/no_demo_here"]))
