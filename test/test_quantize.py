@@ -228,3 +228,14 @@ def test_a_zero_point_that_tensorrt_does_not_take_is_named(quantized, tmp_path) 
     onnx.save(model, tmp_path / "m.onnx")
     problems = check_operators(tmp_path / "m.onnx").problems
     assert any("QuantizeLinear with a zero point that is not 0 is not taken" in problem for problem in problems)
+
+
+def test_a_convolution_of_a_concatenation_stays_in_float32() -> None:
+    """OpenVINO 2026.4.1 computes something else for it in int8 (docs/export.md)."""
+    helper = onnx.helper
+    nodes = [helper.make_node("Concat", ["a", "b"], ["ab"], axis=1)]
+    nodes += [helper.make_node(kind, [source, "w"], [f"{kind}{source}"], name=f"net.{kind}/{source}")
+              for kind in ("Conv", "ConvTranspose", "MatMul") for source in ("a", "ab")]  # fmt: skip
+    graph = helper.make_graph(nodes, "g", [], [], [onnx.numpy_helper.from_array(np.zeros((2, 2, 1, 1), np.float32), "w")])
+    assert quantize.products_of(graph, ["net"]) == ["net.Conv/a", "net.ConvTranspose/a", "net.ConvTranspose/ab", "net.MatMul/a"]
+    assert quantize.products_of(graph, ["net.Conv"]) == ["net.Conv/a"]

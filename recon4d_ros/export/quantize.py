@@ -163,14 +163,21 @@ def quantize(model: Path, modules: Sequence[str], steps: Sequence[Path]) -> int:
 
 
 def products_of(graph: onnx.GraphProto, modules: Sequence[str]) -> list[str]:
-    """Names of the nodes that multiply with weights in these modules (export/graph.py: a node's name begins with its module's)."""
+    """Names of the nodes that multiply with weights in these modules (export/graph.py: a node's name begins with its module's).
+
+    Not those that read a concatenation, but for ConvTranspose: OpenVINO 2026.4.1 computes something else there (docs/export.md).
+    """
     weights = {value.name for value in graph.initializer}
+    joined = {node.output[0] for node in graph.node if node.op_type == "Concat"}
 
     def belongs(node: onnx.NodeProto) -> bool:
         module = node.name.rpartition("/")[0]
         return any(module == name or module.startswith(f"{name}.") for name in modules)
 
-    return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights and belongs(node)]
+    def fits(node: onnx.NodeProto) -> bool:
+        return node.op_type in PRODUCTS and node.input[1] in weights and (node.op_type == "ConvTranspose" or node.input[0] not in joined)
+
+    return [node.name for node in graph.node if fits(node) and belongs(node)]
 
 
 def branch_off(graph: onnx.GraphProto, names: Sequence[str]) -> None:
