@@ -37,6 +37,7 @@ EPILOG = """examples:
   recon4d export --network recon4d_geometric --config stereo --cameras 2 --size 370x1226 --channels 1 --out engines/kitti
   recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --pointers 1024 --out engines/point3r
   recon4d export --network point3r --checkpoint stand-in --rig BAG --size 224x224 --out engines/try      weights that mean nothing
+  recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --precision int8 --calibration BAG --out engines/i8
   recon4d export --from engines/point3r --runtime tensorrt --out engines/point3r_gpu       on the vehicle, without PyTorch
 
 a learned network is exported for the rig's cameras (--rig, or --cameras and --image-size); --size is what it sees of each of them.
