@@ -11,6 +11,7 @@ import yaml
 torch = pytest.importorskip("torch")
 
 from recon4d_ros import engine as engines  # noqa: E402
+from recon4d_ros import paths  # noqa: E402
 from recon4d_ros.calibration import make_calibration  # noqa: E402
 from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
 from recon4d_ros.export import ExportArguments, default_export_arguments, export_engine  # noqa: E402
@@ -271,6 +272,18 @@ def test_tensorrt_takes_every_operator(built):
         report = check_operators(built / name / "model.onnx")
         assert report.problems == ()
         assert report.plugins > 0 and not report.cuda_graph  # said in docs/engine.md
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in paths.engines().iterdir()))
+def test_tensorrt_takes_every_shipped_engine(name):
+    pytest.importorskip("onnx")
+    from recon4d_ros.export.operators import check_operators
+
+    folder = paths.engines() / name
+    assert check_operators(folder / "model.onnx").problems == ()
+    spec = engines.load_spec(folder)
+    for report in spec.parity.values():
+        assert set(report["differs"]) == {output.removeprefix("new_") for output in spec.outputs} and report["worst"] <= 0.01
 
 
 def test_find_engine_takes_the_one_that_fits(built):

@@ -23,7 +23,7 @@ TYPICAL = 0.3
 # stand-in weights, less than float32: a confidence that is the exponential of noise was off by 0.18 in bf16; what is broken is off by 1
 STAND_IN_TOLERANCE = 0.3
 HOLES = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.01, "int8": 0.05}  # learned: largest share of values that are none on one side only
-OFF = 0.01  # geometric: largest share of values of any output that differ
+OFF = 0.03  # geometric: largest share of values of any output that differ (ties: 0.9 % at most in the shipped engines, measured)
 # geometric: a value differs when it is off by more than this: relative, or absolute for what is not named here
 RELATIVE = {"depth": 0.01, "sigma": 0.05, "new_before_inverse": 0.01, "new_key_inverse": 0.01, "new_next_inverse": 0.01}
 ABSOLUTE = {"confidence": 0.02, "color": 1.5}
