@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from recon4d_ros.engine.base import STAND_IN, EngineSpec
 from recon4d_ros.errors import EngineError
 
-# learned: largest relative norm of any output's difference, each step from PyTorch's own memory (float32)
-TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.02}
+# learned: largest relative norm of any output's difference, each step from PyTorch's own memory, and in float32 largest typical difference.
+# The norm has more room there: Dynamic-multiframe-depth puts its monocular depth into one of 32 bins, and where two tie to the sixth digit
+# a few pixels take the other one (measured: norm 4.4e-3, typical 4e-5).
+TOLERANCE = {"fp32": 0.01, "fp16": 0.02, "bf16": 0.02}
+TYPICAL_FP32 = 1e-3
 # learned, int8: the same for the typical difference. A norm would not do: where a network takes a depth from one over a number near zero, a
 # few pixels at infinity are most of it (docs/export.md). What has nothing to do with the truth is off by more than half.
 TYPICAL = 0.3
@@ -74,9 +77,11 @@ def in_shares(report: Mapping[str, Any]) -> dict[str, Any]:
 def check_parity(parity: Mapping[str, Any], spec: EngineSpec, truth: str = "PyTorch") -> None:
     """Raises EngineError if no runtime takes the model, or one computes something else than `truth`."""
     int8 = spec.precision == "int8"
-    measure, tolerance = ("typical", TYPICAL) if int8 else ("fed", TOLERANCE[spec.precision])
-    if spec.checkpoint_sha256 == STAND_IN and spec.precision != "fp32":
-        tolerance = max(tolerance, STAND_IN_TOLERANCE)
+    bounds = {"typical": TYPICAL} if int8 else {"fed": TOLERANCE[spec.precision]}
+    if spec.precision == "fp32":
+        bounds["typical"] = TYPICAL_FP32
+    elif spec.checkpoint_sha256 == STAND_IN:
+        bounds = {measure: max(bound, STAND_IN_TOLERANCE) for measure, bound in bounds.items()}
     good = {name: report for name, report in parity.items() if "error" not in report}
     if not good:
         said = "; ".join(f"{name}: {report['error']}" for name, report in parity.items())
@@ -89,8 +94,10 @@ def check_parity(parity: Mapping[str, Any], spec: EngineSpec, truth: str = "PyTo
         for name, values in report.get("outputs", {}).items():
             if not values["holes"] <= HOLES[spec.precision]:
                 raise EngineError(f"{wrong}: {values['holes']:.2%} of {name} are none on one side")
-            if not values[measure] <= tolerance:
-                raise EngineError(
-                    f"{wrong}: output {name} is off by {values[measure]:.1e} ({'median' if int8 else 'relative norm'}) in a step from the "
-                    f"same memory, expected {tolerance:g} at most in {spec.precision}"
-                )
+            for measure, bound in bounds.items():
+                if not values[measure] <= bound:
+                    how = "relative norm" if measure == "fed" else "median"
+                    raise EngineError(
+                        f"{wrong}: output {name} is off by {values[measure]:.1e} ({how}) in a step from the same memory, "
+                        f"expected {bound:g} at most in {spec.precision}"
+                    )
