@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.dynamics.flow import FlowMeter, make_picture
 from recon4d_ros.dynamics.ground import LEVEL, find_level, refine_plane
+from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.residual import Depth, make_depth, see_road, static_residual
-from recon4d_ros.dynamics.standing import find_standing
+from recon4d_ros.dynamics.spreading import spread_near
+from recon4d_ros.dynamics.stixels import judge_runs
 from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import make_views
 from recon4d_ros.geometry import se3
@@ -139,19 +141,49 @@ def test_chi_square_tells_movers_from_the_rest(measured):
     assert np.median(chi2[~truth]) < 3
 
 
-def test_a_car_matched_too_near_floats_over_the_road():
-    """Seen by one camera, oncoming traffic is matched over time at a fraction of its distance; a parked car is not."""
+@pytest.mark.parametrize(("bend", "low", "high"), [(0.5, 2.0, 10.0), (1.0, -6.0, 0.0), (1.8, 2.0, 10.0)],
+                         ids=["oncoming", "parked", "going along"])
+def test_what_floats_or_is_sunk_moves_and_what_stands_on_its_foot_does_not(bend, low, high):
+    """Flow alone puts oncoming traffic too near and what drives along too far: only the parked car is as far as where it stands."""
     _, calibration = SINGLE
     view = make_views(calibration)[0]
     street = Street((Box((14, 3, 0), (4, 2, 1.6)), Box((14, -3, 0), (4, 2, 1.6))))
     _, z, which = street.render(calibration, 0, calibration.T_base_camera[0], 0.0)
-    bent = np.where(which == 0, z * 0.5, z)[::2, ::2].astype(np.float32)
-    depth = make_depth(bent, 0.02 * bent)
-    road = see_road(view, LEVEL, 0.08, 0.008)
-    standing = find_standing(depth.q, depth.sigma, road, 1.6, 0.35)
-    floating = standing.floating[standing.labels]
-    assert np.median(floating[which[::2, ::2] == 0]) > 5
-    assert np.median(floating[which[::2, ::2] == 1]) == 0
+    depth, which = np.where(which == 0, z * bend, z)[::2, ::2].astype(np.float32), which[::2, ::2]
+    none = np.zeros(depth.shape, bool)
+    evidence = judge_runs(1 / depth, ~none, 0.02 / depth, see_road(view, LEVEL, 0.08, 0.008), none, none, 1.6, 0.35)
+    assert low <= np.median(evidence[which == 0]) <= high
+    assert np.median(evidence[which == 1]) <= 0
+    assert (evidence[which < 0] > 0).mean() < 0.02
+
+
+def test_an_outline_stands_for_the_smooth_side_within_it_and_for_nothing_beyond():
+    color = np.full((72, 96, 3), 90, np.uint8)
+    side = np.zeros((72, 96), bool)
+    side[24:48, 24:56] = True
+    color[side] = (160, 60, 50)
+    rim = side & ~np.roll(side, 3, 0) | side & ~np.roll(side, -3, 0) | side & ~np.roll(side, 3, 1) | side & ~np.roll(side, -3, 1)
+    nothing = np.zeros(side.shape, bool)
+    moves = spread_near(color, np.zeros(side.shape, np.float32), nothing, np.where(rim, 1.0, 0.0).astype(np.float32)) > 0
+    assert iou(moves, side) > 0.85
+    assert not (spread_near(color, np.zeros(side.shape, np.float32), nothing, np.zeros(side.shape, np.float32)) > 0).any()
+
+
+def test_gaps_in_depth_are_closed_from_around_them():
+    q = np.tile(np.linspace(0.1, 0.3, 64, dtype=np.float32), (40, 1))
+    holes = q.copy()
+    holes[10:20, 15:25] = np.nan
+    filled = fill_in(holes)
+    known = np.isfinite(holes)
+    assert np.abs(filled - q)[known].max() < 0.02
+    assert np.abs(filled - q)[~known].max() < 0.03
+    assert np.isfinite(fill_in(np.where(np.arange(64) == 5, q, np.float32(np.nan)))).all()
+
+
+def test_one_camera_finds_what_drives_along_with_it():
+    """Its flow is that of something infinitely far, under the horizon: no static thing has it."""
+    found = [iou(motion.mask, truth) for motion, truth in drive(SINGLE, (*STILL, Box((9, -1, 0), (4, 2, 1.6), (8.0, 0, 0))), 0.25)[2:]]
+    assert np.mean(found) > 0.4
 
 
 def test_the_road_is_found_where_base_link_is_not_on_it():

@@ -20,10 +20,12 @@ UNLIKE = 0.12
 
 @dataclass(frozen=True)
 class Picture:
-    """One camera's grey image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8."""
+    """One camera's image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8, grey.
+    color: [h, w, 3] uint8, the grid in colour."""
 
     flow: NDArray[np.uint8]
     grid: NDArray[np.uint8]
+    color: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,24 @@ class Flow:
 
 
 def make_picture(color: NDArray[np.uint8]) -> Picture:
-    """Grey pictures of a working image [h, w, 3]."""
+    """Pictures of a working image [h, w, 3]."""
     grey = np.asarray(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY), np.uint8)
     half = np.asarray(cv2.pyrDown(grey), np.uint8)  # pixel i is pixel 2i of the image: the motion grid
-    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half)
+    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half, np.asarray(cv2.pyrDown(color), np.uint8))
 
 
 class FlowMeter:
     """Dense inverse search (Kroeger et al., ECCV 2016) between two pictures, with a covariance from the structure tensor.
 
-    flow_noise: pixels of the flow image, error where texture is good. image_noise: grey levels.
+    flow_noise: pixels of the flow image, error where texture is good. image_noise: grey levels. stride, rounds: pixels from patch to patch,
+    and of gradient descent in each.
     """
 
-    def __init__(self, flow_noise: float, image_noise: float) -> None:
+    def __init__(self, flow_noise: float, image_noise: float, stride: int = 4, rounds: int = 12) -> None:
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
         self._dis.setFinestScale(1)
-        self._dis.setPatchStride(4)
-        self._dis.setGradientDescentIterations(12)
+        self._dis.setPatchStride(stride)
+        self._dis.setGradientDescentIterations(rounds)
         self._flow_noise = flow_noise
         self.image_noise = image_noise
 

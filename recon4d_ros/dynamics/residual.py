@@ -82,7 +82,8 @@ def see_road(view: View, plane: NDArray[np.float64] | None, height_sigma: float,
 def static_flow(view: View, q: Plane, T_previous_current: NDArray[np.float64]) -> tuple[Plane, Plane]:
     """Flow [h, w] in grid pixels of points at inverse depth q that do not move. NaN q is taken as infinitely far."""
     a, t = _moved_rays(view, T_previous_current)
-    q = np.nan_to_num(q, nan=0.0)
+    if not np.isfinite(q).all():
+        q = np.nan_to_num(q, nan=0.0)
     z = np.maximum(a[2] + q * t[2], 1e-3)
     return (((a[0] + q * t[0]) / z - view.x) * np.float32(view.k[0, 0]),
             ((a[1] + q * t[1]) / z - view.y) * np.float32(view.k[1, 1]))
@@ -155,16 +156,16 @@ def static_alternative(view: View, meter: FlowMeter, now: Plane, before: NDArray
     depth has none of its own.
     """
     best = np.clip(residual.q, road.q, 2.0)
-    own = guess if depth is None else np.where(np.isfinite(depth.q), depth.q, guess)
-    options = [static_flow(view, q, T_previous_current) for q in (best, own)]
-    errors = [meter.error(now, before, u, v) for u, v in options]
-    error = np.minimum(errors[0], errors[1])
+    error = meter.error(now, before, *static_flow(view, best, T_previous_current))
+    if depth is not None:
+        own = np.where(np.isfinite(depth.q), depth.q, guess)
+        u, v = static_flow(view, own, T_previous_current)
+        error = np.minimum(error, meter.error(now, before, u, v))
     noise = np.maximum(flow.error, np.float32(meter.image_noise))
     chi2 = np.maximum(error * error - flow.error * flow.error, 0) / (noise * noise) * np.float32(INDEPENDENT)
     if depth is None or seen is None:
         return chi2
     h, w = best.shape
-    u, v = options[1]
     xs, ys = np.arange(w, dtype=np.float32)[None, :] + u, np.arange(h, dtype=np.float32)[:, None] + v
     known = np.isfinite(seen.q)
     kernel = np.ones((3, 3), np.uint8)
@@ -194,8 +195,8 @@ def hidden_before(view: View, pixels: NDArray[np.intp], q: Plane, T_previous_cur
     nearer = in_place * z > 1 + tolerance
     x, y = (u - np.float32(view.k[0, 2])) / np.float32(view.k[0, 0]), (v - np.float32(view.k[1, 2])) / np.float32(view.k[1, 1])
     u, v, z = move(view, view, x, y, in_place, inverse(T_previous_current))
-    offsets = np.array([-1, 0, 1], np.float32)
-    around = np.stack([nearest(q_now, u + du, v + dv) * z for du in offsets for dv in offsets])
+    dv, du = np.mgrid[-1:2, -1:2].reshape(2, 9, 1).astype(np.float32)
+    around = nearest(q_now, u + du, v + dv) * z  # [9, K]
     with np.errstate(invalid="ignore"):
         still_there = (np.abs(around - 1) < tolerance).any(0)
     gone = (u < 0) | (v < 0) | (u > w - 1) | (v > h - 1)  # out of sight by now: it cannot be asked

@@ -7,12 +7,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.dynamics.alone import Belief, believe, hold_against_road
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.regions import Regions, affine_flow, competing_shape, fill_holes, find_regions, join
-from recon4d_ros.dynamics.residual import Depth, Road, hidden_before, make_depth, see_road, static_alternative, static_flow, static_residual
-from recon4d_ros.dynamics.standing import add_pieces, find_standing
+from recon4d_ros.dynamics.regions import Regions, affine_flow, competing_shape, components, fill_holes, find_regions, join, relabel
+from recon4d_ros.dynamics.residual import (
+    Depth,
+    Residual,
+    Road,
+    hidden_before,
+    make_depth,
+    see_road,
+    static_alternative,
+    static_flow,
+    static_residual,
+)
 from recon4d_ros.dynamics.support import in_boxes
 from recon4d_ros.dynamics.tracker import Detection, Track
 from recon4d_ros.dynamics.views import STRIDE, View
@@ -28,16 +39,19 @@ LONGEST_GAP = 1.0
 CHANCE = 2.0
 """Chi-square that chance gives to a pixel that does not move."""
 
+SMALLEST = 12
+"""Pixels of the motion grid that a mover has at least."""
+
 ROAD_SKIN = 0.1
 """Metres above the road that stay the road, where depth is measured: flow bleeds from wheels and shadows."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Shot:
     """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
 
     candidates: [h, w] bool and score: [h, w], filled in when the image is judged: pixels with any sign of motion, and how much of it
-    there was over the last images.
+    there was over the last images. belief: of a camera that looks alone, once judged.
     """
 
     stamp_ns: int
@@ -47,6 +61,7 @@ class Shot:
     depth: Depth | None
     candidates: Mask
     score: Plane
+    belief: Belief | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +75,16 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """flow, road and static flow [h, w, 2] between two shots; chi2: [h, w] what a static world cannot explain, by any means."""
+    """T: previous camera from current. flow, road and static flow [h, w, 2] between two shots; residual: of what static depth there is.
 
+    chi2: [h, w] what a static world cannot explain, by any means.
+    """
+
+    T: Array
     flow: Flow
     road: Road
     static: NDArray[np.float32]
+    residual: Residual
     chi2: Plane
 
 
@@ -75,7 +95,9 @@ class Watcher:
         self.camera = camera
         self.view = view
         self._p = parameters
-        self._meter = FlowMeter(parameters.flow_noise, parameters.image_noise)
+        # Outlines of a camera with a partner come from flow; alone they come from the picture, and fewer patches do.
+        stride, rounds = (4, 12) if view.mostly_covered else (5, 16)
+        self._meter = FlowMeter(parameters.flow_noise, parameters.image_noise, stride, rounds)
         self._shots: list[Shot] = []
 
     def reset(self) -> None:
@@ -96,7 +118,10 @@ class Watcher:
             return np.zeros(self.view.x.shape, bool), []
         self._shots = [*self._shots[self._shots.index(before):], now]
         evidence = self._judge(now, before, last, around)
-        regions, sure = self._regions(now, evidence, around)
+        if now.depth is not None:
+            regions, sure = self._regions(now, evidence, around)
+        else:
+            regions, sure = self._regions_alone(now, before, last, evidence, around), np.zeros(self.view.x.shape, bool)
         return self._accept(now, before, last, evidence, regions, sure, around)
 
     def _shoot(self, stamp_ns: int, color: NDArray[np.uint8], depth: Plane, sigma: Plane, T_map_camera: Array) -> Shot:
@@ -106,17 +131,19 @@ class Watcher:
                     np.zeros(self.view.x.shape, np.float32))
 
     def _judge(self, now: Shot, before: Shot, last: Shot, around: Surroundings) -> _Evidence:
-        """Measured against static motion. A single camera's depth comes from time: it stands in for the flow's along the epipolar line."""
+        """Measured against static motion. A single camera's depth comes from time and bends to what moves: there only flow is judged."""
         p, view = self._p, self.view
         T = inverse(before.T_map_camera) @ now.T_map_camera
         road = see_road(view, around.plane, p.ground_noise, p.ground_noise / 10)
-        guess = np.where(np.isfinite(now.whole.q), now.whole.q, road.q)
-        static = np.stack(static_flow(view, guess, T), -1)
+        known = np.isfinite(now.whole.q)
+        guess = np.where(known, now.whole.q, road.q)
+        # Where a camera alone matched nothing the search starts from what lies around: smooth sides of things keep together.
+        static = np.stack(static_flow(view, guess if now.depth is not None or not known.any() else fill_in(now.whole.q), T), -1)
         flow = self._meter.measure(now.picture, before.picture, static)
-        residual = static_residual(view, flow, T, around.pose_sigma, road, now.depth or now.whole, before.depth)
+        residual = static_residual(view, flow, T, around.pose_sigma, road, now.depth, before.depth)
         weak = p.weak_sigma**2
         if np.count_nonzero(residual.chi2 > weak) < 4:
-            return _Evidence(flow, road, static, residual.chi2)
+            return _Evidence(T, flow, road, static, residual, residual.chi2)
         grey = now.picture.grid.astype(np.float32)
         alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth,
                                          guess)
@@ -124,6 +151,8 @@ class Watcher:
         pixels = np.flatnonzero(chi2 > weak)
         hidden = hidden_before(view, pixels, guess.ravel()[pixels], T, now.whole.q, before.whole.q)
         chi2.ravel()[pixels[hidden]] = 0
+        if now.depth is None:  # its memory is its belief
+            return _Evidence(T, flow, road, static, residual, chi2)
         share = np.float32((now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns))
         h, w = chi2.shape
         xs = np.arange(w, dtype=np.float32)[None, :] + share * flow.u
@@ -132,24 +161,30 @@ class Watcher:
         # What moves goes on moving: the excess over chance is carried along the flow, and fades where nothing renews it.
         chi2 = np.where(chi2 > CHANCE, chi2 + np.float32(p.memory) * np.maximum(remembered - np.float32(CHANCE), 0), chi2)
         np.minimum(chi2, 100, out=now.score)
-        return _Evidence(flow, road, static, chi2)
+        return _Evidence(T, flow, road, static, residual, chi2)
 
     def _regions(self, now: Shot, evidence: _Evidence, around: Surroundings) -> tuple[Regions, Mask]:
-        """Regions by every cue, and the pixels [h, w] that need no second image to be believed."""
+        """Regions of a camera with a partner, and the pixels [h, w] that need no second image to be believed."""
         p, view = self._p, self.view
         weak = evidence.chi2 > p.weak_sigma**2
         now.candidates[:] = cv2.dilate(weak.astype(np.uint8), np.ones((5, 5), np.uint8))
-        regions = find_regions(evidence.chi2, p.weak_sigma, p.strong_sigma, 3)
-        sure = np.zeros(view.x.shape, bool)
-        if now.depth is not None:
-            sure = in_boxes(view, now.T_map_camera, around.tracks, now.whole.q, weak)
-            regions = join(regions, sure)
-        elif around.plane is not None and (height := _height(view, around.plane)) > 0.5:
-            standing = find_standing(now.whole.q, now.whole.sigma, evidence.road, height, p.clearance)
-            regions = add_pieces(regions, standing, p.strong_sigma)
-            sure = standing.floating[standing.labels] > p.strong_sigma
+        sure = in_boxes(view, now.T_map_camera, around.tracks, now.whole.q, weak)
         np.logical_or(now.candidates, sure, out=now.candidates)
-        return regions, sure
+        return join(find_regions(evidence.chi2, p.weak_sigma, p.strong_sigma, 3), sure), sure
+
+    def _regions_alone(self, now: Shot, before: Shot, last: Shot, evidence: _Evidence, around: Surroundings) -> Regions:
+        """Regions of a camera that looks alone."""
+        p, view = self._p, self.view
+        test = hold_against_road(view, self._meter, now.picture, before.picture, evidence.flow, evidence.road, evidence.T)
+        height = _height(view, around.plane) if around.plane is not None else 0.0
+        share = (now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns)
+        now.belief = believe(now.picture.color, evidence.flow, evidence.residual, evidence.chi2, evidence.road, test, height, p.clearance,
+                             p.weak_sigma, p.image_noise, last.belief, before.belief, share)
+        now.candidates[:] = cv2.dilate(now.belief.mask.astype(np.uint8), np.ones((5, 5), np.uint8))
+        _, labels, stats = components(now.belief.mask)
+        large = stats[:, cv2.CC_STAT_AREA] >= SMALLEST
+        large[0] = False
+        return relabel(labels, large, stats)
 
     def _accept(self, now: Shot, before: Shot, last: Shot, evidence: _Evidence, regions: Regions, sure: Mask,
                 around: Surroundings) -> tuple[Mask, list[Detection]]:
@@ -172,10 +207,11 @@ class Watcher:
                 continue
             if sure[window][inside].mean() < 0.3 and not _seen_moving(last, flow, share, window, inside):
                 continue
-            belief = float(1 - np.exp(-np.median(evidence.chi2[window][inside]) / 50))
+            belief = float(1 - np.exp(-np.median(evidence.chi2[window][inside]) / 50)) if now.belief is None else \
+                float(now.belief.moves[window][inside].mean() + 1) / 2
             found.append(lift(sight, label, inside, box, extent, max(belief, 0.5 if sure[window][inside].any() else 0.0)))
             if now.depth is None:
-                # Static flow follows the matched depth, which a mover has bent to its own motion: nothing competes.
+                # Its outline is the picture's already; static flow follows matched depth, bent to the mover's motion: nothing competes.
                 moving[window] |= inside
             else:
                 self._outline(moving, now, before, evidence, inside, box, sure)
