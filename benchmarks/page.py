@@ -102,6 +102,10 @@ def simulated_surround(result: dict) -> Iterator[Row]:
     yield from _movers("six simulated cameras", result)
 
 
+def held_out_surround(result: dict) -> Iterator[Row]:
+    yield from _movers("six simulated cameras, a held-out drive", result)
+
+
 def _movers(what: str, result: dict) -> Iterator[Row]:
     metrics = result["metrics"]
     masks, swept, score = metrics["masks"], metrics["map_swept"], metrics["trajectory"]
@@ -227,6 +231,7 @@ SECTIONS = (
     ("nuscenes", nuscenes, None),
     ("simulated_stereo", simulated_stereo, None),
     ("simulated_surround", simulated_surround, None),
+    ("held_out_surround", held_out_surround, None),
     ("graph", graph, None),
     ("point3r_512", point3r, None),
     ("point3r_1024", point3r, None),
