@@ -168,7 +168,7 @@ def _export(rig: Rig, out: Path) -> Path:
 
 
 def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters) -> float:
-    """How fast this machine can take the bag: its first frame sets, timed here, and half as much again for DDS, player and recorder."""
+    """How fast this machine can take the bag: its first frame sets, timed here, and a third as much again for DDS, player and recorder."""
     with BagReader(bag) as reader:
         sets = list(islice(frame_sets(reader, Synchronizer(rig.names, parameters.sync)), 8))
     if len(sets) < 2:
@@ -177,7 +177,7 @@ def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters)
     reconstructor = Reconstructor(rig, engine, parameters)
     seconds = [sum(reconstructor.step(frame_set).latency.values()) for frame_set in sets]
     reconstructor.close()
-    return float(np.clip(interval / (1.5 * np.median(seconds[1:])), 0.1, 1.0))
+    return float(np.clip(interval / (1.35 * np.median(seconds[1:])), 0.1, 1.0))
 
 
 def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
