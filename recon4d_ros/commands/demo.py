@@ -53,6 +53,7 @@ examples:
   recon4d demo --out demo --rig kitti_like --seconds 10
 """
 SIMULATED_RATE = 10.0  # frame sets per second
+HEADROOM = 1.35  # of the time of a frame set: for DDS, player and recorder, which share the machine with the node
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +178,7 @@ def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters)
     reconstructor = Reconstructor(rig, engine, parameters)
     seconds = [sum(reconstructor.step(frame_set).latency.values()) for frame_set in sets]
     reconstructor.close()
-    return float(np.clip(interval / (1.35 * np.median(seconds[1:])), 0.1, 1.0))
+    return float(np.clip(interval / (HEADROOM * np.median(seconds[1:])), 0.1, 1.0))
 
 
 def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
