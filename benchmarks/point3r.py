@@ -40,7 +40,7 @@ def drive(folder: Path) -> dict:
     """
     from recon4d_ros.engine import load_spec, start_runtime
     from recon4d_ros.engine.hosted import empty_outputs
-    from recon4d_ros.export.compare import inputs_of
+    from recon4d_ros.export.reference import inputs_of
     from recon4d_ros.statistics import peak_rss_mib
 
     spec = load_spec(folder)
