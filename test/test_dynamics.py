@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.dynamics.flow import FlowMeter, make_picture
 from recon4d_ros.dynamics.ground import LEVEL, find_level, refine_plane
+from recon4d_ros.dynamics.handover import Found, seen_from
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.residual import Depth, make_depth, see_road, static_residual
 from recon4d_ros.dynamics.spreading import spread_near
@@ -26,6 +27,7 @@ CROSSING = Box((16, -5, 0), (1, 2, 1.6), (0, 4.0, 0))
 AHEAD = Box((14, -1, 0), (4, 2, 1.6), (9.0, 0, 0))
 STEREO = make_rig([(0, (0, 0, 1.6)), (0, (0, -0.54, 1.6))])
 SINGLE = make_rig([(0, (0, 0, 1.6))])
+RING = make_rig([(0, (1.5, 0, 1.6)), (np.deg2rad(-35), (1.0, -0.5, 1.6))])
 
 
 def drive(rig_and_calibration, boxes, noise, frames=6, speed=8.0, dynamics=None, first=0):
@@ -184,6 +186,39 @@ def test_one_camera_finds_what_drives_along_with_it():
     """Its flow is that of something infinitely far, under the horizon: no static thing has it."""
     found = [iou(motion.mask, truth) for motion, truth in drive(SINGLE, (*STILL, Box((9, -1, 0), (4, 2, 1.6), (8.0, 0, 0))), 0.25)[2:]]
     assert np.mean(found) > 0.4
+
+
+def test_a_mover_is_where_another_camera_says_and_nowhere_else():
+    _, calibration = RING
+    views = make_views(calibration)
+    _, pose, geometry, truth = observe(Street((CROSSING,)), calibration, se3(np.eye(3), np.array([3.2, 0, 0])), 0.4, disparity_noise=0.0)
+    told = Found(views[0], pose.T_map_camera[0], np.where(truth[0], 1 / geometry.depth[0], 0)[::2, ::2].astype(np.float32))
+    seen, there = seen_from(views[1], pose.T_map_camera[1], [told]), truth[1, ::2, ::2]
+    assert seen.sum() > 0.1 * there.sum()
+    assert (seen & there).sum() > 0.9 * seen.sum()
+    nothing = Found(views[0], pose.T_map_camera[0], np.zeros_like(told.q))
+    assert not seen_from(views[1], pose.T_map_camera[1], [nothing]).any()
+
+
+def test_a_camera_that_just_came_back_marks_what_another_found():
+    """It has no image to compare with: without the other it marks nothing."""
+    rig, calibration = RING
+    dynamics, street = Dynamics(rig, calibration, DynamicsParameters()), Street((*STILL, CROSSING))
+    for n in range(4):
+        frame, pose, geometry, truth = observe(street, calibration, se3(np.eye(3), np.array([0.8 * n, 0, 0])), 0.1 * n,
+                                               disparity_noise=0.25, present=np.array([True, n == 3]))
+        mask = dynamics(frame, pose, geometry).mask
+    assert iou(mask[1], truth[1]) > 0.5
+    assert (mask[1] & ~truth[1]).mean() < 0.01
+
+
+def test_what_a_mover_uncovers_is_no_mover():
+    results = drive(SINGLE, (*STILL, CROSSING), 0.25)
+    wrong = []
+    for (_, before), (motion, truth) in zip(results[2:], results[3:], strict=False):
+        uncovered = before & ~truth
+        wrong.append((motion.mask & uncovered).sum() / uncovered.sum())
+    assert np.mean(wrong) < 0.2
 
 
 def test_the_road_is_found_where_base_link_is_not_on_it():

@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter, Picture
-from recon4d_ros.dynamics.residual import Residual, Road, static_flow
+from recon4d_ros.dynamics.evidence import Evidence
+from recon4d_ros.dynamics.flow import INDEPENDENT, FlowMeter, Picture
+from recon4d_ros.dynamics.parameters import DynamicsParameters
+from recon4d_ros.dynamics.residual import static_flow
 from recon4d_ros.dynamics.spreading import spread_near
 from recon4d_ros.dynamics.stixels import judge_runs, usable_depth
 from recon4d_ros.dynamics.views import View
@@ -27,6 +29,15 @@ ON_ROAD = -1.5
 
 CARRIED = 0.4
 """Share of the belief that something moves that is carried from image to image."""
+
+RECENT = 0.3
+"""Belief in the last image from which a pixel without evidence of its own is not taken to stand."""
+
+AROUND = 15
+"""Side in pixels of the window whose farthest thing is what a mover may have hidden."""
+
+UNKNOWN = np.float32(10)
+"""Inverse depth, 1/m, beyond all that is known."""
 
 SMOOTHED = 0.3
 """Share of the last image's evidence of what stands or floats: a single image's may be chance."""
@@ -57,12 +68,12 @@ class RoadTest:
     contrast: Plane
 
 
-def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Picture, flow: Flow, road: Road,
-                      T_previous_current: NDArray[np.float64]) -> RoadTest:
+def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Picture, evidence: Evidence) -> RoadTest:
     """Warp the previous image as the road would move, and compare with what flow explains."""
+    flow, road = evidence.flow, evidence.road
     grey = now.grid.astype(np.float32)
     h, w = grey.shape
-    u, v = static_flow(view, road.q, T_previous_current)
+    u, v = static_flow(view, road.q, evidence.T)
     xs, ys = _moved(u, v)
     asked = (road.q > HORIZON) & (xs > 0) & (xs < w - 1) & (ys > 0) & (ys < h - 1)
     error = meter.error(grey, before.grid, u, v)
@@ -75,42 +86,54 @@ def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Pictur
     return RoadTest(seen, possible, np.where(asked, worse, np.float32(np.inf)), u, v, contrast)
 
 
-def believe(color: NDArray[np.uint8], flow: Flow, residual: Residual, chi2: Plane, road: Road, test: RoadTest, height: float,
-            clearance: float, weak: float, noise: float,
+def believe(view: View, color: NDArray[np.uint8], seen: Evidence, test: RoadTest, height: float, parameters: DynamicsParameters,
             last: Belief | None, before: Belief | None, share: float) -> Belief:
-    """What moves in one image. color: [h, w, 3]. chi2: [h, w] that no static world explains. residual: by flow alone.
+    """What moves in one image. color: [h, w, 3]. seen: against the earlier image, its residual by flow alone. height: of the camera, m.
 
-    height: of the camera over the road, metres. weak: standard deviations from which chi2 counts. noise: grey levels of the image.
     last: of the last image, which lies `share` of the flow back, or None. before: of the image that flow ends in, or None.
     """
+    flow, residual, road, noise = seen.flow, seen.residual, seen.road, parameters.image_noise
     q, known = usable_depth(residual)
-    over = np.float32(height) * (1 - road.q / np.maximum(q, np.float32(1e-3))) > clearance
+    over = np.float32(height) * (1 - road.q / np.maximum(q, np.float32(1e-3))) > parameters.clearance
     nearer = q - road.q
     rises = known & over & (nearer > 0) & (nearer * nearer > 9 * (np.square(np.minimum(residual.sigma, np.float32(0.1))) + road.sigma**2))
     on_road = test.seen & ~rises
-    standing = judge_runs(q, known, residual.sigma, road, on_road, test.possible, height, clearance)
-    score = cv2.medianBlur(np.minimum(chi2, test.worse).astype(np.float32), 3)
-    evidence = np.clip((score - np.float32(weak**2)) / 16, 0, 3)
+    standing = judge_runs(q, known, residual.sigma, road, on_road, test.possible, height, parameters.clearance)
+    score = cv2.medianBlur(np.minimum(seen.chi2, test.worse).astype(np.float32), 3)
+    evidence = np.clip((score - np.float32(parameters.weak_sigma**2)) / 16, 0, 3)
     xs, ys = _moved(np.float32(share) * flow.u, np.float32(share) * flow.v)
     if last is not None:
         standing = (1 - SMOOTHED) * standing + SMOOTHED * cv2.remap(last.standing, xs, ys, cv2.INTER_NEAREST)
     if before is not None:
-        # Road that a mover hid in that image looks like nothing there, and is no mover.
-        movers = cv2.dilate(before.mask.astype(np.uint8), np.ones((3, 3), np.uint8))
-        covered = cv2.remap(movers, *_moved(test.u, test.v), cv2.INTER_NEAREST) > 0
-        matched = flow.error < np.maximum(np.float32(0.8 * noise), np.float32(0.1) * test.contrast)
-        evidence = np.where(covered & np.isfinite(test.worse) & ~matched, 0, evidence)
+        hidden, unmatched = _hidden_by(before.mask, view, q, known, seen, test, noise)
+        evidence = np.where(hidden | unmatched, 0, evidence)
+        standing = np.where(unmatched, 0, standing)
     evidence = evidence + standing / 5 + np.where(on_road, np.float32(ON_ROAD), 0)
     stands = evidence <= 0
     if last is not None:
         moved = np.maximum(cv2.remap(last.moves, xs, ys, cv2.INTER_NEAREST), 0)
         evidence = evidence + np.where(evidence > -0.2, CARRIED * moved, 0)
-    standing = standing.astype(np.float32)
+        stands &= moved < RECENT
     moves = spread_near(color, q, known, np.asarray(evidence, np.float32))
     # A superpixel may reach over an outline: pixels with texture of their own, which stand as far as can be seen, are not the mover.
-    still = residual.inside & (chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
+    still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
-    return Belief(standing, moves, cv2.medianBlur(mask, 5) > 0)
+    return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0)
+
+
+def _hidden_by(movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float) -> tuple[Mask, Mask]:
+    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing there: they are no movers.
+
+    First what may be road; then what may lie as far as the farthest thing around it, or on the road: mover's flow is borrowed there.
+    """
+    grown = cv2.dilate(movers.astype(np.uint8), np.ones((3, 3), np.uint8))
+    on_road = cv2.remap(grown, *_moved(test.u, test.v), cv2.INTER_NEAREST) > 0
+    matched = seen.flow.error < np.maximum(np.float32(0.8 * noise), np.float32(0.1) * test.contrast)
+    farthest = np.asarray(cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32)
+    behind = np.maximum(np.where(farthest < UNKNOWN, farthest, np.float32(0)), seen.road.q)
+    farther = cv2.remap(grown, *_moved(*static_flow(view, behind, seen.T)), cv2.INTER_NEAREST) > 0
+    alike = seen.flow.error < np.maximum(np.float32(2 * noise), np.float32(0.3) * test.contrast)
+    return on_road & np.isfinite(test.worse) & ~matched, farther & ~alike
 
 
 def _moved(u: Plane, v: Plane) -> tuple[Plane, Plane]:

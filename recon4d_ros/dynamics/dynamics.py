@@ -81,11 +81,19 @@ class Dynamics:
             else:
                 grids[i], found = looks[i]
                 detections.extend(found)
+        self._hand_over(grids, frame.present)
         for i, grid in grids.items():
             if grid.any():
                 mask[i] = cv2.resize(grid.astype(np.uint8), self._size[::-1], interpolation=cv2.INTER_NEAREST) > 0
         self._tracker.update(detections)
         return Motion(mask, self._tracker.objects())
+
+    def _hand_over(self, grids: dict[int, NDArray[np.bool_]], present: NDArray[np.bool_]) -> None:
+        """Mark in each camera that looks alone what the others found and it sees too. grids: masks [h, w] by camera, changed in place."""
+        watchers = {i: watcher for i, watcher in enumerate(self._watchers) if present[i] and isinstance(watcher, Watcher)}
+        for i in grids.keys() & watchers.keys():
+            others = [watcher.found for j, watcher in watchers.items() if j != i and watcher.found is not None]
+            grids[i] = grids[i] | watchers[i].take_in(others)
 
     def _take_over(self, i: int, leader: int, found: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.bool_]:
         """What the leader of a stereo pair found, seen by its partner."""

@@ -12,10 +12,10 @@ Mask = NDArray[np.bool_]
 SIDE = 8
 """Pixels of the motion grid from one superpixel's seed to the next."""
 
-COLOR_SCALE, DEPTH_SCALE = 12.0, 0.25
+COLOR_SCALE, DEPTH_SCALE = 25.0, 0.4
 """Difference in colour (grey levels) and relative difference in inverse depth at which neighbours part."""
 
-BOND = 0.5
+BOND = 4.0
 """Weight of a pixel of common border against a pixel's own evidence."""
 
 PRIOR = 0.15

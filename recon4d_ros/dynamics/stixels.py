@@ -46,7 +46,7 @@ STANDS = -6.0
 
 def usable_depth(residual: Residual) -> tuple[Plane, Mask]:
     """Inverse depth [h, w] by flow alone, 1/m, 0 where it says too little; and where it is known."""
-    known = (residual.sigma < 0.3 * np.maximum(np.abs(residual.q), np.float32(0.03))) & residual.inside
+    known = (residual.sigma < 0.4 * np.maximum(np.abs(residual.q), np.float32(0.03))) & residual.inside
     q = np.where(known, np.clip(residual.q, FARTHEST, NEAREST), 0).astype(np.float32)
     return np.asarray(cv2.medianBlur(q, 3), np.float32), known
 
@@ -110,7 +110,7 @@ def judge_columns(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Ma
     far, nearer = mean[here], road.q.ravel()[at]
     deep = np.zeros(body.shape, bool)
     deep.ravel()[at] = ((height * (nearer / far - 1) > clearance) & (np.abs(q.ravel()[at] - far) < 0.12 * far)
-                        & (nearer - far > 3 * np.hypot(doubt[here] + 0.02 * far, road.sigma.ravel()[at])))
+                        & (nearer - far > 2 * np.hypot(doubt[here] + 0.02 * far, road.sigma.ravel()[at])))
     depth = np.bincount(index, deep.ravel(), count)
     sinks = np.where(solid & (depth >= SHORTEST), np.minimum(depth, MOST), 0)
 

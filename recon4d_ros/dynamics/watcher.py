@@ -1,22 +1,23 @@
 """One camera's search for motion: flow, residual, regions, outlines, detections."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.alone import Belief, believe, hold_against_road
+from recon4d_ros.dynamics.evidence import Evidence
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.handover import Found, seen_from
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import Regions, affine_flow, competing_shape, components, fill_holes, find_regions, join, relabel
 from recon4d_ros.dynamics.residual import (
     Depth,
-    Residual,
-    Road,
     hidden_before,
     make_depth,
     see_road,
@@ -42,6 +43,12 @@ CHANCE = 2.0
 SMALLEST = 12
 """Pixels of the motion grid that a mover has at least."""
 
+CERTAIN = 0.5
+"""Mean belief from which a region of a camera that looks alone needs no second image: what passes by is seen in few."""
+
+TOLD = 0.8
+"""Belief in what another camera found."""
+
 ROAD_SKIN = 0.1
 """Metres above the road that stay the road, where depth is measured: flow bleeds from wheels and shadows."""
 
@@ -51,7 +58,7 @@ class Shot:
     """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
 
     candidates: [h, w] bool and score: [h, w], filled in when the image is judged: pixels with any sign of motion, and how much of it
-    there was over the last images. belief: of a camera that looks alone, once judged.
+    there was over the last images. belief: of a camera that looks alone, once judged. found: what it found to move, once judged.
     """
 
     stamp_ns: int
@@ -62,6 +69,7 @@ class Shot:
     candidates: Mask
     score: Plane
     belief: Belief | None = None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -71,21 +79,6 @@ class Surroundings:
     plane: Array | None
     pose_sigma: tuple[float, float]
     tracks: list[Track]
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """T: previous camera from current. flow, road and static flow [h, w, 2] between two shots; residual: of what static depth there is.
-
-    chi2: [h, w] what a static world cannot explain, by any means.
-    """
-
-    T: Array
-    flow: Flow
-    road: Road
-    static: NDArray[np.float32]
-    residual: Residual
-    chi2: Plane
 
 
 class Watcher:
@@ -124,13 +117,30 @@ class Watcher:
             regions, sure = self._regions_alone(now, before, last, evidence, around), np.zeros(self.view.x.shape, bool)
         return self._accept(now, before, last, evidence, regions, sure, around)
 
+    @property
+    def found(self) -> Found | None:
+        """What moves in the last image; None without one that was compared."""
+        return self._shots[-1].found if self._shots else None
+
+    def take_in(self, found: Sequence[Found]) -> Mask:
+        """Movers [h, w] of the last image that other cameras found. A camera that looks alone believes them from now on."""
+        now = self._shots[-1] if self._shots else None
+        if now is None or now.depth is not None:
+            return np.zeros(self.view.x.shape, bool)
+        seen = seen_from(self.view, now.T_map_camera, found)
+        if now.belief is not None:
+            now.belief = replace(now.belief, moves=np.where(seen, np.maximum(now.belief.moves, TOLD), now.belief.moves),
+                                 mask=now.belief.mask | seen)
+        np.logical_or(now.candidates, seen, out=now.candidates)
+        return seen
+
     def _shoot(self, stamp_ns: int, color: NDArray[np.uint8], depth: Plane, sigma: Plane, T_map_camera: Array) -> Shot:
         whole = make_depth(depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE])
         own = Depth(np.where(self.view.covered, whole.q, np.float32(np.nan)), whole.sigma) if self.view.mostly_covered else None
         return Shot(stamp_ns, make_picture(color), T_map_camera, whole, own, np.zeros(self.view.x.shape, bool),
                     np.zeros(self.view.x.shape, np.float32))
 
-    def _judge(self, now: Shot, before: Shot, last: Shot, around: Surroundings) -> _Evidence:
+    def _judge(self, now: Shot, before: Shot, last: Shot, around: Surroundings) -> Evidence:
         """Measured against static motion. A single camera's depth comes from time and bends to what moves: there only flow is judged."""
         p, view = self._p, self.view
         T = inverse(before.T_map_camera) @ now.T_map_camera
@@ -143,7 +153,7 @@ class Watcher:
         residual = static_residual(view, flow, T, around.pose_sigma, road, now.depth, before.depth)
         weak = p.weak_sigma**2
         if np.count_nonzero(residual.chi2 > weak) < 4:
-            return _Evidence(T, flow, road, static, residual, residual.chi2)
+            return Evidence(T, flow, road, static, residual, residual.chi2)
         grey = now.picture.grid.astype(np.float32)
         alternative = static_alternative(view, self._meter, grey, before.picture.grid, flow, residual, T, road, now.depth, before.depth,
                                          guess)
@@ -152,7 +162,7 @@ class Watcher:
         hidden = hidden_before(view, pixels, guess.ravel()[pixels], T, now.whole.q, before.whole.q)
         chi2.ravel()[pixels[hidden]] = 0
         if now.depth is None:  # its memory is its belief
-            return _Evidence(T, flow, road, static, residual, chi2)
+            return Evidence(T, flow, road, static, residual, chi2)
         share = np.float32((now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns))
         h, w = chi2.shape
         xs = np.arange(w, dtype=np.float32)[None, :] + share * flow.u
@@ -161,9 +171,9 @@ class Watcher:
         # What moves goes on moving: the excess over chance is carried along the flow, and fades where nothing renews it.
         chi2 = np.where(chi2 > CHANCE, chi2 + np.float32(p.memory) * np.maximum(remembered - np.float32(CHANCE), 0), chi2)
         np.minimum(chi2, 100, out=now.score)
-        return _Evidence(T, flow, road, static, residual, chi2)
+        return Evidence(T, flow, road, static, residual, chi2)
 
-    def _regions(self, now: Shot, evidence: _Evidence, around: Surroundings) -> tuple[Regions, Mask]:
+    def _regions(self, now: Shot, evidence: Evidence, around: Surroundings) -> tuple[Regions, Mask]:
         """Regions of a camera with a partner, and the pixels [h, w] that need no second image to be believed."""
         p, view = self._p, self.view
         weak = evidence.chi2 > p.weak_sigma**2
@@ -172,21 +182,20 @@ class Watcher:
         np.logical_or(now.candidates, sure, out=now.candidates)
         return join(find_regions(evidence.chi2, p.weak_sigma, p.strong_sigma, 3), sure), sure
 
-    def _regions_alone(self, now: Shot, before: Shot, last: Shot, evidence: _Evidence, around: Surroundings) -> Regions:
+    def _regions_alone(self, now: Shot, before: Shot, last: Shot, evidence: Evidence, around: Surroundings) -> Regions:
         """Regions of a camera that looks alone."""
         p, view = self._p, self.view
-        test = hold_against_road(view, self._meter, now.picture, before.picture, evidence.flow, evidence.road, evidence.T)
+        test = hold_against_road(view, self._meter, now.picture, before.picture, evidence)
         height = _height(view, around.plane) if around.plane is not None else 0.0
         share = (now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns)
-        now.belief = believe(now.picture.color, evidence.flow, evidence.residual, evidence.chi2, evidence.road, test, height, p.clearance,
-                             p.weak_sigma, p.image_noise, last.belief, before.belief, share)
+        now.belief = believe(view, now.picture.color, evidence, test, height, p, last.belief, before.belief, share)
         now.candidates[:] = cv2.dilate(now.belief.mask.astype(np.uint8), np.ones((5, 5), np.uint8))
         _, labels, stats = components(now.belief.mask)
         large = stats[:, cv2.CC_STAT_AREA] >= SMALLEST
         large[0] = False
         return relabel(labels, large, stats)
 
-    def _accept(self, now: Shot, before: Shot, last: Shot, evidence: _Evidence, regions: Regions, sure: Mask,
+    def _accept(self, now: Shot, before: Shot, last: Shot, evidence: Evidence, regions: Regions, sure: Mask,
                 around: Surroundings) -> tuple[Mask, list[Detection]]:
         """Regions that are large and near enough and were there before, with the outline of their object."""
         p, view, flow = self._p, self.view, evidence.flow
@@ -196,6 +205,7 @@ class Watcher:
                       before.depth)
         found: list[Detection] = []
         moving = np.zeros(view.x.shape, np.uint8)
+        ranges = np.zeros(view.x.shape, np.float32)
         for label, box in enumerate(regions.boxes, start=1):
             left, top, width, high = (int(b) for b in box)
             window = np.s_[top:top + high, left:left + width]
@@ -205,16 +215,18 @@ class Watcher:
             extent = measure_extent(sight, inside, box)
             if extent is None or 1 / extent.q > p.maximum_range or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area:
                 continue
-            if sure[window][inside].mean() < 0.3 and not _seen_moving(last, flow, share, window, inside):
+            moves = -1.0 if now.belief is None else float(now.belief.moves[window][inside].mean())
+            if moves < CERTAIN and sure[window][inside].mean() < 0.3 and not _seen_moving(last, flow, share, window, inside):
                 continue
-            belief = float(1 - np.exp(-np.median(evidence.chi2[window][inside]) / 50)) if now.belief is None else \
-                float(now.belief.moves[window][inside].mean() + 1) / 2
+            belief = float(1 - np.exp(-np.median(evidence.chi2[window][inside]) / 50)) if now.belief is None else (moves + 1) / 2
             found.append(lift(sight, label, inside, box, extent, max(belief, 0.5 if sure[window][inside].any() else 0.0)))
+            ranges[window][inside] = extent.q
             if now.depth is None:
                 # Its outline is the picture's already; static flow follows matched depth, bent to the mover's motion: nothing competes.
                 moving[window] |= inside
             else:
                 self._outline(moving, now, before, evidence, inside, box, sure)
+        now.found = Found(view, now.T_map_camera, ranges)
         moving = fill_holes(moving)
         if now.depth is not None and around.plane is not None:
             height = np.float32(_height(view, around.plane))
@@ -222,7 +234,7 @@ class Watcher:
                 moving[(now.whole.q - evidence.road.q) * height < np.float32(ROAD_SKIN) * now.whole.q] = 0
         return moving.astype(bool), found
 
-    def _outline(self, moving: NDArray[np.uint8], now: Shot, before: Shot, evidence: _Evidence, region: Mask, box: NDArray[np.int32],
+    def _outline(self, moving: NDArray[np.uint8], now: Shot, before: Shot, evidence: Evidence, region: Mask, box: NDArray[np.int32],
                  sure: Mask) -> None:
         """Draw a region, grown and trimmed to its object's outline, into `moving` [h, w]. region: [bh, bw] inside box."""
         h, w = moving.shape
