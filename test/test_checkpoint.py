@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import os
 from pathlib import Path
 
 import pytest
+from golden_files import manifest
 
 torch = pytest.importorskip("torch")
 
@@ -16,7 +15,6 @@ from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.networks import checkpoint, point3r  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
 # as the options of the published 512 checkpoint have it
 PUBLISHED = (
     "Point3R(Point3RConfig(freeze='encoder', pos_embed='RoPE100', pos_embed_3d='RoPE3D100', pose_head=True, "
@@ -24,11 +22,6 @@ PUBLISHED = (
     "depth_mode=('exp', -inf, inf), conf_mode=('exp', 1, inf), pose_mode=('exp', -inf, inf), enc_embed_dim=1024, enc_depth=24, "
     "enc_num_heads=16, dec_embed_dim=768, dec_depth=12, dec_num_heads=12, landscape_only=False))"
 )
-
-
-def manifest(name: str) -> dict[str, list[int]]:
-    content = json.loads(gzip.decompress((GOLDEN / f"{name}.manifest.json.gz").read_bytes()))
-    return {key: value[0] if value and isinstance(value[0], list) else value for key, value in content.items()}
 
 
 def hollow(name: str) -> dict:

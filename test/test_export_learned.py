@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_files import golden_weights, outputs
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +25,6 @@ from recon4d_ros.networks.pointer_stream import PointerStream  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
 from recon4d_ros.types import Camera, Frame, Rig  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
 TINY = "encoder_depth=1,decoder_depth=4,encoder_width=64,encoder_heads=2,decoder_width=96,decoder_heads=2,pointer_heads=4,pose_slots=8"
 SIZE, WORKING, POINTERS = (96, 128), (48, 64), 60
 
@@ -62,16 +60,10 @@ def images() -> torch.Tensor:
 
 def test_the_step_equals_the_authors_outputs() -> None:
     """Every frame of the stream, the number of pointers included, though offers enter one step later."""
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-    assert spec and spec.loader
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
-    manifest = json.loads(gzip.decompress((GOLDEN / "point3r_small.manifest.json.gz").read_bytes()))
-    shapes = {key: tuple(value[0] if value and isinstance(value[0], list) else value) for key, value in manifest.items()}
     with torch.device("meta"):
         net = point3r.build(point3r.Configuration(encoder_depth=4, decoder_depth=4))
-    net.load_state_dict({key: torch.from_numpy(weights.tensor(key, shape)) for key, shape in shapes.items()}, assign=True)
-    golden = np.load(GOLDEN / "point3r_small.npz")
+    net.load_state_dict(golden_weights("point3r_small"), assign=True)
+    golden = outputs("point3r_small")
     step = checkpoint.make_step(net, "point3r", StepOptions(1, (96, 128), (96, 128), 3, 192), {"fusion_metres": 0}).eval()
     memory = empty(step)
     names = ("pts3d_in_self_view", "conf_self", "camera_pose", "pts3d_in_other_view", "conf")

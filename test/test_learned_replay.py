@@ -21,8 +21,7 @@ NETWORKS = {
 }
 
 
-# torch.onnx's rewriting takes minutes for Point3R's and half a minute for Driv3R's two cameras: with `make test-full`
-@pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.full) if name != "dymultidepth" else name for name in NETWORKS])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_from_checkpoint_to_a_run(network: str, small_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     engine, run = tmp_path / "engine", tmp_path / "run"
     command = ["export", "--network", network, "--checkpoint", NETWORKS[network], "--rig", str(small_bag), "--size", "48x160"]

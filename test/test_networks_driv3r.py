@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_files import golden_weights, manifest, outputs, relative
 
 torch = pytest.importorskip("torch")
 
@@ -19,19 +17,9 @@ from recon4d_ros.networks.driv3r_step import Driv3RStep, join  # noqa: E402
 from recon4d_ros.networks.driv3r_stream import SensorStream, StreamMemory  # noqa: E402
 from recon4d_ros.networks.sensor_memory import Pool, Rules, add, alike, pool_shapes, read, unit  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
 SMALL = driv3r.Configuration(encoder_depth=3, decoder_depth=10)
 TINY = driv3r.Configuration(1, 64, 1, 4, 64, 1, 1)
 SIZE = (48, 64)  # 12 patches
-
-
-def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    content = json.loads(gzip.decompress((GOLDEN / f"{name}.manifest.json.gz").read_bytes()))
-    return {key: tuple(value[0]) for key, value in content.items()}
-
-
-def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm(ours.numpy() - theirs) / np.linalg.norm(theirs))
 
 
 @pytest.mark.parametrize(("name", "configuration"), [("driv3r_small", SMALL), ("driv3r", driv3r.Configuration())])
@@ -44,14 +32,10 @@ def test_parameter_names_and_shapes(name: str, configuration: driv3r.Configurati
 
 def test_the_authors_outputs_frame_by_frame() -> None:
     """With the published capacity; the authors' memory grows, to 784 entries here."""
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-    assert spec and spec.loader
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
     with torch.device("meta"):
         network = driv3r.build(SMALL)
-    network.load_state_dict({k: torch.from_numpy(weights.tensor(k, s)) for k, s in manifest("driv3r_small").items()}, assign=True)
-    golden = np.load(GOLDEN / "driv3r_small.npz")
+    network.load_state_dict(golden_weights("driv3r_small"), assign=True)
+    golden = outputs("driv3r_small")
     stream = SensorStream(network, (224, 224))
     assert stream.capacity == 4980
     memory = stream.begin()

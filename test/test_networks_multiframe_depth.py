@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import importlib.util
 import io
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_files import golden_weights, manifest, outputs, relative
 
 torch = pytest.importorskip("torch")
 
@@ -22,32 +20,14 @@ from recon4d_ros.networks.dymultidepth_step import DyMultiDepthStep, relative_po
 from recon4d_ros.networks.photometric import cost_volume  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
 SIZE = (32, 64)
-
-
-def manifest() -> dict[str, tuple[int, ...]]:
-    content = json.loads(gzip.decompress((GOLDEN / "dymultidepth.manifest.json.gz").read_bytes()))
-    return {name: tuple(shape) for name, (shape, _) in content.items()}
-
-
-def golden_weights() -> dict[str, torch.Tensor]:
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-    assert spec and spec.loader
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
-    return {name: torch.from_numpy(np.asarray(weights.tensor(name, shape))).reshape(shape) for name, shape in manifest().items()}
-
-
-def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm(ours.numpy() - theirs) / np.linalg.norm(theirs))
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> DyMultiDepth:
     """The golden weights, by way of a checkpoint file such as the authors' trainer writes."""
     path = tmp_path_factory.mktemp("checkpoint") / "model_best.pth"
-    state = {f"module.{name}": value for name, value in golden_weights().items()}
+    state = {f"module.{name}": value for name, value in golden_weights("dymultidepth").items()}
     torch.save({"arch": "DataParallel", "epoch": 1, "state_dict": state, "config": {"name": "train"}}, path)
     description = checkpoint.identify(path)
     assert description.problems == () and description.configuration == dymultidepth.Configuration("resnet18", 2)
@@ -57,7 +37,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> DyMultiDepth:
 
 
 def test_the_authors_outputs(published: DyMultiDepth) -> None:
-    golden = {name: torch.from_numpy(value) for name, value in np.load(GOLDEN / "dymultidepth.npz").items()}
+    golden = {name: torch.from_numpy(value) for name, value in outputs("dymultidepth").items()}
     # a second camera in the batch changes nothing for the first
     images = torch.stack([golden["keyframe"], golden["frames"][0]])
     frames = torch.stack([golden["frames"], golden["frames"].flip(0)])
@@ -79,7 +59,7 @@ def test_parameter_names_and_shapes() -> None:
     with torch.device("meta"):
         small, large = (dymultidepth.build(dymultidepth.Configuration(name)) for name in ("resnet18", "efficientnetb5"))
         wide = dymultidepth.build(dymultidepth.Configuration("resnet18", 3))
-    assert {name: tuple(value.shape) for name, value in small.state_dict().items()} == manifest()
+    assert {name: tuple(value.shape) for name, value in small.state_dict().items()} == manifest("dymultidepth")
     shapes = {name: tuple(value.shape) for name, value in large.state_dict().items()}
     # the authors' model has 1,054 entries (counted by running it); the ends of its encoder
     assert len(shapes) == 1054 and sum(np.prod(shape) for shape in shapes.values()) > 28e6

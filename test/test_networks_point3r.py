@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_files import golden_weights, manifest, outputs, relative
 
 torch = pytest.importorskip("torch")
 
@@ -16,18 +12,8 @@ from recon4d_ros.networks import point3r  # noqa: E402
 from recon4d_ros.networks.pointer_stream import Fusion, InView, PointerStream, fuse, threshold  # noqa: E402
 from recon4d_ros.networks.rotary import SPACE_BASES, image_rotation, patch_positions, space_rotation  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
 SMALL = point3r.Configuration(encoder_depth=4, decoder_depth=4)
 TINY = point3r.Configuration(1, 64, 2, 4, 96, 2, 4, 8)
-
-
-def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    content = json.loads(gzip.decompress((GOLDEN / f"{name}.manifest.json.gz").read_bytes()))
-    return {key: tuple(value[0] if value and isinstance(value[0], list) else value) for key, value in content.items()}
-
-
-def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm(ours.numpy() - theirs) / np.linalg.norm(theirs))
 
 
 @pytest.mark.parametrize(("name", "configuration"), [("point3r_small", SMALL), ("point3r_512", point3r.Configuration())])
@@ -39,14 +25,10 @@ def test_parameter_names_and_shapes(name: str, configuration: point3r.Configurat
 
 def test_the_authors_outputs_frame_by_frame() -> None:
     """With 40 slots to spare; the authors' memory has none."""
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-    assert spec and spec.loader
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
     with torch.device("meta"):
         network = point3r.build(SMALL)
-    network.load_state_dict({k: torch.from_numpy(weights.tensor(k, s)) for k, s in manifest("point3r_small").items()}, assign=True)
-    golden = np.load(GOLDEN / "point3r_small.npz")
+    network.load_state_dict(golden_weights("point3r_small"), assign=True)
+    golden = outputs("point3r_small")
     stream = PointerStream(network, (96, 128), capacity=192)
     memory = stream.begin()
     names = ("pts3d_in_self_view", "conf_self", "camera_pose", "pts3d_in_other_view", "conf")

@@ -9,7 +9,6 @@ and is pruned is sensor_memory.py's matter, the order of things within a frame d
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, PatchEmbe
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
 from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions
+from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
 from recon4d_ros.networks.step import StepOptions
 
 PATCH = 16
@@ -44,9 +44,7 @@ class Configuration:
         depths = self.encoder_depth, self.decoder_depth, self.value_depth
         if min(depths) < 1 or self.decoder_depth < 4 or max(depths) > 99:
             raise EngineError(f"expected 1..99 encoder, 4..99 decoder and 1..99 value blocks, got {depths[0]}, {depths[1]} and {depths[2]}")
-        for width, heads in ((self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads)):
-            if heads < 1 or width < 1 or width % (4 * heads):
-                raise EngineError(f"{heads} heads do not divide {width} channels into multiples of 4")
+        check_heads((self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads))
 
 
 # the only values known of what a model string may ask for: keys and values from the point maps, and values without position embedding
@@ -55,10 +53,7 @@ FIXED = {"use_feat": False, "mem_pos_enc": False}
 
 def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | None) -> Configuration:
     """What a checkpoint asks for, by the shapes of its parameters (its model string tells no sizes). Raises EngineError."""
-    arguments = model.arguments if model else {}
-    for name, known in FIXED.items():
-        if arguments.get(name, known) != known:
-            raise EngineError(f"its model string has {name}={arguments[name]!r}, expected {known!r}")
+    arguments_of(model, FIXED)
     widths = {
         "encoder": math.prod(shapes.get("dust3r.enc_norm.weight", (Configuration.encoder_width,))),
         "decoder": math.prod(shapes.get("dust3r.dec_norm.weight", (Configuration.decoder_width,))),
@@ -67,18 +62,14 @@ def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | N
         if width < 1 or width % HEAD_CHANNELS:
             raise EngineError(f"its {name} has {width} channels, expected a multiple of {HEAD_CHANNELS}")
     return Configuration(
-        encoder_depth=_depth(shapes, "dust3r.enc_blocks"),
+        encoder_depth=depth_of(shapes, "dust3r.enc_blocks"),
         encoder_width=widths["encoder"],
         encoder_heads=widths["encoder"] // HEAD_CHANNELS,
-        decoder_depth=_depth(shapes, "dust3r.dec_blocks"),
+        decoder_depth=depth_of(shapes, "dust3r.dec_blocks"),
         decoder_width=widths["decoder"],
         decoder_heads=widths["decoder"] // HEAD_CHANNELS,
-        value_depth=_depth(shapes, "value_encoder"),
+        value_depth=depth_of(shapes, "value_encoder"),
     )
-
-
-def _depth(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(rf"{re.escape(blocks)}\.(\d{{1,4}})\.", name))), default=-1)
 
 
 class PointMap(NamedTuple):

@@ -9,7 +9,6 @@ camera's frame.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, Modu
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
 from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions, space_rotation
+from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
 from recon4d_ros.networks.step import StepOptions
 
 PATCH = 16
@@ -46,10 +46,8 @@ class Configuration:
     def __post_init__(self) -> None:
         if self.encoder_depth < 1 or self.decoder_depth < 4 or max(self.encoder_depth, self.decoder_depth) > 99:
             raise EngineError(f"expected 1..99 encoder and 4..99 decoder blocks, got {self.encoder_depth} and {self.decoder_depth}")
-        pairs = (self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads), (self.decoder_width, self.pointer_heads)
-        for width, heads in pairs:
-            if heads < 1 or width < 1 or width % (4 * heads):
-                raise EngineError(f"{heads} heads do not divide {width} channels into multiples of 4")
+        decoder = (self.decoder_width, self.decoder_heads), (self.decoder_width, self.pointer_heads)
+        check_heads((self.encoder_width, self.encoder_heads), *decoder)
 
 
 # the authors' names for what may differ, and the only values known of what may not
@@ -78,13 +76,10 @@ FIXED = {
 
 def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | None) -> Configuration:
     """What a checkpoint asks for: its model string, and where that is silent, the shapes of its parameters. Raises EngineError."""
-    arguments = model.arguments if model else {}
-    for name, known in FIXED.items():
-        if arguments.get(name, known) != known:
-            raise EngineError(f"its model string has {name}={arguments[name]!r}, expected {known!r}")
+    arguments = arguments_of(model, FIXED)
     found = {
-        "encoder_depth": _depth(shapes, "enc_blocks"),
-        "decoder_depth": _depth(shapes, "dec_blocks"),
+        "encoder_depth": depth_of(shapes, "enc_blocks"),
+        "decoder_depth": depth_of(shapes, "dec_blocks"),
         "encoder_width": math.prod(shapes.get("enc_norm.weight", (Configuration.encoder_width,))),
         "decoder_width": math.prod(shapes.get("dec_norm.weight", (Configuration.decoder_width,))),
     }
@@ -93,10 +88,6 @@ def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | N
         if not isinstance(value, int):
             raise EngineError(f"its model string has {value!r} where {name.replace('_', ' ')} is expected, a whole number")
     return Configuration(**{**found, **said})
-
-
-def _depth(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(rf"{blocks}\.(\d{{1,4}})\.", name))), default=-1)
 
 
 class Prediction(NamedTuple):
