@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
+from recon4d_ros.dynamics.alone import KEPT
 from recon4d_ros.dynamics.flow import FlowMeter, make_picture
 from recon4d_ros.dynamics.ground import LEVEL, find_level, refine_plane
-from recon4d_ros.dynamics.handover import Found, seen_from
+from recon4d_ros.dynamics.handover import points_of, seen_from
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.residual import Depth, make_depth, see_road, static_residual
 from recon4d_ros.dynamics.spreading import spread_near
@@ -166,10 +167,24 @@ def test_an_outline_stands_for_the_smooth_side_within_it_and_for_nothing_beyond(
     side[24:48, 24:56] = True
     color[side] = (160, 60, 50)
     rim = side & ~np.roll(side, 3, 0) | side & ~np.roll(side, -3, 0) | side & ~np.roll(side, 3, 1) | side & ~np.roll(side, -3, 1)
-    nothing = np.zeros(side.shape, bool)
-    moves = spread_near(color, np.zeros(side.shape, np.float32), nothing, np.where(rim, 1.0, 0.0).astype(np.float32)) > 0
+    nothing, unknown, stands = np.zeros(side.shape, bool), np.zeros(side.shape, np.float32), np.full(side.shape, -1, np.float32)
+    moves = spread_near(color, unknown, nothing, np.where(rim, 1.0, 0.0).astype(np.float32), stands) > 0
     assert iou(moves, side) > 0.85
-    assert not (spread_near(color, np.zeros(side.shape, np.float32), nothing, np.zeros(side.shape, np.float32)) > 0).any()
+    assert not (spread_near(color, unknown, nothing, unknown, stands) > 0).any()
+
+
+def test_belief_outlives_evidence_by_a_while_and_no_more():
+    color = np.full((72, 96, 3), 90, np.uint8)
+    side = np.zeros((72, 96), bool)
+    side[24:48, 24:56] = True
+    color[side] = (160, 60, 50)
+    unknown = np.zeros(side.shape, np.float32)
+    moves, kept = np.where(side, 1, -1).astype(np.float32), []
+    for _ in range(12):
+        moves = spread_near(color, unknown, ~side | side, unknown, KEPT * (moves + 1) - 1)
+        kept.append(iou(moves > 0, side))
+    assert min(kept[:3]) > 0.8
+    assert kept[-1] == 0
 
 
 def test_gaps_in_depth_are_closed_from_around_them():
@@ -193,12 +208,11 @@ def test_a_mover_is_where_another_camera_says_and_nowhere_else():
     _, calibration = RING
     views = make_views(calibration)
     _, pose, geometry, truth = observe(Street((CROSSING,)), calibration, se3(np.eye(3), np.array([3.2, 0, 0])), 0.4, disparity_noise=0.0)
-    told = Found(views[0], pose.T_map_camera[0], np.where(truth[0], 1 / geometry.depth[0], 0)[::2, ::2].astype(np.float32))
-    seen, there = seen_from(views[1], pose.T_map_camera[1], [told]), truth[1, ::2, ::2]
+    told = points_of(views[0], pose.T_map_camera[0], np.where(truth[0], 1 / geometry.depth[0], 0)[::2, ::2].astype(np.float32))
+    seen, there = seen_from(views[1], pose.T_map_camera[1], told), truth[1, ::2, ::2]
     assert seen.sum() > 0.1 * there.sum()
     assert (seen & there).sum() > 0.9 * seen.sum()
-    nothing = Found(views[0], pose.T_map_camera[0], np.zeros_like(told.q))
-    assert not seen_from(views[1], pose.T_map_camera[1], [nothing]).any()
+    assert not seen_from(views[1], pose.T_map_camera[1], told[:0]).any()
 
 
 def test_a_camera_that_just_came_back_marks_what_another_found():

@@ -25,10 +25,17 @@ LIKELY = 4.0
 """Chi-square up to which the road explains a pixel as well as flow does."""
 
 ON_ROAD = -1.5
-"""Evidence of a pixel that is the road, in the units of `Belief.evidence`."""
+"""Evidence of a pixel that is the road, in the units of `believe`'s."""
 
-CARRIED = 0.4
-"""Share of the belief that something moves that is carried from image to image."""
+CARRIED = 0.1
+"""Evidence of a pixel that was believed to move in the last image, in the units of `believe`'s."""
+
+KEPT = 0.9
+"""Share of the distance between belief and "stands" that is the prior of the next image: what moves goes on moving, even out of sight of
+its foot, but is doubted in half a second unless evidence renews it."""
+
+OTHER = 0.3
+"""Relative change of inverse depth by flow from image to image that makes it another thing, whose belief is not taken over."""
 
 RECENT = 0.3
 """Belief in the last image from which a pixel without evidence of its own is not taken to stand."""
@@ -45,11 +52,15 @@ SMOOTHED = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """What is believed of one image, [h, w] each. standing: evidence of floating (> 0) or standing (< 0). moves: in -1..1. mask: bool."""
+    """What is believed of one image, [h, w] each. standing: evidence of floating (> 0) or standing (< 0). moves: in -1..1. mask: bool.
+
+    q: inverse depth by flow, 1/m, 0 where it says too little.
+    """
 
     standing: Plane
     moves: Plane
     mask: Mask
+    q: Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +115,32 @@ def believe(view: View, color: NDArray[np.uint8], seen: Evidence, test: RoadTest
     xs, ys = _moved(np.float32(share) * flow.u, np.float32(share) * flow.v)
     if last is not None:
         standing = (1 - SMOOTHED) * standing + SMOOTHED * cv2.remap(last.standing, xs, ys, cv2.INTER_NEAREST)
-    if before is not None:
+    if before is not None and before.mask.any():
         hidden, unmatched = _hidden_by(before.mask, view, q, known, seen, test, noise)
         evidence = np.where(hidden | unmatched, 0, evidence)
         standing = np.where(unmatched, 0, standing)
     evidence = evidence + standing / 5 + np.where(on_road, np.float32(ON_ROAD), 0)
     stands = evidence <= 0
+    prior = np.full(q.shape, -1, np.float32)
     if last is not None:
-        moved = np.maximum(cv2.remap(last.moves, xs, ys, cv2.INTER_NEAREST), 0)
-        evidence = evidence + np.where(evidence > -0.2, CARRIED * moved, 0)
+        moved = _remembered(last, q, xs, ys)
+        goes_on = evidence > -0.2
+        evidence = evidence + np.where(goes_on, CARRIED * np.maximum(moved, 0), 0)
+        prior = np.where(goes_on, KEPT * (moved + 1) - 1, prior).astype(np.float32)
         stands &= moved < RECENT
-    moves = spread_near(color, q, known, np.asarray(evidence, np.float32))
+    moves = spread_near(color, q, known, np.asarray(evidence, np.float32), prior)
     # A superpixel may reach over an outline: pixels with texture of their own, which stand as far as can be seen, are not the mover.
     still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
-    return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0)
+    return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0, q)
+
+
+def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
+    """Belief [h, w] of the last image at xs, ys, -1 outside; at most 0 where inverse depth q says that another thing was there."""
+    moved = cv2.remap(last.moves, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=-1)
+    before = cv2.remap(last.q, xs, ys, cv2.INTER_NEAREST)
+    other = (q > 0) & (before > 0) & (np.abs(q - before) > OTHER * np.maximum(np.maximum(q, before), np.float32(0.03)))
+    return np.asarray(np.where(other, np.minimum(moved, 0), moved), np.float32)
 
 
 def _hidden_by(movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float) -> tuple[Mask, Mask]:

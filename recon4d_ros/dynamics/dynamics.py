@@ -93,7 +93,8 @@ class Dynamics:
         watchers = {i: watcher for i, watcher in enumerate(self._watchers) if present[i] and isinstance(watcher, Watcher)}
         for i in grids.keys() & watchers.keys():
             others = [watcher.found for j, watcher in watchers.items() if j != i and watcher.found is not None]
-            grids[i] = grids[i] | watchers[i].take_in(others)
+            if others:
+                grids[i] = grids[i] | watchers[i].take_in(np.concatenate(others))
 
     def _take_over(self, i: int, leader: int, found: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.bool_]:
         """What the leader of a stereo pair found, seen by its partner."""

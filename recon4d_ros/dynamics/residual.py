@@ -84,9 +84,9 @@ def static_flow(view: View, q: Plane, T_previous_current: NDArray[np.float64]) -
     a, t = _moved_rays(view, T_previous_current)
     if not np.isfinite(q).all():
         q = np.nan_to_num(q, nan=0.0)
-    z = np.maximum(a[2] + q * t[2], 1e-3)
-    return (((a[0] + q * t[0]) / z - view.x) * np.float32(view.k[0, 0]),
-            ((a[1] + q * t[1]) / z - view.y) * np.float32(view.k[1, 1]))
+    per_z = 1 / np.maximum(a[2] + q * t[2], np.float32(1e-3))
+    return (((a[0] + q * t[0]) * per_z - view.x) * np.float32(view.k[0, 0]),
+            ((a[1] + q * t[1]) * per_z - view.y) * np.float32(view.k[1, 1]))
 
 
 def static_residual(view: View, flow: Flow, T_previous_current: NDArray[np.float64], pose_sigma: tuple[float, float], road: Road,
@@ -240,5 +240,6 @@ def _inflate(wuu: Plane, wuv: Plane, wvv: Plane, variance: Plane) -> tuple[Plane
 
 def _moved_rays(view: View, T_previous_current: NDArray[np.float64]) -> tuple[tuple[Plane, Plane, Plane], NDArray[np.float32]]:
     r = T_previous_current[:3, :3].astype(np.float32)
-    rays = tuple(r[i, 0] * view.x + r[i, 1] * view.y + r[i, 2] for i in range(3))
+    x, y = view.x[:1], view.y[:, :1]  # the grid's columns and rows: x is the same in every row, y in every column
+    rays = tuple(r[i, 0] * x + (r[i, 1] * y + r[i, 2]) for i in range(3))
     return rays, T_previous_current[:3, 3].astype(np.float32)  # type: ignore[return-value]

@@ -19,14 +19,13 @@ BOND = 4.0
 """Weight of a pixel of common border against a pixel's own evidence."""
 
 PRIOR = 0.15
-"""Weight of a pixel's prior that it stands still, where its flow agrees; half as much where nothing is known of it."""
-
+"""Weight of a pixel's prior where its flow is known; half as much where nothing is known of it."""
 
 ROUNDS = 60
 """Of conjugate gradients, at most."""
 
 LEAST = 4.0
-"""Evidence of motion within a superpixel's reach to which its prior would not yield."""
+"""Evidence of motion within a superpixel's reach, from which it is looked at."""
 
 MARGIN = 2 * SIDE
 """Pixels beyond such evidence that are looked at."""
@@ -47,23 +46,25 @@ def superpixels(color: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
     return np.maximum(labels.astype(np.int32) - 1, 0), count
 
 
-def spread_near(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane) -> Plane:
-    """`spread` around the evidence that something moves; farther off, and without any, everything stands."""
+def spread_near(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, prior: Plane) -> Plane:
+    """`spread` around the evidence, or the prior, that something moves; farther off, and without any, everything stands."""
     belief = np.full(evidence.shape, -1, np.float32)
     side = 2 * SIDE - 3  # about what one superpixel spans
-    enough = cv2.boxFilter(evidence, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT) > LEAST
+    motion = evidence + np.float32(PRIOR) * (prior + 1)
+    enough = cv2.boxFilter(motion, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT) > LEAST
     rows, columns = np.flatnonzero(enough.any(1)), np.flatnonzero(enough.any(0))
     if len(rows) == 0:
         return belief
     window = np.s_[max(rows[0] - MARGIN, 0):rows[-1] + MARGIN + 1, max(columns[0] - MARGIN, 0):columns[-1] + MARGIN + 1]
-    belief[window] = spread(color[window], q[window], known[window], evidence[window])
+    belief[window] = spread(color[window], q[window], known[window], evidence[window], prior[window])
     return belief
 
 
-def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane) -> Plane:
+def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, prior: Plane) -> Plane:
     """Belief [h, w] in -1 (stands) .. 1 (moves): the random walker (Grady, 2006) over superpixels, with evidence as its springs.
 
-    color: [h, w, 3]. q: [h, w] inverse depth by flow, where known. evidence: [h, w], sign and weight of each pixel's own.
+    color: [h, w, 3]. q: [h, w] inverse depth by flow, where known. evidence: [h, w], sign and weight of each pixel's own. prior: [h, w] in
+    -1..1, the belief before it.
     """
     labels, count = superpixels(color)
     flat = labels.ravel()
@@ -84,11 +85,11 @@ def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane) -> 
     sure = seen > 0.3 * size
     apart += np.square(np.where(sure[a] & sure[b], step, 0.1) / DEPTH_SCALE)
     bond = BOND * border[joint] * (np.exp(-apart) + 1e-3)
-    own, still = total(evidence), PRIOR * 0.5 * (size + seen)
-    diagonal = total(np.abs(evidence)) + still + np.bincount(a, bond, count) + np.bincount(b, bond, count)
+    own, weight = total(evidence), PRIOR * 0.5 * (size + seen)
+    diagonal = total(np.abs(evidence)) + weight + np.bincount(a, bond, count) + np.bincount(b, bond, count)
     both = np.concatenate([a, b]), np.concatenate([b, a])
     bonds = sparse.csr_matrix((np.concatenate([bond, bond]), both), (count, count))
-    return _solve(diagonal, bonds, own - still)[labels].astype(np.float32)
+    return _solve(diagonal, bonds, own + weight * total(prior) / size)[labels].astype(np.float32)
 
 
 def _solve(diagonal: NDArray[np.float64], bonds: sparse.csr_matrix, right: NDArray[np.float64]) -> NDArray[np.float64]:

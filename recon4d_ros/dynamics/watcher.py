@@ -1,7 +1,6 @@
 """One camera's search for motion: flow, residual, regions, outlines, detections."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from recon4d_ros.dynamics.alone import Belief, believe, hold_against_road
 from recon4d_ros.dynamics.evidence import Evidence
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
-from recon4d_ros.dynamics.handover import Found, seen_from
+from recon4d_ros.dynamics.handover import points_of, seen_from
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
 from recon4d_ros.dynamics.parameters import DynamicsParameters
@@ -58,7 +57,8 @@ class Shot:
     """One image of one camera and what is kept of it. q: [h, w] 1/m, all depth there is. depth: where it does not come from time, or None.
 
     candidates: [h, w] bool and score: [h, w], filled in when the image is judged: pixels with any sign of motion, and how much of it
-    there was over the last images. belief: of a camera that looks alone, once judged. found: what it found to move, once judged.
+    there was over the last images. belief: of a camera that looks alone, once judged. found: [K, 3] points in map that move,
+    once judged.
     """
 
     stamp_ns: int
@@ -69,7 +69,7 @@ class Shot:
     candidates: Mask
     score: Plane
     belief: Belief | None = None
-    found: Found | None = None
+    found: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,13 @@ class Watcher:
         return self._accept(now, before, last, evidence, regions, sure, around)
 
     @property
-    def found(self) -> Found | None:
-        """What moves in the last image; None without one that was compared."""
+    def found(self) -> Array | None:
+        """Points [K, 3] in map that move, of the last image; None without one that was compared."""
         return self._shots[-1].found if self._shots else None
 
-    def take_in(self, found: Sequence[Found]) -> Mask:
-        """Movers [h, w] of the last image that other cameras found. A camera that looks alone believes them from now on."""
+    def take_in(self, found: Array) -> Mask:
+        """Movers [h, w] of the last image among the points [K, 3] in map that other cameras found. A camera that looks alone believes them
+        from now on."""
         now = self._shots[-1] if self._shots else None
         if now is None or now.depth is not None:
             return np.zeros(self.view.x.shape, bool)
@@ -226,7 +227,7 @@ class Watcher:
                 moving[window] |= inside
             else:
                 self._outline(moving, now, before, evidence, inside, box, sure)
-        now.found = Found(view, now.T_map_camera, ranges)
+        now.found = points_of(view, now.T_map_camera, ranges)
         moving = fill_holes(moving)
         if now.depth is not None and around.plane is not None:
             height = np.float32(_height(view, around.plane))
