@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Turn = Callable[[Tensor], Tensor]
 EPSILON = 1e-6
+OUT_OF_SIGHT = -1e4  # a logit whose exponential is nothing beside any other, and a number in float16 too
 
 
 def layer_norm(channels: int) -> nn.LayerNorm:
@@ -152,6 +154,8 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-    """Rows are never masked as a whole (an all-masked row is 0 in PyTorch and a mean in an exported graph): only keys are."""
-    mask = None if keys is None else keys[:, None, None, :]
+    """Keys that may not be attended to get a logit that no other is as low as. A number and not a mask of bool, whose exported graph guards
+    every row against being masked as a whole: none is here, and the guard reads all products once more and keeps a runtime from computing
+    attention in one piece."""
+    mask = None if keys is None else torch.where(keys, 0.0, OUT_OF_SIGHT).to(q.dtype)[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
