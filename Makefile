@@ -36,7 +36,7 @@ demo: setup ## simulate a drive (or take BAG), run player, node and recorder ove
 test: setup lint ## ruff, mypy and the whole test suite
 	@$(ROS) python -m pytest $(ARGS)
 
-test-full: setup ## the tests of networks at their published sizes too: minutes, and up to 16 GB of memory
+test-full: setup dev ## what make test leaves out: networks at their published sizes; half an hour, up to 8 GB of memory and of disk
 	@$(ROS) python -m pytest -m full $(ARGS)
 
 lint: dev ## ruff and mypy only
