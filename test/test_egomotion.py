@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.distortion import to_pixels
-from recon4d_ros.egomotion import Egomotion, EgomotionParameters, bundle, ground, landmark_memory, pnp
+from recon4d_ros.egomotion import Egomotion, EgomotionParameters, bundle, ground, landmark_memory, patches, pnp, ruler
 from recon4d_ros.egomotion.bundle import Keyframe
 from recon4d_ros.egomotion.lens import lens_at
 from recon4d_ros.egomotion.odometry import OdometryBuffer
@@ -355,6 +355,48 @@ def test_the_memory_is_found_again_from_elsewhere() -> None:
     assert landmark_memory.find(pointers, births, [landmark_memory.View(0, flat, lens_at(cam, size), cam.k, off)], 0.5, 60) is None
 
 
+def test_a_patch_of_the_road_is_found_where_it_is() -> None:
+    """Between two frames the road below the car grows and shears: a window moved as it is comes to rest beside the point."""
+    cam, size = MONO.cameras[0], (240, 480)
+    before, after = cam.T_base_camera, geometry.exp(np.array([1.2, 0.03, 0, 0, 0.003, 0.01])) @ cam.T_base_camera
+    (here, _), (there, _) = render(before, cam.k, size), render(after, cam.k, size)
+    rng = np.random.default_rng(0)
+    road = np.column_stack([rng.uniform([5.8, -1.5], [8.5, 1.5], (60, 2)), np.zeros(60)])
+    at = geometry.transform(geometry.inverse(before), road)
+    pixel = at[:, :2] / at[:, 2:] * cam.k[0, 0] + cam.k[:2, 2]
+    T_there_here = geometry.inverse(after) @ before
+    q = geometry.transform(T_there_here, at)
+    truth = q[:, :2] / q[:, 2:] * cam.k[0, 0] + cam.k[:2, 2]
+    near = truth + rng.uniform(-1, 1, truth.shape)
+    warp = patches.warps(at, np.tile(before[2, :3], (len(at), 1)), np.tile(T_there_here, (len(at), 1, 1)))
+    pair = [patches.Pair(here, there, 0, len(at))]
+    place, alike = patches.settle(pair, pixel, near, warp)
+    assert (alike > patches.ALIKE).mean() > 0.7
+    off = np.linalg.norm(place - truth, axis=1)
+    as_it_is, _ = patches.settle(pair, pixel, near, np.tile(np.eye(2), (len(at), 1, 1)))
+    assert np.median(off[alike > patches.ALIKE]) < 0.2
+    assert np.median(np.linalg.norm(as_it_is - truth, axis=1)) > 3 * np.median(off)
+    noise = rng.integers(0, 255, there.shape).astype(np.uint8)
+    nothing = [patches.Pair(here, noise, 0, len(at))]
+    assert (patches.settle(nothing, pixel, near, warp)[1] < patches.ALIKE).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(-0.03, 0.03), st.floats(-0.005, 0.005), st.floats(-0.005, 0.005))
+def test_the_road_says_how_much_too_long_lengths_are(seed: int, excess: float, pitch: float, roll: float) -> None:
+    """Depths too long by a share, the car leaning, and a third of the landmarks standing on the road rather than lying on it."""
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(-14, 14, (90, 2))
+    z = np.where(np.arange(90) < 30, rng.uniform(0.05, 0.6, 90), 0.0) + xy @ np.array([pitch, roll])
+    centre = np.array([0.5, 0.0, 1.5])
+    points = centre + (np.column_stack([xy, z]) - centre) * (1 + excess) * (1 + rng.normal(0, 0.01, (90, 1)))
+    found = ruler.plane(points, np.full(90, 1.5), np.full(90, 0.01), 0.03)
+    assert found is not None
+    assert abs(found[0] - excess) < 4 * np.sqrt(found[1]) + 0.002 and np.sqrt(found[1]) < 0.005
+    assert ruler.plane(points[:40], np.full(40, 0.1), np.full(40, 0.01), 0.03) is None  # no camera is high enough to say anything
+    assert ruler.plane(points[:5], np.full(5, 1.5), np.full(5, 0.01), 0.03) is None
+
+
 # -- the stage ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +447,15 @@ def test_starts_without_any_depth_and_is_metric(name: str, rig: Rig, bound: floa
     assert poses[0].tracking is Tracking.STARTING and poses[0].reason
     assert all(pose.tracking is Tracking.TRACKING for pose in poses[2:])
     assert drift(poses, shots) < bound
+
+
+def test_the_road_takes_out_a_wrong_scale() -> None:
+    """An engine whose depths are all 3 % too long; the cameras' height above the road says so."""
+    true = street("surround", 20)
+    shots = tuple((frame, replace(truth, depth=1.03 * truth.depth, sigma=0.05 * truth.depth), pose) for frame, truth, pose in true)
+    poses = run(SURROUND, shots)
+    steps = [error(a.T_map_base, b.T_map_base)[0] / 0.8 - 1 for a, b in pairwise(poses)]
+    assert abs(np.mean(steps[-8:])) < 0.01
 
 
 def test_two_runs_are_identical() -> None:

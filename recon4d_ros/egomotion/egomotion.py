@@ -19,6 +19,7 @@ from recon4d_ros.egomotion.mounts import Mounts
 from recon4d_ros.egomotion.odometry import OdometryBuffer
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
+from recon4d_ros.egomotion.ruler import Ruler
 from recon4d_ros.types import Calibration, Frame, Geometry, OdometrySample, Pointers, PoseEstimate, Rig, Tracking
 
 Array = NDArray[np.float64]
@@ -50,6 +51,7 @@ class Egomotion:
         self._velocity = np.zeros(6)
         self._velocity_known = False
         self._unconfirmed = prediction.Unconfirmed()
+        self._ruler = Ruler()
         self._tracked_once = False
         self._births = landmark_memory.Births.none()
         self._places = [np.zeros(3)] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
@@ -86,7 +88,7 @@ class Egomotion:
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         self._stamp_ns = frame.stamp_ns
-        self._images.adopt(frame, np.ones(len(self._cameras), np.bool_))
+        self._images.adopt(frame, np.ones(len(self._cameras), np.bool_), self._T_map_camera(frame))
         reason = "first frame: no motion yet" if frame.present.any() else "no camera has sent an image yet"
         return self._said(frame, Tracking.STARTING, 0, reason)
 
@@ -173,7 +175,7 @@ class Egomotion:
         seeing = now.frame.present & ~seen.blind
         lost |= seeing[table.camera] & ~seen.found
         self._landmarks = table.keep(~lost)
-        self._images.adopt(now.frame, seeing)
+        self._images.adopt(now.frame, seeing, self._T_map_camera(now.frame))
 
     def _adjust(self, frame: Frame, seen: pnp.Observations) -> None:
         """The adjusted pose, mounts and landmarks become the current ones, where there are keyframes enough to adjust."""
@@ -186,9 +188,20 @@ class Egomotion:
         """[N, 4, 4]: base at the frame's stamp to each camera at its own."""
         return at_their_stamps(self._mounts.T_base_camera, frame, self._velocity)
 
+    def _T_map_camera(self, frame: Frame) -> Array:
+        return np.asarray(self._pose @ geometry.inverse(self._T_camera_base(frame)), np.float64)
+
     def _said(self, frame: Frame, tracking: Tracking, inliers: int, reason: str) -> PoseEstimate:
-        T_map_camera = self._pose @ geometry.inverse(self._T_camera_base(frame))
+        T_map_camera = self._T_map_camera(frame)
         return PoseEstimate(self._pose.copy(), T_map_camera, tracking, self._covariance.copy(), self._velocity.copy(), inliers, reason)
+
+    def _shorten(self, factor: float) -> None:
+        """Lengths around the car that are too long by a factor become right."""
+        table, place = self._landmarks, self._pose[:3, 3]
+        table.origin[:] = place + (table.origin - place) / factor
+        table.rho *= factor
+        table.variance *= factor**2
+        self._velocity[:3] /= factor
 
     # -- after the engine ----------------------------------------------------------------------------------------------------------
 
@@ -198,6 +211,8 @@ class Egomotion:
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = features.rays_to_pixels(rays, cameras.k[table.camera[mine]])
+        if not self._odometry_used and all(cameras.alone(camera) for camera in range(len(cameras))):
+            self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
         learning.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
         moving = np.zeros(len(table), np.bool_)
         moving[mine] = features.sample(mask, table.camera[mine], working)

@@ -71,24 +71,37 @@ def _points(pixels: NDArray) -> NDArray[np.float32]:
     return np.array(pixels, np.float32, order="C", copy=True).reshape(-1).reshape(-1, 1, 2)
 
 
-def follow(
+def there(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], pixels: NDArray[np.float32], guess: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found at all."""
+    if len(pixels) == 0:
+        return pixels, np.zeros(0, np.bool_)
+    return _followed(before, after, _points(pixels), guess, WINDOW, LEVELS)
+
+
+def there_and_back(
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
     pixels: NDArray[np.float32],
     guess: NDArray[np.float32],
     tolerance: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
+    """As `there`, and the way back ends within `tolerance` pixels of where it began."""
     if len(pixels) == 0:
         return pixels, np.zeros(0, np.bool_)
-    size, flags, texture = (WINDOW, WINDOW), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
-    start = _points(guess)
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, _points(pixels), start, None, None, size, LEVELS, CRITERIA, flags, texture)
+    place, found = _followed(before, after, _points(pixels), guess, WINDOW, LEVELS)
     # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
-    start = _points(pixels + np.float32(0.5))
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, there, start, None, None, (BACK, BACK), 1, CRITERIA, flags, texture)
-    error = np.abs(back[:, 0] - pixels).max(-1)
-    return np.asarray(there[:, 0], np.float32), (found[:, 0] > 0) & (returned[:, 0] > 0) & (error < tolerance)
+    back, returned = _followed(after, before, _points(place), pixels + np.float32(0.5), BACK, 1)
+    return place, found & returned & (np.abs(back - pixels).max(-1) < tolerance)
+
+
+def _followed(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], points: NDArray[np.float32], guess: NDArray[np.float32], window: int, levels: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    size, flags, texture = (window, window), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
+    place, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, _points(guess), None, None, size, levels, CRITERIA, flags, texture)
+    return np.asarray(place[:, 0], np.float32), found[:, 0] > 0
 
 
 def detect(

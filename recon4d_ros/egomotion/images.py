@@ -14,11 +14,12 @@ STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its p
 
 
 class Images:
-    """before, now: grey images [H, W] of N cameras; None where there is none."""
+    """before, now: grey images [H, W] of N cameras; None where there is none. T_map_camera [N, 4, 4]: where those before were taken."""
 
     def __init__(self, cameras: int) -> None:
         self.before: list[Grey | None] = [None] * cameras
         self.now: list[Grey | None] = [None] * cameras
+        self.T_map_camera = np.tile(np.eye(4), (cameras, 1, 1))
         self._seen_ns = np.zeros(cameras, np.int64)
 
     def take(self, frame: Frame) -> None:
@@ -26,11 +27,12 @@ class Images:
         images = zip(frame.images, frame.present, strict=True)
         self.now = each(lambda image: features.grey(image[0]) if image[1] else None, images)
 
-    def adopt(self, frame: Frame, seeing: NDArray[np.bool_]) -> None:
+    def adopt(self, frame: Frame, seeing: NDArray[np.bool_], T_map_camera: NDArray[np.float64]) -> None:
         """The newest images of these cameras [N] become the ones that points are followed from."""
         for camera in np.flatnonzero(frame.present & seeing):
             self.before[camera] = self.now[camera]
             self._seen_ns[camera] = frame.stamps_ns[camera]
+            self.T_map_camera[camera] = T_map_camera[camera]
 
     def forget_stale(self, frame: Frame) -> NDArray[np.bool_]:
         """Which cameras [N] had an image that is now too old to follow points from; they have none any more."""

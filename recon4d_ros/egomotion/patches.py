@@ -1,0 +1,92 @@
+"""A followed point brought to rest: its patch, seen as it must look from the new place, aligned with the new image.
+
+A tracker that moves a window as it is finds a point of the road to a pixel or two only: between two frames the road below a car grows by
+half and shears. Where the point is known to be, and the surface around it is taken to lie as the road or to face the camera, the change is
+known beforehand (a plane's homography, to first order), and what is left is a shift. Alignment is inverse-compositional (Baker and
+Matthews, IJCV 2004, section 3.2), on patches normalised for gain and offset, all points of a camera at once.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+SIDE, STEP = 8, 1.5  # samples along a patch's side, pixels between them
+SAMPLES = SIDE * SIDE
+ROUNDS = 4
+REACH = 4.0  # samples that a point may be off
+ALIKE = 0.8  # normalised correlation of a match
+U, V = (((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE, SIDE))[::-1])  # pixels, [SAMPLES]
+WIDE_U, WIDE_V = (((axis.reshape(-1) - (SIDE + 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE + 2, SIDE + 2))[::-1])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one camera, and which of the points, from `first` to before `last`, are to be found in the second."""
+
+    here: NDArray[np.uint8]
+    there: NDArray[np.uint8]
+    first: int
+    last: int
+
+
+def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
+    """How a pixel's step in one view becomes one in another [M, 2, 2], to first order, in normalised coordinates.
+
+    at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there. T_there_here [M, 4, 4].
+    """
+    plane = normal / (normal * at).sum(-1, keepdims=True)
+    homography = T_there_here[:, :3, :3] + T_there_here[:, :3, 3:] * plane[:, None]
+    q = (homography @ (at / at[:, 2:])[..., None])[..., 0]
+    xy = q[:, :2] / q[:, 2:]
+    return (homography[:, :2, :2] - xy[..., None] * homography[:, 2:, :2]) / q[:, 2:, None]
+
+
+def settle(pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M, 2], and how alike it is there [M]
+    (before the last step). warp [M, 2, 2]: as `warps` gives it."""
+    at = pixel.astype(np.float32)
+    wide = _sampled([(pair.here, pair) for pair in pairs], at[:, :1] + WIDE_U, at[:, 1:] + WIDE_V).reshape(-1, SIDE + 2, SIDE + 2)
+    patch = wide[:, 1:-1, 1:-1].reshape(-1, SAMPLES)
+    patch = patch - _mean(patch)
+    slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=1).reshape(len(patch), 2, SAMPLES)
+    # Neither light nor contrast is a shift: what of the slopes looks like one of these is taken out of them.
+    energy = np.maximum(np.square(patch).sum(1), 1.0)
+    slope -= slope.mean(axis=2, keepdims=True)
+    slope -= ((slope @ patch[..., None]) / energy[:, None, None]) * patch[:, None]
+    gain = _inverse(slope @ np.swapaxes(slope, 1, 2)) @ slope
+    w = warp.astype(np.float32)
+    u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+    shift, place = np.zeros((len(patch), 2), np.float32), near.astype(np.float32)
+    second = [(pair.there, pair) for pair in pairs]
+    for _ in range(ROUNDS):
+        now = _sampled(second, place[:, :1] + u, place[:, 1:] + v)
+        move = -np.minimum(np.maximum(gain @ now[..., None], -1.0), 1.0)
+        shift += move[..., 0]
+        place += (w @ move)[..., 0] * np.float32(STEP)
+    now -= _mean(now)
+    alike = (now * patch).sum(1) / np.sqrt(np.maximum(np.square(now).sum(1), 1.0) * energy)
+    return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0)
+
+
+def _sampled(images: list[tuple[NDArray[np.uint8], Pair]], u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values [M, S] at pixels u, v [M, S], each pair's points in its image."""
+    out = np.empty(u.shape, np.uint8)
+    for image, pair in images:
+        mine = slice(pair.first, pair.last)
+        out[mine] = cv2.remap(image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return out.astype(np.float32)
+
+
+def _mean(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (patch @ np.full(SAMPLES, 1.0 / SAMPLES, np.float32))[:, None]
+
+
+def _inverse(hessian: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of symmetric [M, 2, 2]; what is flat is left nearly where it is."""
+    a, b, c = hessian[:, 0, 0] + 1.0, hessian[:, 0, 1], hessian[:, 1, 1] + 1.0
+    return np.stack([c, -b, -b, a], axis=-1).reshape(-1, 2, 2) / (a * c - b * b)[:, None, None]
