@@ -180,7 +180,7 @@ def test_belief_outlives_evidence_by_a_while_and_no_more():
     color[side] = (160, 60, 50)
     unknown = np.zeros(side.shape, np.float32)
     moves, kept = np.where(side, 1, -1).astype(np.float32), []
-    for _ in range(12):
+    for _ in range(20):
         moves = spread_near(color, unknown, ~side | side, unknown, KEPT * (moves + 1) - 1)
         kept.append(iou(moves > 0, side))
     assert min(kept[:3]) > 0.8

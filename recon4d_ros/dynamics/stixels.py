@@ -34,6 +34,9 @@ WIDTH = 2
 UNDER = (2, 4, 6)
 """Pixels below a foot at which the road is looked for; two of the three must be it."""
 
+DIPS = 0.2
+"""Metres that the road may lie lower than its plane: what is deeper is sunk."""
+
 CORRELATED = 6.0
 """Neighbouring flows err together: so many pixels count as one."""
 
@@ -109,7 +112,7 @@ def judge_columns(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Ma
     here = index[at]
     far, nearer = mean[here], road.q.ravel()[at]
     deep = np.zeros(body.shape, bool)
-    deep.ravel()[at] = ((height * (nearer / far - 1) > clearance) & (np.abs(q.ravel()[at] - far) < 0.12 * far)
+    deep.ravel()[at] = ((height * (nearer / far - 1) > DIPS) & (np.abs(q.ravel()[at] - far) < 0.12 * far)
                         & (nearer - far > 2 * np.hypot(doubt[here] + 0.02 * far, road.sigma.ravel()[at])))
     depth = np.bincount(index, deep.ravel(), count)
     sinks = np.where(solid & (depth >= SHORTEST), np.minimum(depth, MOST), 0)
