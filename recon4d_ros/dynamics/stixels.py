@@ -7,6 +7,8 @@ as its foot, and that is evidence too.
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +56,29 @@ def usable_depth(residual: Residual) -> tuple[Plane, Mask]:
     return np.asarray(cv2.medianBlur(q, 3), np.float32), known
 
 
-def find_runs(q: Plane) -> NDArray[np.int32]:
-    """Number of each pixel's run, [h, w], counted down the columns, from left to right. q: NaN belongs to no other pixel."""
-    unlike = np.ones(q.shape, bool)
-    above, below = q[:-1], q[1:]
-    with np.errstate(invalid="ignore"):
-        unlike[1:] = ~(np.abs(below - above) <= STEP * np.maximum(below, above) + np.float32(0.004))
-    return np.asarray((np.cumsum(unlike.T.ravel()) - 1).reshape(q.shape[::-1]).T, np.int32)
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Runs of like depth, column by column, each column from the top. at: [K] flat indices, into [h, w], of the pixels of all runs.
+
+    number: [K] int, run of each pixel, from 0. last: [R] position in `at` of each run's lowest pixel.
+    """
+
+    at: NDArray[np.intp]
+    number: NDArray[np.intp]
+    last: NDArray[np.intp]
+
+
+def find_runs(q: Plane, body: Mask) -> Runs:
+    """Runs of inverse depth q [h, w] among the pixels `body` [h, w]."""
+    h, w = q.shape
+    column, row = np.divmod(np.flatnonzero(body.T), h)
+    at = row * w + column
+    values = q.ravel()[at]
+    ends = np.ones(len(at), bool)
+    below, above = values[1:], values[:-1]
+    ends[:-1] = (np.diff(at) != w) | (np.abs(below - above) > STEP * np.maximum(below, above) + np.float32(0.004))
+    number = np.cumsum(ends) - ends
+    return Runs(at, number, np.flatnonzero(ends))
 
 
 def judge_runs(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Mask, road_possible: Mask, height: float,
@@ -86,18 +104,16 @@ def judge_columns(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Ma
     rises, road_rises = np.zeros_like(q), np.zeros_like(q)
     rises[2:-2], road_rises[2:-2] = q[4:] - q[:-4], road.q[4:] - road.q[:-4]
     body = known & (q > 0) & ~road_seen & ~(flat & (rises > 0.5 * road_rises) & (road_rises > 0))
-    runs = find_runs(np.where(body, q, np.float32(np.nan)))
-    index = runs.ravel()
-    count = int(runs[-1, -1]) + 1
-    information = (body / np.square(sigma)).ravel()
-    total = np.maximum(np.bincount(index, information, count), 1e-9)
-    mean = np.maximum(np.bincount(index, information * q.ravel(), count) / total, FARTHEST)
+    runs = find_runs(q, body)
+    at, number, count = runs.at, runs.number, len(runs.last)
+    depths, road_q = q.ravel()[at], road.q.ravel()[at]
+    information = 1 / np.square(sigma.ravel()[at])
+    total = np.bincount(number, information, count)
+    mean = np.maximum(np.bincount(number, information * depths, count) / total, FARTHEST)
     doubt = np.sqrt(CORRELATED / total)
-    solid = np.bincount(index, body.ravel(), count) >= SHORTEST
+    solid = np.bincount(number, minlength=count) >= SHORTEST
 
-    # Runs are counted down the columns: a run's last pixel is its foot.
-    last = np.flatnonzero(np.diff(runs.T.ravel(), append=-1))
-    u, v = last // h, last % h
+    v, u = np.divmod(at[runs.last], q.shape[1])
     contact = np.minimum(v + 1, h - 1), u
     like_road = road_seen | (known & flat) | (road_possible & ~known)
     under = sum(like_road[np.minimum(v + step, h - 1), u].astype(np.int32) for step in UNDER)
@@ -107,17 +123,17 @@ def judge_columns(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Ma
     floats = np.where(foot, np.clip((lift - clearance) / lift_doubt, 0, MOST), 0)
 
     # Only below the horizon, and only runs whose foot is below where they would stand, can be sunk.
-    low = body & (road.q > q * np.float32(0.9)) & (road.q > 0)
-    at = np.flatnonzero(low)
-    here = index[at]
-    far, nearer = mean[here], road.q.ravel()[at]
-    deep = np.zeros(body.shape, bool)
-    deep.ravel()[at] = ((height * (nearer / far - 1) > DIPS) & (np.abs(q.ravel()[at] - far) < 0.12 * far)
-                        & (nearer - far > 2 * np.hypot(doubt[here] + 0.02 * far, road.sigma.ravel()[at])))
-    depth = np.bincount(index, deep.ravel(), count)
+    low = np.flatnonzero((road_q > depths * np.float32(0.9)) & (road_q > 0))
+    here, nearer = number[low], road_q[low]
+    far = mean[here]
+    deep = ((height * (nearer / far - 1) > DIPS) & (np.abs(depths[low] - far) < 0.12 * far)
+            & (nearer - far > 2 * np.hypot(doubt[here] + 0.02 * far, road.sigma.ravel()[at[low]])))
+    depth = np.bincount(here, deep, count)
     sinks = np.where(solid & (depth >= SHORTEST), np.minimum(depth, MOST), 0)
 
     stands = foot & (np.abs(lift) < FLAT) & (lift_doubt < 0.3)
-    evidence = np.where(floats + sinks > 0, floats + sinks, np.where(stands, STANDS, 0)).astype(np.float32)
+    found = np.where(floats + sinks > 0, floats + sinks, np.where(stands, STANDS, 0)).astype(np.float32)
+    evidence = np.zeros_like(q)
+    evidence.ravel()[at] = found[number]
     # One column may err; its neighbours vote.
-    return np.asarray(cv2.medianBlur(evidence[runs], 3), np.float32)
+    return np.asarray(cv2.medianBlur(evidence, 3), np.float32)
