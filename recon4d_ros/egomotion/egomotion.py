@@ -54,6 +54,7 @@ class Egomotion:
         self._ruler = Ruler()
         self._tracked_once = False
         self._births = landmark_memory.Births.none()
+        self._looked = False  # for the memory in the last frame: every second one holds the pose as well
         self._places = [np.zeros(3)] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
 
     # -- before the engine ---------------------------------------------------------------------------------------------------------
@@ -79,7 +80,8 @@ class Egomotion:
             attempt, reason = attempts.attempt(now, steady), said if self.parameters.odometry != "none" else ""
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
-        if self.parameters.memory != "never":
+        self._looked = not self._looked
+        if self.parameters.memory == "always" or (self.parameters.memory == "auto" and (self._looked or attempt.problem)):
             attempt = attempts.held(now, attempt, pointers, self._births)
         if not attempt.problem:
             return self._tracked(now, attempt, reason)

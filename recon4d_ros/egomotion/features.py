@@ -20,6 +20,7 @@ LEVELS = 3  # of the pyramid above the image
 WINDOW, BACK = 15, 11  # pixels, to follow and to come back: larger ones follow no better and cost more
 UNKNOWN_RHO, UNKNOWN_VARIANCE = 0.05, 0.3**2  # a point of unknown depth: 20 m, anything from 2 m to infinity
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.02)
+ROUGH_WINDOW, ROUGH_CRITERIA = 11, (CRITERIA[0], 8, 0.05)  # for points that then come to rest on their patch (see patches.py)
 
 
 @dataclass
@@ -74,10 +75,10 @@ def _points(pixels: NDArray) -> NDArray[np.float32]:
 def there(
     before: NDArray[np.uint8], after: NDArray[np.uint8], pixels: NDArray[np.float32], guess: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found at all."""
+    """Where `pixels` [M, 2] of one image roughly are in another, from a guess, and which were found at all."""
     if len(pixels) == 0:
         return pixels, np.zeros(0, np.bool_)
-    return _followed(before, after, _points(pixels), guess, WINDOW, LEVELS)
+    return _followed(before, after, _points(pixels), guess, ROUGH_WINDOW, LEVELS, ROUGH_CRITERIA)
 
 
 def there_and_back(
@@ -87,20 +88,26 @@ def there_and_back(
     guess: NDArray[np.float32],
     tolerance: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """As `there`, and the way back ends within `tolerance` pixels of where it began."""
+    """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
     if len(pixels) == 0:
         return pixels, np.zeros(0, np.bool_)
-    place, found = _followed(before, after, _points(pixels), guess, WINDOW, LEVELS)
+    place, found = _followed(before, after, _points(pixels), guess, WINDOW, LEVELS, CRITERIA)
     # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
-    back, returned = _followed(after, before, _points(place), pixels + np.float32(0.5), BACK, 1)
+    back, returned = _followed(after, before, _points(place), pixels + np.float32(0.5), BACK, 1, CRITERIA)
     return place, found & returned & (np.abs(back - pixels).max(-1) < tolerance)
 
 
 def _followed(
-    before: NDArray[np.uint8], after: NDArray[np.uint8], points: NDArray[np.float32], guess: NDArray[np.float32], window: int, levels: int
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    points: NDArray[np.float32],
+    guess: NDArray[np.float32],
+    window: int,
+    levels: int,
+    criteria: tuple[int, int, float],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     size, flags, texture = (window, window), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
-    place, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, _points(guess), None, None, size, levels, CRITERIA, flags, texture)
+    place, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, _points(guess), None, None, size, levels, criteria, flags, texture)
     return np.asarray(place[:, 0], np.float32), found[:, 0] > 0
 
 
