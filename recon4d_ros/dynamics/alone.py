@@ -43,6 +43,9 @@ RECENT = 0.3
 AROUND = 15
 """Side in pixels of the window whose farthest thing is what a mover may have hidden."""
 
+MATCHED, ALIKE = (0.8, 0.1), (2.0, 0.3)
+"""Shares of the image's noise and of a window's contrast: flow that errs by less than either fits well, or may fit."""
+
 UNKNOWN = np.float32(10)
 """Inverse depth, 1/m, beyond all that is known."""
 
@@ -146,16 +149,18 @@ def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
 def _hidden_by(movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float) -> tuple[Mask, Mask]:
     """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing there: they are no movers.
 
-    First what may be road; then what may lie as far as the farthest thing around it, or on the road: mover's flow is borrowed there.
+    First what may be road and fits nothing well; then what may lie as far as the farthest thing around it, or on the road, and fits nothing
+    at all: even its inverse depth is then the mover's, whose flow reaches beyond its outline.
     """
+    def fits(noise_share: float, contrast_share: float) -> Mask:
+        return np.asarray(seen.flow.error < np.maximum(np.float32(noise_share * noise), np.float32(contrast_share) * test.contrast))
+
     grown = cv2.dilate(movers.astype(np.uint8), np.ones((3, 3), np.uint8))
     on_road = cv2.remap(grown, *_moved(test.u, test.v), cv2.INTER_NEAREST) > 0
-    matched = seen.flow.error < np.maximum(np.float32(0.8 * noise), np.float32(0.1) * test.contrast)
     farthest = np.asarray(cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32)
     behind = np.maximum(np.where(farthest < UNKNOWN, farthest, np.float32(0)), seen.road.q)
     farther = cv2.remap(grown, *_moved(*static_flow(view, behind, seen.T)), cv2.INTER_NEAREST) > 0
-    alike = seen.flow.error < np.maximum(np.float32(2 * noise), np.float32(0.3) * test.contrast)
-    return on_road & np.isfinite(test.worse) & ~matched, farther & ~alike
+    return on_road & np.isfinite(test.worse) & ~fits(*MATCHED), farther & ~fits(*ALIKE)
 
 
 def _moved(u: Plane, v: Plane) -> tuple[Plane, Plane]:
