@@ -458,6 +458,26 @@ def test_the_road_takes_out_a_wrong_scale() -> None:
     assert abs(np.mean(steps[-8:])) < 0.01
 
 
+def test_without_any_measure_of_a_metre_it_says_that_it_does_not_know() -> None:
+    """A camera on the ground itself, as where base_link is the camera, and no depth: the scale is nobody's to know."""
+    low = Rig("low", (replace(MONO.cameras[0], T_base_camera=mount(0.0, 0.0, 0.0)),))
+    shots = tuple((frame, blank(truth), pose) for frame, truth, pose in street("mono", 20))
+    poses = run(low, shots)  # which holds that all is finite
+    assert all(pose.tracking is Tracking.STARTING and pose.reason for pose in poses)
+
+
+def test_the_solver_stands_equations_that_say_nothing() -> None:
+    _, T_camera_base, o = scene(1)
+    one = o.take(np.zeros(40, np.int64))
+    far = replace(one, sigma=np.full(40, 1e-14), variance=np.full(40, 1e-30))  # weights beside which a prior is lost to rounding
+    assert np.isfinite(pnp.solve(T_camera_base, far, loose_prior()).T_map_base).all()
+    linear = pnp.linearise(np.eye(4)[None], pnp.View.of(T_camera_base, one))
+    scale = np.full((1, 40), 1e40)
+    for prior in (None, loose_prior()):
+        moved, _ = pnp.step(np.eye(4)[None], linear, np.zeros((1, 40)), scale, prior)
+        assert np.isfinite(moved).all()
+
+
 def test_two_runs_are_identical() -> None:
     first, second = run(STEREO, street("stereo", 20)), run(STEREO, street("stereo", 20))
     for a, b in zip(first, second, strict=True):

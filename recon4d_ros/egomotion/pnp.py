@@ -228,8 +228,17 @@ def step(T_map_base: Array, linear: Linear, share: Array, scale: Array, prior: P
     if prior is not None:
         normal = normal + prior.strength
         gradient = gradient + _toward(T_map_base, prior) @ prior.strength
-    xi = np.linalg.solve(normal, gradient[..., None])[..., 0]
-    return _moved(T_map_base, np.minimum(np.maximum(xi, -20.0), 20.0)), information
+    return _moved(T_map_base, np.minimum(np.maximum(_solved(normal, gradient), -20.0), 20.0)), information
+
+
+def _solved(normal: Array, right: Array) -> Array:
+    """Steps [K, 6] of normal equations [K, 6, 6]; none where these say nothing, as where all that is seen stands at one point."""
+    try:
+        steps = np.linalg.solve(normal, right[..., None])[..., 0]
+    except np.linalg.LinAlgError:  # next to such numbers the prior is lost to rounding
+        largest = np.maximum(np.abs(normal).max((1, 2)), 1.0)[:, None, None]
+        steps = np.linalg.solve(normal / largest + 1e-12 * np.eye(6), right[..., None] / largest)[..., 0]
+    return np.where(np.isfinite(steps), steps, 0.0)
 
 
 def distances(T_map_base: Array, view: View) -> Array:

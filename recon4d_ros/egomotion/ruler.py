@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 KNOWN, AGE = 0.03, 2  # relative deviation of a depth, sightings: a landmark that says anything of the road
 REACH = 20.0  # metres from the car in which landmarks are looked at
 UNEVEN = 0.01  # share of a camera's height that the road is off at any one point
-TILT = 0.006  # rad: how far the car leans against the road
-START, WALK = 0.03, 0.0007  # deviation of the scale at the start, and what each frame adds
+LEAN, MOUNTED = 0.006, 0.03  # rad: how far the car leans against the road, and how far off its cameras' calibration may be in that
+START, WALK = 0.04, 0.0007  # deviation of the scale at the start, and what each frame adds
 HEAVE = 0.01  # share of its height that the car itself goes up and down
 WIDE = 0.1  # deviation of the share before anything is measured: next to nothing is known
 FEWEST = 8
@@ -57,12 +57,12 @@ def plane(points: Array, height: Array, doubt: Array, expected: float) -> tuple[
     """
     rows = np.column_stack([-height, points[:, :2]])
     noise = height * np.hypot(doubt, UNEVEN)
-    spread = np.sqrt(np.square(rows) @ np.array([expected**2 + HEAVE**2, TILT**2, TILT**2]) + np.square(noise))
+    spread = np.sqrt(np.square(rows) @ np.array([expected**2 + HEAVE**2, LEAN**2, LEAN**2]) + np.square(noise))
     near = (height > ground.LOWEST) & (np.abs(points[:, 2]) < 3.0 * spread)
     if near.sum() < FEWEST:
         return None
     rows, noise, spread, up = rows[near], noise[near], spread[near], points[near, 2]
-    prior = np.diag([1 / WIDE**2, 1 / TILT**2, 1 / TILT**2])
+    prior = np.diag([1 / WIDE**2, 1 / MOUNTED**2, 1 / MOUNTED**2])
     found = np.zeros(3)
     for index in range(ROUNDS):
         width = 3.0 * np.maximum(noise, spread / 2**index)
