@@ -56,6 +56,10 @@ class Cameras:
         """Whether no other camera looks the same way, so that one instant's images give its points no depth."""
         return len(self.beside[camera]) == 0
 
+    @property
+    def all_alone(self) -> bool:
+        return all(self.alone(camera) for camera in range(len(self)))
+
     def rays(self, camera: NDArray[np.int64], pixel: NDArray) -> Array:
         """Normalised coordinates [M, 2] of input pixels [M, 2] of cameras [M]."""
         rays = np.empty((len(camera), 2))

@@ -213,7 +213,7 @@ class Egomotion:
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = features.rays_to_pixels(rays, cameras.k[table.camera[mine]])
-        if not self._odometry_used and all(cameras.alone(camera) for camera in range(len(cameras))):
+        if cameras.all_alone and not self._odometry_used:
             self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
         learning.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
         moving = np.zeros(len(table), np.bool_)

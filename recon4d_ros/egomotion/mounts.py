@@ -37,7 +37,7 @@ class Mounts:
 
         pose [4, 4], velocity [6]: of the car at the frame. o: what was seen there of the table's landmarks, without outliers.
         """
-        if all(self._cameras.alone(camera) for camera in range(len(self._cameras))):
+        if self._cameras.all_alone:
             return None
         if self._keyframes and np.linalg.norm(self._keyframes[-1].T_map_base[:3, 3] - pose[:3, 3]) < KEYFRAME_TRAVEL:
             return None

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import features, ground, patches, pnp
+from recon4d_ros.egomotion import features, pnp, settling
 from recon4d_ros.egomotion.cameras import Cameras
 from recon4d_ros.egomotion.features import Landmarks
 from recon4d_ros.egomotion.images import Grey, Images
@@ -19,8 +19,6 @@ Array = NDArray[np.float64]
 BLIND_SHARE, BLIND_COUNT = 0.2, 10  # a camera that finds a smaller share of so many points shows something else
 BORDER = 3.0  # pixels
 TOLERANCE = 1.0  # pixels between a point and where the way there and back ends
-KNOWN, LOW = 0.2, 0.2  # relative deviation of an inverse depth and metres from the ground: a patch that is taken to lie on it
-WILD = 1.5  # change of a patch that is not to be believed
 DEPTH_FLOOR = 0.002  # share of an inverse depth that sightings never narrow it below
 
 
@@ -57,7 +55,6 @@ def sight(cameras: Cameras, images: Images, table: Landmarks, T_map_base: Array,
     pixel, found = table.pixel.copy(), np.zeros(len(table), np.bool_)
     blind = np.zeros(len(cameras), np.bool_)
     expected = guess(cameras, table, np.arange(len(table)), table.camera, T_map_base, T_camera_base, table.pixel)
-
     asked = [camera for camera in range(len(cameras)) if images.before[camera] is not None and (table.camera == camera).any()]
 
     def follow(camera: int) -> None:
@@ -86,47 +83,12 @@ def sight(cameras: Cameras, images: Images, table: Landmarks, T_map_base: Array,
         return [own, *across(cameras, images, camera, after, table, seen, pixel[seen], T_map_base, T_camera_base)]
 
     each(follow, asked)
-    _settle(cameras, images, table, pixel, found, T_map_base @ geometry.inverse(T_camera_base), T_map_base)
+    settling.settle(cameras, images, table, pixel, found, T_map_base @ geometry.inverse(T_camera_base), T_map_base)
     seen = [one for each_camera in each(tell, asked) for one in each_camera]
     first = observations(cameras, table, seen, noise)
     doubtful = first.take(table.assumed[first.landmark])
     doubtful = replace(doubtful, variance=np.full(len(doubtful), features.UNKNOWN_VARIANCE))
     return Sightings(pixel, expected, found, blind, Observations.join([first, doubtful]), len(first))
-
-
-def _settle(
-    cameras: Cameras, images: Images, table: Landmarks, pixel: NDArray, found: NDArray[np.bool_], T_map_camera: Array, T_map_base: Array
-) -> None:
-    """Brings what cameras that look alone have found to rest on its patch, in place; what does not look like it is not found."""
-    index, pairs, last = [], [], 0
-    for camera, (before, after) in enumerate(zip(images.before, images.now, strict=True)):
-        mine = np.flatnonzero((table.camera == camera) & found)
-        if before is not None and after is not None and len(mine) and cameras.alone(camera):
-            index.append(mine)
-            pairs.append(patches.Pair(before, after, last, last := last + len(mine)))
-    if not pairs:
-        return
-    which = np.concatenate(index)
-    warp = _looks(table, which, images.T_map_camera, T_map_camera, T_map_base)
-    pixel[which], alike = patches.settle(pairs, table.pixel[which], pixel[which], warp)
-    found[which] = alike > patches.ALIKE
-
-
-def _looks(table: Landmarks, index: NDArray, T_map_before: Array, T_map_now: Array, T_map_base: Array) -> Array:
-    """How patches of landmarks change from their cameras' places [N, 4, 4] before to those now [M, 2, 2]: what lies on the ground as the
-    ground does, all else as if it faced its camera."""
-    camera, up = table.camera[index], T_map_base[:3, 2]
-    position = table.origin[index] + table.bearing[index] / table.rho[index, None]
-    T_before_map = geometry.inverse(T_map_before)
-    at = np.einsum("mij,mj->mi", T_before_map[camera, :3, :3], position) + T_before_map[camera, :3, 3]
-    at[:, 2] = np.maximum(at[:, 2], 0.1)
-    high = (T_map_before[:, :3, 3] - T_map_base[:3, 3]) @ up > ground.LOWEST
-    flat = (np.abs((position - T_map_base[:3, 3]) @ up) < LOW) & high[camera]
-    flat &= table.variance[index] < (KNOWN * table.rho[index]) ** 2
-    normal = np.where(flat[:, None], (T_before_map[:, :3, :3] @ up)[camera], np.array([0.0, 0.0, 1.0]))
-    warp = patches.warps(at, normal, (geometry.inverse(T_map_now) @ T_map_before)[camera])
-    sane = np.abs(warp - np.eye(2)).max((1, 2)) < WILD  # NaN is not
-    return np.where(sane[:, None, None], warp, np.eye(2))
 
 
 def guess(
