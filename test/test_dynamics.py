@@ -252,7 +252,7 @@ def test_the_road_is_found_where_base_link_is_not_on_it():
 
 def detection(camera: int, position, velocity=(0.0, 3.0, 0.0), label: int = 1) -> Detection:
     return Detection(camera, label, np.array(position, float), np.eye(3) * 0.1, np.array(velocity, float), np.eye(3) * 0.5,
-                     np.array([2, 1, 1.5]), 50, 0.9, 0.0)
+                     2.0, 1.5, 50, 0.9, 0.0)
 
 
 def test_ids_survive_a_crossing():
@@ -276,6 +276,23 @@ def test_an_object_in_two_cameras_is_one_and_keeps_its_id_when_passed_on():
         tracker.update([detection(camera, position) for camera in seen])
         assert len(tracker.tracks) == 1
     assert tracker.objects()[0].id == 1 and tracker.objects()[0].age == 17
+
+
+@pytest.mark.parametrize("velocity, width, size, center", [
+    ((9.0, 0.0, 0.0), 1.8, (3.96, 1.8), 1.98),  # a car's rear is seen: its box reaches away along the view
+    ((0.0, 9.0, 0.0), 4.5, (4.5, 1.8), 0.9),  # its side is seen
+    ((0.0, 1.5, 0.0), 0.6, (0.6, 0.6), 0.3),  # a pedestrian
+])
+def test_an_object_is_the_centre_of_its_box_and_what_is_seen_its_near_side(velocity, width, size, center):
+    tracker = Tracker(3.0, 2, 0.6, 0.5)
+    for n in range(5):
+        tracker.predict(0.1)
+        seen = detection(0, [20 + 0.1 * n * velocity[0], 0.1 * n * velocity[1], 0.7], velocity)
+        tracker.update([dataclasses.replace(seen, width=width)])
+    (found,) = tracker.objects()
+    assert found.position - tracker.tracks[0].state[:3] == pytest.approx([center, 0, 0], abs=0.02)
+    assert found.size == pytest.approx([*size, 1.5], abs=0.02)
+    assert found.position_covariance[0, 0] > tracker.tracks[0].P[0, 0]
 
 
 def test_a_track_that_stops_is_no_object_and_one_that_is_gone_is_forgotten():

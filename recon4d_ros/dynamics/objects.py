@@ -68,7 +68,7 @@ def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent |
 
 
 def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: Extent, sure: float) -> Detection:
-    """A region's position, size and velocity in map with covariances, by first-order propagation of flow and range errors.
+    """A region's position, sides and velocity in map with covariances, by first-order propagation of flow and range errors.
 
     The point at range 1/q is seen now along the region's central ray, and before where the flow ends: at the range of the previous
     depth, or, without depth, at the range at which the region's foot then met the road.
@@ -97,12 +97,9 @@ def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: E
     pixel = 0.3 * z / view.focal
     spread = np.diag([pixel**2, pixel**2, 0.0]) + sigma_before**2 * np.outer(ray_before, ray_before)
     velocity_covariance = R_before @ spread @ R_before.T / sight.seconds**2 + 0.1**2 * np.eye(3)
-    # The side along the view is hidden: about as long as a pedestrian is wide, or twice as long as a car is.
-    hidden = extent.width if extent.width < 1.2 else min(2.2 * extent.width, 4.5)
-    size = np.array([extent.width, hidden, extent.height])
     looking = R_now @ ray
-    return Detection(sight.camera, label, position, position_covariance, velocity, velocity_covariance, size, int(mask.sum()), sure,
-                     float(np.arctan2(looking[1], looking[0])))
+    return Detection(sight.camera, label, position, position_covariance, velocity, velocity_covariance, extent.width, extent.height,
+                     int(mask.sum()), sure, float(np.arctan2(looking[1], looking[0])))
 
 
 def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent: Extent, v: float) -> tuple[float, float]:

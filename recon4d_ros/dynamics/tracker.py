@@ -14,15 +14,22 @@ Array = NDArray[np.float64]
 GATE = 16.0
 """Squared Mahalanobis distance in three dimensions beyond which a detection is not this track's (99.9 %)."""
 
+PEDESTRIAN = 1.2
+"""Metres across the view below which an object is about as long as wide."""
+
+UNSEEN = 0.3
+"""Standard deviation of the half of a box that is not seen, as a share of it."""
+
 FASTEST = 40.0
 """m/s over the ground. What seems faster is a wrong match, and no object."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; size: [3] width across the view, depth
-    along it and height. velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the motion grid.
-    sure: in 0..1, how strong the evidence of motion is. bearing: direction of the view in map, radians about z.
+    """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; width, height: metres, across the view.
+
+    velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the motion grid. sure: in 0..1, how strong the
+    evidence of motion is. bearing: direction of the view in map, radians about z.
     """
 
     camera: int
@@ -31,7 +38,8 @@ class Detection:
     position_covariance: Array
     velocity: Array
     velocity_covariance: Array
-    size: Array
+    width: float
+    height: float
     pixels: int
     sure: float
     bearing: float
@@ -39,13 +47,15 @@ class Detection:
 
 @dataclass
 class Track:
-    """A mover believed in. state: position and velocity [6] in map; P: [6, 6]. hits: frame sets in which it was seen."""
+    """A mover believed in. state: position of what is seen of it, and velocity, [6] in map; P: [6, 6]. bearing: direction it was last seen
+    in, radians about z. hits: frame sets in which it was seen."""
 
     id: int
     state: Array
     P: Array
     size: Array
     yaw: float
+    bearing: float
     sure: float
     age: int = 0
     hits: int = 1
@@ -53,6 +63,13 @@ class Track:
     missing: float = 0.0
     confirmed: bool = False
     cameras: set[int] = field(default_factory=set)
+
+    @property
+    def behind(self) -> Array:
+        """[3] metres in map: from what is seen of it, its near side, to the centre of its box."""
+        turned = self.yaw - self.bearing
+        half = np.hypot(self.size[0] * np.cos(turned), self.size[1] * np.sin(turned)) / 2
+        return np.asarray(half * np.array([np.cos(self.bearing), np.sin(self.bearing), 0.0]))
 
     @property
     def significance(self) -> float:
@@ -115,10 +132,7 @@ class Tracker:
 
     def objects(self) -> tuple[DynamicObject, ...]:
         """Confirmed tracks whose speed is significantly above zero, oldest id first."""
-        return tuple(
-            DynamicObject(track.id, track.state[:3].copy(), track.yaw, track.size.copy(), track.state[3:].copy(), track.P[:3, :3].copy(),
-                          track.P[3:, 3:].copy(), float(track.sure * track.hits / (track.hits + track.missed)), track.age, track.missed)
-            for track in self.tracks if track.confirmed and self.is_moving(track))
+        return tuple(_object(track) for track in self.tracks if track.confirmed and self.is_moving(track))
 
     def is_moving(self, track: Track) -> bool:
         """Speed above the smallest that counts, below what traffic does, and three standard deviations above zero."""
@@ -144,7 +158,8 @@ class Tracker:
         P[:3, :3] = d.position_covariance
         P[3:, 3:] = d.velocity_covariance
         yaw = float(np.arctan2(d.velocity[1], d.velocity[0]))
-        track = Track(self._next_id, np.concatenate([d.position, d.velocity]), P, _along(d, yaw), yaw, d.sure, cameras={d.camera})
+        state = np.concatenate([d.position, d.velocity])
+        track = Track(self._next_id, state, P, _along(d, yaw), yaw, d.bearing, d.sure, cameras={d.camera})
         track.confirmed = self._confirm <= 1
         self._next_id += 1
         self.tracks.append(track)
@@ -163,6 +178,7 @@ class Tracker:
         track.cameras = track.cameras | {d.camera}
         if first_this_frame:
             track.hits += 1
+        track.bearing = d.bearing
         track.missed = 0
         track.missing = 0.0
         track.confirmed = track.confirmed or track.hits >= self._confirm
@@ -178,8 +194,19 @@ class Tracker:
         return track.missing <= self._keep_missing * (1.0 if track.confirmed else 0.5)
 
 
+def _object(track: Track) -> DynamicObject:
+    behind = track.behind
+    covariance = track.P[:3, :3] + UNSEEN**2 * np.outer(behind, behind)
+    sure = float(track.sure * track.hits / (track.hits + track.missed))
+    return DynamicObject(track.id, track.state[:3] + behind, track.yaw, track.size.copy(), track.state[3:].copy(), covariance,
+                         track.P[3:, 3:].copy(), sure, track.age, track.missed)
+
+
 def _along(d: Detection, yaw: float) -> Array:
-    """Length, width, height along `yaw` of a detection whose sides are across and along the view."""
-    across, along, height = d.size
-    sides = (across, along) if abs(np.sin(yaw - d.bearing)) > 0.7 else (along, across)
-    return np.array([*sides, height])
+    """Length, width, height of a detection that heads along `yaw`. One side is seen; the other is what things of that side have: as much
+    for a pedestrian; two fifths of its length where a vehicle's or a cyclist's side is seen; twice its width where a vehicle's end is."""
+    if d.width < PEDESTRIAN:
+        return np.array([d.width, d.width, d.height])
+    if abs(np.sin(yaw - d.bearing)) > 0.7:
+        return np.array([d.width, min(0.4 * d.width, 2.5), d.height])
+    return np.array([max(min(2.2 * d.width, 4.5), d.width), d.width, d.height])

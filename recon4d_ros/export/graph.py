@@ -21,7 +21,7 @@ from recon4d_ros.networks.step import Signature
 
 OPSET = 18
 LARGEST_IN_ONE_FILE = 512 << 20  # bytes of weights; a protobuf cannot hold 2 GiB
-BUILDERS = ("torch", "onnx", "onnxscript", "openvino", "onnxruntime")
+BUILDERS = ("torch", "onnx", "onnx-ir", "onnxscript", "openvino", "onnxruntime")
 
 
 def write_graph(
@@ -37,8 +37,16 @@ def write_graph(
     size = sum(value.numel() * value.element_size() for value in step.state_dict().values())
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
-        names = {"input_names": input_names, "output_names": output_names}
-        program = torch.onnx.export(step, example, dynamo=True, opset_version=OPSET, verbose=False, optimize=False, **names)
+        program = torch.onnx.export(
+            step,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            verbose=False,
+            optimize=False,
+        )
         assert program is not None
         _simplify(program.model)
         program.save(str(path), external_data=size > LARGEST_IN_ONE_FILE)
