@@ -25,9 +25,9 @@ WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {"residual": Watcher, "
 class Dynamics:
     """Finds what moves. State: each camera's last images and depths, the road plane, the tracks.
 
-    A first frame, a lost pose and an absent camera give an empty mask: without motion of the camera nothing can be said about motion
-    of the world. Of a stereo pair the first camera looks, and the second takes over what it found, by its own depth. Raises nothing
-    of its own.
+    A lost pose and an absent camera give an empty mask, and so does a camera's first image but for what another camera hands over: without
+    motion of the camera nothing can be said about motion of the world. Of a stereo pair the first camera looks, and the second takes over
+    what it found, by its own depth; cameras that look alone hand what they found to each other. Raises nothing of its own.
     """
 
     def __init__(self, rig: Rig, calibration: Calibration, parameters: DynamicsParameters | None = None) -> None:

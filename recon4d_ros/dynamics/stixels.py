@@ -83,7 +83,9 @@ def find_runs(q: Plane, body: Mask) -> Runs:
 
 def judge_runs(q: Plane, known: Mask, sigma: Plane, road: Road, road_seen: Mask, road_possible: Mask, height: float,
                clearance: float) -> Plane:
-    """`judge_columns` on every second column, for its neighbour too."""
+    """`judge_columns` on every second column, for its neighbour too. Nothing where the road is not known: height 0."""
+    if height <= 0:
+        return np.zeros_like(q)
     some = np.s_[:, ::WIDTH]
     here = Road(road.q[some], road.sigma[some])
     found = judge_columns(q[some], known[some], sigma[some], here, road_seen[some], road_possible[some], height, clearance)
