@@ -67,6 +67,13 @@ class Cameras:
             rays[camera == one] = self.lenses[one].rays(pixel[camera == one])
         return rays
 
+    def derivatives(self, camera: NDArray[np.int64], rays: Array) -> Array:
+        """[M, 2, 2]: how input pixels of cameras [M] change with normalised coordinates [M, 2]; NaN where a lens shows nothing."""
+        change = np.empty((len(camera), 2, 2))
+        for one in np.unique(camera):
+            change[camera == one] = self.lenses[one].derivative(rays[camera == one])
+        return change
+
 
 def at_their_stamps(T_base_camera: Array, frame: Frame, velocity: Array) -> Array:
     """T_camera_base [N, 4, 4]: base_link at the frame's stamp to each camera at its own, for mounts [N, 4, 4] and a twist [6]."""

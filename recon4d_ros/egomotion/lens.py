@@ -12,6 +12,7 @@ from recon4d_ros.calibration import reduced_size, reduction
 from recon4d_ros.distortion import widest_ray
 from recon4d_ros.types import Camera
 
+STEP = 1e-4  # of a normalised coordinate, to find derivatives by
 ROUNDS = 12  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off
 
 
@@ -50,6 +51,12 @@ class Lens:
             return points * self.k[[0, 1], [0, 1]] + self.k[:2, 2]
         beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
         return np.where(beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points)))
+
+    def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the model's range."""
+        sides = STEP * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+        right, left, below, above = np.split(self.pixels(np.concatenate([rays + side for side in sides])), 4)
+        return np.stack([right - left, below - above], axis=-1) / (2 * STEP)
 
     def inside(self, pixels: NDArray, margin: float) -> NDArray[np.bool_]:
         """Which pixels [M, 2] lie in the image, `margin` pixels from its border; NaN is outside."""

@@ -32,14 +32,14 @@ def settle(
     if not pairs:
         return
     which = np.concatenate(index)
-    warp = _looks(table, which, images.T_map_camera, T_map_camera, T_map_base)
+    warp = _looks(cameras, table, which, images.T_map_camera, T_map_camera, T_map_base)
     pixel[which], alike = patches.settle(pairs, table.pixel[which], pixel[which], warp)
     found[which] = alike > patches.ALIKE
 
 
-def _looks(table: Landmarks, index: NDArray, T_map_before: Array, T_map_now: Array, T_map_base: Array) -> Array:
-    """How patches of landmarks change from their cameras' places [N, 4, 4] before to those now [M, 2, 2]: what lies on the ground as the
-    ground does, all else as if it faced its camera."""
+def _looks(cameras: Cameras, table: Landmarks, index: NDArray, T_map_before: Array, T_map_now: Array, T_map_base: Array) -> Array:
+    """How patches of landmarks change, pixels to pixels, from their cameras' places [N, 4, 4] before to those now [M, 2, 2]: what lies on
+    the ground as the ground does, all else as if it faced its camera."""
     camera, up = table.camera[index], T_map_base[:3, 2]
     position = table.origin[index] + table.bearing[index] / table.rho[index, None]
     T_before_map = geometry.inverse(T_map_before)
@@ -49,6 +49,17 @@ def _looks(table: Landmarks, index: NDArray, T_map_before: Array, T_map_now: Arr
     flat = (np.abs((position - T_map_base[:3, 3]) @ up) < LOW) & high[camera]
     flat &= table.variance[index] < (KNOWN * table.rho[index]) ** 2
     normal = np.where(flat[:, None], (T_before_map[:, :3, :3] @ up)[camera], np.array([0.0, 0.0, 1.0]))
-    warp = patches.warps(at, normal, (geometry.inverse(T_map_now) @ T_map_before)[camera])
+    T_now_before = (geometry.inverse(T_map_now) @ T_map_before)[camera]
+    there = np.einsum("mij,mj->mi", T_now_before[:, :3, :3], at) + T_now_before[:, :3, 3]
+    there[:, 2] = np.where(there[:, 2] > 0.0, there[:, 2], np.nan)
+    before, now = (cameras.derivatives(camera, q[:, :2] / q[:, 2:]) for q in (at, there))
+    warp = now @ patches.warps(at, normal, T_now_before) @ _inverse(before)
     sane = np.abs(warp - np.eye(2)).max((1, 2)) < WILD  # NaN is not
     return np.where(sane[:, None, None], warp, np.eye(2))
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of [M, 2, 2]; infinite or NaN where there is none."""
+    (a, b), (c, d) = np.moveaxis(matrix, 0, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.stack([d, -b, -c, a], axis=-1).reshape(-1, 2, 2) / (a * d - b * c)[:, None, None], np.float64)
