@@ -19,7 +19,8 @@ SIDE, STEP = 8, 1.5  # samples along a patch's side, pixels between them
 SAMPLES = SIDE * SIDE
 ROUNDS = 4
 REACH = 4.0  # samples that a point may be off
-ALIKE = 0.8  # normalised correlation of a match
+ALIKE, CHANCE = 0.8, 0.5  # normalised correlation of a match, as a share of what noise leaves of it; what no match is below
+ROWS = 16  # one row in so many tells an image's noise
 U, V = (((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE, SIDE))[::-1])  # pixels, [SAMPLES]
 WIDE_U, WIDE_V = (((axis.reshape(-1) - (SIDE + 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE + 2, SIDE + 2))[::-1])
 
@@ -35,7 +36,7 @@ class Pair:
 
 
 def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
-    """How a pixel's step in one view becomes one in another [M, 2, 2], to first order, in normalised coordinates.
+    """How a step in one view becomes one in another [M, 2, 2], to first order, both in normalised coordinates (not pixels).
 
     at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there. T_there_here [M, 4, 4].
     """
@@ -47,8 +48,11 @@ def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
 
 
 def settle(pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M, 2], and how alike it is there [M]
-    (before the last step). warp [M, 2, 2]: as `warps` gives it."""
+    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M, 2], and how alike it is there [M].
+
+    That is the normalised correlation (before the last step) as a share of what the second image's noise leaves of it: to be held against
+    ALIKE. warp [M, 2, 2]: how a step in pixels of the first image becomes one in pixels of the second.
+    """
     at = pixel.astype(np.float32)
     wide = _sampled([(pair.here, pair) for pair in pairs], at[:, :1] + WIDE_U, at[:, 1:] + WIDE_V).reshape(-1, SIDE + 2, SIDE + 2)
     patch = wide[:, 1:-1, 1:-1].reshape(-1, SAMPLES)
@@ -69,7 +73,13 @@ def settle(pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array) -> tup
         shift += move[..., 0]
         place += (w @ move)[..., 0] * np.float32(STEP)
     now -= _mean(now)
-    alike = (now * patch).sum(1) / np.sqrt(np.maximum(np.square(now).sum(1), 1.0) * energy)
+    energy_now = np.maximum(np.square(now).sum(1), 1.0)
+    alike = (now * patch).sum(1) / np.sqrt(energy_now * energy)
+    # Patches of deviation s under noise of deviation n are no more alike than s^2 / (s^2 + n^2).
+    variance = np.array([_noise(pair.there) ** 2 for pair in pairs], np.float32)
+    noise = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
+    left = np.sqrt(np.maximum(1.0 - noise / energy, 0.0) * np.maximum(1.0 - noise / energy_now, 0.0))
+    alike /= np.maximum(left, CHANCE / ALIKE)
     return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0)
 
 
@@ -80,6 +90,14 @@ def _sampled(images: list[tuple[NDArray[np.uint8], Pair]], u: NDArray[np.float32
         mine = slice(pair.first, pair.last)
         out[mine] = cv2.remap(image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return out.astype(np.float32)
+
+
+def _noise(image: NDArray[np.uint8]) -> float:
+    """Standard deviation of an image's noise in grey levels, from the median of what no slope explains (Immerkaer, CVIU 1996)."""
+    rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
+    across = rows[0] - 2 * rows[1] + rows[2]
+    rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
+    return float(np.median(np.abs(rest))) / (6.0 * 0.6745)
 
 
 def _mean(patch: NDArray[np.float32]) -> NDArray[np.float32]:
