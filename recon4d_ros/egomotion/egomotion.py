@@ -44,7 +44,7 @@ class Egomotion:
         self._mounts = Mounts(self._cameras)
         self._odometry = OdometryBuffer()
         self._odometry_doubted = 0
-        self._odometry_used = False
+        self._odometry_followed = False  # in the last frame, as it is
         self._stamp_ns: int | None = None
         self._pose = np.eye(4)
         self._covariance = np.eye(6) * 1e-8
@@ -54,7 +54,7 @@ class Egomotion:
         self._ruler = Ruler()
         self._tracked_once = False
         self._births = landmark_memory.Births.none()
-        self._looked = False  # for the memory in the last frame: every second one holds the pose as well
+        self._memory_turn = False  # whether it is looked for in this frame even if the tracks hold: every second one does as well
         self._places = [np.zeros(3)] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
 
     # -- before the engine ---------------------------------------------------------------------------------------------------------
@@ -70,8 +70,8 @@ class Egomotion:
         if self.parameters.memory != "never":
             self._births.update(pointers, self._places[0])
         motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
-        self._odometry_used = motion is not None
-        if motion is not None and self.parameters.odometry == "trust":
+        self._odometry_followed = motion is not None and self.parameters.odometry == "trust"
+        if motion is not None and self._odometry_followed:
             return self._follow_odometry(now, motion)
         steady = Prior(
             self._pose @ geometry.exp(self._velocity * now.seconds), self._unconfirmed.covariance(now.seconds, self._velocity_known)
@@ -80,8 +80,8 @@ class Egomotion:
             attempt, reason = attempts.attempt(now, steady), said if self.parameters.odometry != "none" else ""
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
-        self._looked = not self._looked
-        if self.parameters.memory == "always" or (self.parameters.memory == "auto" and (self._looked or attempt.problem)):
+        self._memory_turn = not self._memory_turn
+        if self.parameters.memory == "always" or (self.parameters.memory == "auto" and (self._memory_turn or attempt.problem)):
             attempt = attempts.held(now, attempt, pointers, self._births)
         if not attempt.problem:
             return self._tracked(now, attempt, reason)
@@ -171,7 +171,7 @@ class Egomotion:
         if not attempt.problem and seen.second:
             agreeing = learning.from_sightings(table, seen, attempt.solution, self._pose, attempt.T_camera_base)
             lost = table.missed >= 2
-            if self.parameters.odometry != "trust" or not self._odometry_used:
+            if not self._odometry_followed:
                 self._adjust(now.frame, agreeing)
         table.pixel[:] = np.where(seen.found[:, None], seen.pixel, table.pixel)
         seeing = now.frame.present & ~seen.blind
@@ -213,7 +213,8 @@ class Egomotion:
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = features.rays_to_pixels(rays, cameras.k[table.camera[mine]])
-        if cameras.all_alone and not self._odometry_used:
+        seeing = pose.tracking is Tracking.TRACKING and pose.inliers > 0  # else the road says nothing that it has not said before
+        if cameras.all_alone and seeing and not self._odometry_followed:
             self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
         learning.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
         moving = np.zeros(len(table), np.bool_)
@@ -222,7 +223,7 @@ class Egomotion:
             table = table.keep(~moving)
         camera, pixel = planting.corners(cameras, self._images, looking, table)
         if len(pixel):
-            noise, road = self.parameters.pixel_noise, not self._odometry_used
+            noise, road = self.parameters.pixel_noise, not self._odometry_followed
             new = planting.planted(cameras, self._images, camera, pixel, engine, pose, mask, self._born, noise, road)
             table = table.extend(new)
             self._born += len(pixel)
