@@ -19,7 +19,8 @@ from recon4d_ros.types import Frame, Pointers
 
 Array = NDArray[np.float64]
 
-FAR = 8.0  # pixels of the input image that predictions may have been off without another look: half the window that points are followed in
+# Pixels of the input image that predictions may have been off without another look: half the wider of the windows to follow points in.
+FAR = 8.0
 FEW = 0.6  # share of the points found below which a second look is worth it
 MEMORY_NOISE = 0.5  # pixels of the working image
 TYPICAL = 1.39  # median of a squared Mahalanobis distance of two degrees of freedom

@@ -1,8 +1,9 @@
 """Points followed from image to image, and where they are in the map.
 
-Each camera follows its own points (pyramidal Lucas-Kanade, forwards and back). A point's place is an inverse depth along the ray of
-its first sighting; it begins with the engine's depth, or unknown, and every later sighting narrows it (scalar Kalman update:
-Civera, Davison and Montiel, T-RO 2008, with the ray held fixed).
+Each camera follows its own points by pyramidal Lucas-Kanade: forwards and back, or, where no second camera looks the same way, roughly
+forwards only, to come to rest on their patches (see patches.py). A point's place is an inverse depth along the ray of its first sighting;
+it begins with the engine's depth, or unknown, and every later sighting narrows it (scalar Kalman update: Civera, Davison and Montiel,
+T-RO 2008, with the ray held fixed).
 """
 from __future__ import annotations
 
