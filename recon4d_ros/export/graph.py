@@ -49,6 +49,8 @@ def write_graph(
         )
         assert program is not None
         _simplify(program.model)
+        for value, name in zip(program.model.graph.inputs, input_names, strict=True):
+            value.name = name  # one that is an output too had the output's name
         program.save(str(path), external_data=size > LARGEST_IN_ONE_FILE)
     del program
     _clean(path)
