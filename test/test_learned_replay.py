@@ -21,7 +21,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+# Point3R's takes most of a minute: with `make test-full`
+@pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name for name in NETWORKS])
 def test_from_checkpoint_to_a_run(network: str, small_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     engine, run = tmp_path / "engine", tmp_path / "run"
     command = ["export", "--network", network, "--checkpoint", NETWORKS[network], "--rig", str(small_bag), "--size", "48x160"]
