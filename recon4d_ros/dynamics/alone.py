@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.evidence import Evidence
-from recon4d_ros.dynamics.flow import INDEPENDENT, FlowMeter, Picture
+from recon4d_ros.dynamics.flow import INDEPENDENT, FlowMeter, Picture, ends
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.residual import static_flow
 from recon4d_ros.dynamics.spreading import spread_near
@@ -88,7 +88,7 @@ def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Pictur
     grey = now.grid.astype(np.float32)
     h, w = grey.shape
     u, v = static_flow(view, road.q, evidence.T)
-    xs, ys = _moved(u, v)
+    xs, ys = ends(u, v)
     asked = (road.q > HORIZON) & (xs > 0) & (xs < w - 1) & (ys > 0) & (ys < h - 1)
     error = meter.error(grey, before.grid, u, v)
     noise = np.maximum(flow.error, np.float32(meter.image_noise))
@@ -115,7 +115,7 @@ def believe(view: View, color: NDArray[np.uint8], seen: Evidence, test: RoadTest
     standing = judge_runs(q, known, residual.sigma, road, on_road, test.possible, height, parameters.clearance)
     score = cv2.medianBlur(np.minimum(seen.chi2, test.worse).astype(np.float32), 3)
     evidence = np.clip((score - np.float32(parameters.weak_sigma**2)) / 16, 0, 3)
-    xs, ys = _moved(np.float32(share) * flow.u, np.float32(share) * flow.v)
+    xs, ys = ends(np.float32(share) * flow.u, np.float32(share) * flow.v)
     if last is not None:
         standing = (1 - SMOOTHED) * standing + SMOOTHED * cv2.remap(last.standing, xs, ys, cv2.INTER_NEAREST)
     if before is not None and before.mask.any():
@@ -156,14 +156,8 @@ def _hidden_by(movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, 
         return np.asarray(seen.flow.error < np.maximum(np.float32(noise_share * noise), np.float32(contrast_share) * test.contrast))
 
     grown = cv2.dilate(movers.astype(np.uint8), np.ones((3, 3), np.uint8))
-    on_road = cv2.remap(grown, *_moved(test.u, test.v), cv2.INTER_NEAREST) > 0
+    on_road = cv2.remap(grown, *ends(test.u, test.v), cv2.INTER_NEAREST) > 0
     farthest = np.asarray(cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32)
     behind = np.maximum(np.where(farthest < UNKNOWN, farthest, np.float32(0)), seen.road.q)
-    farther = cv2.remap(grown, *_moved(*static_flow(view, behind, seen.T)), cv2.INTER_NEAREST) > 0
+    farther = cv2.remap(grown, *ends(*static_flow(view, behind, seen.T)), cv2.INTER_NEAREST) > 0
     return on_road & np.isfinite(test.worse) & ~fits(*MATCHED), farther & ~fits(*ALIKE)
-
-
-def _moved(u: Plane, v: Plane) -> tuple[Plane, Plane]:
-    """Pixel coordinates that flow [h, w] ends at."""
-    h, w = u.shape
-    return np.arange(w, dtype=np.float32)[None, :] + u, np.arange(h, dtype=np.float32)[:, None] + v

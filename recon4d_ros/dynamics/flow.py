@@ -20,12 +20,10 @@ UNLIKE = 0.12
 
 @dataclass(frozen=True)
 class Picture:
-    """One camera's image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8, grey.
-    color: [h, w, 3] uint8, the grid in colour."""
+    """One camera's grey image, kept for the next frame. flow: [fh, fw] uint8, what flow is measured on. grid: [h, w] uint8."""
 
     flow: NDArray[np.uint8]
     grid: NDArray[np.uint8]
-    color: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,16 @@ class Flow:
 
 
 def make_picture(color: NDArray[np.uint8]) -> Picture:
-    """Pictures of a working image [h, w, 3]."""
+    """Grey pictures of a working image [h, w, 3]."""
     grey = np.asarray(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY), np.uint8)
     half = np.asarray(cv2.pyrDown(grey), np.uint8)  # pixel i is pixel 2i of the image: the motion grid
-    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half, np.asarray(cv2.pyrDown(color), np.uint8))
+    return Picture(half if grey.shape[1] > FLOW_WIDTH else grey, half)
+
+
+def ends(u: Plane, v: Plane) -> tuple[Plane, Plane]:
+    """Pixel coordinates x, y [h, w] that flow u, v [h, w] leads to."""
+    h, w = u.shape
+    return np.arange(w, dtype=np.float32)[None, :] + u, np.arange(h, dtype=np.float32)[:, None] + v
 
 
 class FlowMeter:
@@ -110,10 +114,7 @@ class FlowMeter:
     @staticmethod
     def error(current: Plane, previous: NDArray[np.uint8], u: Plane, v: Plane) -> Plane:
         """Root mean square over 5x5 of current(x) - previous(x + flow), the local mean taken out (exposure), in grey levels."""
-        h, w = u.shape
-        xs = np.arange(w, dtype=np.float32)[None, :] + u
-        ys = np.arange(h, dtype=np.float32)[:, None] + v
-        difference = current - cv2.remap(previous, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        difference = current - cv2.remap(previous, *ends(u, v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         mean = cv2.boxFilter(difference, -1, (5, 5))
         square = cv2.boxFilter(difference * difference, -1, (5, 5))
         return np.sqrt(np.maximum(square - mean * mean, 0))

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter
+from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter, ends
 from recon4d_ros.dynamics.views import View
 from recon4d_ros.geometry import inverse
 
@@ -95,7 +95,6 @@ def static_residual(view: View, flow: Flow, T_previous_current: NDArray[np.float
 
     depth, previous_depth: where they were measured without the help of time; None or NaN where not.
     """
-    h, w = flow.u.shape
     fx, fy = np.float32(view.k[0, 0]), np.float32(view.k[1, 1])
     (ax, ay, az), (tx, ty, tz) = _moved_rays(view, T_previous_current)
     px, py = view.x + flow.u / fx, view.y + flow.v / fy
@@ -121,8 +120,7 @@ def static_residual(view: View, flow: Flow, T_previous_current: NDArray[np.float
         moment += weight * measured
         rest += weight * measured * measured
     if previous_depth is not None:
-        xs = np.arange(w, dtype=np.float32)[None, :] + flow.u
-        ys = np.arange(h, dtype=np.float32)[:, None] + flow.v
+        xs, ys = ends(flow.u, flow.v)
         before = cv2.remap(previous_depth.q, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
         sigma = cv2.remap(previous_depth.sigma, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
         # The depth before may be off by its own error and by the flow's, which lands beside the point where depth varies.
@@ -165,8 +163,7 @@ def static_alternative(view: View, meter: FlowMeter, now: Plane, before: NDArray
     chi2 = np.maximum(error * error - flow.error * flow.error, 0) / (noise * noise) * np.float32(INDEPENDENT)
     if depth is None or seen is None:
         return chi2
-    h, w = best.shape
-    xs, ys = np.arange(w, dtype=np.float32)[None, :] + u, np.arange(h, dtype=np.float32)[:, None] + v
+    xs, ys = ends(u, v)
     known = np.isfinite(seen.q)
     kernel = np.ones((3, 3), np.uint8)
     low = cv2.remap(cv2.erode(np.where(known, seen.q, np.float32(1e3)), kernel), xs, ys, cv2.INTER_NEAREST, borderValue=1e3)

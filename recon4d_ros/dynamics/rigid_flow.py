@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.dynamics.flow import ends
 from recon4d_ros.dynamics.residual import move
 from recon4d_ros.dynamics.views import View
 
@@ -39,12 +40,10 @@ def flow_difference(view: View, q: Plane, T_other_image: NDArray[np.float64], fl
 def returning(flow: NDArray[np.float32], back: NDArray[np.float32], within: float) -> NDArray[np.float32]:
     """Measured flow [h, w, 2] from one image to another, NaN where it ends outside or where `back`, measured from there, does not lead to
     within so many pixels of the start: what the other image does not show has no flow. For flow that is less sure of itself than RAFT."""
-    h, w = flow.shape[:2]
-    xs = np.arange(w, dtype=np.float32)[None, :] + flow[..., 0]
-    ys = np.arange(h, dtype=np.float32)[:, None] + flow[..., 1]
-    ends = cv2.remap(back, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=(np.nan, np.nan))
+    x, y = ends(flow[..., 0], flow[..., 1])
+    there = cv2.remap(back, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=(np.nan, np.nan))
     with np.errstate(invalid="ignore"):
-        good = np.hypot(flow[..., 0] + ends[..., 0], flow[..., 1] + ends[..., 1]) < within
+        good = np.hypot(flow[..., 0] + there[..., 0], flow[..., 1] + there[..., 1]) < within
     return np.where(good[..., None], flow, np.float32(np.nan))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.alone import Belief, believe, hold_against_road
 from recon4d_ros.dynamics.evidence import Evidence
-from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, ends, make_picture
 from recon4d_ros.dynamics.handover import points_of, seen_from
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
@@ -114,7 +114,7 @@ class Watcher:
         if now.depth is not None:
             regions, sure = self._regions(now, evidence, around)
         else:
-            regions, sure = self._regions_alone(now, before, last, evidence, around), np.zeros(self.view.x.shape, bool)
+            regions, sure = self._regions_alone(now, before, last, color, evidence, around), np.zeros(self.view.x.shape, bool)
         return self._accept(now, before, last, evidence, regions, sure, around)
 
     @property
@@ -165,10 +165,7 @@ class Watcher:
         if now.depth is None:  # its memory is its belief
             return Evidence(T, flow, road, static, residual, chi2)
         share = np.float32((now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns))
-        h, w = chi2.shape
-        xs = np.arange(w, dtype=np.float32)[None, :] + share * flow.u
-        ys = np.arange(h, dtype=np.float32)[:, None] + share * flow.v
-        remembered = cv2.remap(last.score, xs, ys, cv2.INTER_NEAREST)
+        remembered = cv2.remap(last.score, *ends(share * flow.u, share * flow.v), cv2.INTER_NEAREST)
         # What moves goes on moving: the excess over chance is carried along the flow, and fades where nothing renews it.
         chi2 = np.where(chi2 > CHANCE, chi2 + np.float32(p.memory) * np.maximum(remembered - np.float32(CHANCE), 0), chi2)
         np.minimum(chi2, 100, out=now.score)
@@ -183,13 +180,14 @@ class Watcher:
         np.logical_or(now.candidates, sure, out=now.candidates)
         return join(find_regions(evidence.chi2, p.weak_sigma, p.strong_sigma, 3), sure), sure
 
-    def _regions_alone(self, now: Shot, before: Shot, last: Shot, evidence: Evidence, around: Surroundings) -> Regions:
-        """Regions of a camera that looks alone."""
+    def _regions_alone(self, now: Shot, before: Shot, last: Shot, color: NDArray[np.uint8], evidence: Evidence,
+                       around: Surroundings) -> Regions:
+        """Regions of a camera that looks alone. color: the working image."""
         p, view = self._p, self.view
         test = hold_against_road(view, self._meter, now.picture, before.picture, evidence)
         height = _height(view, around.plane) if around.plane is not None else 0.0
         share = (now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns)
-        now.belief = believe(view, now.picture.color, evidence, test, height, p, last.belief, before.belief, share)
+        now.belief = believe(view, np.asarray(cv2.pyrDown(color), np.uint8), evidence, test, height, p, last.belief, before.belief, share)
         now.candidates[:] = cv2.dilate(now.belief.mask.astype(np.uint8), np.ones((5, 5), np.uint8))
         _, labels, stats = components(now.belief.mask)
         large = stats[:, cv2.CC_STAT_AREA] >= SMALLEST

@@ -77,8 +77,6 @@ def there(
     before: NDArray[np.uint8], after: NDArray[np.uint8], pixels: NDArray[np.float32], guess: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where `pixels` [M, 2] of one image roughly are in another, from a guess, and which were found at all."""
-    if len(pixels) == 0:
-        return pixels, np.zeros(0, np.bool_)
     return _followed(before, after, _points(pixels), guess, ROUGH_WINDOW, LEVELS, ROUGH_CRITERIA)
 
 
@@ -90,8 +88,6 @@ def there_and_back(
     tolerance: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where `pixels` [M, 2] of one image are in another, from a guess, and which were found there and back within `tolerance` pixels."""
-    if len(pixels) == 0:
-        return pixels, np.zeros(0, np.bool_)
     place, found = _followed(before, after, _points(pixels), guess, WINDOW, LEVELS, CRITERIA)
     # Back from an offset start, so that a point that does not move at all cannot agree with itself by default.
     back, returned = _followed(after, before, _points(place), pixels + np.float32(0.5), BACK, 1, CRITERIA)
@@ -107,6 +103,8 @@ def _followed(
     levels: int,
     criteria: tuple[int, int, float],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    if len(points) == 0:  # OpenCV takes none for an error
+        return points[:, 0], np.zeros(0, np.bool_)
     size, flags, texture = (window, window), cv2.OPTFLOW_USE_INITIAL_FLOW, 1e-4
     place, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, _points(guess), None, None, size, levels, criteria, flags, texture)
     return np.asarray(place[:, 0], np.float32), found[:, 0] > 0

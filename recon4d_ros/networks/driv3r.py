@@ -20,7 +20,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, PatchEmbed, layer_norm
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
-from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions
+from recon4d_ros.networks.rotary import grid_rotation
 from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
 from recon4d_ros.networks.step import StepOptions
 
@@ -170,7 +170,7 @@ class Dust3R(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        turn = _turn(grid, self.configuration.encoder_width // self.configuration.encoder_heads, images)
+        turn = grid_rotation(grid, self.configuration.encoder_width // self.configuration.encoder_heads, images)
         x = self.patch_embed(images.to(self.mask_token.dtype))
         for block in self.enc_blocks:
             x = block(x, turn)
@@ -178,7 +178,7 @@ class Dust3R(nn.Module):
 
     def decode(self, before: Tensor, now: Tensor, grid: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
         c = self.configuration
-        turn = _turn(grid, c.decoder_width // c.decoder_heads, now)
+        turn = grid_rotation(grid, c.decoder_width // c.decoder_heads, now)
         x, y = self.decoder_embed(before), self.decoder_embed(now)
         states = []
         for first, second in zip(self.dec_blocks, self.dec_blocks2, strict=True):
@@ -200,7 +200,3 @@ class Head(nn.Module):
 def _key_head(c: Configuration) -> nn.Sequential:
     both = c.encoder_width + c.decoder_width
     return nn.Sequential(nn.Linear(both, both), nn.GELU(), nn.Linear(both, c.encoder_width))
-
-
-def _turn(grid: tuple[int, int], channels: int, like: Tensor) -> Rotation:
-    return image_rotation(patch_positions(*grid, device=like.device), channels)

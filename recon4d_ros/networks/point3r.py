@@ -21,7 +21,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, Mlp, ModulatedBlock, PatchEmbed, layer_norm
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
-from recon4d_ros.networks.rotary import Rotation, image_rotation, patch_positions, space_rotation
+from recon4d_ros.networks.rotary import Rotation, grid_rotation, space_rotation
 from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
 from recon4d_ros.networks.step import StepOptions
 
@@ -148,7 +148,7 @@ class Point3R(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
-        turn = self._image_turn(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
+        turn = grid_rotation(_grid(images), self.configuration.encoder_width // self.configuration.encoder_heads, images)
         x = self.patch_embed(images)
         for block in self.enc_blocks:
             x = block(x, turn)
@@ -178,7 +178,7 @@ class Point3R(nn.Module):
 
     def predict(self, decoded: list[Tensor], grid: tuple[int, int]) -> Prediction:
         """The heads, on what decode() gave for an image of `grid` = (rows, columns) of patches."""
-        turn = self._image_turn(grid, self.configuration.decoder_width // self.configuration.decoder_heads, decoded[0])
+        turn = grid_rotation(grid, self.configuration.decoder_width // self.configuration.decoder_heads, decoded[0])
         return self.downstream_head([x.float() for x in decoded], grid, turn)
 
     def offer(self, tokens: Tensor, decoded: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,17 +187,13 @@ class Point3R(nn.Module):
         tokens [1, T, encoder_width] of the encoder, decoded [1, T, decoder_width] of the last block, points [1, H, W, 3] in the world.
         """
         image = points.permute(0, 3, 1, 2)
-        turn = self._image_turn(_grid(image), self.configuration.encoder_width // self.configuration.encoder_heads, tokens)
+        turn = grid_rotation(_grid(image), self.configuration.encoder_width // self.configuration.encoder_heads, tokens)
         value = self.pts_patch_embed(image)
         for block in self.value_encoder:
             value = block(value, turn)
         value = self.value_out(self.value_norm(value))
         key = self.memory_attn_head(torch.cat([tokens, decoded], -1))
         return self.decoder_embed_memory(key + value)[0], F.avg_pool2d(image, PATCH)[0].flatten(1).t()
-
-    @staticmethod
-    def _image_turn(grid: tuple[int, int], channels: int, like: Tensor) -> Rotation:
-        return image_rotation(patch_positions(*grid, device=like.device), channels)
 
 
 def build(configuration: Configuration) -> Point3R:

@@ -33,6 +33,11 @@ def patch_positions(height: int, width: int, device: torch.device | None = None)
     return torch.stack([rows.flatten(), columns.flatten()], -1).float()
 
 
+def grid_rotation(grid: tuple[int, int], channels: int, like: Tensor) -> Rotation:
+    """For the patches of a grid of (rows, columns), row by row, on the device of `like`."""
+    return image_rotation(patch_positions(*grid, device=like.device), channels)
+
+
 def image_rotation(positions: Tensor, channels: int, base: float = IMAGE_BASE) -> Rotation:
     """For positions [..., T, 2] and heads of `channels` channels, half of them for the row and half for the column (CroCo v2, 2023)."""
     return _rotation(positions, (channels // 2, channels // 2), (base,))
