@@ -41,6 +41,7 @@ test-full: setup dev ## what make test leaves out: networks at their published s
 
 lint: dev ## ruff and mypy only
 	@$(ROS) ruff check .
+	@$(ROS) ruff format --check --quiet .
 	@$(ROS) mypy recon4d_ros
 
 bench: setup dev ## the numbers of docs/benchmarks.md, measured on this machine

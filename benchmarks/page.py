@@ -1,4 +1,5 @@
-"""docs/benchmarks.md from benchmarks/results/*.json: every number beside its bar, met or not, with machine and date."""
+"""docs/benchmarks.md from benchmarks/results/*.json: every number beside its bar, met or not, with
+machine and date."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ Why a bar is missed is said in [notes](benchmarks_notes.md).
 
 | what | measured | bar | met | where, when |
 |---|---|---|---|---|
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Row:
     met: bool | None = None
 
     def line(self, where: str) -> str:
-        return f"| {self.what} | {self.measured} | {self.bar} | {'' if self.met is None else 'yes' if self.met else '**no**'} | {where} |"
+        return (
+            f"| {self.what} | {self.measured} | {self.bar} |"
+            f" {'' if self.met is None else 'yes' if self.met else '**no**'} | {where} |"
+        )
 
 
 def write(results: Path) -> str:
@@ -57,11 +61,17 @@ def kitti(result: dict) -> Iterator[Row]:
     )
     yield Row(
         "kitti_stereo_a, ATE, best fit (first pose aligned)",
-        f"{score['ate']:.2f} m ({score['ate_first']:.2f} m; OpenCV {other['ate']:.2f} m, {other['ate_first']:.2f} m)",
+        f"{score['ate']:.2f} m ({score['ate_first']:.2f} m; OpenCV {other['ate']:.2f} m,"
+        f" {other['ate_first']:.2f} m)",
         "≤ 0.30 m",
         score["ate"] <= 0.30,
     )
-    yield Row("kitti_stereo_a, frame sets/s, decoding included", f"{rate:.1f} (OpenCV {theirs['rate_hz']:.1f})", "≥ 8", rate >= 8)
+    yield Row(
+        "kitti_stereo_a, frame sets/s, decoding included",
+        f"{rate:.1f} (OpenCV {theirs['rate_hz']:.1f})",
+        "≥ 8",
+        rate >= 8,
+    )
     yield Row("kitti_stereo_a, engine, median", f"{engine:.1f} ms", "≤ 60 ms", engine <= 60)
 
 
@@ -70,16 +80,24 @@ def ddad(result: dict) -> Iterator[Row]:
     sure, near = score["near_confident"], score["near"]
     yield Row(
         "ddad_surround, < 40 m, confident (over 0.5)",
-        f"AbsRel {sure['abs_rel']:.3f}, delta {sure['delta1']:.3f}, coverage {sure['coverage']:.3f}",
+        f"AbsRel {sure['abs_rel']:.3f}, delta {sure['delta1']:.3f}, coverage"
+        f" {sure['coverage']:.3f}",
         "AbsRel ≤ 0.15",
         sure["abs_rel"] <= 0.15,
     )
-    yield Row("ddad_surround, < 40 m, all", f"AbsRel {near['abs_rel']:.3f}, delta {near['delta1']:.3f}, coverage {near['coverage']:.3f}")
+    yield Row(
+        "ddad_surround, < 40 m, all",
+        f"AbsRel {near['abs_rel']:.3f}, delta {near['delta1']:.3f}, coverage"
+        f" {near['coverage']:.3f}",
+    )
 
 
 def nuscenes(result: dict) -> Iterator[Row]:
     near = result["metrics"]["lidar_depth"]["near"]
-    yield Row("nuscenes_sample, < 40 m (one frame set: overlaps only)", f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}")
+    yield Row(
+        "nuscenes_sample, < 40 m (one frame set: overlaps only)",
+        f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}",
+    )
 
 
 def simulated_stereo(result: dict) -> Iterator[Row]:
@@ -94,10 +112,14 @@ def simulated_stereo(result: dict) -> Iterator[Row]:
 
 
 def simulated_surround(result: dict) -> Iterator[Row]:
-    near, sure = result["metrics"]["depth"]["near"], result["metrics"]["depth"].get("near_confident")
+    near, sure = (
+        result["metrics"]["depth"]["near"],
+        result["metrics"]["depth"].get("near_confident"),
+    )
     text = f"AbsRel {near['abs_rel']:.3f}, coverage {near['coverage']:.3f}"
     yield Row(
-        "six simulated cameras, static, < 40 m", text + (f"; confident: {sure['abs_rel']:.3f}, {sure['coverage']:.3f}" if sure else "")
+        "six simulated cameras, static, < 40 m",
+        text + (f"; confident: {sure['abs_rel']:.3f}, {sure['coverage']:.3f}" if sure else ""),
     )
     yield from _movers("six simulated cameras", result)
 
@@ -109,14 +131,28 @@ def held_out_surround(result: dict) -> Iterator[Row]:
 def _movers(what: str, result: dict) -> Iterator[Row]:
     metrics = result["metrics"]
     masks, swept, score = metrics["masks"], metrics["map_swept"], metrics["trajectory"]
-    yield Row(f"{what}, movers' mask IoU", f"{masks['iou']:.3f} ({masks['movers']} sightings)", "≥ 0.5", masks["iou"] >= 0.5)
-    yield Row(f"{what}, static pixels marked", f"{100 * masks['static_marked']:.2f} %", "< 2 %", masks["static_marked"] < 0.02)
     yield Row(
-        f"{what}, map points where movers drove", f"{100 * swept['share']:.2f} % of {swept['points']:,}", "< 1 %", swept["share"] < 0.01
+        f"{what}, movers' mask IoU",
+        f"{masks['iou']:.3f} ({masks['movers']} sightings)",
+        "≥ 0.5",
+        masks["iou"] >= 0.5,
+    )
+    yield Row(
+        f"{what}, static pixels marked",
+        f"{100 * masks['static_marked']:.2f} %",
+        "< 2 %",
+        masks["static_marked"] < 0.02,
+    )
+    yield Row(
+        f"{what}, map points where movers drove",
+        f"{100 * swept['share']:.2f} % of {swept['points']:,}",
+        "< 1 %",
+        swept["share"] < 0.01,
     )
     yield Row(
         f"{what}, no odometry",
-        f"drift {score['end_drift']:.2f} % of {score['path']:.0f} m, ATE {score['ate']:.2f} m; {result['rate_step_hz']:.1f} frame sets/s",
+        f"drift {score['end_drift']:.2f} % of {score['path']:.0f} m, ATE {score['ate']:.2f} m;"
+        f" {result['rate_step_hz']:.1f} frame sets/s",
     )
 
 
@@ -126,7 +162,8 @@ def endurance(what: str) -> Any:
         grown = result["rss_mib_end"] - result["rss_mib_warm"]
         yield Row(
             f"2,000 frame sets, {what}: step of the last 100 against sets 100 to 200",
-            f"{result['step_ms_late']:.1f} against {result['step_ms_early']:.1f} ms ({slower:+.1%})",
+            f"{result['step_ms_late']:.1f} against {result['step_ms_early']:.1f} ms"
+            f" ({slower:+.1%})",
             "within 10 %",
             abs(slower) <= 0.10,
         )
@@ -146,16 +183,24 @@ def graph(result: dict) -> Iterator[Row]:
         for entry, count in heard["drops"].items():  # "camera: reason"
             reason = entry.split(": ", 1)[-1]
             reasons[reason] = reasons.get(reason, 0) + count
-        drops = "; ".join(f"{count} images dropped: {reason}" for reason, count in reasons.items()) or "no drops"
+        drops = (
+            "; ".join(f"{count} images dropped: {reason}" for reason, count in reasons.items())
+            or "no drops"
+        )
         yield Row(
             f"six cameras over DDS at {rate} x real time",
-            f"p50 {heard['latency_p50_ms']:.0f} ms, p95 {heard['latency_p95_ms']:.0f} ms from reception to "
-            f"publication; {heard['frame_sets']} frame sets; engine {heard['engine_p50_ms']:.0f} ms; {drops}",
+            f"p50 {heard['latency_p50_ms']:.0f} ms, p95 {heard['latency_p95_ms']:.0f} ms from"
+            f" reception to publication; {heard['frame_sets']} frame sets; engine"
+            f" {heard['engine_p50_ms']:.0f} ms; {drops}",
         )
         yield Row(
             f"the same: host outside the engine, per camera, median (p95), at {rate} x",
             f"{heard['host_per_camera_p50_ms']:.2f} ms ({heard['host_per_camera_p95_ms']:.2f})"
-            + (f"; of processor time {heard['host_cpu_per_camera_p50_ms']:.2f} ms" if "host_cpu_per_camera_p50_ms" in heard else ""),
+            + (
+                f"; of processor time {heard['host_cpu_per_camera_p50_ms']:.2f} ms"
+                if "host_cpu_per_camera_p50_ms" in heard
+                else ""
+            ),
             "< 5 ms",
             heard["host_per_camera_p50_ms"] < 5,
         )
@@ -167,8 +212,10 @@ def point3r(run: dict) -> Iterator[Row]:
     pointers = run["pointers"]
     bar = pointers == 1024  # the issue's bars are for this capacity, the others are for the table
     yield Row(
-        f"Point3R at its published size, 224x224, {pointers} pointers, fp32, {run['runtime']}: frame 8, best of ten",
-        f"{run['frame_8_ms']:.0f} ms; the authors' code on another machine {authors:.0f}: {authors / run['frame_8_ms']:.2f} x",
+        f"Point3R at its published size, 224x224, {pointers} pointers, fp32, {run['runtime']}:"
+        " frame 8, best of ten",
+        f"{run['frame_8_ms']:.0f} ms; the authors' code on another machine {authors:.0f}:"
+        f" {authors / run['frame_8_ms']:.2f} x",
         "≥ 1.3 x" if bar else "",
         authors / run["frame_8_ms"] >= 1.3 if bar else None,
     )
@@ -190,30 +237,50 @@ def fusion_table(result: dict) -> str:
     """The two fusion rules over the drive."""
     rules = result["rules"]
     lines = [
-        f"\n## Point3R's fusion rules on a simulated drive of {result['metres']:.0f} m, {result['capacity']} pointers, true positions\n",
-        "Per rule: pointers in use, threshold (m), median gap (m) from what is seen below 15 m to the nearest pointer from before.\n",
+        (
+            f"\n## Point3R's fusion rules on a simulated drive of {result['metres']:.0f} m,"
+            f" {result['capacity']} pointers, true positions\n"
+        ),
+        (
+            "Per rule: pointers in use, threshold (m), median gap (m) from what is seen below 15 m"
+            " to the nearest pointer from before.\n"
+        ),
         "| metres driven | " + " | ".join(rules) + " |",
         "|---" * (len(rules) + 1) + "|",
     ]
     for rows in zip(*(rule["over_time"] for rule in rules.values()), strict=True):
         gaps = ("none" if row["gap_near"] is None else f"{row['gap_near']:.2f}" for row in rows)
-        cells = (f"{row['pointers']}, {row['threshold']:.2f}, {gap}" for row, gap in zip(rows, gaps, strict=True))
+        cells = (
+            f"{row['pointers']}, {row['threshold']:.2f}, {gap}"
+            for row, gap in zip(rows, gaps, strict=True)
+        )
         lines.append(f"| {rows[0]['metres']:.0f} | " + " | ".join(cells) + " |")
     ties = "; ".join(
-        f"{name}: " + ", ".join(f"{count} within {margin}" for margin, count in rule["near_ties"].items()) + f" of {rule['offers']:,}"
+        f"{name}: "
+        + ", ".join(f"{count} within {margin}" for margin, count in rule["near_ties"].items())
+        + f" of {rule['offers']:,}"
         for name, rule in rules.items()
     )
-    return "\n".join(lines) + f"\n\nMerge decisions by their relative distance to the threshold (near-ties): {ties}.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nMerge decisions by their relative distance to the threshold (near-ties): {ties}.\n"
+    )
 
 
 def camera_table(result: dict) -> str:
     """Per camera and range, against lidar."""
     score = result["metrics"]["lidar_depth"]
     ranges = [name for name in score["ranges"] if score["ranges"][name]["pixels"]]
-    cells = {camera: [score["camera_ranges"][camera][name] for name in ranges] for camera in score["cameras"]}
+    cells = {
+        camera: [score["camera_ranges"][camera][name] for name in ranges]
+        for camera in score["cameras"]
+    }
     lines = [
         f"| {camera} | "
-        + " | ".join(f"{c['abs_rel']:.3f} / {c['delta1']:.2f} / {c['coverage']:.2f}" if c["pixels"] else "" for c in row)
+        + " | ".join(
+            f"{c['abs_rel']:.3f} / {c['delta1']:.2f} / {c['coverage']:.2f}" if c["pixels"] else ""
+            for c in row
+        )
         + " |"
         for camera, row in cells.items()
     ]

@@ -1,6 +1,8 @@
-"""Point3R at its published size, with stand-in weights (a checkpoint changes no time): export, then frame by frame, one process per stage.
+"""Point3R at its published size, with stand-in weights (a checkpoint changes no time): export, then
+frame by frame, one process per stage.
 
-`python benchmarks/run.py point3r_512 point3r_1024 point3r_2048`. Ten idle minutes each, 8 GB of memory, 4 GB of disk.
+`python benchmarks/run.py point3r_512 point3r_1024 point3r_2048`. Ten idle minutes each, 8 GB of
+memory, 4 GB of disk.
 """
 
 from __future__ import annotations
@@ -18,30 +20,51 @@ CAPACITIES = (512, 1024, 2048)
 FRAMES = 100
 STATES = (8, 10, 100)  # frames that are timed
 REPEATS = 10
-AUTHORS_ENCODE, AUTHORS_DECODE_8 = 0.7, 2.7  # seconds on two cores of another machine: the issue's numbers for the authors' code
+AUTHORS_ENCODE, AUTHORS_DECODE_8 = (
+    0.7,
+    2.7,
+)  # seconds on two cores of another machine: the issue's numbers for the authors' code
 
 
 def measure(work: Path, capacity: int) -> dict:
-    """Point3R, 835 million parameters, one camera, 224x224, fp32: milliseconds of frames 8, 10 and 100, memory."""
+    """Point3R, 835 million parameters, one camera, 224x224, fp32: milliseconds of frames 8, 10 and
+    100, memory."""
     folder = work / f"point3r_{capacity}"
     start = time.perf_counter()
-    command = [sys.executable, "-m", "recon4d_ros.cli", "export", "--network", "point3r", "--checkpoint", "stand-in", "--cameras", "1"]
-    subprocess.run([*command, "--size", SIZE, "--pointers", str(capacity), "--out", str(folder)], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "recon4d_ros.cli",
+        "export",
+        "--network",
+        "point3r",
+        "--checkpoint",
+        "stand-in",
+        "--cameras",
+        "1",
+    ]
+    subprocess.run(
+        [*command, "--size", SIZE, "--pointers", str(capacity), "--out", str(folder)], check=True
+    )
     exported = time.perf_counter() - start
-    done = subprocess.run([sys.executable, __file__, str(folder)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], check=True, capture_output=True, text=True
+    )
     return {"export_seconds": round(exported, 1), **json.loads(done.stdout.splitlines()[-1])}
 
 
 def drive(folder: Path) -> dict:
-    """FRAMES steps of an engine over images of noise that drifts. In a process of its own: the peak is this process's.
+    """FRAMES steps of an engine over images of noise that drifts. In a process of its own: the peak
+    is this process's.
 
-    A step is a function of its images and memory alone. Those of the frames in STATES are kept and run again, in turns, and the best of the
-    repeats is the frame's time: on a machine that others use too, single times say more about the others.
+    A step is a function of its images and memory alone. Those of the frames in STATES are kept and
+    run again, in turns, and the best of the repeats is the frame's time: on a machine that others
+    use too, single times say more about the others.
     """
     from recon4d_ros.engine import load_spec, start_runtime
     from recon4d_ros.engine.hosted import empty_outputs
     from recon4d_ros.export.reference import inputs_of
-    from recon4d_ros.statistics import peak_rss_mib
+    from recon4d_ros.runs.statistics import peak_rss_mib
 
     spec = load_spec(folder)
     start = time.perf_counter()
@@ -55,9 +78,14 @@ def drive(folder: Path) -> dict:
     seconds, fill = [], []
     for frame in range(1, FRAMES + 1):
         across = 2 * frame % (wide.shape[1] - spec.input_size[1])
-        inputs["images"] = np.ascontiguousarray(wide[None, : spec.input_size[0], across : across + spec.input_size[1]])
+        inputs["images"] = np.ascontiguousarray(
+            wide[None, : spec.input_size[0], across : across + spec.input_size[1]]
+        )
         if frame in STATES:
-            kept[frame] = inputs["images"], {name: runtime.memory(name).copy() for name in spec.options["memory"]}
+            kept[frame] = (
+                inputs["images"],
+                {name: runtime.memory(name).copy() for name in spec.options["memory"]},
+            )
         start = time.perf_counter()
         runtime.run(inputs, outputs)
         seconds.append(time.perf_counter() - start)
@@ -80,14 +108,19 @@ def drive(folder: Path) -> dict:
         "frame_8_ms": best[8],
         "frame_10_ms": best[10],
         "frame_100_ms": best[100],
-        "repeats_ms": {str(frame): [round(value * 1e3, 1) for value in values] for frame, values in again.items()},
+        "repeats_ms": {
+            str(frame): [round(value * 1e3, 1) for value in values]
+            for frame, values in again.items()
+        },
         "median_ms": round(float(np.median(times)), 1),
         "best_ms": round(float(times.min()), 1),
         "pointers_in_use": {"10": fill[9], "100": fill[99]},
         "load_seconds": round(loaded, 1),
         "run_peak_rss_mib": round(peak_rss_mib(), 0),
         "export_peak_rss_mib": spec.options["export_peak_rss_mib"],
-        "compare_peak_rss_mib": {name: report.get("peak_rss_mib") for name, report in spec.parity.items()},
+        "compare_peak_rss_mib": {
+            name: report.get("peak_rss_mib") for name, report in spec.parity.items()
+        },
         "worst_relative": {name: report.get("worst") for name, report in spec.parity.items()},
         "milliseconds": [round(float(value), 1) for value in times],
     }

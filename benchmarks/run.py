@@ -3,8 +3,9 @@
 
 `make bench`, or `make bench ARGS="kitti graph"` for some.
 
-Each measurement is a process of its own (peak memory is a process's), keeps its result in benchmarks/results/NAME.json with machine and
-date, and can be repeated alone. What is not there (shared/bags) is said, not made up.
+Each measurement is a process of its own (peak memory is a process's), keeps its result in
+benchmarks/results/NAME.json with machine and date, and can be repeated alone. What is not there
+(shared/bags) is said, not made up.
 """
 
 from __future__ import annotations
@@ -38,28 +39,36 @@ from recon4d_ros.reconstructor import Parameters  # noqa: E402
 from recon4d_ros.ros.graph import run_graph  # noqa: E402
 from recon4d_ros.runs.recording import Recording  # noqa: E402
 
-HOST_CPU = "host cpu per camera ms"  # of the node's /diagnostics: processor time outside the engine, median of the last 200 frame sets
+# of the node's /diagnostics: processor time outside the engine, median of the last 200 frame sets
+HOST_CPU = "host cpu per camera ms"
 RESULTS = ROOT / "benchmarks/results"
 SHARED = ROOT.parent / "shared/bags"
 TRUST = build(Parameters, {"egomotion.odometry": "trust"})
 
 
 def kitti(work: Path) -> dict:
-    """The real stereo drive without odometry, and OpenCV's StereoSGBM + KLT + PnP on the same images in the same run."""
+    """The real stereo drive without odometry, and OpenCV's StereoSGBM + KLT + PnP on the same
+    images in the same run."""
     bag = _shared("kitti_stereo_a")
     ours = replay(bag, work / "run")
     reference = opencv_reference.run(bag)
     truth = Truth(bag)
     poses = [truth.pose(int(stamp)) for stamp in reference.stamps_ns]
     truth.close()
-    score = score_trajectory(reference.poses, np.stack([pose for pose in poses if pose is not None]))
-    theirs = {name: value for name, value in asdict(score).items() if name not in ("errors", "distance")}
+    score = score_trajectory(
+        reference.poses, np.stack([pose for pose in poses if pose is not None])
+    )
+    theirs = {
+        name: value for name, value in asdict(score).items() if name not in ("errors", "distance")
+    }
     return {"ours": ours, "opencv": {"trajectory": theirs, "rate_hz": round(reference.rate, 2)}}
 
 
 def ddad(work: Path) -> dict:
     """Six real cameras against lidar, poses from the truth."""
-    return replay(_shared("ddad_surround"), work / "run", odometry="/ground_truth/odom", parameters=TRUST)
+    return replay(
+        _shared("ddad_surround"), work / "run", odometry="/ground_truth/odom", parameters=TRUST
+    )
 
 
 def nuscenes(work: Path) -> dict:
@@ -94,20 +103,29 @@ def endurance_surround(work: Path) -> dict:
 
 
 def graph(work: Path) -> dict:
-    """Six simulated cameras through player, node and recorder over DDS, at real time and at a quarter of it."""
+    """Six simulated cameras through player, node and recorder over DDS, at real time and at a
+    quarter of it."""
     rig = find_rig("nuscenes_like")
     simulate_to(work / "drive", rig, 10.0, 10.0, 0)
     out = {}
     for rate in (1.0, 0.25):
         folder = work / f"rate_{rate:g}"
-        done = run_graph(work / "drive", folder, {"engine": str(choose_engine("", rig).resolve())}, rate=rate, show_progress=False)
+        done = run_graph(
+            work / "drive",
+            folder,
+            {"engine": str(choose_engine("", rig).resolve())},
+            rate=rate,
+            show_progress=False,
+        )
         out[f"{rate:g}"] = _heard(done.bag) | {"exit_codes": dict(done.exit_codes)}
     return out
 
 
 def fusion_rules(work: Path) -> dict:
     """Point3R's fusion rule as published and bounded in metres, on a long simulated drive."""
-    from benchmarks import fusion_rules as rules  # it needs PyTorch, which must not be in the other processes' memory
+    from benchmarks import (
+        fusion_rules as rules,
+    )  # it needs PyTorch, which must not be in the other processes' memory
 
     return rules.fusion_rules(work)
 
@@ -128,7 +146,10 @@ MEASUREMENTS: dict[str, Callable[[Path], dict]] = {
 }
 ON_REQUEST: dict[str, Callable[[Path], dict]] = {
     # gigabytes, and ten minutes each
-    **{f"point3r_{capacity}": partial(point3r.measure, capacity=capacity) for capacity in point3r.CAPACITIES},
+    **{
+        f"point3r_{capacity}": partial(point3r.measure, capacity=capacity)
+        for capacity in point3r.CAPACITIES
+    },
     "fusion_rules": fusion_rules,
 }
 EVERY = MEASUREMENTS | ON_REQUEST
@@ -146,14 +167,23 @@ def _simulated(work: Path, rig: str, seconds: float = 20.0, seed: int = 0) -> di
 
 
 def _heard(recorded: Path) -> dict:
-    """Latency, drops and host overhead from the recorded status messages; the host's processor time from the last diagnostics."""
+    """Latency, drops and host overhead from the recorded status messages; the host's processor time
+    from the last diagnostics."""
     latency, host, engine = [], [], []
     drops: dict[str, int] = {}
     cpu = 0.0
     with BagReader(recorded) as reader:
         for topic, _, status in reader.messages([f"{Recording.node}/status", "/diagnostics"]):
             if topic == "/diagnostics":
-                cpu = next((float(pair.value) for one in status.status for pair in one.values if pair.key == HOST_CPU), cpu)
+                cpu = next(
+                    (
+                        float(pair.value)
+                        for one in status.status
+                        for pair in one.values
+                        if pair.key == HOST_CPU
+                    ),
+                    cpu,
+                )
                 continue
             if not status.frame_sets:
                 continue
@@ -176,10 +206,17 @@ def _heard(recorded: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked = f"which to measure (default: all of {', '.join(MEASUREMENTS)}; on request: {', '.join(ON_REQUEST)})"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    asked = (
+        f"which to measure (default: all of {', '.join(MEASUREMENTS)}; on request:"
+        f" {', '.join(ON_REQUEST)})"
+    )
     parser.add_argument("names", nargs="*", help=asked)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child of a whole run
+    parser.add_argument(
+        "--here", action="store_true", help=argparse.SUPPRESS
+    )  # the child of a whole run
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(EVERY))
     if unknown:
@@ -189,7 +226,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=f"recon4d_{name}_") as folder:
             result = EVERY[name](Path(folder))
         RESULTS.mkdir(exist_ok=True)
-        stamped = {"machine": machine(), "date": datetime.date.today().isoformat(), "result": result}
+        stamped = {
+            "machine": machine(),
+            "date": datetime.date.today().isoformat(),
+            "result": result,
+        }
         (RESULTS / f"{name}.json").write_text(json.dumps(stamped, indent=1, default=float) + "\n")
         return 0
     failed = []

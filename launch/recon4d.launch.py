@@ -1,9 +1,18 @@
 """The node: rig, parameters, engine, RViz on or off.
 
-    ros2 launch recon4d_ros recon4d.launch.py rig:=/path/my_rig.yaml rviz:=true
-    ros2 launch recon4d_ros recon4d.launch.py cameras:=front,left,right      # rig from camera_info and /tf_static
+ros2 launch recon4d_ros recon4d.launch.py rig:=/path/my_rig.yaml rviz:=true
+ros2 launch recon4d_ros recon4d.launch.py cameras:=front,left,right      # rig from camera_info and
+/tf_static
 """
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, SetEnvironmentVariable, Shutdown
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+    Shutdown,
+)
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import matches_action
@@ -17,14 +26,43 @@ from lifecycle_msgs.msg import Transition
 from launch import LaunchDescription
 
 ARGUMENTS = (
-    ("rig", "", "rig file (YAML); empty = the parameter file's, else the rig comes from camera_info and /tf_static of `cameras`"),
-    ("cameras", "", "names of the cameras, with commas; empty = the parameter file's, else all of the rig file's"),
+    (
+        "rig",
+        "",
+        (
+            "rig file (YAML); empty = the parameter file's, else the rig comes from camera_info and"
+            " /tf_static of `cameras`"
+        ),
+    ),
+    (
+        "cameras",
+        "",
+        (
+            "names of the cameras, with commas; empty = the parameter file's, else all of the rig"
+            " file's"
+        ),
+    ),
     ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
-    ("engine", "", "engine folder or name; empty = the parameter file's, else the shipped one that fits the rig"),
-    ("odom_topic", "", "nav_msgs/Odometry as motion prior; empty = the parameter file's, else none"),
+    (
+        "engine",
+        "",
+        (
+            "engine folder or name; empty = the parameter file's, else the shipped one that fits"
+            " the rig"
+        ),
+    ),
+    (
+        "odom_topic",
+        "",
+        "nav_msgs/Odometry as motion prior; empty = the parameter file's, else none",
+    ),
     ("publish_tf", "", "map_odom_base, map_odom or none; empty = the parameter file's"),
     ("output_folder", "", "folder of ~/save_map; empty = the parameter file's"),
-    ("use_sim_time", "", "time from /clock: true or false; empty = the parameter file's, else false"),
+    (
+        "use_sim_time",
+        "",
+        "time from /clock: true or false; empty = the parameter file's, else false",
+    ),
     ("autostart", "true", "configure and activate the node (false: a lifecycle manager does)"),
     ("namespace", "", "namespace of the node"),
     ("rviz", "false", "start RViz with config/recon4d.rviz"),
@@ -39,32 +77,82 @@ def nodes(context):
     share = FindPackageShare("recon4d_ros")
     given = launch_parameters(value)
     node = LifecycleNode(
-        package="recon4d_ros", executable="recon4d_node", name="recon4d", namespace=value["namespace"], output="screen", emulate_tty=True,
-        parameters=[value["parameters"] or PathJoinSubstitution([share, "config", "recon4d.yaml"]),
-                    {**given, "autostart": False}],
-        arguments=["--ros-args", "--log-level", value["log_level"]])
+        package="recon4d_ros",
+        executable="recon4d_node",
+        name="recon4d",
+        namespace=value["namespace"],
+        output="screen",
+        emulate_tty=True,
+        parameters=[
+            value["parameters"] or PathJoinSubstitution([share, "config", "recon4d.yaml"]),
+            {**given, "autostart": False},
+        ],
+        arguments=["--ros-args", "--log-level", value["log_level"]],
+    )
 
     def change(transition):
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
+        return EmitEvent(
+            event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
+        )
 
     auto = IfCondition(LaunchConfiguration("autostart"))
-    rviz = Node(package="rviz2", executable="rviz2", name="rviz", output="log", condition=IfCondition(LaunchConfiguration("rviz")),
-                arguments=["-d", PathJoinSubstitution([share, "config", "recon4d.rviz"])],
-                parameters=[{"use_sim_time": given.get("use_sim_time", False)}])
-    transport = [SetEnvironmentVariable(name, text) for name, text in transport_environment().items()]
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        name="rviz",
+        output="log",
+        condition=IfCondition(LaunchConfiguration("rviz")),
+        arguments=["-d", PathJoinSubstitution([share, "config", "recon4d.rviz"])],
+        parameters=[{"use_sim_time": given.get("use_sim_time", False)}],
+    )
+    transport = [
+        SetEnvironmentVariable(name, text) for name, text in transport_environment().items()
+    ]
     failed = Shutdown(reason="recon4d could not configure: see its error above")
     return [
         *transport,
-        RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="inactive",
-                                               entities=[change(Transition.TRANSITION_ACTIVATE)]), condition=auto),
-        RegisterEventHandler(OnStateTransition(target_lifecycle_node=node, start_state="configuring", goal_state="unconfigured",
-                                               entities=[failed]), condition=auto),
-        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]), condition=auto),
-        RegisterEventHandler(OnProcessExit(
-            target_action=node, on_exit=lambda event, context: None if context.is_shutdown else [Shutdown(reason="recon4d ended")])),
-        node, rviz]
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                start_state="configuring",
+                goal_state="inactive",
+                entities=[change(Transition.TRANSITION_ACTIVATE)],
+            ),
+            condition=auto,
+        ),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                start_state="configuring",
+                goal_state="unconfigured",
+                entities=[failed],
+            ),
+            condition=auto,
+        ),
+        RegisterEventHandler(
+            OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]),
+            condition=auto,
+        ),
+        RegisterEventHandler(
+            OnProcessExit(
+                target_action=node,
+                on_exit=lambda event, context: (
+                    None if context.is_shutdown else [Shutdown(reason="recon4d ended")]
+                ),
+            )
+        ),
+        node,
+        rviz,
+    ]
 
 
 def generate_launch_description():
-    return LaunchDescription([*(DeclareLaunchArgument(name, default_value=default, description=text) for name, default, text in ARGUMENTS),
-                              OpaqueFunction(function=nodes)])
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=text)
+                for name, default, text in ARGUMENTS
+            ),
+            OpaqueFunction(function=nodes),
+        ]
+    )

@@ -1,4 +1,6 @@
-"""Copy each stand-in whose real package is missing into site-packages: `python pip_ros/install.py`, with the environment's Python."""
+"""Copy each stand-in whose real package is missing into site-packages: `python pip_ros/install.py`,
+with the environment's Python."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -21,14 +23,18 @@ def is_missing(module: str, site_packages: Path) -> bool:
 
 
 def main() -> int:
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # Python puts a script's own folder there
+    sys.path[:] = [
+        entry for entry in sys.path if Path(entry).resolve() != HERE
+    ]  # Python puts a script's own folder there
     site_packages = Path(sysconfig.get_paths()["purelib"])
     for module in MODULES:
         if not is_missing(module, site_packages):
             print(f"{module}: the real one is there")
             continue
         shutil.rmtree(site_packages / module, ignore_errors=True)
-        shutil.copytree(HERE / module, site_packages / module, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            HERE / module, site_packages / module, ignore=shutil.ignore_patterns("__pycache__")
+        )
         print(f"{module}: stand-in installed")
     return 0
 

@@ -1,4 +1,6 @@
-"""`recon4d`: the command line. Thin: it parses, calls one room of commands/, and turns our errors into one sentence and an exit code."""
+"""`recon4d`: the command line. Thin: it parses, calls one room of commands/, and turns our errors
+into one sentence and an exit code."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,40 +10,81 @@ import sys
 
 from recon4d_ros.errors import Recon4dError
 
-# Name, module, what it is for. A module is imported only when its command runs, so `--help` is instant and the runtime needs no PyTorch.
+# Name, module, what it is for. A module is imported only when its command runs, so `--help` is
+# instant and the runtime needs no PyTorch.
 COMMANDS = (
-    ("demo", "recon4d_ros.commands.demo", "simulate a drive (or take a bag) and run the real ROS 2 graph on it"),
-    ("replay", "recon4d_ros.commands.replay", "run the reconstruction over a bag, offline and repeatable"),
-    ("simulate", "recon4d_ros.commands.simulate", "write a bag of a drive through the procedural world, with exact truth"),
-    ("evaluate", "recon4d_ros.commands.evaluate", "score a run's folder against the truth in its bag"),
-    ("bench", "recon4d_ros.commands.bench", "time an engine and every stage around it on this machine"),
-    ("export", "recon4d_ros.export", "turn a network (and its checkpoint) into an engine folder"),
-    ("info", "recon4d_ros.commands.info", "say what a bag, an engine, a rig file or a checkpoint holds, or list all parameters"),
+    (
+        "demo",
+        "recon4d_ros.commands.demo",
+        "simulate a drive (or take a bag) and run the real ROS 2 graph on it",
+    ),
+    (
+        "replay",
+        "recon4d_ros.commands.replay",
+        "run the reconstruction over a bag, offline and repeatable",
+    ),
+    (
+        "simulate",
+        "recon4d_ros.commands.simulate",
+        "write a bag of a drive through the procedural world, with exact truth",
+    ),
+    (
+        "evaluate",
+        "recon4d_ros.commands.evaluate",
+        "score a run's folder against the truth in its bag",
+    ),
+    (
+        "bench",
+        "recon4d_ros.commands.bench",
+        "time an engine and every stage around it on this machine",
+    ),
+    (
+        "export",
+        "recon4d_ros.commands.export",
+        "turn a network (and its checkpoint) into an engine folder",
+    ),
+    (
+        "info",
+        "recon4d_ros.commands.info",
+        "say what a bag, an engine, a rig file or a checkpoint holds, or list all parameters",
+    ),
 )
 EXIT_CODES = """exit codes:
   0  done
   2  bad input or usage, or a process of the demo's graph failed: one sentence on standard error says what, where and what was expected
   3  an engine has to be exported first and the exporter (PyTorch) is not installed here
   130  interrupted
-"""
+"""  # noqa: E501
 EXAMPLES = """examples:
   recon4d demo --out demo                          a simulated drive through the real graph, with a report
   recon4d replay BAG --out run                     a drive of your own; rig and topics are found in the bag
   recon4d replay BAG --out run --odometry /odom    with odometry as motion prior
   recon4d evaluate run --bag BAG                   the run against /ground_truth/* of the bag
   recon4d info BAG | ENGINE | RIG.yaml             what is in it
-"""
+"""  # noqa: E501
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser; `only` names the one command whose arguments are needed (importing all would import PyTorch)."""
+    """The parser; `only` names the one command whose arguments are needed (importing all would
+    import PyTorch)."""
     parser = argparse.ArgumentParser(
-        prog="recon4d", description="Online 4D reconstruction on the vehicle: cameras in; metric map, moving objects and pose out.",
-        epilog=EXAMPLES + "\n" + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="recon4d",
+        description=(
+            "Online 4D reconstruction on the vehicle: cameras in; metric map, moving objects and"
+            " pose out."
+        ),
+        epilog=EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module, purpose in COMMANDS:
-        sub = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".",
-                                  formatter_class=argparse.RawDescriptionHelpFormatter, add_help=True)
+        sub = commands.add_parser(
+            name,
+            help=purpose,
+            description=purpose[0].upper() + purpose[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=True,
+        )
         if name == only:
             loaded = importlib.import_module(module)
             sub.epilog = loaded.EPILOG
@@ -58,7 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = build_parser(only).parse_args(argv)
     except ModuleNotFoundError as missing:
-        print(f"recon4d {only}: the Python package {missing.name} is not installed: docs/install.md says how", file=sys.stderr)
+        print(
+            f"recon4d {only}: the Python package {missing.name} is not installed: docs/install.md"
+            " says how",
+            file=sys.stderr,
+        )
         return 2
     try:
         return arguments.run(arguments)

@@ -1,6 +1,8 @@
-"""What can be wrong with what a user gives us: one class per thing, one clear sentence (what, where, what was expected) in each.
+"""What can be wrong with what a user gives us: one class per thing, one clear sentence (what,
+where, what was expected) in each.
 
-The command line prints the sentence and exits with 2; the node refuses to configure, or drops the message, counts it and goes on.
+The command line prints the sentence and exits with 2; the node refuses to configure, or drops the
+message, counts it and goes on.
 """
 
 
@@ -33,4 +35,5 @@ class OutputError(Recon4dError):
 
 
 class MessageError(Recon4dError):
-    """A message carries a value that cannot be used: NaN, a quaternion of length zero, the wrong frame."""
+    """A message carries a value that cannot be used: NaN, a quaternion of length zero, the wrong
+    frame."""

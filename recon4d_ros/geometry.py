@@ -1,4 +1,6 @@
-"""Rigid motions and pinhole projection on arrays. Poses are 4x4 float64, `T_a_b` takes points in b to points in a."""
+"""Rigid motions and pinhole projection on arrays. Poses are 4x4 float64, `T_a_b` takes points in b
+to points in a."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -44,8 +46,16 @@ def exp(xi: Array) -> Array:
     if theta < 1e-8:
         v = np.eye(3) + 0.5 * k
     else:
-        v = np.eye(3) + (1 - np.cos(theta)) / theta**2 * k + (theta - np.sin(theta)) / theta**3 * (k @ k)
-    rotation = np.eye(3) + (np.sin(theta) / theta if theta >= 1e-8 else 1.0) * k + 0.5 * np.sinc(theta / (2 * np.pi)) ** 2 * (k @ k)
+        v = (
+            np.eye(3)
+            + (1 - np.cos(theta)) / theta**2 * k
+            + (theta - np.sin(theta)) / theta**3 * (k @ k)
+        )
+    rotation = (
+        np.eye(3)
+        + (np.sin(theta) / theta if theta >= 1e-8 else 1.0) * k
+        + 0.5 * np.sinc(theta / (2 * np.pi)) ** 2 * (k @ k)
+    )
     return se3(rotation, v @ np.asarray(xi[:3], np.float64))
 
 
@@ -57,14 +67,28 @@ def log(pose: Array) -> Array:
     if theta < 1e-8:
         v_inv = np.eye(3) - 0.5 * k
     else:
-        v_inv = np.eye(3) - 0.5 * k + (1 / theta**2 - (1 + np.cos(theta)) / (2 * theta * np.sin(theta))) * (k @ k)
+        v_inv = (
+            np.eye(3)
+            - 0.5 * k
+            + (1 / theta**2 - (1 + np.cos(theta)) / (2 * theta * np.sin(theta))) * (k @ k)
+        )
     return np.concatenate([v_inv @ pose[:3, 3], w])
 
 
 def _rotation_vector(rotation: Array) -> Array:
-    """Axis times angle of a rotation [3, 3]; near half a turn, where the antisymmetric part vanishes, by SciPy."""
-    w = 0.5 * np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-    sine, cosine = float(np.sqrt(w @ w)), 0.5 * (float(rotation[0, 0] + rotation[1, 1] + rotation[2, 2]) - 1.0)
+    """Axis times angle of a rotation [3, 3]; near half a turn, where the antisymmetric part
+    vanishes, by SciPy."""
+    w = 0.5 * np.array(
+        [
+            rotation[2, 1] - rotation[1, 2],
+            rotation[0, 2] - rotation[2, 0],
+            rotation[1, 0] - rotation[0, 1],
+        ]
+    )
+    sine, cosine = (
+        float(np.sqrt(w @ w)),
+        0.5 * (float(rotation[0, 0] + rotation[1, 1] + rotation[2, 2]) - 1.0),
+    )
     if cosine < -0.9:
         return Rotation.from_matrix(rotation).as_rotvec()
     return w * (float(np.arctan2(sine, cosine)) / sine if sine > 1e-12 else 1.0)
@@ -76,7 +100,8 @@ def skew(w: Array) -> Array:
 
 
 def interpolate(a: Array, b: Array, fraction: float) -> Array:
-    """Pose at `fraction` of the constant-twist motion from a to b; fractions outside [0, 1] extrapolate."""
+    """Pose at `fraction` of the constant-twist motion from a to b; fractions outside [0, 1]
+    extrapolate."""
     return a @ exp(fraction * log(inverse(a) @ b))
 
 
@@ -87,7 +112,8 @@ def transform(pose: Array, points: NDArray) -> NDArray:
 
 
 def unproject(depth: NDArray[np.float32], k: Array) -> NDArray[np.float32]:
-    """Points [h, w, 3] in the camera's optical frame from z-depth [h, w] in metres; NaN depth gives NaN points."""
+    """Points [h, w, 3] in the camera's optical frame from z-depth [h, w] in metres; NaN depth gives
+    NaN points."""
     v, u = np.indices(depth.shape, dtype=np.float32)
     x = (u - np.float32(k[0, 2])) / np.float32(k[0, 0]) * depth
     y = (v - np.float32(k[1, 2])) / np.float32(k[1, 1]) * depth
@@ -95,7 +121,8 @@ def unproject(depth: NDArray[np.float32], k: Array) -> NDArray[np.float32]:
 
 
 def project(points: NDArray, k: Array) -> tuple[NDArray, NDArray]:
-    """Pixels [..., 2] (u, v; centre of the first pixel is 0, 0) and z [...] of points in the optical frame.
+    """Pixels [..., 2] (u, v; centre of the first pixel is 0, 0) and z [...] of points in the
+    optical frame.
 
     Points at or behind the camera (z <= 1e-6) give NaN pixels.
     """
@@ -107,7 +134,13 @@ def project(points: NDArray, k: Array) -> tuple[NDArray, NDArray]:
 
 
 def box_corners(center: Array, size: Array, yaw: float) -> Array:
-    """Corners [8, 3] of an upright box (length, width, height) turned by yaw about z; x slowest, z fastest."""
-    corners = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], indexing="ij"), axis=-1).reshape(8, 3) * size
+    """Corners [8, 3] of an upright box (length, width, height) turned by yaw about z; x slowest, z
+    fastest."""
+    corners = (
+        np.stack(
+            np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], indexing="ij"), axis=-1
+        ).reshape(8, 3)
+        * size
+    )
     cos, sin = np.cos(yaw), np.sin(yaw)
     return np.asarray(corners @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + center)

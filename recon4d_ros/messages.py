@@ -1,4 +1,6 @@
-"""ROS messages to our nouns, by their fields alone: the same functions serve rosbags' types (offline) and rclpy's (the node)."""
+"""ROS messages to our nouns, by their fields alone: the same functions serve rosbags' types
+(offline) and rclpy's (the node)."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.image_header import compressed_kind
 from recon4d_ros.errors import CalibrationError, MessageError
 from recon4d_ros.geometry import inverse, se3_from_quaternion
-from recon4d_ros.images.header import compressed_kind
-from recon4d_ros.types import DISTORTION_COEFFICIENTS, Camera, DynamicObject, OdometrySample, RawImage
+from recon4d_ros.types import (
+    DISTORTION_COEFFICIENTS,
+    Camera,
+    DynamicObject,
+    OdometrySample,
+    RawImage,
+)
 
-_MODEL_ALIASES = {"fisheye": "equidistant", "kannala_brandt": "equidistant", "kannala_brandt4": "equidistant",
-                  "radtan": "plumb_bob", "": "none"}
+_MODEL_ALIASES = {
+    "fisheye": "equidistant",
+    "kannala_brandt": "equidistant",
+    "kannala_brandt4": "equidistant",
+    "radtan": "plumb_bob",
+    "": "none",
+}
 
 
 @dataclass(frozen=True)
@@ -31,27 +44,46 @@ def stamp_ns(stamp: Any) -> int:
 
 
 def raw_image(message: Any, received_ns: int = 0) -> RawImage:
-    """A sensor_msgs/Image as it is, without copying its pixels; what is wrong with it, its decoder says."""
-    return RawImage(stamp_ns(message.header.stamp), str(message.encoding).lower(), _bytes(message.data), int(message.width),
-                    int(message.height), int(message.step), bool(message.is_bigendian), received_ns)
+    """A sensor_msgs/Image as it is, without copying its pixels; what is wrong with it, its decoder
+    says."""
+    return RawImage(
+        stamp_ns(message.header.stamp),
+        str(message.encoding).lower(),
+        _bytes(message.data),
+        int(message.width),
+        int(message.height),
+        int(message.step),
+        bool(message.is_bigendian),
+        received_ns,
+    )
 
 
 def raw_compressed_image(message: Any, received_ns: int = 0) -> RawImage:
-    """A sensor_msgs/CompressedImage as it is. Its kind is told by its first bytes, and by `format` only where those say nothing."""
+    """A sensor_msgs/CompressedImage as it is. Its kind is told by its first bytes, and by `format`
+    only where those say nothing."""
     data = _bytes(message.data)
     text = str(message.format).lower()
-    named = "jpeg" if "jpeg" in text or "jpg" in text else "png" if "png" in text else text or "empty"
-    return RawImage(stamp_ns(message.header.stamp), compressed_kind(data) or named, data, received_ns=received_ns)
+    named = (
+        "jpeg" if "jpeg" in text or "jpg" in text else "png" if "png" in text else text or "empty"
+    )
+    return RawImage(
+        stamp_ns(message.header.stamp),
+        compressed_kind(data) or named,
+        data,
+        received_ns=received_ns,
+    )
 
 
 def odometry_sample(message: Any) -> OdometrySample:
-    """A nav_msgs/Odometry's pose. A quaternion that is no rotation gives a NaN pose, which the synchronizer rejects and counts."""
+    """A nav_msgs/Odometry's pose. A quaternion that is no rotation gives a NaN pose, which the
+    synchronizer rejects and counts."""
     pose = message.pose.pose
     return OdometrySample(stamp_ns(message.header.stamp), _pose(pose.position, pose.orientation))
 
 
 def dynamic_object(message: Any) -> DynamicObject:
-    """A recon4d_msgs/DynamicObject, in the frame of its array; of its orientation the heading is kept."""
+    """A recon4d_msgs/DynamicObject, in the frame of its array; of its orientation the heading is
+    kept."""
     pose, twist = message.pose, message.twist
     q, p, v = pose.pose.orientation, pose.pose.position, twist.twist.linear
     return DynamicObject(
@@ -69,13 +101,22 @@ def dynamic_object(message: Any) -> DynamicObject:
 
 
 def point_rows(message: Any, names: Sequence[str]) -> NDArray[np.void]:
-    """The named float32 fields of a sensor_msgs/PointCloud2, a row per point, without copying. Raises MessageError if one is missing."""
+    """The named float32 fields of a sensor_msgs/PointCloud2, a row per point, without copying.
+    Raises MessageError if one is missing."""
     offsets = {field.name: int(field.offset) for field in message.fields}
     if missing := [name for name in names if name not in offsets]:
-        raise MessageError(f"a PointCloud2 has no field {missing[0]}: it has {', '.join(offsets) or 'none'}")
+        raise MessageError(
+            f"a PointCloud2 has no field {missing[0]}: it has {', '.join(offsets) or 'none'}"
+        )
     kind = ">f4" if message.is_bigendian else "<f4"
-    row = np.dtype({"names": list(names), "formats": [kind] * len(names), "offsets": [offsets[name] for name in names],
-                    "itemsize": int(message.point_step)})
+    row = np.dtype(
+        {
+            "names": list(names),
+            "formats": [kind] * len(names),
+            "offsets": [offsets[name] for name in names],
+            "itemsize": int(message.point_step),
+        }
+    )
     return np.frombuffer(message.data, row, int(message.width) * int(message.height))
 
 
@@ -87,12 +128,15 @@ def cloud_points(message: Any) -> NDArray[np.float32]:
 
 
 def static_transforms(messages: Iterable[Any]) -> dict[str, StaticTransform]:
-    """All edges of tf2_msgs/TFMessages by child frame; a later one replaces an earlier one, as tf2 does."""
+    """All edges of tf2_msgs/TFMessages by child frame; a later one replaces an earlier one, as tf2
+    does."""
     edges = {}
     for message in messages:
         for transform in message.transforms:
             pose = _pose(transform.transform.translation, transform.transform.rotation)
-            edges[frame_name(transform.child_frame_id)] = StaticTransform(frame_name(transform.header.frame_id), pose)
+            edges[frame_name(transform.child_frame_id)] = StaticTransform(
+                frame_name(transform.header.frame_id), pose
+            )
     return edges
 
 
@@ -102,48 +146,66 @@ def frame_name(frame: str) -> str:
 
 
 def lookup(edges: Mapping[str, StaticTransform], base: str, frame: str) -> NDArray[np.float64]:
-    """T_base_frame along the tree of static transforms. Raises CalibrationError if the two are not connected."""
+    """T_base_frame along the tree of static transforms. Raises CalibrationError if the two are not
+    connected."""
     from_base, from_frame = _to_root(edges, base), _to_root(edges, frame)
     common = next((name for name in from_frame if name in from_base), None)
     if common is None:
         known = ", ".join(sorted({*edges, *(edge.parent for edge in edges.values())})) or "no frame"
-        raise CalibrationError(f"no static transform leads from {base} to frame {frame!r}: /tf_static knows {known}")
+        raise CalibrationError(
+            f"no static transform leads from {base} to frame {frame!r}: /tf_static knows {known}"
+        )
     pose = inverse(from_base[common]) @ from_frame[common]
     if not np.isfinite(pose).all():
-        raise CalibrationError(f"the static transform from {base} to {frame!r} is not finite or its quaternion is no rotation")
+        raise CalibrationError(
+            f"the static transform from {base} to {frame!r} is not finite or its quaternion is no"
+            " rotation"
+        )
     return pose
 
 
 def is_rectified(image_topic: str) -> bool:
-    """Whether an image topic says by its name that its images are rectified (image_rect, image_rect_color, in whichever transport)."""
+    """Whether an image topic says by its name that its images are rectified (image_rect,
+    image_rect_color, in whichever transport)."""
     return "rect" in image_topic.removesuffix("/compressed").rsplit("/", 1)[-1].lower()
 
 
 def image_size(message: Any) -> tuple[int, int]:
-    """(width, height) of the images that a sensor_msgs/CameraInfo is for: its region of interest, binned."""
+    """(width, height) of the images that a sensor_msgs/CameraInfo is for: its region of interest,
+    binned."""
     roi = message.roi
     width, height = int(roi.width) or int(message.width), int(roi.height) or int(message.height)
     return width // (int(message.binning_x) or 1), height // (int(message.binning_y) or 1)
 
 
-def camera_from_info(name: str, message: Any, T_base_camera: NDArray[np.float64], rectified: bool = False) -> Camera:
+def camera_from_info(
+    name: str, message: Any, T_base_camera: NDArray[np.float64], rectified: bool = False
+) -> Camera:
     """A Camera from sensor_msgs/CameraInfo, its binning and region of interest applied.
 
-    rectified: the image is (image_rect), so P is its matrix and there is no distortion; the frame is taken to be the rectified one.
-    Distortion whose coefficients are all zero is `none`. Raises CalibrationError.
+    rectified: the image is (image_rect), so P is its matrix and there is no distortion; the frame
+    is taken to be the rectified one. Distortion whose coefficients are all zero is `none`. Raises
+    CalibrationError.
     """
-    k = np.array(message.p, np.float64).reshape(3, 4)[:, :3] if rectified else np.array(message.k, np.float64).reshape(3, 3)
+    k = (
+        np.array(message.p, np.float64).reshape(3, 4)[:, :3]
+        if rectified
+        else np.array(message.k, np.float64).reshape(3, 3)
+    )
     d = tuple(float(value) for value in message.d)
     model = str(message.distortion_model).lower()
     model = _MODEL_ALIASES.get(model, model)
     if rectified or (not any(d) and model in DISTORTION_COEFFICIENTS):
         model, d = "none", ()
     elif model == "plumb_bob" and len(d) == 8:
-        model = "rational_polynomial"  # the same polynomial with its denominator given: some drivers name it so
+        # the same polynomial with its denominator given: some drivers name it so
+        model = "rational_polynomial"
     roi = message.roi
     binning = np.array([int(message.binning_x) or 1, int(message.binning_y) or 1], np.float64)
     k = k.copy()
-    k[:2, 2] = (k[:2, 2] - (int(roi.x_offset), int(roi.y_offset)) + 0.5) / binning - 0.5  # pixel (0, 0) is the first pixel's centre
+    k[:2, 2] = (
+        k[:2, 2] - (int(roi.x_offset), int(roi.y_offset)) + 0.5
+    ) / binning - 0.5  # pixel (0, 0) is the first pixel's centre
     k[0, :2] /= binning[0]
     k[1, 1] /= binning[1]
     return Camera(name, *image_size(message), k, T_base_camera, model, d)
@@ -153,7 +215,9 @@ def _to_root(edges: Mapping[str, StaticTransform], frame: str) -> dict[str, NDAr
     """T_ancestor_frame for the frame itself and each ancestor, nearest first."""
     frame = frame_name(frame)
     chain = {frame: np.eye(4)}
-    while frame in edges and edges[frame].parent not in chain:  # the second condition ends a loop in a broken tree
+    while (
+        frame in edges and edges[frame].parent not in chain
+    ):  # the second condition ends a loop in a broken tree
         edge = edges[frame]
         chain[edge.parent] = edge.T_parent_child @ chain[frame]
         frame = edge.parent

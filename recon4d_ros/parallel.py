@@ -1,4 +1,6 @@
-"""Several cameras at a time: OpenCV and NumPy let go of the GIL, so threads are enough, and one small pool serves every stage."""
+"""Several cameras at a time: OpenCV and NumPy let go of the GIL, so threads are enough, and one
+small pool serves every stage."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +22,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """function(item) of every item, in order. The caller's thread works too, so nothing waits for a pool that is busy elsewhere.
+    """function(item) of every item, in order. The caller's thread works too, so nothing waits for a
+    pool that is busy elsewhere.
 
     Raises what the function raised first; what had not begun by then is left undone.
     """

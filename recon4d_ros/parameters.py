@@ -1,7 +1,9 @@
-"""Parameters as data: each stage declares a frozen dataclass whose fields carry description and range, and everything else reads that.
+"""Parameters as data: each stage declares a frozen dataclass whose fields carry description and
+range, and everything else reads that.
 
-The node declares them to ROS, the command line and YAML files set them, the README's table is generated from them, and a value
-out of range is one sentence. A stage's dataclass lives in the stage's own file, beside the code that it steers.
+The node declares them to ROS, the command line and YAML files set them, the README's table is
+generated from them, and a value out of range is one sentence. A stage's dataclass lives in the
+stage's own file, beside the code that it steers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """One parameter as a user sees it. `name` is dotted (`mapping.voxel_size`); `minimum`/`maximum` are inclusive."""
+    """One parameter as a user sees it. `name` is dotted (`mapping.voxel_size`); `minimum`/`maximum`
+    are inclusive."""
 
     name: str
     type: type
@@ -31,16 +34,28 @@ class ParameterInfo:
 
 
 def parameter(
-    default: T, description: str, *, minimum: float | None = None, maximum: float | None = None, choices: Sequence[str] = ()
+    default: T,
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
 ) -> T:
     """A dataclass field that is a user's parameter; ranges are inclusive."""
     return dataclasses.field(
-        default=default, metadata={"description": description, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+        default=default,
+        metadata={
+            "description": description,
+            "minimum": minimum,
+            "maximum": maximum,
+            "choices": tuple(choices),
+        },
     )  # type: ignore[return-value]
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[ParameterInfo]:
-    """Every parameter below a parameter dataclass (nested dataclasses become dotted names), in order of declaration."""
+    """Every parameter below a parameter dataclass (nested dataclasses become dotted names), in
+    order of declaration."""
     instance = cls()
     for field in dataclasses.fields(cls):
         value = getattr(instance, field.name)
@@ -49,12 +64,19 @@ def describe(cls: type, prefix: str = "") -> Iterator[ParameterInfo]:
         else:
             meta = field.metadata
             yield ParameterInfo(
-                prefix + field.name, type(value), value, meta["description"], meta["minimum"], meta["maximum"], meta["choices"]
+                prefix + field.name,
+                type(value),
+                value,
+                meta["description"],
+                meta["minimum"],
+                meta["maximum"],
+                meta["choices"],
             )
 
 
 def check(info: ParameterInfo, value: Any) -> Any:
-    """`value` as the parameter's type. Raises ParameterError with one sentence if the type, range or choice is wrong."""
+    """`value` as the parameter's type. Raises ParameterError with one sentence if the type, range
+    or choice is wrong."""
     if info.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if info.type is tuple and isinstance(value, list):
@@ -68,7 +90,9 @@ def _in_range(info: ParameterInfo, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"parameter {info.name} is {value}: expected a finite number")
     if info.choices and value not in info.choices:
-        raise ParameterError(f"parameter {info.name} is {value!r}: expected one of {', '.join(info.choices)}")
+        raise ParameterError(
+            f"parameter {info.name} is {value!r}: expected one of {', '.join(info.choices)}"
+        )
     if info.minimum is not None and value < info.minimum:
         raise ParameterError(f"parameter {info.name} is {value}: expected at least {info.minimum}")
     if info.maximum is not None and value > info.maximum:
@@ -77,11 +101,14 @@ def _in_range(info: ParameterInfo, value: Any) -> Any:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A parameter dataclass from dotted names, e.g. build(Parameters, {"mapping.voxel_size": 0.2}). Raises ParameterError."""
+    """A parameter dataclass from dotted names, e.g. build(Parameters, {"mapping.voxel_size": 0.2}).
+    Raises ParameterError."""
     known = {info.name: info for info in describe(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ParameterError(f"unknown parameter {unknown[0]}: `recon4d info --parameters` lists all {len(known)}")
+        raise ParameterError(
+            f"unknown parameter {unknown[0]}: `recon4d info --parameters` lists all {len(known)}"
+        )
     return _build(cls, {name: check(known[name], value) for name, value in values.items()}, "")
 
 

@@ -1,4 +1,5 @@
-"""Where our own data files are: in a source checkout beside the package, in an installation under share/recon4d_ros."""
+"""Where our own data files are: in a source checkout beside the package, in an installation under
+share/recon4d_ros."""
 
 from __future__ import annotations
 
@@ -13,12 +14,17 @@ def share() -> Path:
     package = Path(__file__).resolve().parent
     candidates = [package.parent]
     candidates += [prefix / "share/recon4d_ros" for prefix in package.parents]
-    candidates += [Path(prefix) / "share/recon4d_ros" for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
+    candidates += [
+        Path(prefix) / "share/recon4d_ros"
+        for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+        if prefix
+    ]
     for folder in candidates:
         if (folder / "config").is_dir() and (folder / "engines").is_dir():
             return folder
     raise Recon4dError(
-        f"config/ and engines/ of recon4d_ros are in none of {', '.join(str(c) for c in candidates)}: is the package installed?"
+        "config/ and engines/ of recon4d_ros are in none of"
+        f" {', '.join(str(c) for c in candidates)}: is the package installed?"
     )
 
 

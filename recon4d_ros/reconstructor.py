@@ -1,10 +1,12 @@
-"""The whole algorithm in one screen: FrameSet in, Reconstruction out. Node, command line and tests all drive this class.
+"""The whole algorithm in one screen: FrameSet in, Reconstruction out. Node, command line and tests
+all drive this class.
 
     sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
 
-The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics found moving in frame t-1, so a mover
-never enters the memory and nothing is delayed by it.
+The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics
+found moving in frame t-1, so a mover never enters the memory and nothing is delayed by it.
 """
+
 from __future__ import annotations
 
 import time
@@ -16,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from recon4d_ros import engine as engines
+from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.mapping import Mapper, MappingParameters
-from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
@@ -27,7 +29,8 @@ from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Every parameter of the algorithm, stage by stage; names are dotted for users (`mapping.voxel_size`)."""
+    """Every parameter of the algorithm, stage by stage; names are dotted for users
+    (`mapping.voxel_size`)."""
 
     sync: SyncParameters = field(default_factory=SyncParameters)
     egomotion: EgomotionParameters = field(default_factory=EgomotionParameters)
@@ -36,7 +39,8 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. Raises EngineError or CalibrationError if engine and rig do not fit each other."""
+    """Online 4D reconstruction for one rig. Raises EngineError or CalibrationError if engine and
+    rig do not fit each other."""
 
     def __init__(self, rig: Rig, engine_folder: Path, parameters: Parameters | None = None) -> None:
         parameters = parameters or Parameters()
@@ -54,7 +58,8 @@ class Reconstructor:
         self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
-        """One frame set through every room. A camera that is absent or cannot be decoded is marked; the others go on."""
+        """One frame set through every room. A camera that is absent or cannot be decoded is marked;
+        the others go on."""
         if frame_set.jump is Jump.BACKWARD:
             self.reset()
         latency: dict[str, float] = {}
@@ -66,7 +71,9 @@ class Reconstructor:
         with _timed(latency, cpu, "egomotion"):
             pose = self.egomotion.estimate(frame, frame_set.odometry, self.engine.pointers())
         with _timed(latency, cpu, "engine"):
-            geometry = self.engine.step(frame, self.calibration, pose.T_map_camera, self._moving_before)
+            geometry = self.engine.step(
+                frame, self.calibration, pose.T_map_camera, self._moving_before
+            )
         with _timed(latency, cpu, "dynamics"):
             motion = self.dynamics(frame, pose, geometry)
         with _timed(latency, cpu, "mapping"):
@@ -74,12 +81,26 @@ class Reconstructor:
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
         self._moving_before = motion.mask
-        return Reconstruction(frame_set, frame, pose, geometry, motion, delta, latency, self.engine.memory_fill, cpu, dropped)
+        return Reconstruction(
+            frame_set,
+            frame,
+            pose,
+            geometry,
+            motion,
+            delta,
+            latency,
+            self.engine.memory_fill,
+            cpu,
+            dropped,
+        )
 
     @property
     def undecodable(self) -> dict[str, int]:
-        """`<camera>: <reason>` -> images; of reasons that differ in their numbers only, the first stands for all."""
-        return {f"{camera}: {reason}": count for (camera, reason), count in self._undecodable().items()}
+        """`<camera>: <reason>` -> images; of reasons that differ in their numbers only, the first
+        stands for all."""
+        return {
+            f"{camera}: {reason}": count for (camera, reason), count in self._undecodable().items()
+        }
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew."""

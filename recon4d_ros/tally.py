@@ -1,4 +1,5 @@
 """Counts of what was not used, and why: bounded, whatever numbers the reasons carry."""
+
 from __future__ import annotations
 
 import re
@@ -6,7 +7,9 @@ import threading
 
 LIMIT = 100  # kinds kept; what comes beyond is counted as OTHER
 OTHER = "other reasons"
-_NUMBER = re.compile(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?(?:x\d+)*(?!\w)")  # 48213, 0.05, 1e-3, 1242x375; but not the 8 of rgb8
+_NUMBER = re.compile(
+    r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?(?:x\d+)*(?!\w)"
+)  # 48213, 0.05, 1e-3, 1242x375; but not the 8 of rgb8
 
 
 def kind(reason: str) -> str:
@@ -15,7 +18,8 @@ def kind(reason: str) -> str:
 
 
 class Tally:
-    """Counts by source (a camera, `odometry`, ...) and kind of reason; each kind goes by the first of its reasons. Safe from any thread."""
+    """Counts by source (a camera, `odometry`, ...) and kind of reason; each kind goes by the first
+    of its reasons. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

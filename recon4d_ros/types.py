@@ -1,9 +1,11 @@
 """The nouns that travel from room to room, in the order a frame meets them.
 
-Conventions: metres, seconds only in floats named so, time stamps in integer nanoseconds, radians. Poses are 4x4 float64 and
-`T_a_b` takes points in b to points in a. Frames follow REP-103/105: map -> odom -> base_link -> <camera>; base_link has x forward,
-y left, z up and its origin on the ground where the rig says so; a camera's frame is its optical one (x right, y down, z forward).
-Pixel (0, 0) is the centre of the first pixel. N cameras, in the rig's order, absent ones included (see `Frame.present`).
+Conventions: metres, seconds only in floats named so, time stamps in integer nanoseconds, radians.
+Poses are 4x4 float64 and `T_a_b` takes points in b to points in a. Frames follow REP-103/105: map
+-> odom -> base_link -> <camera>; base_link has x forward, y left, z up and its origin on the ground
+where the rig says so; a camera's frame is its optical one (x right, y down, z forward). Pixel (0,
+0) is the centre of the first pixel. N cameras, in the rig's order, absent ones included (see
+`Frame.present`).
 """
 
 from __future__ import annotations
@@ -17,16 +19,22 @@ from numpy.typing import NDArray
 
 from recon4d_ros.errors import CalibrationError
 
-DISTORTION_COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,), "none": (0,)}
+DISTORTION_COEFFICIENTS = {
+    "plumb_bob": (4, 5),
+    "rational_polynomial": (8,),
+    "equidistant": (4,),
+    "none": (0,),
+}
 
 
 @dataclass(frozen=True)
 class Camera:
     """One calibrated camera. Raises CalibrationError if the calibration cannot be used.
 
-    k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order of `distortion_model`.
-    T_base_camera: pose of the optical frame in base_link. own_car: [height, width] of the raw image, True where it shows the car itself
-    (body, bonnet, reflections on them); None = nowhere. What is there is not looked at: no depth, no features, no map.
+    k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
+    of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
+    width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
+    None = nowhere. What is there is not looked at: no depth, no features, no map.
     """
 
     name: str
@@ -42,28 +50,40 @@ class Camera:
         where = f"camera {self.name}"
         if self.distortion_model not in DISTORTION_COEFFICIENTS:
             raise CalibrationError(
-                f"{where}: distortion model {self.distortion_model!r} is not known: expected one of {', '.join(DISTORTION_COEFFICIENTS)}"
+                f"{where}: distortion model {self.distortion_model!r} is not known: expected one of"
+                f" {', '.join(DISTORTION_COEFFICIENTS)}"
             )
         if len(self.d) not in DISTORTION_COEFFICIENTS[self.distortion_model] and any(self.d):
             raise CalibrationError(
-                f"{where}: {self.distortion_model} takes {DISTORTION_COEFFICIENTS[self.distortion_model]} coefficients, got {len(self.d)}"
+                f"{where}: {self.distortion_model} takes"
+                f" {DISTORTION_COEFFICIENTS[self.distortion_model]} coefficients, got {len(self.d)}"
             )
         if np.shape(self.k) != (3, 3) or np.shape(self.T_base_camera) != (4, 4):
             raise CalibrationError(f"{where}: K must be 3x3 and T_base_camera 4x4")
-        if not (np.all(np.isfinite(self.k)) and np.all(np.isfinite(self.T_base_camera)) and np.all(np.isfinite(self.d))):
+        if not (
+            np.all(np.isfinite(self.k))
+            and np.all(np.isfinite(self.T_base_camera))
+            and np.all(np.isfinite(self.d))
+        ):
             raise CalibrationError(f"{where}: calibration has a value that is not finite")
         if self.k[0, 0] <= 0 or self.k[1, 1] <= 0:
             raise CalibrationError(
-                f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above zero (is the camera calibrated?)"
+                f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above"
+                " zero (is the camera calibrated?)"
             )
         if self.width <= 0 or self.height <= 0:
-            raise CalibrationError(f"{where}: image size is {self.width}x{self.height}: expected above zero")
+            raise CalibrationError(
+                f"{where}: image size is {self.width}x{self.height}: expected above zero"
+            )
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
             raise CalibrationError(f"{where}: the rotation of T_base_camera is not a rotation")
         if self.own_car is not None and self.own_car.shape != (self.height, self.width):
             size = "x".join(map(str, self.own_car.shape[::-1]))
-            raise CalibrationError(f"{where}: the mask of the own car is {size} pixels: expected {self.width}x{self.height} as the image")
+            raise CalibrationError(
+                f"{where}: the mask of the own car is {size} pixels: expected"
+                f" {self.width}x{self.height} as the image"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,9 @@ class Rig:
         if not names:
             raise CalibrationError(f"rig {self.name}: has no camera")
         if len(set(names)) != len(names):
-            raise CalibrationError(f"rig {self.name}: a camera's name is there twice: {', '.join(names)}")
+            raise CalibrationError(
+                f"rig {self.name}: a camera's name is there twice: {', '.join(names)}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,9 +116,10 @@ class Rig:
 class RawImage:
     """An image as it came: still encoded.
 
-    encoding: a ROS encoding (rgb, bgr, rgba, bgra, mono and bayer_* of 8 or 16 bits, yuv422 (uyvy), yuv422_yuy2) or `jpeg`, `png`.
-    data: the message's bytes (no copy). width, height, step (bytes per row), big_endian: as in sensor_msgs/Image; 0 for jpeg and png.
-    received_ns: wall clock of reception (any monotonic clock), for latency; 0 offline.
+    encoding: a ROS encoding (rgb, bgr, rgba, bgra, mono and bayer_* of 8 or 16 bits, yuv422 (uyvy),
+    yuv422_yuy2) or `jpeg`, `png`. data: the message's bytes (no copy). width, height, step (bytes
+    per row), big_endian: as in sensor_msgs/Image; 0 for jpeg and png. received_ns: wall clock of
+    reception (any monotonic clock), for latency; 0 offline.
     """
 
     stamp_ns: int
@@ -111,7 +134,8 @@ class RawImage:
 
 @dataclass(frozen=True)
 class OdometrySample:
-    """Wheel or inertial odometry: pose of base_link in the odometry's own frame, drifting but smooth. Never NaN (the door checks)."""
+    """Wheel or inertial odometry: pose of base_link in the odometry's own frame, drifting but
+    smooth. Never NaN (the door checks)."""
 
     stamp_ns: int
     T_odom_base: NDArray[np.float64]
@@ -129,8 +153,9 @@ class Jump(Enum):
 class FrameSet:
     """Images that belong together, one at most per camera, and what is known beside them.
 
-    stamp_ns: the set's time (the median of its images' stamps). images: camera name -> image; a camera that is missing is not in it
-    and has its reason in `absent`. odometry: samples received since the last set, oldest first.
+    stamp_ns: the set's time (the median of its images' stamps). images: camera name -> image; a
+    camera that is missing is not in it and has its reason in `absent`. odometry: samples received
+    since the last set, oldest first.
     """
 
     stamp_ns: int
@@ -144,9 +169,10 @@ class FrameSet:
 class Calibration:
     """The rig as the engine sees it, constant over a drive.
 
-    grid: [N, h, w, 2] float32, for each pixel of the working image the pixel (u, v) of the *input* image (undistortion and resize).
-    k: [N, 3, 3] float64 pinhole intrinsics of the working image. T_base_camera: [N, 4, 4].
-    input_size: (H, W) of the input images; working_size: (h, w) of the rectified working images, depth and masks.
+    grid: [N, h, w, 2] float32, for each pixel of the working image the pixel (u, v) of the *input*
+    image (undistortion and resize). k: [N, 3, 3] float64 pinhole intrinsics of the working image.
+    T_base_camera: [N, 4, 4]. input_size: (H, W) of the input images; working_size: (h, w) of the
+    rectified working images, depth and masks.
     """
 
     names: tuple[str, ...]
@@ -161,8 +187,9 @@ class Calibration:
 class Frame:
     """A FrameSet decoded: what the engine takes.
 
-    images: [N, H, W, C] uint8, C = 1 (grey) or 3 (RGB), at the engine's input size, still distorted; zeros where absent.
-    present: [N] bool. stamps_ns: [N] int64, each image's own stamp (the set's where absent).
+    images: [N, H, W, C] uint8, C = 1 (grey) or 3 (RGB), at the engine's input size, still
+    distorted; zeros where absent. present: [N] bool. stamps_ns: [N] int64, each image's own stamp
+    (the set's where absent).
     """
 
     stamp_ns: int
@@ -183,8 +210,9 @@ class Tracking(Enum):
 class PoseEstimate:
     """Pose of the car at the frame's stamp, and of each camera at its own stamp.
 
-    T_map_base: [4, 4]. T_map_camera: [N, 4, 4], skew between cameras' stamps taken into account. covariance: [6, 6] of the pose error
-    in base_link (vx vy vz wx wy wz order: m^2, rad^2). velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
+    T_map_base: [4, 4]. T_map_camera: [N, 4, 4], skew between cameras' stamps taken into account.
+    covariance: [6, 6] of the pose error in base_link (vx vy vz wx wy wz order: m^2, rad^2).
+    velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
     """
 
     T_map_base: NDArray[np.float64]
@@ -200,8 +228,8 @@ class PoseEstimate:
 class Pointers:
     """The explicit spatial memory as the host sees it (a copy or a view), M slots.
 
-    position: [M, 3] float64 metres in map. feature: [M, F] float32. weight: [M] float32 (how often confirmed). age: [M] float32
-    (frames since last confirmed). valid: [M] bool.
+    position: [M, 3] float64 metres in map. feature: [M, F] float32. weight: [M] float32 (how often
+    confirmed). age: [M] float32 (frames since last confirmed). valid: [M] bool.
     """
 
     position: NDArray[np.float64]
@@ -215,9 +243,10 @@ class Pointers:
 class Geometry:
     """What an engine says of one frame.
 
-    depth: [N, h, w] float32 metres along the optical axis, NaN = none. sigma: [N, h, w] float32, standard deviation of the depth in
-    metres (NaN where depth is). confidence: [N, h, w] float32 in 0..1, from the match itself. color: [N, h, w, 3] uint8 RGB, the
-    rectified working images. moving: [N, h, w] bool or None, where the engine itself has a say (learned 4D flow).
+    depth: [N, h, w] float32 metres along the optical axis, NaN = none. sigma: [N, h, w] float32,
+    standard deviation of the depth in metres (NaN where depth is). confidence: [N, h, w] float32 in
+    0..1, from the match itself. color: [N, h, w, 3] uint8 RGB, the rectified working images.
+    moving: [N, h, w] bool or None, where the engine itself has a say (learned 4D flow).
     """
 
     depth: NDArray[np.float32]
@@ -229,11 +258,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class DynamicObject:
-    """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width, height in metres along its own axes (yaw
-    about map z).
+    """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width,
+    height in metres along its own axes (yaw about map z).
 
-    velocity: [3] m/s in map. *_covariance: [3, 3]. id is stable for the life of the track. age: frame sets since first seen;
-    missed: frame sets since last seen.
+    velocity: [3] m/s in map. *_covariance: [3, 3]. id is stable for the life of the track. age:
+    frame sets since first seen; missed: frame sets since last seen.
     """
 
     id: int
@@ -250,7 +279,8 @@ class DynamicObject:
 
 @dataclass(frozen=True)
 class Motion:
-    """What moves in one frame. mask: [N, h, w] bool in the working image; objects: confirmed tracks."""
+    """What moves in one frame. mask: [N, h, w] bool in the working image; objects: confirmed
+    tracks."""
 
     mask: NDArray[np.bool_]
     objects: tuple[DynamicObject, ...] = ()
@@ -260,8 +290,9 @@ class Motion:
 class MapDelta:
     """Voxels of the static map added or changed, and removed, since the last delta.
 
-    keys: [K, 3] int32 voxel indices (position / voxel_size, floored). points: [K, 3] float32 metres in map. colors: [K, 3] uint8 RGB.
-    weights: [K] float32. removed: [R, 3] int32 keys. sequence: counts deltas from 0.
+    keys: [K, 3] int32 voxel indices (position / voxel_size, floored). points: [K, 3] float32 metres
+    in map. colors: [K, 3] uint8 RGB. weights: [K] float32. removed: [R, 3] int32 keys. sequence:
+    counts deltas from 0.
     """
 
     sequence: int
@@ -275,10 +306,12 @@ class MapDelta:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One frame set's result. latency: seconds per stage, by name. frame_set: what it was made from.
+    """One frame set's result. latency: seconds per stage, by name. frame_set: what it was made
+    from.
 
-    cpu: processor seconds per stage, of all threads of this process, whatever they did; beside latency it shows what a stage waited for.
-    dropped: camera -> why its image, which was there, could not be used.
+    cpu: processor seconds per stage, of all threads of this process, whatever they did; beside
+    latency it shows what a stage waited for. dropped: camera -> why its image, which was there,
+    could not be used.
     """
 
     frame_set: FrameSet

@@ -1,5 +1,7 @@
 # ruff: noqa: UP032
-"""Whether `make` can set up here: one sentence and exit code 1 where it cannot. Also runs on the Pythons that are too old for the rest."""
+"""Whether `make` can set up here: one sentence and exit code 1 where it cannot. Also runs on the
+Pythons that are too old for the rest."""
+
 import os
 import sys
 
@@ -7,7 +9,8 @@ SUPPORTED = ((3, 11), (3, 12))
 
 
 def problem(environment):
-    """The sentence, or an empty string. environment: prefix of the virtual environment that is there already, or None."""
+    """The sentence, or an empty string. environment: prefix of the virtual environment that is
+    there already, or None."""
     version = "{}.{}.{}".format(*sys.version_info[:3])
     if sys.version_info[:2] not in SUPPORTED:
         return (
@@ -17,9 +20,15 @@ def problem(environment):
 
     if environment:
         with open(os.path.join(environment, "pyvenv.cfg")) as lines:
-            made_with = dict(line.strip().split(" = ", 1) for line in lines if " = " in line)["version"]
+            made_with = dict(line.strip().split(" = ", 1) for line in lines if " = " in line)[
+                "version"
+            ]
         if made_with.split(".")[:2] != version.split(".")[:2]:
-            return "{} was made with Python {}, not {}: run `make clean` first to change it.".format(environment, made_with, version)
+            return (
+                "{} was made with Python {}, not {}: run `make clean` first to change it.".format(
+                    environment, made_with, version
+                )
+            )
         return ""
 
     import importlib.util
@@ -40,8 +49,12 @@ def problem(environment):
         missing.append((python + "'s headers", python + "-dev"))
     if not missing:
         return ""
-    return "Needed here and not found: {}. On Debian or Ubuntu run `sudo apt install {}` and try again.".format(
-        ", ".join(name for name, _ in missing), " ".join(package for _, package in missing))
+    return (
+        "Needed here and not found: {}. On Debian or Ubuntu run `sudo apt install {}` and try"
+        " again.".format(
+            ", ".join(name for name, _ in missing), " ".join(package for _, package in missing)
+        )
+    )
 
 
 if __name__ == "__main__":

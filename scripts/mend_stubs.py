@@ -1,8 +1,10 @@
-"""Make TensorRT's type stubs from PyPI readable: `python scripts/mend_stubs.py FOLDER`, the folder that they were installed into.
+"""Make TensorRT's type stubs from PyPI readable: `python scripts/mend_stubs.py FOLDER`, the folder
+that they were installed into.
 
-tensorrt-stubs 10.13.0.35.1 does not parse: parameters are named `in`, and one without a default follows others that have one. Doing it
-twice changes nothing.
+tensorrt-stubs 10.13.0.35.1 does not parse: parameters are named `in`, and one without a default
+follows others that have one. Doing it twice changes nothing.
 """
+
 from __future__ import annotations
 
 import re

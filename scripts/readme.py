@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Rewrite the tables of README.md between their markers from the code that they describe; `--check` only says whether they are in step.
+"""Rewrite the tables of README.md between their markers from the code that they describe; `--check`
+only says whether they are in step.
 
-Runs in the ROS environment (scripts/ros_env.sh python scripts/readme.py): the topics are the node's own table.
+Runs in the ROS environment (scripts/ros_env.sh python scripts/readme.py): the topics are the node's
+own table.
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ def topics() -> str:
 
 
 def parameters() -> str:
-    rows = [_row(info) for info in all_parameters()] + [_row(info, "<camera>.") for info in describe(CameraParameters)]
+    rows = [_row(info) for info in all_parameters()] + [
+        _row(info, "<camera>.") for info in describe(CameraParameters)
+    ]
     return "\n".join(["| parameter | default | range | what |", "|---|---|---|---|", *rows])
 
 
 def _row(info: ParameterInfo, prefix: str = "") -> str:
     default = f"`{info.default}`" if info.default not in ("", ()) else "empty"
-    return f"| `{prefix}{info.name}` | {default} | {parameter_range(info).replace('|', ',')} | {info.description} |"
+    return (
+        f"| `{prefix}{info.name}` | {default} | {parameter_range(info).replace('|', ',')} |"
+        f" {info.description} |"
+    )
 
 
 def rewritten(text: str, tables: Iterable[tuple[str, str]]) -> str:

@@ -1,4 +1,5 @@
 """Fixtures that several parts' tests share."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +11,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository; a test that needs it is skipped where it is not."""
+    """The folder of real data beside the repository; a test that needs it is skipped where it is
+    not."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"no real data here: {folder} does not exist")
@@ -38,8 +40,8 @@ def nuscenes_bag(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight frame sets of the simulated stereo rig, with truth."""
+    from recon4d_ros.cameras.rig import load_rig
     from recon4d_ros.paths import rigs
-    from recon4d_ros.rig import load_rig
     from recon4d_ros.sim.bag import write_bag
 
     path = tmp_path_factory.mktemp("bags") / "small"

@@ -1,4 +1,6 @@
-"""A street of planes and boxes with exact depth, for the tests of dynamics: a floor, walls, standing and moving boxes, by ray casting."""
+"""A street of planes and boxes with exact depth, for the tests of dynamics: a floor, walls,
+standing and moving boxes, by ray casting."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,12 +11,15 @@ import numpy as np
 from recon4d_ros.geometry import inverse, se3
 from recon4d_ros.types import Calibration, Camera, Frame, Geometry, PoseEstimate, Rig, Tracking
 
-FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # optical axes of a camera that looks along base_link's x
+FORWARD = np.array(
+    [[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+)  # optical axes of a camera that looks along base_link's x
 
 
 @dataclass(frozen=True)
 class Box:
-    """An upright box: centre of its floor at start + velocity * seconds, full sides size, axes of map."""
+    """An upright box: centre of its floor at start + velocity * seconds, full sides size, axes of
+    map."""
 
     start: tuple[float, float, float]
     size: tuple[float, float, float]
@@ -27,16 +32,31 @@ def yawed(yaw: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
-def make_rig(poses: list[tuple[float, tuple[float, float, float]]], width: int = 320, height: int = 192,
-             focal: float = 230.0) -> tuple[Rig, Calibration]:
-    """A rig from (yaw, position) per camera, without distortion, and a calibration whose working image is the image."""
+def make_rig(
+    poses: list[tuple[float, tuple[float, float, float]]],
+    width: int = 320,
+    height: int = 192,
+    focal: float = 230.0,
+) -> tuple[Rig, Calibration]:
+    """A rig from (yaw, position) per camera, without distortion, and a calibration whose working
+    image is the image."""
     k = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
-    cameras = tuple(Camera(f"c{i}", width, height, k, se3(yawed(yaw) @ FORWARD, np.array(p))) for i, (yaw, p) in enumerate(poses))
+    cameras = tuple(
+        Camera(f"c{i}", width, height, k, se3(yawed(yaw) @ FORWARD, np.array(p)))
+        for i, (yaw, p) in enumerate(poses)
+    )
     rig = Rig("test", cameras)
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
     n = len(cameras)
     size = (height, width)
-    calibration = Calibration(rig.names, np.broadcast_to(grid, (n, *grid.shape)), np.stack([k] * n), rig.T_base_camera, size, size)
+    calibration = Calibration(
+        rig.names,
+        np.broadcast_to(grid, (n, *grid.shape)),
+        np.stack([k] * n),
+        rig.T_base_camera,
+        size,
+        size,
+    )
     return rig, calibration
 
 
@@ -48,23 +68,35 @@ class Street:
         rng = np.random.default_rng(seed)
         self.textures = []
         for _ in range(8):
-            layers = [cv2.GaussianBlur(rng.normal(size=(1024, 1024)).astype(np.float32), (0, 0), s) * s for s in (2.0, 6.0, 20.0)]
+            layers = [
+                cv2.GaussianBlur(rng.normal(size=(1024, 1024)).astype(np.float32), (0, 0), s) * s
+                for s in (2.0, 6.0, 20.0)
+            ]
             texture = sum(layer / layer.std() for layer in layers)
-            self.textures.append(np.clip(128 + 30 * texture / texture.std() * 1.2, 0, 255).astype(np.float32))
+            self.textures.append(
+                np.clip(128 + 30 * texture / texture.std() * 1.2, 0, 255).astype(np.float32)
+            )
 
-    def render(self, calibration: Calibration, i: int, T_map_camera: np.ndarray,
-               seconds: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Grey image [h, w] uint8, z-depth [h, w] float32 and the index of the box seen [h, w] (-1 = none)."""
+    def render(
+        self, calibration: Calibration, i: int, T_map_camera: np.ndarray, seconds: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Grey image [h, w] uint8, z-depth [h, w] float32 and the index of the box seen [h, w] (-1
+        = none)."""
         h, w = calibration.working_size
         k = calibration.k[i]
         v, u = np.mgrid[0:h, 0:w].astype(np.float64)
-        rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1) @ T_map_camera[:3, :3].T
+        rays = (
+            np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)
+            @ T_map_camera[:3, :3].T
+        )
         origin = T_map_camera[:3, 3]
         depth = np.full((h, w), np.inf)
         image = np.zeros((h, w), np.float32)
         which = np.full((h, w), -1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            for texture, (axis, at) in enumerate(((2, 0.0), (1, 14.0), (1, -14.0), (0, 70.0), (0, -70.0))):
+            for texture, (axis, at) in enumerate(
+                ((2, 0.0), (1, 14.0), (1, -14.0), (0, 70.0), (0, -70.0))
+            ):
                 t = (at - origin[axis]) / rays[..., axis]
                 hit = (t > 0) & (t < depth)
                 point = origin + rays * t[..., None]
@@ -80,7 +112,9 @@ class Street:
                 face = enter.argmax(-1)
                 point = origin + rays * t[..., None] - centre
                 other = np.where(face == 0, 1, 0), np.where(face == 2, 1, 2)
-                flat = np.stack([np.take_along_axis(point, o[..., None], -1)[..., 0] for o in other], -1)
+                flat = np.stack(
+                    [np.take_along_axis(point, o[..., None], -1)[..., 0] for o in other], -1
+                )
                 image[hit] = self._paint(box.texture + 4, flat[hit])
                 depth[hit] = t[hit]
                 which[hit] = j
@@ -96,9 +130,18 @@ class Street:
         return upper * (1 - fy) + lower * fy
 
 
-def observe(street: Street, calibration: Calibration, T_map_base: np.ndarray, seconds: float, *, disparity_noise: float | None = None,
-            rng: np.random.Generator | None = None, present: np.ndarray | None = None) -> tuple[Frame, PoseEstimate, Geometry, np.ndarray]:
-    """One frame as the engine would give it. disparity_noise: pixels of 0.54 m stereo; None gives no depth at all (NaN).
+def observe(
+    street: Street,
+    calibration: Calibration,
+    T_map_base: np.ndarray,
+    seconds: float,
+    *,
+    disparity_noise: float | None = None,
+    rng: np.random.Generator | None = None,
+    present: np.ndarray | None = None,
+) -> tuple[Frame, PoseEstimate, Geometry, np.ndarray]:
+    """One frame as the engine would give it. disparity_noise: pixels of 0.54 m stereo; None gives
+    no depth at all (NaN).
 
     Returns frame, pose, geometry and the truth [N, h, w] bool of moving boxes.
     """
@@ -117,7 +160,11 @@ def observe(street: Street, calibration: Calibration, T_map_base: np.ndarray, se
         truth[i] = moving[which]
         if disparity_noise is not None:
             bf = 0.54 * calibration.k[i, 0, 0]
-            noise = cv2.GaussianBlur(rng.normal(size=(h, w)).astype(np.float32), (0, 0), 1.0) * 3.5 * disparity_noise
+            noise = (
+                cv2.GaussianBlur(rng.normal(size=(h, w)).astype(np.float32), (0, 0), 1.0)
+                * 3.5
+                * disparity_noise
+            )
             depth[i] = bf / np.maximum(bf / z + noise, 0.1)
             sigma[i] = depth[i] ** 2 / bf * disparity_noise
     present = np.ones(n, bool) if present is None else present

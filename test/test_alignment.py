@@ -1,4 +1,5 @@
-"""The metric scale in closed form: exact without noise, whatever the network's world; robust; honest about its doubt."""
+"""The metric scale in closed form: exact without noise, whatever the network's world; robust;
+honest about its doubt."""
 
 import numpy as np
 import pytest
@@ -19,9 +20,17 @@ def drive(rng, frames, speed):
     """Camera centres [frames, N, 3] of a car on a curve, metres."""
     heading = np.cumsum(rng.normal(0, 0.02, frames))
     centre = np.cumsum(speed * np.stack([np.cos(heading), np.sin(heading), 0 * heading], 1), 0)
-    turn = np.stack([np.stack([np.cos(heading), -np.sin(heading)], 1), np.stack([np.sin(heading), np.cos(heading)], 1)], 1)
+    turn = np.stack(
+        [
+            np.stack([np.cos(heading), -np.sin(heading)], 1),
+            np.stack([np.sin(heading), np.cos(heading)], 1),
+        ],
+        1,
+    )
     cameras = np.einsum("fij,nj->fni", turn, RIG[:, :2])
-    return np.concatenate([cameras + centre[:, None, :2], np.broadcast_to(RIG[:, 2:], (frames, 3, 1))], -1)
+    return np.concatenate(
+        [cameras + centre[:, None, :2], np.broadcast_to(RIG[:, 2:], (frames, 3, 1))], -1
+    )
 
 
 def estimate(known, network, present=None):
@@ -33,7 +42,11 @@ def estimate(known, network, present=None):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3), speed=st.sampled_from([0.0, 0.05, 1.0, 3.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.floats(1e-3, 1e3),
+    speed=st.sampled_from([0.0, 0.05, 1.0, 3.0]),
+)
 def test_exact_without_noise_in_any_world(seed, scale, speed):
     rng = np.random.default_rng(seed)
     known = drive(rng, 12, speed)
@@ -55,7 +68,8 @@ def test_a_quarter_of_wild_frames_does_not_move_it(seed, share):
 
 
 def test_sigma_covers_the_error():
-    """Over many drives with 2 to 20 cm of noise the error is within three of its standard deviations nearly always, and not far below."""
+    """Over many drives with 2 to 20 cm of noise the error is within three of its standard
+    deviations nearly always, and not far below."""
     errors = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -94,7 +108,9 @@ def test_absent_and_broken_cameras_do_not_count():
 def test_contradicting_baselines_name_no_scale():
     rng = np.random.default_rng(2)
     known = drive(rng, 30, 1.0)
-    assert estimate(known, np.exp(rng.normal(0, 3, (30, 3, 1))) * rng.normal(size=known.shape)) is None
+    assert (
+        estimate(known, np.exp(rng.normal(0, 3, (30, 3, 1))) * rng.normal(size=known.shape)) is None
+    )
 
 
 def test_cameras_with_worlds_of_their_own():
@@ -102,7 +118,9 @@ def test_cameras_with_worlds_of_their_own():
     known = drive(rng, 20, 1.0)
     scales = WorldScales(3, one_world=False)
     for centres in known:
-        scales.observe(centres / np.array([[2.0], [5.0], [9.0]]), centres, np.array([True, True, False]))
+        scales.observe(
+            centres / np.array([[2.0], [5.0], [9.0]]), centres, np.array([True, True, False])
+        )
     assert scales.metres_per_unit() == pytest.approx([2, 5, 0])
     assert scales.scales[2] is None
 
@@ -113,7 +131,8 @@ def test_weighted_median():
 
 @pytest.mark.parametrize("speed", [0.15, 1.0])
 def test_known_axes_take_the_bias_from_short_baselines(speed):
-    """Centres off by as much as a step: over many drives the median error is small along the known motion, large by mere distances."""
+    """Centres off by as much as a step: over many drives the median error is small along the known
+    motion, large by mere distances."""
     errors = {True: [], False: []}
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -134,7 +153,9 @@ def test_known_axes_see_a_network_that_goes_the_other_way():
     estimator = ScaleEstimator(same_axes=True)
     for centres in known:
         assert estimator.observe(-centres / 3, centres, np.ones(1, bool)) is None
-    assert estimate(known, -known / 3).metres_per_unit == pytest.approx(3), "by distances it is as good as any"
+    assert estimate(known, -known / 3).metres_per_unit == pytest.approx(3), (
+        "by distances it is as good as any"
+    )
 
 
 def test_a_unit_that_drifts_is_followed():

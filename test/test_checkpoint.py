@@ -17,26 +17,32 @@ from recon4d_ros.networks.step import StepOptions  # noqa: E402
 
 # as the options of the published 512 checkpoint have it
 PUBLISHED = (
-    "Point3R(Point3RConfig(freeze='encoder', pos_embed='RoPE100', pos_embed_3d='RoPE3D100', pose_head=True, "
-    "patch_embed_cls='ManyAR_PatchEmbed', img_size=(512, 512), head_type='dpt', output_mode='pts3d+pose', "
-    "depth_mode=('exp', -inf, inf), conf_mode=('exp', 1, inf), pose_mode=('exp', -inf, inf), enc_embed_dim=1024, enc_depth=24, "
-    "enc_num_heads=16, dec_embed_dim=768, dec_depth=12, dec_num_heads=12, landscape_only=False))"
+    "Point3R(Point3RConfig(freeze='encoder', pos_embed='RoPE100', pos_embed_3d='RoPE3D100',"
+    " pose_head=True, patch_embed_cls='ManyAR_PatchEmbed', img_size=(512, 512), head_type='dpt',"
+    " output_mode='pts3d+pose', depth_mode=('exp', -inf, inf), conf_mode=('exp', 1, inf),"
+    " pose_mode=('exp', -inf, inf), enc_embed_dim=1024, enc_depth=24, enc_num_heads=16,"
+    " dec_embed_dim=768, dec_depth=12, dec_num_heads=12, landscape_only=False))"
 )
 
 
 def hollow(name: str) -> dict:
-    """Parameters of a manifest's names and shapes that take no room: one number each, repeated by a stride of 0."""
+    """Parameters of a manifest's names and shapes that take no room: one number each, repeated by a
+    stride of 0."""
     return {key: torch.ones(()).expand(shape) for key, shape in manifest(name).items()}
 
 
 def save(path: Path, parameters: dict, model: str | None = PUBLISHED, prefix: str = "") -> Path:
     options = argparse.Namespace(model=model, lr=1e-4)
-    torch.save({"model": {prefix + k: v for k, v in parameters.items()}, "args": options, "epoch": 9}, path)
+    torch.save(
+        {"model": {prefix + k: v for k, v in parameters.items()}, "args": options, "epoch": 9}, path
+    )
     return path
 
 
 def test_published_files_are_recognised(tmp_path: Path) -> None:
-    found = checkpoint.identify(save(tmp_path / "point3r_512.pth", hollow("point3r_512"), prefix="module."))
+    found = checkpoint.identify(
+        save(tmp_path / "point3r_512.pth", hollow("point3r_512"), prefix="module.")
+    )
     assert found.title == "Point3R" and found.problems == ()
     assert found.configuration == point3r.Configuration()
     assert round(found.count / 1e6) == 835
@@ -47,7 +53,10 @@ def test_published_files_are_recognised(tmp_path: Path) -> None:
 def test_configuration_from_shapes_alone(tmp_path: Path) -> None:
     torch.save(hollow("point3r_small"), tmp_path / "small.pth")
     found = checkpoint.identify(tmp_path / "small.pth")
-    assert found.configuration == point3r.Configuration(encoder_depth=4, decoder_depth=4) and found.problems == ()
+    assert (
+        found.configuration == point3r.Configuration(encoder_depth=4, decoder_depth=4)
+        and found.problems == ()
+    )
 
 
 def test_what_is_missing_or_wrong_is_said(tmp_path: Path) -> None:
@@ -66,10 +75,14 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path) -> None:
 
 def test_model_string_against_the_shapes(tmp_path: Path) -> None:
     found = checkpoint.identify(save(tmp_path / "deep.pth", hollow("point3r_small")))
-    assert len(found.problems) == 1 and found.problems[0].startswith("624 of 1231 parameters missing: enc_blocks.4.norm1.weight;")
+    assert len(found.problems) == 1 and found.problems[0].startswith(
+        "624 of 1231 parameters missing: enc_blocks.4.norm1.weight;"
+    )
     linear = PUBLISHED.replace("head_type='dpt'", "head_type='linear'")
     found = checkpoint.identify(save(tmp_path / "linear.pth", hollow("point3r_512"), linear))
-    assert found.configuration is None and found.problems[0].endswith("its model string has head_type='linear', expected 'dpt'")
+    assert found.configuration is None and found.problems[0].endswith(
+        "its model string has head_type='linear', expected 'dpt'"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +91,25 @@ def tiny() -> point3r.Point3R:
     return point3r.Point3R(point3r.Configuration(1, 64, 2, 4, 96, 2, 4, 8))
 
 
-TINY = "Point3R(Point3RConfig(enc_num_heads=2, dec_num_heads=2, memory_dec_num_heads=4, local_mem_size=8))"
+TINY = (
+    "Point3R(Point3RConfig(enc_num_heads=2, dec_num_heads=2, memory_dec_num_heads=4,"
+    " local_mem_size=8))"
+)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_load_gives_every_value(tiny: point3r.Point3R, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"tiny{suffix}"
-    state = {name: value.half() if "norm" in name else value for name, value in tiny.state_dict().items()}
+    state = {
+        name: value.half() if "norm" in name else value for name, value in tiny.state_dict().items()
+    }
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
         from safetensors.torch import save_file
 
-        save_file({name: value.clone() for name, value in state.items()}, path, metadata={"model": TINY})
+        save_file(
+            {name: value.clone() for name, value in state.items()}, path, metadata={"model": TINY}
+        )
     else:
         save(path, state, TINY, prefix="module.")
     network = checkpoint.load(path, "point3r")
@@ -116,7 +136,9 @@ class Hostile:
 
 
 def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
-    torch.save({"model": {"a": torch.ones(1)}, "args": Hostile(tmp_path / "ran")}, tmp_path / "hostile.pth")
+    torch.save(
+        {"model": {"a": torch.ones(1)}, "args": Hostile(tmp_path / "ran")}, tmp_path / "hostile.pth"
+    )
     with pytest.raises(EngineError, match=r"holds an object of class posix\.mkdir; only tensors"):
         checkpoint.read(tmp_path / "hostile.pth")
     assert not (tmp_path / "ran").exists()
@@ -142,7 +164,9 @@ def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
         "A(x='" + "y" * 30_000 + "')",
     ],
 )
-def test_a_model_string_is_read_not_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_string_is_read_not_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EngineError, match="cannot read the model string"):
         checkpoint.parse_model(text)
@@ -152,10 +176,16 @@ def test_a_model_string_is_read_not_run(text: str, tmp_path: Path, monkeypatch: 
 def test_model_string() -> None:
     model = checkpoint.parse_model(PUBLISHED)
     assert model.names == ("Point3R", "Point3RConfig")
-    assert model.arguments["depth_mode"] == ("exp", float("-inf"), float("inf")) and model.arguments["img_size"] == (512, 512)
+    assert model.arguments["depth_mode"] == (
+        "exp",
+        float("-inf"),
+        float("inf"),
+    ) and model.arguments["img_size"] == (512, 512)
 
 
-@pytest.mark.parametrize("name", ["text.pth", "text.safetensors", "short.pth", "none.pth", "list.pth", "empty.pth"])
+@pytest.mark.parametrize(
+    "name", ["text.pth", "text.safetensors", "short.pth", "none.pth", "list.pth", "empty.pth"]
+)
 def test_files_that_are_no_checkpoints(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name.startswith("text"):
@@ -185,7 +215,9 @@ def test_an_unknown_network(tmp_path: Path) -> None:
         ("enc_embed_dim=16000000000", "encoder width is 16000000000: expected 1 to 16384"),
     ],
 )
-def test_sizes_that_no_network_has(tiny: point3r.Point3R, tmp_path: Path, said: str, sentence: str) -> None:
+def test_sizes_that_no_network_has(
+    tiny: point3r.Point3R, tmp_path: Path, said: str, sentence: str
+) -> None:
     path = save(tmp_path / "big.pth", tiny.state_dict(), TINY.replace("local_mem_size=8", said))
     found = checkpoint.identify(path)
     assert found.configuration is None and sentence in found.problems[0]
@@ -197,5 +229,9 @@ def test_sizes_that_no_network_has(tiny: point3r.Point3R, tmp_path: Path, said: 
 
 @pytest.mark.parametrize("value", ["abc", None, [1], True, float("nan"), float("inf")])
 def test_options_of_a_step_are_numbers(tiny: point3r.Point3R, value: object) -> None:
-    with pytest.raises(EngineError, match=r"network point3r: option fusion_metres is .*: expected a number"):
-        checkpoint.make_step(tiny, "point3r", StepOptions(1, (96, 128), (48, 64)), {"fusion_metres": value})
+    with pytest.raises(
+        EngineError, match=r"network point3r: option fusion_metres is .*: expected a number"
+    ):
+        checkpoint.make_step(
+            tiny, "point3r", StepOptions(1, (96, 128), (48, 64)), {"fusion_metres": value}
+        )

@@ -1,4 +1,6 @@
-"""`recon4d demo` around its graph: whose folder it takes, what it refuses before it begins, and what it says of a process that failed."""
+"""`recon4d demo` around its graph: whose folder it takes, what it refuses before it begins, and
+what it says of a process that failed."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,15 +12,24 @@ import pytest
 from test_cli import one_sentence
 
 from recon4d_ros import cli
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.commands import demo, demo_folder
 from recon4d_ros.engine.choose import NoEngineFits
 from recon4d_ros.errors import OutputError
 from recon4d_ros.paths import rigs
-from recon4d_ros.rig import load_rig
 from recon4d_ros.ros.graph import GraphResult, run_graph, write_parameters
 from recon4d_ros.types import Rig
 
-SOMEBODYS = ("drive/tour.mcap", "bag/notes.txt", "depth/left.png", "dynamic/a.png", "logs/syslog", "engine/v8.txt", "report.md", "map.ply")
+SOMEBODYS = (
+    "drive/tour.mcap",
+    "bag/notes.txt",
+    "depth/left.png",
+    "dynamic/a.png",
+    "logs/syslog",
+    "engine/v8.txt",
+    "report.md",
+    "map.ply",
+)
 
 
 def filled(folder: Path, marked: bool) -> dict[Path, str]:
@@ -31,12 +42,19 @@ def filled(folder: Path, marked: bool) -> dict[Path, str]:
 
 
 def contents(folder: Path) -> dict[Path, str]:
-    return {path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_a_folder_that_no_demo_wrote_is_left_as_it_is(capsys, tmp_path):
     before = filled(tmp_path / "home", marked=False)
-    one_sentence(capsys, ["demo", "--out", tmp_path / "home", "--rig", "kitti_like", "--seconds", "0.2"], "home", "no demo wrote it")
+    one_sentence(
+        capsys,
+        ["demo", "--out", tmp_path / "home", "--rig", "kitti_like", "--seconds", "0.2"],
+        "home",
+        "no demo wrote it",
+    )
     assert contents(tmp_path / "home") == before
 
 
@@ -73,12 +91,20 @@ def test_an_earlier_demo_is_replaced_and_what_is_beside_it_stays(tmp_path):
     demo_folder.check(tmp_path / "new", ())  # the next demo may take it
 
 
-@pytest.mark.parametrize(("option", "name"), [("--bag", "drive"), ("--engine", "engine"), ("--parameters", "logs/parameters.yaml")])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--bag", "drive"), ("--engine", "engine"), ("--parameters", "logs/parameters.yaml")],
+)
 def test_what_a_demo_reads_may_not_lie_where_it_writes(capsys, tmp_path, option, name):
     filled(tmp_path / "demo", marked=True)
     (tmp_path / "demo/logs/parameters.yaml").write_text("")
     before = contents(tmp_path / "demo")
-    one_sentence(capsys, ["demo", "--out", tmp_path / "demo", option, tmp_path / "demo" / name], f"demo/{name}", "lies in the output")
+    one_sentence(
+        capsys,
+        ["demo", "--out", tmp_path / "demo", option, tmp_path / "demo" / name],
+        f"demo/{name}",
+        "lies in the output",
+    )
     assert contents(tmp_path / "demo") == before
 
 
@@ -88,7 +114,9 @@ def test_a_bag_is_not_the_place_for_a_demo(capsys, small_bag):
 
 
 @pytest.mark.parametrize("out", ["/proc/demo", "/dev/null"])
-def test_an_output_that_cannot_be_written_is_one_sentence(capsys, monkeypatch, small_bag, stereo_engine, out):
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    capsys, monkeypatch, small_bag, stereo_engine, out
+):
     monkeypatch.setattr(demo, "_engine", lambda *_: stereo_engine)
     one_sentence(capsys, ["demo", "--out", out, "--bag", small_bag], out)
 
@@ -98,14 +126,17 @@ def test_a_graph_that_cannot_write_says_so(small_bag, tmp_path):
         run_graph(small_bag, Path("/proc/graph"))
     with pytest.raises(OutputError, match="/proc"):
         write_parameters(Path("/proc/parameters.yaml"), {})
-    (tmp_path / "logs/node.log").mkdir(parents=True)  # in the way of the first log: nothing is started
+    (tmp_path / "logs/node.log").mkdir(
+        parents=True
+    )  # in the way of the first log: nothing is started
     with pytest.raises(OutputError, match="logs"):
         run_graph(small_bag, tmp_path)
 
 
 @pytest.fixture
 def ended(monkeypatch, tmp_path, small_bag, stereo_engine):
-    """A demo whose graph has ended with these exit codes and was heard to say this summary -> its arguments."""
+    """A demo whose graph has ended with these exit codes and was heard to say this summary -> its
+    arguments."""
     logs = {name: tmp_path / f"{name}.log" for name in ("player", "node", "recorder")}
     for name, log in logs.items():
         log.write_text(f"start\n{name}: last words\n\n")
@@ -114,8 +145,14 @@ def ended(monkeypatch, tmp_path, small_bag, stereo_engine):
 
     def demo_that_ended(summary, **codes):
         every = {name: codes.get(name, 0) for name in logs}
-        monkeypatch.setattr(demo, "run_graph", lambda bag, out, *_, **__: GraphResult(every, logs, out / "bag", 1.0))
-        monkeypatch.setattr(demo, "collect", lambda *_: {"bag": "drive", "frames": 3, "drops": {"left: too late": 4}, **summary})
+        monkeypatch.setattr(
+            demo, "run_graph", lambda bag, out, *_, **__: GraphResult(every, logs, out / "bag", 1.0)
+        )
+        monkeypatch.setattr(
+            demo,
+            "collect",
+            lambda *_: {"bag": "drive", "frames": 3, "drops": {"left: too late": 4}, **summary},
+        )
         return ["demo", "--out", tmp_path / "demo", "--bag", small_bag, "--rate", "1"]
 
     return demo_that_ended
@@ -125,11 +162,20 @@ def test_the_process_that_failed_is_named_with_its_log(capsys, tmp_path, ended):
     argv = ended({"images_used": 6, "not_tracking": 2}, node=-11)
     one_sentence(capsys, argv, "the node ended with -11", "node: last words", tmp_path / "node.log")
     report = (tmp_path / "demo/report.md").read_text()
-    assert "the node ended with -11" in report and "not tracked  2 of 3" in report and "4 x left: too late" in report
+    assert (
+        "the node ended with -11" in report
+        and "not tracked  2 of 3" in report
+        and "4 x left: too late" in report
+    )
 
 
 def test_a_demo_that_used_no_image_is_no_success(capsys, tmp_path, ended):
-    one_sentence(capsys, ended({"images_used": 0, "not_tracking": 3}), "no image of its 3 frame sets", "4 x left: too late")
+    one_sentence(
+        capsys,
+        ended({"images_used": 0, "not_tracking": 3}),
+        "no image of its 3 frame sets",
+        "4 x left: too late",
+    )
     assert "not tracked  3 of 3" in (tmp_path / "demo/report.md").read_text()
     assert cli.main([str(word) for word in ended({"images_used": 6, "not_tracking": 0})]) == 0
 
@@ -149,16 +195,28 @@ def test_the_rate_is_what_this_machine_keeps_up_with(monkeypatch, tmp_path, smal
     monkeypatch.setattr(demo, "Reconstructor", Slow)
     rig = load_rig(rigs() / "kitti_like.yaml")
     rate = demo._sustainable_rate(tmp_path, rig, small_bag, demo.Parameters())
-    assert rate == pytest.approx(0.1 / (demo.HEADROOM * 0.2), rel=1e-3) and demo.HEADROOM > 1  # ten frame sets per second, each of 0.2 s
-    monkeypatch.setattr(Slow, "step", lambda self, frame_set: SimpleNamespace(latency={"engine": 1e-3}))
+    assert (
+        rate == pytest.approx(0.1 / (demo.HEADROOM * 0.2), rel=1e-3) and demo.HEADROOM > 1
+    )  # ten frame sets per second, each of 0.2 s
+    monkeypatch.setattr(
+        Slow, "step", lambda self, frame_set: SimpleNamespace(latency={"engine": 1e-3})
+    )
     assert demo._sustainable_rate(tmp_path, rig, small_bag, demo.Parameters()) == 1.0
     assert len(closed) == 2
 
 
-def test_the_engine_is_found_or_exported_or_missed_before_anything_is_written(monkeypatch, stereo_engine):
+def test_the_engine_is_found_or_exported_or_missed_before_anything_is_written(
+    monkeypatch, stereo_engine
+):
     rig = load_rig(rigs() / "kitti_like.yaml")
     assert demo._engine("", rig) == stereo_engine
-    odd = Rig("odd", tuple(replace(camera, width=camera.width + 2, height=camera.height + 2) for camera in rig.cameras))
+    odd = Rig(
+        "odd",
+        tuple(
+            replace(camera, width=camera.width + 2, height=camera.height + 2)
+            for camera in rig.cameras
+        ),
+    )
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda package: object())
     assert demo._engine("", odd) is None  # to be exported
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda package: None)
@@ -167,7 +225,9 @@ def test_the_engine_is_found_or_exported_or_missed_before_anything_is_written(mo
 
 
 def test_the_default_plan_is_a_simulated_drive_of_six_cameras(monkeypatch):
-    monkeypatch.setattr(demo.engines, "load", lambda folder, rig: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(
+        demo.engines, "load", lambda folder, rig: SimpleNamespace(close=lambda: None)
+    )
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     plan = demo._plan(parser.parse_args(["--out", "/tmp/no_demo_here"]))

@@ -1,4 +1,6 @@
-"""Dynamics on a street of boxes whose truth is exact: what moves is found, what stands is left alone, whatever the rig."""
+"""Dynamics on a street of boxes whose truth is exact: what moves is found, what stands is left
+alone, whatever the rig."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -39,8 +41,14 @@ def drive(rig_and_calibration, boxes, noise, frames=6, speed=8.0, dynamics=None,
     dynamics = dynamics or Dynamics(rig, calibration, DynamicsParameters())
     results = []
     for n in range(first, first + frames):
-        frame, pose, geometry, truth = observe(street, calibration, se3(np.eye(3), np.array([speed * n * 0.1, 0, 0])), n * 0.1,
-                                               disparity_noise=noise, rng=rng)
+        frame, pose, geometry, truth = observe(
+            street,
+            calibration,
+            se3(np.eye(3), np.array([speed * n * 0.1, 0, 0])),
+            n * 0.1,
+            disparity_noise=noise,
+            rng=rng,
+        )
         results.append((dynamics(frame, pose, geometry), truth))
     return results
 
@@ -75,7 +83,8 @@ def test_the_crossing_object_has_position_velocity_and_covariance():
 
 
 def test_stereo_sees_motion_along_the_epipolar_line():
-    """A box that drives ahead at our own pace has no flow to speak of across its epipolar lines: only depth against time tells."""
+    """A box that drives ahead at our own pace has no flow to speak of across its epipolar lines:
+    only depth against time tells."""
     results = drive(STEREO, (*STILL, AHEAD), 0.2, frames=8)
     hit = [(motion.mask & truth).sum() / truth.sum() for motion, truth in results[3:]]
     assert np.mean(hit) > 0.4
@@ -89,13 +98,25 @@ def test_first_frame_lost_pose_and_absent_camera_give_empty_masks():
     results = drive(STEREO, (*STILL, CROSSING), 0.25, frames=4, dynamics=dynamics)
     assert not results[0][0].mask.any() and results[-1][0].mask.any()
     street = Street((*STILL, CROSSING))
-    frame, pose, geometry, _ = observe(street, calibration, se3(np.eye(3), np.array([3.2, 0, 0])), 0.4, disparity_noise=0.25)
+    frame, pose, geometry, _ = observe(
+        street, calibration, se3(np.eye(3), np.array([3.2, 0, 0])), 0.4, disparity_noise=0.25
+    )
     lost = dynamics(frame, dataclasses.replace(pose, tracking=Tracking.LOST), geometry)
     assert not lost.mask.any() and lost.objects == ()
-    frame, pose, geometry, _ = observe(street, calibration, se3(np.eye(3), np.array([4.0, 0, 0])), 0.5, disparity_noise=0.25)
-    assert not dynamics(frame, pose, geometry).mask.any(), "the frame after a lost pose is a first frame again"
-    frame, pose, geometry, _ = observe(street, calibration, se3(np.eye(3), np.array([4.8, 0, 0])), 0.6, disparity_noise=0.25,
-                                       present=np.array([True, False]))
+    frame, pose, geometry, _ = observe(
+        street, calibration, se3(np.eye(3), np.array([4.0, 0, 0])), 0.5, disparity_noise=0.25
+    )
+    assert not dynamics(frame, pose, geometry).mask.any(), (
+        "the frame after a lost pose is a first frame again"
+    )
+    frame, pose, geometry, _ = observe(
+        street,
+        calibration,
+        se3(np.eye(3), np.array([4.8, 0, 0])),
+        0.6,
+        disparity_noise=0.25,
+        present=np.array([True, False]),
+    )
     assert not dynamics(frame, pose, geometry).mask[1].any()
 
 
@@ -116,8 +137,17 @@ def measured():
     _, calibration = STEREO
     street, rng = Street((*STILL, CROSSING)), np.random.default_rng(0)
     view = make_views(calibration)[0]
-    shots = [observe(street, calibration, se3(np.eye(3), np.array([0.8 * n, 0, 0])), 0.1 * n, disparity_noise=0.25, rng=rng)
-             for n in (0, 1)]
+    shots = [
+        observe(
+            street,
+            calibration,
+            se3(np.eye(3), np.array([0.8 * n, 0, 0])),
+            0.1 * n,
+            disparity_noise=0.25,
+            rng=rng,
+        )
+        for n in (0, 1)
+    ]
     pictures = [make_picture(shot[2].color[0]) for shot in shots]
     depths = [make_depth(shot[2].depth[0, ::2, ::2], shot[2].sigma[0, ::2, ::2]) for shot in shots]
     T = inverse(shots[0][1].T_map_camera[0]) @ shots[1][1].T_map_camera[0]
@@ -126,36 +156,62 @@ def measured():
 
 
 @settings(max_examples=15, deadline=None)
-@given(scale=st.floats(1.0, 8.0), pose=st.floats(1.0, 8.0), road=st.floats(0.05, 0.4), flow_scale=st.floats(1.0, 8.0))
+@given(
+    scale=st.floats(1.0, 8.0),
+    pose=st.floats(1.0, 8.0),
+    road=st.floats(0.05, 0.4),
+    flow_scale=st.floats(1.0, 8.0),
+)
 def test_more_doubt_never_means_more_motion(measured, scale, pose, road, flow_scale):
-    """Chi-square falls, or stays, where any covariance grows: a residual is judged by its own uncertainty."""
+    """Chi-square falls, or stays, where any covariance grows: a residual is judged by its own
+    uncertainty."""
     view, flow, T, (before, now), _ = measured
-    sure = static_residual(view, flow, T, (0.01, 0.0005), see_road(view, LEVEL, 0.05, 0.005), now, before)
-    blurred = dataclasses.replace(flow, wuu=flow.wuu / flow_scale, wuv=flow.wuv / flow_scale, wvv=flow.wvv / flow_scale)
+    sure = static_residual(
+        view, flow, T, (0.01, 0.0005), see_road(view, LEVEL, 0.05, 0.005), now, before
+    )
+    blurred = dataclasses.replace(
+        flow, wuu=flow.wuu / flow_scale, wuv=flow.wuv / flow_scale, wvv=flow.wvv / flow_scale
+    )
     now, before = (Depth(d.q, d.sigma * np.float32(scale)) for d in (now, before))
-    vague = static_residual(view, blurred, T, (0.01 * pose, 0.0005 * pose), see_road(view, LEVEL, road, road / 10), now, before)
+    vague = static_residual(
+        view,
+        blurred,
+        T,
+        (0.01 * pose, 0.0005 * pose),
+        see_road(view, LEVEL, road, road / 10),
+        now,
+        before,
+    )
     both = sure.inside & vague.inside
     assert np.all(vague.chi2[both] <= sure.chi2[both] * 1.01 + 0.1)
 
 
 def test_chi_square_tells_movers_from_the_rest(measured):
     view, flow, T, (before, now), truth = measured
-    chi2 = static_residual(view, flow, T, (0.005, 0.0003), see_road(view, LEVEL, 0.08, 0.008), now, before).chi2
+    chi2 = static_residual(
+        view, flow, T, (0.005, 0.0003), see_road(view, LEVEL, 0.08, 0.008), now, before
+    ).chi2
     assert np.median(chi2[truth]) > 25
     assert np.median(chi2[~truth]) < 3
 
 
-@pytest.mark.parametrize(("bend", "low", "high"), [(0.5, 2.0, 10.0), (1.0, -6.0, 0.0), (1.8, 2.0, 10.0)],
-                         ids=["oncoming", "parked", "going along"])
+@pytest.mark.parametrize(
+    ("bend", "low", "high"),
+    [(0.5, 2.0, 10.0), (1.0, -6.0, 0.0), (1.8, 2.0, 10.0)],
+    ids=["oncoming", "parked", "going along"],
+)
 def test_what_floats_or_is_sunk_moves_and_what_stands_on_its_foot_does_not(bend, low, high):
-    """Flow alone puts oncoming traffic too near and what drives along too far: only the parked car is as far as where it stands."""
+    """Flow alone puts oncoming traffic too near and what drives along too far: only the parked car
+    is as far as where it stands."""
     _, calibration = SINGLE
     view = make_views(calibration)[0]
     street = Street((Box((14, 3, 0), (4, 2, 1.6)), Box((14, -3, 0), (4, 2, 1.6))))
     _, z, which = street.render(calibration, 0, calibration.T_base_camera[0], 0.0)
     depth, which = np.where(which == 0, z * bend, z)[::2, ::2].astype(np.float32), which[::2, ::2]
     none = np.zeros(depth.shape, bool)
-    evidence = judge_runs(1 / depth, ~none, 0.02 / depth, see_road(view, LEVEL, 0.08, 0.008), none, none, 1.6, 0.35)
+    evidence = judge_runs(
+        1 / depth, ~none, 0.02 / depth, see_road(view, LEVEL, 0.08, 0.008), none, none, 1.6, 0.35
+    )
     assert low <= np.median(evidence[which == 0]) <= high
     assert np.median(evidence[which == 1]) <= 0
     assert (evidence[which < 0] > 0).mean() < 0.02
@@ -166,9 +222,20 @@ def test_an_outline_stands_for_the_smooth_side_within_it_and_for_nothing_beyond(
     side = np.zeros((72, 96), bool)
     side[24:48, 24:56] = True
     color[side] = (160, 60, 50)
-    rim = side & ~np.roll(side, 3, 0) | side & ~np.roll(side, -3, 0) | side & ~np.roll(side, 3, 1) | side & ~np.roll(side, -3, 1)
-    nothing, unknown, stands = np.zeros(side.shape, bool), np.zeros(side.shape, np.float32), np.full(side.shape, -1, np.float32)
-    moves = spread_near(color, unknown, nothing, np.where(rim, 1.0, 0.0).astype(np.float32), stands) > 0
+    rim = (
+        side & ~np.roll(side, 3, 0)
+        | side & ~np.roll(side, -3, 0)
+        | side & ~np.roll(side, 3, 1)
+        | side & ~np.roll(side, -3, 1)
+    )
+    nothing, unknown, stands = (
+        np.zeros(side.shape, bool),
+        np.zeros(side.shape, np.float32),
+        np.full(side.shape, -1, np.float32),
+    )
+    moves = (
+        spread_near(color, unknown, nothing, np.where(rim, 1.0, 0.0).astype(np.float32), stands) > 0
+    )
     assert iou(moves, side) > 0.85
     assert not (spread_near(color, unknown, nothing, unknown, stands) > 0).any()
 
@@ -200,15 +267,30 @@ def test_gaps_in_depth_are_closed_from_around_them():
 
 def test_one_camera_finds_what_drives_along_with_it():
     """Its flow is that of something infinitely far, under the horizon: no static thing has it."""
-    found = [iou(motion.mask, truth) for motion, truth in drive(SINGLE, (*STILL, Box((9, -1, 0), (4, 2, 1.6), (8.0, 0, 0))), 0.25)[2:]]
+    found = [
+        iou(motion.mask, truth)
+        for motion, truth in drive(
+            SINGLE, (*STILL, Box((9, -1, 0), (4, 2, 1.6), (8.0, 0, 0))), 0.25
+        )[2:]
+    ]
     assert np.mean(found) > 0.4
 
 
 def test_a_mover_is_where_another_camera_says_and_nowhere_else():
     _, calibration = RING
     views = make_views(calibration)
-    _, pose, geometry, truth = observe(Street((CROSSING,)), calibration, se3(np.eye(3), np.array([3.2, 0, 0])), 0.4, disparity_noise=0.0)
-    told = points_of(views[0], pose.T_map_camera[0], np.where(truth[0], 1 / geometry.depth[0], 0)[::2, ::2].astype(np.float32))
+    _, pose, geometry, truth = observe(
+        Street((CROSSING,)),
+        calibration,
+        se3(np.eye(3), np.array([3.2, 0, 0])),
+        0.4,
+        disparity_noise=0.0,
+    )
+    told = points_of(
+        views[0],
+        pose.T_map_camera[0],
+        np.where(truth[0], 1 / geometry.depth[0], 0)[::2, ::2].astype(np.float32),
+    )
     seen, there = seen_from(views[1], pose.T_map_camera[1], told), truth[1, ::2, ::2]
     assert seen.sum() > 0.1 * there.sum()
     assert (seen & there).sum() > 0.9 * seen.sum()
@@ -220,8 +302,14 @@ def test_a_camera_that_just_came_back_marks_what_another_found():
     rig, calibration = RING
     dynamics, street = Dynamics(rig, calibration, DynamicsParameters()), Street((*STILL, CROSSING))
     for n in range(4):
-        frame, pose, geometry, truth = observe(street, calibration, se3(np.eye(3), np.array([0.8 * n, 0, 0])), 0.1 * n,
-                                               disparity_noise=0.25, present=np.array([True, n == 3]))
+        frame, pose, geometry, truth = observe(
+            street,
+            calibration,
+            se3(np.eye(3), np.array([0.8 * n, 0, 0])),
+            0.1 * n,
+            disparity_noise=0.25,
+            present=np.array([True, n == 3]),
+        )
         mask = dynamics(frame, pose, geometry).mask
     assert iou(mask[1], truth[1]) > 0.5
     assert (mask[1] & ~truth[1]).mean() < 0.01
@@ -238,9 +326,13 @@ def test_what_a_mover_uncovers_is_no_mover():
 
 def test_the_road_is_found_where_base_link_is_not_on_it():
     rng = np.random.default_rng(0)
-    road = np.column_stack([rng.uniform(4, 20, 1500), rng.uniform(-6, 6, 1500), rng.normal(-1.65, 0.03, 1500)])
+    road = np.column_stack(
+        [rng.uniform(4, 20, 1500), rng.uniform(-6, 6, 1500), rng.normal(-1.65, 0.03, 1500)]
+    )
     road[:, 2] += 0.01 * road[:, 0]
-    wall = np.column_stack([rng.uniform(4, 20, 1000), np.full(1000, 7.0), rng.uniform(-1.6, 4, 1000)])
+    wall = np.column_stack(
+        [rng.uniform(4, 20, 1000), np.full(1000, 7.0), rng.uniform(-1.6, 4, 1000)]
+    )
     points = np.concatenate([road, wall]).astype(np.float32)
     level = find_level(points)
     assert level is not None
@@ -251,8 +343,19 @@ def test_the_road_is_found_where_base_link_is_not_on_it():
 
 
 def detection(camera: int, position, velocity=(0.0, 3.0, 0.0), label: int = 1) -> Detection:
-    return Detection(camera, label, np.array(position, float), np.eye(3) * 0.1, np.array(velocity, float), np.eye(3) * 0.5,
-                     2.0, 1.5, 50, 0.9, 0.0)
+    return Detection(
+        camera,
+        label,
+        np.array(position, float),
+        np.eye(3) * 0.1,
+        np.array(velocity, float),
+        np.eye(3) * 0.5,
+        2.0,
+        1.5,
+        50,
+        0.9,
+        0.0,
+    )
 
 
 def test_ids_survive_a_crossing():
@@ -278,12 +381,22 @@ def test_an_object_in_two_cameras_is_one_and_keeps_its_id_when_passed_on():
     assert tracker.objects()[0].id == 1 and tracker.objects()[0].age == 17
 
 
-@pytest.mark.parametrize("velocity, width, size, center", [
-    ((9.0, 0.0, 0.0), 1.8, (3.96, 1.8), 1.98),  # a car's rear is seen: its box reaches away along the view
-    ((0.0, 9.0, 0.0), 4.5, (4.5, 1.8), 0.9),  # its side is seen
-    ((0.0, 1.5, 0.0), 0.6, (0.6, 0.6), 0.3),  # a pedestrian
-])
-def test_an_object_is_the_centre_of_its_box_and_what_is_seen_its_near_side(velocity, width, size, center):
+@pytest.mark.parametrize(
+    "velocity, width, size, center",
+    [
+        (
+            (9.0, 0.0, 0.0),
+            1.8,
+            (3.96, 1.8),
+            1.98,
+        ),  # a car's rear is seen: its box reaches away along the view
+        ((0.0, 9.0, 0.0), 4.5, (4.5, 1.8), 0.9),  # its side is seen
+        ((0.0, 1.5, 0.0), 0.6, (0.6, 0.6), 0.3),  # a pedestrian
+    ],
+)
+def test_an_object_is_the_centre_of_its_box_and_what_is_seen_its_near_side(
+    velocity, width, size, center
+):
     tracker = Tracker(3.0, 2, 0.6, 0.5)
     for n in range(5):
         tracker.predict(0.1)

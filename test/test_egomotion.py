@@ -1,4 +1,6 @@
-"""Ego-motion: the solver on exact sightings, and the whole stage on a street that is rendered here (planes, textured by noise)."""
+"""Ego-motion: the solver on exact sightings, and the whole stage on a street that is rendered here
+(planes, textured by noise)."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -14,16 +16,26 @@ from hypothesis import strategies as st
 
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
-from recon4d_ros.distortion import to_pixels
-from recon4d_ros.egomotion import Egomotion, EgomotionParameters, bundle, ground, landmark_memory, patches, pnp, ruler, settling
+from recon4d_ros.cameras.distortion import to_pixels
+from recon4d_ros.cameras.lens import Lens, lens_at
+from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.egomotion import (
+    Egomotion,
+    EgomotionParameters,
+    bundle,
+    ground,
+    landmark_memory,
+    patches,
+    pnp,
+    ruler,
+    settling,
+)
 from recon4d_ros.egomotion.bundle import Keyframe
 from recon4d_ros.egomotion.cameras import Cameras
 from recon4d_ros.egomotion.features import Landmarks
 from recon4d_ros.egomotion.images import Images
-from recon4d_ros.egomotion.lens import Lens, lens_at
 from recon4d_ros.egomotion.odometry import OdometryBuffer
 from recon4d_ros.egomotion.pnp import Observations, Prior
-from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.types import (
     Calibration,
     Camera,
@@ -40,26 +52,51 @@ from recon4d_ros.types import (
 
 Shots = tuple[tuple[Frame, Geometry, np.ndarray], ...]
 NOTHING = np.zeros(0, np.float32)
-NO_POINTERS = Pointers(np.zeros((0, 3)), np.zeros((0, 66), np.float32), NOTHING, NOTHING, np.zeros(0, np.bool_))
-OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # optical axes in a body that looks along x
+NO_POINTERS = Pointers(
+    np.zeros((0, 3)), np.zeros((0, 66), np.float32), NOTHING, NOTHING, np.zeros(0, np.bool_)
+)
+OPTICAL = np.array(
+    [[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+)  # optical axes in a body that looks along x
 
 
 def mount(x: float, y: float, z: float, yaw: float = 0.0, pitch: float = 0.0) -> np.ndarray:
-    turn = geometry.exp(np.array([0, 0, 0, 0, 0, np.radians(yaw)])) @ geometry.exp(np.array([0, 0, 0, 0, np.radians(pitch), 0]))
+    turn = geometry.exp(np.array([0, 0, 0, 0, 0, np.radians(yaw)])) @ geometry.exp(
+        np.array([0, 0, 0, 0, np.radians(pitch), 0])
+    )
     return geometry.se3(turn[:3, :3] @ OPTICAL, np.array([x, y, z]))
 
 
-def camera(name: str, pose: np.ndarray, size: tuple[int, int] = (144, 256), fov: float = 80.0) -> Camera:
+def camera(
+    name: str, pose: np.ndarray, size: tuple[int, int] = (144, 256), fov: float = 80.0
+) -> Camera:
     height, width = size
     focal = width / 2 / np.tan(np.radians(fov) / 2)
-    return Camera(name, width, height, np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]), pose)
+    return Camera(
+        name,
+        width,
+        height,
+        np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]),
+        pose,
+    )
 
 
-STEREO = Rig("stereo", (camera("left", mount(1.5, 0.27, 1.6), (192, 448)), camera("right", mount(1.5, -0.27, 1.6), (192, 448))))
+STEREO = Rig(
+    "stereo",
+    (
+        camera("left", mount(1.5, 0.27, 1.6), (192, 448)),
+        camera("right", mount(1.5, -0.27, 1.6), (192, 448)),
+    ),
+)
 SURROUND = Rig(
     "surround",
     tuple(
-        camera(f"c{yaw}", mount(np.cos(np.radians(yaw)), np.sin(np.radians(yaw)), 1.5, yaw), (180, 320), 70.0)
+        camera(
+            f"c{yaw}",
+            mount(np.cos(np.radians(yaw)), np.sin(np.radians(yaw)), 1.5, yaw),
+            (180, 320),
+            70.0,
+        )
         for yaw in (0, 60, 120, 180, 240, 300)
     ),
 )
@@ -75,7 +112,7 @@ def calibrate(rig: Rig) -> Calibration:
     return Calibration(rig.names, grid, k, rig.T_base_camera, size, size)
 
 
-# -- a street: road at z = 0, house fronts at y = -7 and y = 8, its ends at x = 140 and -60 -----------------------------------------------
+# --- a street: road at z = 0, house fronts at y = -7 and y = 8, its ends at x = 140 and -60
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +120,9 @@ def texture() -> np.ndarray:
     rng = np.random.default_rng(7)
     out = np.zeros((1024, 1024), np.float32)
     for sigma, weight in ((1.2, 1.0), (3.0, 1.6), (9.0, 2.5)):
-        layer = cv2.GaussianBlur(rng.standard_normal((1024, 1024)).astype(np.float32), (0, 0), sigma)
+        layer = cv2.GaussianBlur(
+            rng.standard_normal((1024, 1024)).astype(np.float32), (0, 0), sigma
+        )
         out += weight * layer / layer.std()
     return np.clip(out * 14 + 120, 5, 250).astype(np.float32)
 
@@ -97,11 +136,16 @@ PLANES = (  # normal, offset (n.x = d), the two axes that texture follows, texel
 )
 
 
-def render(T_world_camera: np.ndarray, k: np.ndarray, size: tuple[int, int], lens: Lens | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Grey image uint8 [h, w] and z-depth float32 [h, w] (NaN: sky) of the street; through a lens if there is one, else by k."""
+def render(
+    T_world_camera: np.ndarray, k: np.ndarray, size: tuple[int, int], lens: Lens | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey image uint8 [h, w] and z-depth float32 [h, w] (NaN: sky) of the street; through a lens
+    if there is one, else by k."""
     rays = geometry.unproject(np.ones(size, np.float32), k)
     if lens is not None:
-        seen = lens.rays(np.indices(size)[::-1].reshape(2, -1).T.astype(np.float64)).reshape(*size, 2)
+        seen = lens.rays(np.indices(size)[::-1].reshape(2, -1).T.astype(np.float64)).reshape(
+            *size, 2
+        )
         rays = np.concatenate([seen, np.ones((*size, 1))], axis=-1).astype(np.float32)
     rays = rays @ T_world_camera[:3, :3].T.astype(np.float32)
     origin = T_world_camera[:3, 3]
@@ -113,12 +157,18 @@ def render(T_world_camera: np.ndarray, k: np.ndarray, size: tuple[int, int], len
         nearer = (z > 0.1) & (z < depth) & (hit[..., 2] < 9.0) & (hit[..., 2] > -0.01)
         at = np.where(nearer[..., None], hit, 0)[..., list(axes)] * scale + 137.0 * index
         at = np.mod(at, 1022).astype(np.float32)
-        grey = np.where(nearer, cv2.remap(texture(), at[..., 0], at[..., 1], cv2.INTER_LINEAR), grey)
+        grey = np.where(
+            nearer, cv2.remap(texture(), at[..., 0], at[..., 1], cv2.INTER_LINEAR), grey
+        )
         depth = np.where(nearer, z, depth)
-    return np.clip(grey, 0, 255).astype(np.uint8), np.where(np.isfinite(depth), depth, np.nan).astype(np.float32)
+    return np.clip(grey, 0, 255).astype(np.uint8), np.where(
+        np.isfinite(depth), depth, np.nan
+    ).astype(np.float32)
 
 
-def drive(frames: int, speed: float = 8.0, yaw_rate: float = 0.0, period_ns: int = 100_000_000) -> list[tuple[int, np.ndarray]]:
+def drive(
+    frames: int, speed: float = 8.0, yaw_rate: float = 0.0, period_ns: int = 100_000_000
+) -> list[tuple[int, np.ndarray]]:
     """Stamps and poses of base_link in the world."""
     step = geometry.exp(np.array([speed, 0, 0, 0, 0, yaw_rate]) * period_ns * 1e-9)
     poses = [np.eye(4)]
@@ -127,13 +177,20 @@ def drive(frames: int, speed: float = 8.0, yaw_rate: float = 0.0, period_ns: int
     return [(1_000_000_000 + index * period_ns, pose) for index, pose in enumerate(poses)]
 
 
-def frame_at(rig: Rig, stamp: int, pose: np.ndarray, present: tuple[bool, ...] | None = None) -> tuple[Frame, Geometry]:
-    images, depths = zip(*(render(pose @ c.T_base_camera, c.k, (c.height, c.width)) for c in rig.cameras), strict=True)
+def frame_at(
+    rig: Rig, stamp: int, pose: np.ndarray, present: tuple[bool, ...] | None = None
+) -> tuple[Frame, Geometry]:
+    images, depths = zip(
+        *(render(pose @ c.T_base_camera, c.k, (c.height, c.width)) for c in rig.cameras),
+        strict=True,
+    )
     there = np.array(present if present is not None else [True] * len(images))
     stack = np.stack(images)[..., None] * there[:, None, None, None]
     depth = np.where(there[:, None, None], np.stack(depths), np.nan).astype(np.float32)
     frame = Frame(stamp, stack.astype(np.uint8), there, np.full(len(images), stamp, np.int64))
-    return frame, Geometry(depth, 0.01 * depth, np.isfinite(depth).astype(np.float32), np.repeat(stack, 3, -1))
+    return frame, Geometry(
+        depth, 0.01 * depth, np.isfinite(depth).astype(np.float32), np.repeat(stack, 3, -1)
+    )
 
 
 def blank(truth: Geometry) -> Geometry:
@@ -141,21 +198,30 @@ def blank(truth: Geometry) -> Geometry:
     return Geometry(nothing, nothing, np.zeros_like(nothing), truth.color)
 
 
-# -- the solver ------------------------------------------------------------------------------------------------------------------------
+# --- the solver
 
 
-def scene(seed: int, count: int = 160, known: float = 1e-8) -> tuple[np.ndarray, np.ndarray, Observations]:
-    """True pose, T_camera_base of a surround rig, and exact sightings of landmarks hung on the rig's places at the map's origin."""
+def scene(
+    seed: int, count: int = 160, known: float = 1e-8
+) -> tuple[np.ndarray, np.ndarray, Observations]:
+    """True pose, T_camera_base of a surround rig, and exact sightings of landmarks hung on the
+    rig's places at the map's origin."""
     rng = np.random.default_rng(seed)
     T_camera_base = geometry.inverse(SURROUND.T_base_camera)
-    truth = geometry.exp(np.array([*rng.normal([0.9, 0, 0], [0.2, 0.05, 0.05]), *rng.normal(0, 0.02, 3)]))
+    truth = geometry.exp(
+        np.array([*rng.normal([0.9, 0, 0], [0.2, 0.05, 0.05]), *rng.normal(0, 0.02, 3)])
+    )
     cam = rng.integers(0, len(SURROUND.cameras), count)
-    rays = np.concatenate([rng.uniform([-0.6, -0.35], [0.6, 0.35], (count, 2)), np.ones((count, 1))], axis=1)
+    rays = np.concatenate(
+        [rng.uniform([-0.6, -0.35], [0.6, 0.35], (count, 2)), np.ones((count, 1))], axis=1
+    )
     rho = 1 / rng.uniform(3, 40, count)
     mounts = SURROUND.T_base_camera[cam]
     origin, bearing = mounts[:, :3, 3], np.einsum("mij,mj->mi", mounts[:, :3, :3], rays)
     sigma, variance = np.full(count, 1e-3), known * rho**2
-    o = Observations(origin, bearing, rho, variance, cam, np.zeros((count, 2)), sigma, np.arange(count))
+    o = Observations(
+        origin, bearing, rho, variance, cam, np.zeros((count, 2)), sigma, np.arange(count)
+    )
     q = pnp.project(truth[None], T_camera_base, o)[0]
     seen = np.flatnonzero(q[:, 2] > 0.2 * rho)
     ray = q[:, :2] / q[:, 2:]
@@ -201,7 +267,9 @@ def test_solver_stands_half_the_sightings_being_wrong(seed: int, share: float) -
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.0, 0.6))
-def test_a_glance_at_a_part_of_the_sightings_does_not_lose_the_best_pose(seed: int, share: float) -> None:
+def test_a_glance_at_a_part_of_the_sightings_does_not_lose_the_best_pose(
+    seed: int, share: float
+) -> None:
     truth, T_camera_base, o = scene(seed, count=600)
     rng = np.random.default_rng(seed)
     ray = o.ray + rng.normal(0, 5e-4, o.ray.shape)
@@ -210,7 +278,9 @@ def test_a_glance_at_a_part_of_the_sightings_does_not_lose_the_best_pose(seed: i
     view = pnp.View.of(T_camera_base, seen_at(o, ray))
     poses = np.stack([truth @ geometry.exp(rng.normal(0, 0.3, 6)) for _ in range(80)])
     poses[rng.integers(80)] = truth
-    assert len(o) >= 2 * pnp.GLANCE and len(poses) > pnp.FINALISTS  # else it would look at all of them
+    assert (
+        len(o) >= 2 * pnp.GLANCE and len(poses) > pnp.FINALISTS
+    )  # else it would look at all of them
     assert np.array_equal(pnp.best(poses, view, loose_prior()), truth)
 
 
@@ -220,7 +290,9 @@ def test_a_big_mover_does_not_capture_the_pose(seed: int) -> None:
     """45 % of the sightings agree with each other on another motion: a lorry beside the car."""
     truth, T_camera_base, o = scene(seed)
     mover = np.arange(len(o)) < 0.45 * len(o)
-    other = pnp.project((truth @ geometry.exp(np.array([-0.7, 0.2, 0, 0, 0, 0.01])))[None], T_camera_base, o)[0]
+    other = pnp.project(
+        (truth @ geometry.exp(np.array([-0.7, 0.2, 0, 0, 0, 0.01])))[None], T_camera_base, o
+    )[0]
     ray = np.where(mover[:, None], other[:, :2] / other[:, 2:], o.ray)
     solution = pnp.solve(T_camera_base, seen_at(o, ray), loose_prior())
     assert error(truth, solution.T_map_base)[0] < 0.02
@@ -233,7 +305,9 @@ def test_the_map_frame_does_not_matter(seed: int, yaw: float, x: float, y: float
     move = geometry.exp(np.array([0, 0, 0, 0.1, -0.2, yaw]))
     move[:3, 3] = x, y, 3.0
     o = seen_at(o, o.ray + 1e-4)
-    moved = replace(o, origin=geometry.transform(move, o.origin), bearing=o.bearing @ move[:3, :3].T)
+    moved = replace(
+        o, origin=geometry.transform(move, o.origin), bearing=o.bearing @ move[:3, :3].T
+    )
     here = pnp.solve(T_camera_base, o, loose_prior())
     there = pnp.solve(T_camera_base, moved, loose_prior(move))
     assert max(error(move @ here.T_map_base, there.T_map_base)) < 1e-6
@@ -243,14 +317,18 @@ def test_points_of_unknown_depth_still_hold_the_rotation() -> None:
     truth, T_camera_base, o = scene(3, known=1e2)
     guess = replace(o, rho=np.full(len(o), 0.1), variance=np.full(len(o), 4.0))
     start = truth @ geometry.exp(np.array([0.0, 0, 0, 0.02, -0.02, 0.03]))
-    solution = pnp.solve(T_camera_base, guess, Prior(start, np.diag([1e-4, 1e-4, 1e-4, 0.04, 0.04, 0.04])))
+    solution = pnp.solve(
+        T_camera_base, guess, Prior(start, np.diag([1e-4, 1e-4, 1e-4, 0.04, 0.04, 0.04]))
+    )
     assert error(truth, solution.T_map_base)[1] < 1e-3
 
 
 def test_no_sightings_give_the_prior_back() -> None:
     _, T_camera_base, o = scene(0)
     prior = loose_prior(geometry.exp(np.array([1.0, 0, 0, 0, 0, 0.1])))
-    assert np.array_equal(pnp.solve(T_camera_base, o.take(np.zeros(0, int)), prior).T_map_base, prior.T_map_base)
+    assert np.array_equal(
+        pnp.solve(T_camera_base, o.take(np.zeros(0, int)), prior).T_map_base, prior.T_map_base
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -264,12 +342,14 @@ def test_jacobians_agree_with_differences(seed: int) -> None:
     for axis in range(6):
         moved = truth @ geometry.exp(step * np.eye(6)[axis])
         there = pnp.linearise(moved[None], pnp.View.of(T_camera_base, o))
-        assert np.allclose(-(there.residual - here.residual) / step, here.jacobian[:, axis], atol=1e-3, rtol=1e-3)
+        assert np.allclose(
+            -(there.residual - here.residual) / step, here.jacobian[:, axis], atol=1e-3, rtol=1e-3
+        )
     deeper = pnp.linearise(truth[None], pnp.View.of(T_camera_base, replace(o, rho=o.rho + step)))
     assert np.allclose(-(deeper.residual - here.residual) / step, here.along, atol=1e-3, rtol=1e-3)
 
 
-# -- lens, road, adjustment, memory ------------------------------------------------------------------------------------------------------
+# --- lens, road, adjustment, memory
 
 DISTORTIONS = (
     ("none", ()),
@@ -281,11 +361,15 @@ DISTORTIONS = (
 
 @pytest.mark.parametrize(("model", "d"), DISTORTIONS, ids=[name for name, _ in DISTORTIONS])
 def test_lens_goes_there_and_back(model: str, d: tuple[float, ...]) -> None:
-    cam = Camera("c", 640, 480, np.array([[320.0, 0, 318], [0, 322, 241], [0, 0, 1]]), np.eye(4), model, d)
+    cam = Camera(
+        "c", 640, 480, np.array([[320.0, 0, 318], [0, 322, 241], [0, 0, 1]]), np.eye(4), model, d
+    )
     lens = lens_at(cam, (480, 640))
     rays = np.random.default_rng(0).uniform([-0.8, -0.6], [0.8, 0.6], (50, 2))
     assert np.abs(lens.rays(lens.pixels(rays)) - rays).max() * 320 < 0.002  # pixels
-    assert np.abs(lens.pixels(rays) - to_pixels(cam, rays)).max() < 1e-6  # as the images themselves are undistorted
+    assert (
+        np.abs(lens.pixels(rays) - to_pixels(cam, rays)).max() < 1e-6
+    )  # as the images themselves are undistorted
     half = lens_at(cam, (240, 320))
     assert np.abs(half.pixels(rays) - ((lens.pixels(rays) + 0.5) / 2 - 0.5)).max() < 1e-6
 
@@ -298,7 +382,9 @@ def test_the_road_gives_the_depth_of_what_lies_on_it() -> None:
     assert np.allclose(rho, 1 / q[:, 2])
     assert (variance > 0).all()
     above = ground.inverse_depth(np.array([[0.0, -0.2]]), cam.T_base_camera)[0]
-    beside = ground.inverse_depth(q[:, :2] / q[:, 2:], geometry.se3(cam.T_base_camera[:3, :3], np.zeros(3)))[0]
+    beside = ground.inverse_depth(
+        q[:, :2] / q[:, 2:], geometry.se3(cam.T_base_camera[:3, :3], np.zeros(3))
+    )[0]
     assert np.isnan(above).all() and np.isnan(beside).all()
 
 
@@ -314,7 +400,11 @@ def test_adjustment_finds_how_a_camera_is_turned(turn: tuple[float, float, float
         pose = geometry.exp(np.array([1.2 * index, 0, 0, 0, 0, 0.01 * index]))
         seen = [geometry.transform(geometry.inverse(pose @ mount_), points) for mount_ in real]
         rays = np.concatenate([q[:, :2] / q[:, 2:] for q in seen]) + rng.normal(0, 1e-4, (300, 2))
-        told = pose @ geometry.exp(rng.normal(0, [0.01, 0.01, 0.01, 0.001, 0.001, 0.001])) if index else pose
+        told = (
+            pose @ geometry.exp(rng.normal(0, [0.01, 0.01, 0.01, 0.001, 0.001, 0.001]))
+            if index
+            else pose
+        )
         names, cams = np.tile(np.arange(150), 2), np.repeat([0, 1], 150)
         keyframes.append(Keyframe(told, nominal, names, cams, cams == 0, rays, np.full(300, 5e-4)))
     start = {index: point + rng.normal(0, 0.3, 3) for index, point in enumerate(points)}
@@ -336,15 +426,21 @@ def memory_of(rig: Rig, pose: np.ndarray, count: int, seed: int) -> Pointers:
     spots = (at[:, None] + landmark_memory.AROUND * step).astype(np.float32)
     patch = cv2.remap(image, spots[..., 0], spots[..., 1], cv2.INTER_LINEAR).astype(np.float32)
     patch = (patch - patch.mean(1, keepdims=True)) / (patch.std(1, keepdims=True) + 2)
-    points = np.stack([(at[:, 0] - cam.k[0, 2]) / cam.k[0, 0] * z, (at[:, 1] - cam.k[1, 2]) / cam.k[1, 1] * z, z], 1)
+    points = np.stack(
+        [(at[:, 0] - cam.k[0, 2]) / cam.k[0, 0] * z, (at[:, 1] - cam.k[1, 2]) / cam.k[1, 1] * z, z],
+        1,
+    )
     extra = np.stack([step * z / cam.k[0, 0], 0.01 * z], 1)
     feature = np.concatenate([patch, extra], 1).astype(np.float32)
     ones = np.ones(len(z), np.float32)
-    return Pointers(geometry.transform(pose @ cam.T_base_camera, points), feature, ones, 0 * ones, ones > 0)
+    return Pointers(
+        geometry.transform(pose @ cam.T_base_camera, points), feature, ones, 0 * ones, ones > 0
+    )
 
 
 def test_the_memory_is_found_again_from_elsewhere() -> None:
-    """Patches made at one place, looked for from a metre further on with a pose that is off by several pixels."""
+    """Patches made at one place, looked for from a metre further on with a pose that is off by
+    several pixels."""
     cam, size = MONO.cameras[0], (240, 480)
     pointers = memory_of(MONO, np.eye(4), 150, 0)
     births = landmark_memory.Births.none()
@@ -352,20 +448,35 @@ def test_the_memory_is_found_again_from_elsewhere() -> None:
     truth = geometry.exp(np.array([0.8, 0.02, 0, 0, 0, 0.004])) @ cam.T_base_camera
     image, _ = render(truth, cam.k, size)
     off = truth @ geometry.exp(np.array([0, 0, 0, 0.003, 0.006, 0]))
-    o = landmark_memory.find(pointers, births, [landmark_memory.View(0, image, lens_at(cam, size), cam.k, off)], 0.5, 60)
+    o = landmark_memory.find(
+        pointers, births, [landmark_memory.View(0, image, lens_at(cam, size), cam.k, off)], 0.5, 60
+    )
     assert o is not None and len(o) >= 15
     q = geometry.transform(geometry.inverse(truth), o.origin + o.bearing / o.rho[:, None])
     pixels = np.abs(q[:, :2] / q[:, 2:] - o.ray).max(1) * cam.k[0, 0]
     assert np.median(pixels) < 0.35
     assert (pixels < 1.5).mean() > 0.8
     flat = np.full_like(image, 90)
-    assert landmark_memory.find(pointers, births, [landmark_memory.View(0, flat, lens_at(cam, size), cam.k, off)], 0.5, 60) is None
+    assert (
+        landmark_memory.find(
+            pointers,
+            births,
+            [landmark_memory.View(0, flat, lens_at(cam, size), cam.k, off)],
+            0.5,
+            60,
+        )
+        is None
+    )
 
 
 def test_a_patch_of_the_road_is_found_where_it_is() -> None:
-    """Between two frames the road below the car grows and shears: a window moved as it is comes to rest beside the point."""
+    """Between two frames the road below the car grows and shears: a window moved as it is comes to
+    rest beside the point."""
     cam, size = MONO.cameras[0], (240, 480)
-    before, after = cam.T_base_camera, geometry.exp(np.array([1.2, 0.03, 0, 0, 0.003, 0.01])) @ cam.T_base_camera
+    before, after = (
+        cam.T_base_camera,
+        geometry.exp(np.array([1.2, 0.03, 0, 0, 0.003, 0.01])) @ cam.T_base_camera,
+    )
     (here, _), (there, _) = render(before, cam.k, size), render(after, cam.k, size)
     rng = np.random.default_rng(0)
     road = np.column_stack([rng.uniform([5.8, -1.5], [8.5, 1.5], (60, 2)), np.zeros(60)])
@@ -375,7 +486,9 @@ def test_a_patch_of_the_road_is_found_where_it_is() -> None:
     q = geometry.transform(T_there_here, at)
     truth = q[:, :2] / q[:, 2:] * cam.k[0, 0] + cam.k[:2, 2]
     near = truth + rng.uniform(-1, 1, truth.shape)
-    warp = patches.warps(at, np.tile(before[2, :3], (len(at), 1)), np.tile(T_there_here, (len(at), 1, 1)))
+    warp = patches.warps(
+        at, np.tile(before[2, :3], (len(at), 1)), np.tile(T_there_here, (len(at), 1, 1))
+    )
     pair = [patches.Pair(here, there, 0, len(at))]
     place, alike = patches.settle(pair, pixel, near, warp)
     assert (alike > patches.ALIKE).mean() > 0.7
@@ -390,13 +503,28 @@ def test_a_patch_of_the_road_is_found_where_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("fx", "fy", "model", "d"),
-    [(286.0, 286.0, "none", ()), (286.0, 215.0, "none", ()), (205.0, 205.0, "equidistant", (-0.012, 0.006, -0.004, 0.0008))],
+    [
+        (286.0, 286.0, "none", ()),
+        (286.0, 215.0, "none", ()),
+        (205.0, 205.0, "equidistant", (-0.012, 0.006, -0.004, 0.0008)),
+    ],
     ids=["pinhole", "oblong pixels", "fisheye"],
 )
-def test_points_come_to_rest_through_any_lens(fx: float, fy: float, model: str, d: tuple[float, ...]) -> None:
-    """The road beside and before a car that drives on: how it changes is known in pixels, whatever the lens makes of them."""
+def test_points_come_to_rest_through_any_lens(
+    fx: float, fy: float, model: str, d: tuple[float, ...]
+) -> None:
+    """The road beside and before a car that drives on: how it changes is known in pixels, whatever
+    the lens makes of them."""
     size = (360, 480)
-    cam = Camera("c", 480, 360, np.array([[fx, 0, 239.5], [0, fy, 179.5], [0, 0, 1]]), mount(1.5, 0.0, 1.2, 40.0, 20.0), model, d)
+    cam = Camera(
+        "c",
+        480,
+        360,
+        np.array([[fx, 0, 239.5], [0, fy, 179.5], [0, 0, 1]]),
+        mount(1.5, 0.0, 1.2, 40.0, 20.0),
+        model,
+        d,
+    )
     rig, lens = Rig("one", (cam,)), lens_at(cam, size)
     poses = [np.eye(4), geometry.exp(np.array([0.7, 0.02, 0, 0, 0, 0.01]))]
     places = [pose @ cam.T_base_camera for pose in poses]
@@ -407,42 +535,74 @@ def test_points_come_to_rest_through_any_lens(fx: float, fy: float, model: str, 
     road = np.column_stack([rng.uniform([1.5, 0.0], [9.0, 7.0], (400, 2)), np.zeros(400)])
     seen = [geometry.transform(geometry.inverse(place), road) for place in places]
     pixels = [lens.pixels(q[:, :2] / q[:, 2:]) for q in seen]
-    use = (seen[0][:, 2] > 0.2) & (seen[1][:, 2] > 0.2) & lens.inside(pixels[0], 10) & lens.inside(pixels[1], 10)
+    use = (
+        (seen[0][:, 2] > 0.2)
+        & (seen[1][:, 2] > 0.2)
+        & lens.inside(pixels[0], 10)
+        & lens.inside(pixels[1], 10)
+    )
     count, truth = int(use.sum()), pixels[1][use]
     one, nothing = np.ones(count), np.zeros(count, np.int64)
     origin = np.repeat(places[0][None, :3, 3], count, axis=0)
     before = pixels[0][use].astype(np.float32)
-    table = Landmarks(nothing, before, origin, road[use] - origin, one, 1e-6 * one, nothing, nothing, nothing, nothing > 0)
-    place, found = (truth + rng.uniform(-1, 1, truth.shape)).astype(np.float32), np.ones(count, np.bool_)
-    settling.settle(Cameras.of(rig, calibrate(rig), 100), images, table, place, found, places[1][None], poses[1])
+    table = Landmarks(
+        nothing,
+        before,
+        origin,
+        road[use] - origin,
+        one,
+        1e-6 * one,
+        nothing,
+        nothing,
+        nothing,
+        nothing > 0,
+    )
+    place, found = (
+        (truth + rng.uniform(-1, 1, truth.shape)).astype(np.float32),
+        np.ones(count, np.bool_),
+    )
+    settling.settle(
+        Cameras.of(rig, calibrate(rig), 100), images, table, place, found, places[1][None], poses[1]
+    )
     off = np.linalg.norm(place - truth, axis=1)
     assert count > 60 and found.mean() > 0.8
     assert np.median(off[found]) < 0.24 and np.quantile(off[found], 0.9) < 0.9
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.floats(-0.03, 0.03), st.floats(-0.005, 0.005), st.floats(-0.005, 0.005))
-def test_the_road_says_how_much_too_long_lengths_are(seed: int, excess: float, pitch: float, roll: float) -> None:
-    """Depths too long by a share, the car leaning, and a third of the landmarks standing on the road rather than lying on it."""
+@given(
+    st.integers(0, 1000), st.floats(-0.03, 0.03), st.floats(-0.005, 0.005), st.floats(-0.005, 0.005)
+)
+def test_the_road_says_how_much_too_long_lengths_are(
+    seed: int, excess: float, pitch: float, roll: float
+) -> None:
+    """Depths too long by a share, the car leaning, and a third of the landmarks standing on the
+    road rather than lying on it."""
     rng = np.random.default_rng(seed)
     xy = rng.uniform(-14, 14, (90, 2))
     z = np.where(np.arange(90) < 30, rng.uniform(0.05, 0.6, 90), 0.0) + xy @ np.array([pitch, roll])
     centre = np.array([0.5, 0.0, 1.5])
-    points = centre + (np.column_stack([xy, z]) - centre) * (1 + excess) * (1 + rng.normal(0, 0.01, (90, 1)))
+    points = centre + (np.column_stack([xy, z]) - centre) * (1 + excess) * (
+        1 + rng.normal(0, 0.01, (90, 1))
+    )
     found = ruler.plane(points, np.full(90, 1.5), np.full(90, 0.01), 0.03)
     assert found is not None
     assert abs(found[0] - excess) < 4 * np.sqrt(found[1]) + 0.002 and np.sqrt(found[1]) < 0.005
-    assert ruler.plane(points[:40], np.full(40, 0.1), np.full(40, 0.01), 0.03) is None  # no camera is high enough to say anything
+    assert (
+        ruler.plane(points[:40], np.full(40, 0.1), np.full(40, 0.01), 0.03) is None
+    )  # no camera is high enough to say anything
     assert ruler.plane(points[:5], np.full(5, 1.5), np.full(5, 0.01), 0.03) is None
 
 
-# -- the stage ---------------------------------------------------------------------------------------------------------------------------
+# --- the stage
 
 
 @lru_cache(maxsize=4)
 def street(name: str, frames: int, speed: float = 8.0, yaw_rate: float = 0.1) -> Shots:
     rig = {"stereo": STEREO, "surround": SURROUND, "mono": MONO}[name]
-    return tuple((*frame_at(rig, stamp, pose), pose) for stamp, pose in drive(frames, speed, yaw_rate))
+    return tuple(
+        (*frame_at(rig, stamp, pose), pose) for stamp, pose in drive(frames, speed, yaw_rate)
+    )
 
 
 def run(
@@ -457,7 +617,9 @@ def run(
     out = []
     for index, (frame, truth, _) in enumerate(shots):
         pose = ego.estimate(frame, (odometry or {}).get(index, ()), NO_POINTERS)
-        ego.observe(frame, truth if depth else blank(truth), pose, np.zeros(truth.depth.shape, np.bool_))
+        ego.observe(
+            frame, truth if depth else blank(truth), pose, np.zeros(truth.depth.shape, np.bool_)
+        )
         assert np.isfinite(pose.T_map_base).all() and np.isfinite(pose.T_map_camera).all()
         assert np.isfinite(pose.covariance).all() and np.isfinite(pose.velocity).all()
         assert np.linalg.eigvalsh(pose.covariance)[0] > 0
@@ -471,7 +633,10 @@ def drift(poses: list[PoseEstimate], shots: Shots) -> float:
     return float(np.linalg.norm(poses[-1].T_map_base[:3, 3] - shots[-1][2][:3, 3]) / path)
 
 
-@pytest.mark.parametrize(("name", "rig", "bound"), [("stereo", STEREO, 0.015), ("surround", SURROUND, 0.01), ("mono", MONO, 0.015)])
+@pytest.mark.parametrize(
+    ("name", "rig", "bound"),
+    [("stereo", STEREO, 0.015), ("surround", SURROUND, 0.01), ("mono", MONO, 0.015)],
+)
 def test_drift_with_depth(name: str, rig: Rig, bound: float) -> None:
     shots = street(name, 20)
     poses = run(rig, shots)
@@ -480,7 +645,10 @@ def test_drift_with_depth(name: str, rig: Rig, bound: float) -> None:
     assert np.abs(poses[-1].velocity[0] - 8.0) < 0.3 and np.abs(poses[-1].velocity[5] - 0.1) < 0.02
 
 
-@pytest.mark.parametrize(("name", "rig", "bound"), [("stereo", STEREO, 0.02), ("surround", SURROUND, 0.06), ("mono", MONO, 0.04)])
+@pytest.mark.parametrize(
+    ("name", "rig", "bound"),
+    [("stereo", STEREO, 0.02), ("surround", SURROUND, 0.06), ("mono", MONO, 0.04)],
+)
 def test_starts_without_any_depth_and_is_metric(name: str, rig: Rig, bound: float) -> None:
     shots = street(name, 20)
     poses = run(rig, shots, depth=False)
@@ -492,17 +660,23 @@ def test_starts_without_any_depth_and_is_metric(name: str, rig: Rig, bound: floa
 def test_the_road_takes_out_a_wrong_scale() -> None:
     """An engine whose depths are all 3 % too long; the cameras' height above the road says so."""
     true = street("surround", 20)
-    shots = tuple((frame, replace(truth, depth=1.03 * truth.depth, sigma=0.05 * truth.depth), pose) for frame, truth, pose in true)
+    shots = tuple(
+        (frame, replace(truth, depth=1.03 * truth.depth, sigma=0.05 * truth.depth), pose)
+        for frame, truth, pose in true
+    )
     poses = run(SURROUND, shots)
     steps = [error(a.T_map_base, b.T_map_base)[0] / 0.8 - 1 for a, b in pairwise(poses)]
     assert abs(np.mean(steps[-8:])) < 0.01
 
 
 def test_dim_and_noisy_images_are_followed() -> None:
-    """Contrast of four grey levels under noise of three: no two patches are more alike than that allows."""
+    """Contrast of four grey levels under noise of three: no two patches are more alike than that
+    allows."""
     rng, shots = np.random.default_rng(0), []
     for frame, truth, pose in street("surround", 20)[:10]:
-        dim = np.clip(0.1 * frame.images + rng.normal(0, 3, frame.images.shape), 0, 255).astype(np.uint8)
+        dim = np.clip(0.1 * frame.images + rng.normal(0, 3, frame.images.shape), 0, 255).astype(
+            np.uint8
+        )
         shots.append((replace(frame, images=dim), truth, pose))
     poses = run(SURROUND, tuple(shots))
     assert all(pose.tracking is Tracking.TRACKING and pose.inliers > 60 for pose in poses[1:])
@@ -510,7 +684,8 @@ def test_dim_and_noisy_images_are_followed() -> None:
 
 
 def test_without_any_measure_of_a_metre_it_says_that_it_does_not_know() -> None:
-    """A camera on the ground itself, as where base_link is the camera, and no depth: the scale is nobody's to know."""
+    """A camera on the ground itself, as where base_link is the camera, and no depth: the scale is
+    nobody's to know."""
     low = Rig("low", (replace(MONO.cameras[0], T_base_camera=mount(0.0, 0.0, 0.0)),))
     shots = tuple((frame, blank(truth), pose) for frame, truth, pose in street("mono", 20))
     poses = run(low, shots)  # which holds that all is finite
@@ -520,7 +695,9 @@ def test_without_any_measure_of_a_metre_it_says_that_it_does_not_know() -> None:
 def test_the_solver_stands_equations_that_say_nothing() -> None:
     _, T_camera_base, o = scene(1)
     one = o.take(np.zeros(40, np.int64))
-    far = replace(one, sigma=np.full(40, 1e-14), variance=np.full(40, 1e-30))  # weights beside which a prior is lost to rounding
+    far = replace(
+        one, sigma=np.full(40, 1e-14), variance=np.full(40, 1e-30)
+    )  # weights beside which a prior is lost to rounding
     assert np.isfinite(pnp.solve(T_camera_base, far, loose_prior()).T_map_base).all()
     linear = pnp.linearise(np.eye(4)[None], pnp.View.of(T_camera_base, one))
     scale = np.full((1, 40), 1e40)
@@ -535,8 +712,12 @@ def test_two_runs_are_identical_and_a_reset_starts_a_new_one(name: str, rig: Rig
     first, second = run(rig, shots, ego=reused), run(rig, shots)
     reused.reset()
     for a, b, c in zip(first, second, run(rig, shots, ego=reused), strict=True):
-        assert np.array_equal(a.T_map_base, b.T_map_base) and np.array_equal(a.covariance, b.covariance)
-        assert np.array_equal(a.T_map_base, c.T_map_base) and np.array_equal(a.covariance, c.covariance)
+        assert np.array_equal(a.T_map_base, b.T_map_base) and np.array_equal(
+            a.covariance, b.covariance
+        )
+        assert np.array_equal(a.T_map_base, c.T_map_base) and np.array_equal(
+            a.covariance, c.covariance
+        )
 
 
 def wheel(shots: Shots, scale: float = 1.0) -> dict[int, tuple[OdometrySample, ...]]:
@@ -555,7 +736,12 @@ def wheel(shots: Shots, scale: float = 1.0) -> dict[int, tuple[OdometrySample, .
 def test_trusted_odometry_is_taken_as_it_is() -> None:
     shots = street("stereo", 20)
     poses = run(STEREO, shots, wheel(shots), parameters=EgomotionParameters(odometry="trust"))
-    assert max(error(pose.T_map_base, truth)[0] for pose, (*_, truth) in zip(poses, shots, strict=True)) < 1e-6
+    assert (
+        max(
+            error(pose.T_map_base, truth)[0] for pose, (*_, truth) in zip(poses, shots, strict=True)
+        )
+        < 1e-6
+    )
     assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
 
 
@@ -572,7 +758,8 @@ def test_odometry_helps_and_is_left_out_when_the_images_contradict_it() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1.3])
 def test_the_road_measures_lengths_beside_odometry_too(scale: float) -> None:
-    """Cameras that look alone, no depth: neither right odometry nor such that is left out costs the scale."""
+    """Cameras that look alone, no depth: neither right odometry nor such that is left out costs the
+    scale."""
     shots = street("surround", 20)[:14]
     poses = run(SURROUND, shots, wheel(shots, scale), depth=False)
     steps = [error(a.T_map_base, b.T_map_base)[0] / 0.8 - 1 for a, b in pairwise(poses)]
@@ -588,7 +775,11 @@ def test_the_road_is_not_asked_while_the_car_is_lost() -> None:
     pose = ego.estimate(frame, (), NO_POINTERS)
     rho = ego._landmarks.rho.copy()
     ego.observe(frame, blank(truth), pose, np.zeros(truth.depth.shape, np.bool_))
-    assert pose.tracking is Tracking.LOST and len(rho) > 100 and np.array_equal(ego._landmarks.rho, rho)
+    assert (
+        pose.tracking is Tracking.LOST
+        and len(rho) > 100
+        and np.array_equal(ego._landmarks.rho, rho)
+    )
 
 
 def test_odometry_that_stops_jumps_or_is_not_a_number() -> None:
@@ -597,10 +788,21 @@ def test_odometry_that_stops_jumps_or_is_not_a_number() -> None:
     stopped = run(STEREO, shots, {index: sample for index, sample in odometry.items() if index < 8})
     assert "odometry stopped" in stopped[-1].reason and drift(stopped, shots) < 0.02
     jump = geometry.se3(np.eye(3), np.array([30.0, 0, 0]))
-    jumped = {i: tuple(replace(s, T_odom_base=(jump if i >= 10 else np.eye(4)) @ s.T_odom_base) for s in odometry[i]) for i in odometry}
+    jumped = {
+        i: tuple(
+            replace(s, T_odom_base=(jump if i >= 10 else np.eye(4)) @ s.T_odom_base)
+            for s in odometry[i]
+        )
+        for i in odometry
+    }
     poses = run(STEREO, shots, jumped, parameters=EgomotionParameters(odometry="trust"))
     assert "odometry jumped" in poses[10].reason and drift(poses, shots) < 0.02
-    broken = {i: tuple(replace(s, T_odom_base=s.T_odom_base * (np.nan if i % 3 else 1)) for s in odometry[i]) for i in odometry}
+    broken = {
+        i: tuple(
+            replace(s, T_odom_base=s.T_odom_base * (np.nan if i % 3 else 1)) for s in odometry[i]
+        )
+        for i in odometry
+    }
     assert drift(run(STEREO, shots, broken), shots) < 0.02
 
 
@@ -614,7 +816,11 @@ def test_odometry_alone_carries_the_pose_through_the_dark() -> None:
 
 def darkened(shots: Shots, which: range) -> Shots:
     return tuple(
-        (replace(frame, images=np.zeros_like(frame.images)), blank(truth), pose) if index in which else (frame, truth, pose)
+        (
+            (replace(frame, images=np.zeros_like(frame.images)), blank(truth), pose)
+            if index in which
+            else (frame, truth, pose)
+        )
         for index, (frame, truth, pose) in enumerate(shots)
     )
 
@@ -637,13 +843,21 @@ def without(shots: Shots, cameras: list[int], which: range) -> Shots:
         if index in which:
             present, images, depth = frame.present.copy(), frame.images.copy(), truth.depth.copy()
             present[cameras], images[cameras], depth[cameras] = False, 0, np.nan
-            frame, truth = replace(frame, present=present, images=images), replace(truth, depth=depth, sigma=0.01 * depth)
+            frame, truth = (
+                replace(frame, present=present, images=images),
+                replace(truth, depth=depth, sigma=0.01 * depth),
+            )
         out.append((frame, truth, pose))
     return tuple(out)
 
 
-@pytest.mark.parametrize(("name", "rig", "cameras"), [("stereo", STEREO, [0]), ("stereo", STEREO, [1]), ("surround", SURROUND, [0, 3])])
-def test_a_camera_that_dies_and_comes_back_does_not_matter(name: str, rig: Rig, cameras: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "rig", "cameras"),
+    [("stereo", STEREO, [0]), ("stereo", STEREO, [1]), ("surround", SURROUND, [0, 3])],
+)
+def test_a_camera_that_dies_and_comes_back_does_not_matter(
+    name: str, rig: Rig, cameras: list[int]
+) -> None:
     shots = without(street(name, 20), cameras, range(5, 13))
     poses = run(rig, shots)
     assert all(pose.tracking is Tracking.TRACKING for pose in poses[1:])
@@ -653,7 +867,9 @@ def test_a_camera_that_dies_and_comes_back_does_not_matter(name: str, rig: Rig, 
 def test_all_cameras_absent() -> None:
     shots = without(street("stereo", 20), [0, 1], range(6, 9))
     poses = run(STEREO, shots)
-    assert [pose.tracking for pose in poses[6:9]] == [Tracking.LOST] * 3 and "no camera" in poses[7].reason
+    assert [pose.tracking for pose in poses[6:9]] == [Tracking.LOST] * 3 and "no camera" in poses[
+        7
+    ].reason
     assert poses[-1].tracking is Tracking.TRACKING and drift(poses, shots) < 0.03
     nothing = run(STEREO, without(street("stereo", 20), [0, 1], range(20)))
     assert all(pose.tracking is Tracking.STARTING for pose in nothing)
@@ -673,28 +889,47 @@ def test_movers_that_dynamics_marks_are_dropped() -> None:
 
 
 def test_cameras_that_fire_at_other_times() -> None:
-    """Six cameras over 60 ms, at 8 m/s and turning: each has its own pose, and the car's has no error from it."""
+    """Six cameras over 60 ms, at 8 m/s and turning: each has its own pose, and the car's has no
+    error from it."""
     late = np.array([0, 12, 24, 36, 48, 60]) * 1_000_000 - 30_000_000
     twist = np.array([8.0, 0, 0, 0, 0, 0.3])
     shots = []
     for stamp, pose in drive(14, 8.0, 0.3):
         own = [pose @ geometry.exp(twist * delay * 1e-9) for delay in late]
-        views = [render(p @ c.T_base_camera, c.k, (c.height, c.width)) for p, c in zip(own, SURROUND.cameras, strict=True)]
+        views = [
+            render(p @ c.T_base_camera, c.k, (c.height, c.width))
+            for p, c in zip(own, SURROUND.cameras, strict=True)
+        ]
         images, depths = zip(*views, strict=True)
         depth = np.stack(depths)
         frame = Frame(stamp, np.stack(images)[..., None], np.ones(6, np.bool_), stamp + late)
         doubt = (0.01 * depth).astype(np.float32)
-        shots.append((frame, Geometry(depth, doubt, np.ones_like(depth), np.repeat(frame.images, 3, -1)), pose))
+        shots.append(
+            (
+                frame,
+                Geometry(depth, doubt, np.ones_like(depth), np.repeat(frame.images, 3, -1)),
+                pose,
+            )
+        )
     poses = run(SURROUND, tuple(shots))
     assert drift(poses, tuple(shots)) < 0.015
-    truth = shots[-1][2] @ geometry.exp(twist * late[-1] * 1e-9) @ SURROUND.cameras[-1].T_base_camera
-    assert error(poses[-1].T_map_camera[-1], truth)[0] < 0.03 + error(poses[-1].T_map_base, shots[-1][2])[0]
-    blind_to_time = tuple((replace(frame, stamps_ns=np.full(6, frame.stamp_ns)), depth, pose) for frame, depth, pose in shots)
+    truth = (
+        shots[-1][2] @ geometry.exp(twist * late[-1] * 1e-9) @ SURROUND.cameras[-1].T_base_camera
+    )
+    assert (
+        error(poses[-1].T_map_camera[-1], truth)[0]
+        < 0.03 + error(poses[-1].T_map_base, shots[-1][2])[0]
+    )
+    blind_to_time = tuple(
+        (replace(frame, stamps_ns=np.full(6, frame.stamp_ns)), depth, pose)
+        for frame, depth, pose in shots
+    )
     assert error(run(SURROUND, blind_to_time)[-1].T_map_camera[-1], truth)[0] > 0.15
 
 
 def test_a_real_drive(kitti_bag: Path) -> None:
-    """Half of a real stereo drive with no odometry and no engine: the pair's own sightings alone."""
+    """Half of a real stereo drive with no odometry and no engine: the pair's own sightings
+    alone."""
     poses: list[np.ndarray] = []
     truth: list[np.ndarray] = []
     with BagReader(kitti_bag) as bag:
@@ -703,7 +938,10 @@ def test_a_real_drive(kitti_bag: Path) -> None:
         calibration = make_calibration(rig, size, (320, 1024))
         preprocess, ego = Preprocessor(rig, calibration, 1), Egomotion(rig, calibration)
         waiting: dict[str, RawImage] = {}
-        nothing, color = np.full((2, 320, 1024), np.nan, np.float32), np.zeros((2, 320, 1024, 3), np.uint8)
+        nothing, color = (
+            np.full((2, 320, 1024), np.nan, np.float32),
+            np.zeros((2, 320, 1024, 3), np.uint8),
+        )
         for event in bag.events():
             if not isinstance(event, ImageEvent):
                 continue
@@ -714,20 +952,30 @@ def test_a_real_drive(kitti_bag: Path) -> None:
             assert not dropped
             waiting = {}
             pose = ego.estimate(frame, (), NO_POINTERS)
-            ego.observe(frame, Geometry(nothing, nothing, nothing, color), pose, np.zeros((2, 320, 1024), np.bool_))
+            ego.observe(
+                frame,
+                Geometry(nothing, nothing, nothing, color),
+                pose,
+                np.zeros((2, 320, 1024), np.bool_),
+            )
             poses.append(pose.T_map_base)
             if len(poses) == 26:
                 break
         for topic, _, message in bag.messages(["/ground_truth/odom"]):
             assert topic == "/ground_truth/odom"
             at, turn = message.pose.pose.position, message.pose.pose.orientation
-            truth.append(geometry.se3_from_quaternion(np.array([at.x, at.y, at.z]), np.array([turn.x, turn.y, turn.z, turn.w])))
+            truth.append(
+                geometry.se3_from_quaternion(
+                    np.array([at.x, at.y, at.z]), np.array([turn.x, turn.y, turn.z, turn.w])
+                )
+            )
     start = geometry.inverse(truth[0])
     assert np.linalg.norm((start @ truth[25])[:3, 3] - poses[-1][:3, 3]) < 0.015 * 30
 
 
 def test_the_memory_finds_the_car_when_the_tracks_are_gone() -> None:
-    """The images go dark for so long that every followed point is given up; in the light again the pointers say where the car is."""
+    """The images go dark for so long that every followed point is given up; in the light again the
+    pointers say where the car is."""
     shots = street("mono", 20)
     pointers = [memory_of(MONO, pose, 120, index) for index, (*_, pose) in enumerate(shots[:6])]
     parts = zip(*((p.position, p.feature, p.weight, p.age, p.valid) for p in pointers), strict=True)
@@ -738,12 +986,23 @@ def test_the_memory_finds_the_car_when_the_tracks_are_gone() -> None:
         for frame, truth, _ in shots[:4]:
             pose = ego.estimate(frame, (), NO_POINTERS)
             ego.observe(frame, truth, pose, np.zeros(truth.depth.shape, np.bool_))
-        ego._velocity = ego._velocity * np.array([0.9, 1, 1, 1, 1, 1])  # so that the prediction is off
+        ego._velocity = ego._velocity * np.array(
+            [0.9, 1, 1, 1, 1, 1]
+        )  # so that the prediction is off
         for frame, truth, _ in darkened(shots, range(4, 17))[4:17]:
-            ego.observe(frame, blank(truth), ego.estimate(frame, (), memory), np.zeros(truth.depth.shape, np.bool_))
+            ego.observe(
+                frame,
+                blank(truth),
+                ego.estimate(frame, (), memory),
+                np.zeros(truth.depth.shape, np.bool_),
+            )
         frame, _, at = shots[5]  # brought back to where the memory is
         back = replace(frame, stamp_ns=shots[17][0].stamp_ns, stamps_ns=shots[17][0].stamps_ns)
-        ego._pose = at @ geometry.exp(np.array([-0.25, 0.03, 0, 0, 0, 0.01])) @ geometry.inverse(geometry.exp(ego._velocity * 0.1))
+        ego._pose = (
+            at
+            @ geometry.exp(np.array([-0.25, 0.03, 0, 0, 0, 0.01]))
+            @ geometry.inverse(geometry.exp(ego._velocity * 0.1))
+        )
         pose = ego.estimate(back, (), memory)
         errors[choice] = error(pose.T_map_base, at)[0]
         assert (pose.tracking is Tracking.TRACKING) == (choice == "auto")
@@ -752,12 +1011,17 @@ def test_the_memory_finds_the_car_when_the_tracks_are_gone() -> None:
 
 def test_odometry_between_and_beyond_its_samples() -> None:
     def at(seconds: float, jitter: float = 0.0) -> OdometrySample:
-        return OdometrySample(int(seconds * 1e9), geometry.exp(np.array([10.0 * seconds + jitter, 0, 0, 0, 0, 0.2 * seconds])))
+        return OdometrySample(
+            int(seconds * 1e9),
+            geometry.exp(np.array([10.0 * seconds + jitter, 0, 0, 0, 0, 0.2 * seconds])),
+        )
 
     buffer = OdometryBuffer()
     assert buffer.at(0) is None
     buffer.add((at(0.0), at(0.009, 0.05)))
-    assert buffer.at(100_000_000) is None  # 9 ms with 5 cm of jitter: not to be carried on for 90 ms
+    assert (
+        buffer.at(100_000_000) is None
+    )  # 9 ms with 5 cm of jitter: not to be carried on for 90 ms
     buffer.add((at(0.1), at(0.2), at(0.209, 0.05)))
     between, beyond = buffer.at(150_000_000), buffer.at(300_000_000)
     assert between is not None and error(between, at(0.15).T_odom_base)[0] < 1e-6

@@ -1,4 +1,5 @@
-"""Engines as the rest of the package uses them: exported, loaded, stepped on scenes whose depth is known."""
+"""Engines as the rest of the package uses them: exported, loaded, stepped on scenes whose depth is
+known."""
 
 import dataclasses
 import os
@@ -12,13 +13,15 @@ torch = pytest.importorskip("torch")
 
 from recon4d_ros import engine as engines  # noqa: E402
 from recon4d_ros import paths  # noqa: E402
-from recon4d_ros.calibration import make_calibration  # noqa: E402
+from recon4d_ros.cameras.calibration import make_calibration  # noqa: E402
 from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
 from recon4d_ros.export import ExportArguments, default_export_arguments, export_engine  # noqa: E402
 from recon4d_ros.types import Camera, Frame, Rig  # noqa: E402
 
 SIZE, WORKING = (128, 256), (128, 256)
-OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]])  # optical axes in base_link, 1.5 m up
+OPTICAL = np.array(
+    [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]]
+)  # optical axes in base_link, 1.5 m up
 
 
 def make_rig(count, baseline=0.5):
@@ -26,7 +29,15 @@ def make_rig(count, baseline=0.5):
     for index in range(count):
         pose = OPTICAL.copy()
         pose[1, 3] = -baseline * index  # to the right
-        cameras.append(Camera(f"camera_{index}", SIZE[1], SIZE[0], np.array([[200.0, 0, 127.5], [0, 200.0, 63.5], [0, 0, 1]]), pose))
+        cameras.append(
+            Camera(
+                f"camera_{index}",
+                SIZE[1],
+                SIZE[0],
+                np.array([[200.0, 0, 127.5], [0, 200.0, 63.5], [0, 0, 1]]),
+                pose,
+            )
+        )
     return Rig("test", tuple(cameras))
 
 
@@ -41,9 +52,12 @@ def texture(seed=3):
     def at(x, y):
         from scipy.ndimage import map_coordinates
 
-        return map_coordinates(smooth, [np.mod(y * 10, 512).ravel(), np.mod(x * 10, 512).ravel()], order=1, mode="grid-wrap").reshape(
-            x.shape
-        )
+        return map_coordinates(
+            smooth,
+            [np.mod(y * 10, 512).ravel(), np.mod(x * 10, 512).ravel()],
+            order=1,
+            mode="grid-wrap",
+        ).reshape(x.shape)
 
     return at
 
@@ -52,13 +66,22 @@ WALL = texture()
 
 
 def render(rig, T_map_base, slant=0.0, distance=8.0):
-    """Images [N, H, W, 1] of the wall `x = distance + slant * y` in map (x forward, y left), and true depth [N, H, W]."""
+    """Images [N, H, W, 1] of the wall `x = distance + slant * y` in map (x forward, y left), and
+    true depth [N, H, W]."""
     images, depths = [], []
     v, u = np.indices(SIZE, np.float64)
     for camera in rig.cameras:
         pose = T_map_base @ camera.T_base_camera
         rays = (
-            np.stack([(u - camera.k[0, 2]) / camera.k[0, 0], (v - camera.k[1, 2]) / camera.k[1, 1], np.ones_like(u)], -1) @ pose[:3, :3].T
+            np.stack(
+                [
+                    (u - camera.k[0, 2]) / camera.k[0, 0],
+                    (v - camera.k[1, 2]) / camera.k[1, 1],
+                    np.ones_like(u),
+                ],
+                -1,
+            )
+            @ pose[:3, :3].T
         )
         origin = pose[:3, 3]
         depth = (distance + slant * origin[1] - origin[0]) / (rays[..., 0] - slant * rays[..., 1])
@@ -76,7 +99,9 @@ def at(x=0.0, y=0.0):
 
 def frame(images, present=None, stamp=0):
     count = len(images)
-    return Frame(stamp, images, np.ones(count, bool) if present is None else present, np.full(count, stamp))
+    return Frame(
+        stamp, images, np.ones(count, bool) if present is None else present, np.full(count, stamp)
+    )
 
 
 def still(count):
@@ -101,7 +126,10 @@ def drive(engine, rig, steps, runtime_absent=(), moving=None, **scene):
         present = np.array([index not in runtime_absent for index in range(len(rig.cameras))])
         images[~present] = 0
         geometry = engine.step(
-            frame(images, present), calibration, pose @ rig.T_base_camera, still(len(rig.cameras)) if moving is None else moving
+            frame(images, present),
+            calibration,
+            pose @ rig.T_base_camera,
+            still(len(rig.cameras)) if moving is None else moving,
         )
     return geometry, depth
 
@@ -149,7 +177,9 @@ def test_an_absent_camera_gives_nothing_and_the_others_go_on(built):
     for index in (0, 2):
         sure = geometry.confidence[index] > 0.3
         assert sure.mean() > 0.3
-        assert np.mean(np.abs(geometry.depth[index] - depth[index])[sure] / depth[index][sure]) < 0.06
+        assert (
+            np.mean(np.abs(geometry.depth[index] - depth[index])[sure] / depth[index][sure]) < 0.06
+        )
 
 
 def test_pointers_lie_on_the_wall_and_are_seen_again(built):
@@ -191,13 +221,20 @@ def test_a_drive_is_the_same_far_from_the_origin(built):
         engine = engines.load(built / "mono", rig)
         for step in range(4):
             images, _ = render(rig, at(0.0, -0.6 * step))
-            geometry = engine.step(frame(images), calibration, at(origin, -0.6 * step) @ rig.T_base_camera, still(1))
+            geometry = engine.step(
+                frame(images), calibration, at(origin, -0.6 * step) @ rig.T_base_camera, still(1)
+            )
         results.append((geometry, engine.pointers()))
     (near, near_pointers), (far, far_pointers) = results
     assert np.array_equal(near.depth, far.depth, equal_nan=True)
     valid = near_pointers.valid
     assert np.array_equal(valid, far_pointers.valid) and valid.sum() > 5
-    assert np.allclose(far_pointers.position[valid] - [640_000.0, 0, 0], near_pointers.position[valid], rtol=0, atol=1e-3)
+    assert np.allclose(
+        far_pointers.position[valid] - [640_000.0, 0, 0],
+        near_pointers.position[valid],
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_the_anchor_follows_the_car_and_pointers_stay_where_they_are(built):
@@ -225,7 +262,9 @@ def test_the_same_run_twice_is_bit_identical(built, runtime, name, count):
         geometry, _ = drive(engine, rig, 3, slant=0.2)
         runs.append((geometry, engine.pointers()))
     for field in ("depth", "sigma", "confidence", "color"):
-        assert np.array_equal(getattr(runs[0][0], field), getattr(runs[1][0], field), equal_nan=True)
+        assert np.array_equal(
+            getattr(runs[0][0], field), getattr(runs[1][0], field), equal_nan=True
+        )
     assert np.array_equal(runs[0][1].position, runs[1][1].position)
 
 
@@ -233,7 +272,8 @@ def test_the_same_run_twice_is_bit_identical(built, runtime, name, count):
 def test_runtimes_agree_over_a_stream_but_for_ties(built, name, count):
     rig = make_rig(count)
     results = {
-        runtime: drive(engines.load(built / name, rig, runtime=runtime), rig, 4, slant=0.2)[0] for runtime in ("openvino", "onnxruntime")
+        runtime: drive(engines.load(built / name, rig, runtime=runtime), rig, 4, slant=0.2)[0]
+        for runtime in ("openvino", "onnxruntime")
     }
     a, b = results.values()
     assert (np.isnan(a.depth) != np.isnan(b.depth)).mean() < 0.01
@@ -247,7 +287,9 @@ def test_export_reports_its_parity_with_pytorch(built):
         spec = engines.load_spec(built / name)
         assert set(spec.parity) == {"openvino", "onnxruntime"}
         for report in spec.parity.values():
-            assert set(report["differs"]) == {output.removeprefix("new_") for output in spec.outputs}, "the memory too"
+            assert set(report["differs"]) == {
+                output.removeprefix("new_") for output in spec.outputs
+            }, "the memory too"
             assert report["worst"] < 0.01
             assert report["milliseconds"] > 0
         assert "recon4d_geometric" in engines.describe(built / name)
@@ -258,10 +300,18 @@ def test_every_shape_in_the_graph_is_static(built):
     for name in ("stereo", "trio"):
         graph = onnx.load(str(built / name / "model.onnx")).graph
         for value in [*graph.input, *graph.output]:
-            assert all(dimension.HasField("dim_value") and dimension.dim_value > 0 for dimension in value.type.tensor_type.shape.dim), (
-                value.name
-            )
-        assert not {node.op_type for node in graph.node} & {"NonZero", "Loop", "If", "SequenceInsert", "Unique", "NonMaxSuppression"}
+            assert all(
+                dimension.HasField("dim_value") and dimension.dim_value > 0
+                for dimension in value.type.tensor_type.shape.dim
+            ), value.name
+        assert not {node.op_type for node in graph.node} & {
+            "NonZero",
+            "Loop",
+            "If",
+            "SequenceInsert",
+            "Unique",
+            "NonMaxSuppression",
+        }
 
 
 def test_tensorrt_takes_every_operator(built):
@@ -283,7 +333,10 @@ def test_tensorrt_takes_every_shipped_engine(name):
     assert check_operators(folder / "model.onnx").problems == ()
     spec = engines.load_spec(folder)
     for report in spec.parity.values():
-        assert set(report["differs"]) == {output.removeprefix("new_") for output in spec.outputs} and report["worst"] <= 0.01
+        assert (
+            set(report["differs"]) == {output.removeprefix("new_") for output in spec.outputs}
+            and report["worst"] <= 0.01
+        )
 
 
 def test_find_engine_takes_the_one_that_fits(built):
@@ -291,7 +344,9 @@ def test_find_engine_takes_the_one_that_fits(built):
     assert engines.find_engine(make_rig(1), built).name == "mono"
     assert engines.find_engine(make_rig(3), built).name == "trio"
     assert engines.find_engine(make_rig(4), built) is None
-    assert engines.find_engine(make_rig(2, baseline=-0.5), built) is None  # right camera first: not the pair that stereo is made for
+    assert (
+        engines.find_engine(make_rig(2, baseline=-0.5), built) is None
+    )  # right camera first: not the pair that stereo is made for
     assert engines.find_engine(make_rig(1), built / "nothing") is None
 
 
@@ -299,7 +354,17 @@ def test_default_arguments_suit_the_rig():
     pair = default_export_arguments(make_rig(2))
     assert (pair.config, pair.cameras, pair.input_size) == ("stereo", 2, SIZE)
     rig = Rig(
-        "six", tuple(Camera(f"c{i}", 1936, 1216, np.array([[1000.0, 0, 960], [0, 1000.0, 600], [0, 0, 1]]), OPTICAL) for i in range(6))
+        "six",
+        tuple(
+            Camera(
+                f"c{i}",
+                1936,
+                1216,
+                np.array([[1000.0, 0, 960], [0, 1000.0, 600], [0, 0, 1]]),
+                OPTICAL,
+            )
+            for i in range(6)
+        ),
     )
     six = default_export_arguments(rig)
     assert (six.config, six.input_size) == ("surround", (608, 968))
@@ -318,9 +383,16 @@ def rewrite(folder, **fields):
         (lambda f: (f / "engine.yaml").unlink(), "engine.yaml is missing"),
         (lambda f: (f / "engine.yaml").write_text("format: [1"), "cannot be read"),
         (lambda f: (f / "engine.yaml").write_text("- 1"), "not a table"),
-        (lambda f: (f / "engine.yaml").write_text((f / "engine.yaml").read_text().replace("format: 1", "format: 99")), "format 99"),
         (
-            lambda f: (f / "engine.yaml").write_text((f / "engine.yaml").read_text().replace("cameras: 1", "cameras: many")),
+            lambda f: (f / "engine.yaml").write_text(
+                (f / "engine.yaml").read_text().replace("format: 1", "format: 99")
+            ),
+            "format 99",
+        ),
+        (
+            lambda f: (f / "engine.yaml").write_text(
+                (f / "engine.yaml").read_text().replace("cameras: 1", "cameras: many")
+            ),
             "cameras is 'many'",
         ),
         (lambda f: rewrite(f, cameras=0), "cameras is 0"),
@@ -334,7 +406,10 @@ def rewrite(folder, **fields):
         (lambda f: rewrite(f, versions=None), "versions is None"),
         (lambda f: rewrite(f, model=["model.onnx"]), r"model is \['model.onnx'"),
         (lambda f: rewrite(f, model="../mono/model.onnx"), "model is '../mono"),
-        (lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:-1000]), "truncated or changed"),
+        (
+            lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:-1000]),
+            "truncated or changed",
+        ),
         (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing"),
     ],
 )
@@ -364,9 +439,16 @@ def test_a_pose_that_is_not_finite_is_refused(built):
     engine = engines.load(built / "mono", rig)
     images, _ = render(rig, at())
     with pytest.raises(EngineError, match="not finite"):
-        engine.step(frame(images), make_calibration(rig, SIZE, WORKING), np.full((1, 4, 4), np.nan), still(1))
+        engine.step(
+            frame(images),
+            make_calibration(rig, SIZE, WORKING),
+            np.full((1, 4, 4), np.nan),
+            still(1),
+        )
     with pytest.raises(EngineError, match="images has shape"):
-        engine.step(frame(images[:, :-1]), make_calibration(rig, SIZE, WORKING), rig.T_base_camera, still(1))
+        engine.step(
+            frame(images[:, :-1]), make_calibration(rig, SIZE, WORKING), rig.T_base_camera, still(1)
+        )
 
 
 def test_export_refuses_what_it_cannot_do(built, tmp_path):
@@ -388,11 +470,15 @@ def test_export_refuses_what_it_cannot_do(built, tmp_path):
 def test_what_is_missing_is_named(built, monkeypatch):
     """TensorRT without NVIDIA's bindings of CUDA is not helped by installing TensorRT."""
     for module, package in (("cuda", "cuda-bindings"), ("tensorrt", "tensorrt")):
+
         def missing(name, module=module):
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
         monkeypatch.setattr(engines.importlib, "import_module", missing)
-        with pytest.raises(EngineError, match=rf"is not installed here \(No module named '{module}'\): pip install {package},"):
+        with pytest.raises(
+            EngineError,
+            match=rf"is not installed here \(No module named '{module}'\): pip install {package},",
+        ):
             engines.load(built / "mono")
 
 
@@ -406,11 +492,20 @@ def test_on_a_gpu_onnx_runtime_computes_in_all_of_float32(built, monkeypatch):
             asked["providers"] = providers
             super().__init__(model, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        runtime.ort,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
     monkeypatch.setattr(runtime.ort, "InferenceSession", Session)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     spec = engines.load_spec(built / "mono")
-    started = runtime.OnnxRuntime(built / "mono/model.onnx", dataclasses.replace(spec, precision="bf16"), {})
-    assert asked["providers"] == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    started = runtime.OnnxRuntime(
+        built / "mono/model.onnx", dataclasses.replace(spec, precision="bf16"), {}
+    )
+    assert asked["providers"] == [
+        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        "CPUExecutionProvider",
+    ]
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
     assert started.device == "onnxruntime CPU, bf16"

@@ -1,4 +1,5 @@
-"""The host's side of an engine, over a runtime that gives what it is told to: what is not finite reaches nobody, and does not stay."""
+"""The host's side of an engine, over a runtime that gives what it is told to: what is not finite
+reaches nobody, and does not stay."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ class Told:
     name = device = "told"
 
     def __init__(self) -> None:
-        self.given = {name: np.ones((N, *SIZE), np.float32) for name in ("depth", "sigma", "confidence")}
+        self.given = {
+            name: np.ones((N, *SIZE), np.float32) for name in ("depth", "sigma", "confidence")
+        }
         self.given["color"] = np.zeros((N, *SIZE, 3), np.uint8)
         self.given["network_position"] = np.zeros((N, 3), np.float32)
         self.state = np.zeros(3, np.float32)
@@ -43,9 +46,22 @@ class Told:
 
 def make(learned: bool = False) -> tuple[HostedEngine, Told]:
     spec = EngineSpec(
-        "n", "learned", "told", N, SIZE, 3, SIZE, 0, 0, "fp32", "m", "", inputs=INPUTS, options={"memory": {"state": [3]}},
+        "n",
+        "learned",
+        "told",
+        N,
+        SIZE,
+        3,
+        SIZE,
+        0,
+        0,
+        "fp32",
+        "m",
+        "",
+        inputs=INPUTS,
+        options={"memory": {"state": [3]}},
         extra_outputs={"network_position": (N, 3)} if learned else {},
-    )  # fmt: skip
+    )
     runtime = Told()
     return HostedEngine(spec, runtime, "engine told"), runtime
 
@@ -54,7 +70,14 @@ def step(engine: HostedEngine, index: int = 0):
     k = np.tile(np.eye(3), (N, 1, 1))
     pose = np.tile(np.eye(4), (N, 1, 1))
     pose[:, 0, 3] = index
-    calibration = Calibration(("a", "b"), np.zeros((N, *SIZE, 2), np.float32), k, np.tile(np.eye(4), (N, 1, 1)), SIZE, SIZE)
+    calibration = Calibration(
+        ("a", "b"),
+        np.zeros((N, *SIZE, 2), np.float32),
+        k,
+        np.tile(np.eye(4), (N, 1, 1)),
+        SIZE,
+        SIZE,
+    )
     frame = Frame(index, np.zeros((N, *SIZE, 3), np.uint8), np.ones(N, bool), np.full(N, index))
     return engine.step(frame, calibration, pose, np.zeros((N, *SIZE), bool))
 
@@ -67,7 +90,9 @@ def test_a_pixel_that_is_not_finite_is_no_depth(name: str, value: float) -> None
     geometry = step(engine)
     none = np.zeros((N, *SIZE), bool)
     none[0, 1, 2] = True
-    assert np.array_equal(np.isnan(geometry.depth), none) and np.array_equal(np.isnan(geometry.sigma), none)
+    assert np.array_equal(np.isnan(geometry.depth), none) and np.array_equal(
+        np.isnan(geometry.sigma), none
+    )
     assert np.array_equal(geometry.confidence, np.where(none, 0, 1))
     assert engine.forgotten == 0, "the memory was sound"
 
@@ -79,7 +104,9 @@ def test_where_there_is_no_depth_there_is_no_confidence() -> None:
     assert not geometry.confidence[1].any() and geometry.confidence[0].all()
 
 
-@pytest.mark.parametrize("shown", [np.nan, 0.0], ids=["as numbers that are not finite", "as no depth at all"])
+@pytest.mark.parametrize(
+    "shown", [np.nan, 0.0], ids=["as numbers that are not finite", "as no depth at all"]
+)
 def test_a_memory_that_is_not_finite_is_forgotten_and_counted(shown: float) -> None:
     engine, runtime = make()
     step(engine)
@@ -95,7 +122,9 @@ def test_a_memory_that_is_not_finite_is_found_even_if_nothing_shows_it() -> None
     engine, runtime = make()
     runtime.state[0] = np.inf
     for index in range(LOOK_AT_MEMORY):
-        assert engine.forgotten == 0 and runtime.looked == 0, "reading the memory every time would cost"
+        assert engine.forgotten == 0 and runtime.looked == 0, (
+            "reading the memory every time would cost"
+        )
         step(engine, index)
     assert engine.forgotten == 1 and np.isfinite(runtime.state).all()
 
@@ -119,7 +148,9 @@ def test_positions_before_and_after_forgetting_are_of_two_worlds() -> None:
             runtime.given["confidence"][0, 0, 0] = np.nan
         if index == 7:
             runtime.given["confidence"][:] = 1
-        runtime.given["network_position"][:, 0] = index / 2 if index < 7 else 1000 + index / 4  # a new world: four metres a unit
+        runtime.given["network_position"][:, 0] = (
+            index / 2 if index < 7 else 1000 + index / 4
+        )  # a new world: four metres a unit
         step(engine, index)
         if index == 6:
             assert engine.forgotten == 1 and engine.scales == (None,)

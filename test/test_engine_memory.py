@@ -12,14 +12,23 @@ CAPACITY, RADIUS = 12, 0.3
 
 
 def empty(capacity=CAPACITY):
-    return Memory(torch.zeros(capacity, 3), torch.zeros(capacity, FEATURE), *(torch.zeros(capacity) for _ in range(3)))
+    return Memory(
+        torch.zeros(capacity, 3),
+        torch.zeros(capacity, FEATURE),
+        *(torch.zeros(capacity) for _ in range(3)),
+    )
 
 
 def tokens(positions, weight=1.0, again=0.0, mark=0.0):
     count = len(positions)
     feature = torch.zeros(count, FEATURE)
     feature[:, 0] = mark
-    return Tokens(torch.tensor(positions, dtype=torch.float32), feature, torch.full((count,), weight), torch.full((count,), again))
+    return Tokens(
+        torch.tensor(positions, dtype=torch.float32),
+        feature,
+        torch.full((count,), weight),
+        torch.full((count,), again),
+    )
 
 
 def line(count, spacing=2.0, start=0.0):
@@ -90,10 +99,17 @@ def test_any_stream_keeps_the_memory_finite_bounded_and_repeatable(seed, steps):
         for _ in range(steps):
             count = 8
             position = torch.rand(count, 3, generator=generator) * 4
-            weight = torch.rand(count, generator=generator).round() * torch.rand(count, generator=generator)
+            weight = torch.rand(count, generator=generator).round() * torch.rand(
+                count, generator=generator
+            )
             memory = fuse(
                 memory,
-                Tokens(position, torch.rand(count, FEATURE, generator=generator), weight, torch.rand(count, generator=generator).round()),
+                Tokens(
+                    position,
+                    torch.rand(count, FEATURE, generator=generator),
+                    weight,
+                    torch.rand(count, generator=generator).round(),
+                ),
                 RADIUS,
                 torch.zeros(3),
             )

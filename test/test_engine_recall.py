@@ -1,4 +1,5 @@
-"""The stereo step's match over time: the frame before, seen from here, where the pair is not sure."""
+"""The stereo step's match over time: the frame before, seen from here, where the pair is not
+sure."""
 
 import pytest
 
@@ -13,7 +14,8 @@ ROWS, COLUMNS = 32, 48
 
 
 def inputs(forward=0.0, moving=0):
-    """Both cameras saw a wall 10 m ahead in the frame before; now they are `forward` metres nearer to it."""
+    """Both cameras saw a wall 10 m ahead in the frame before; now they are `forward` metres nearer
+    to it."""
     k = torch.tensor([[60.0, 0, 47.5], [0, 60.0, 31.5], [0, 0, 1]]).repeat(2, 1, 1)
     before, now = torch.eye(4).repeat(2, 1, 1), torch.eye(4).repeat(2, 1, 1)
     now[:, 2, 3] = forward
@@ -30,7 +32,9 @@ def inputs(forward=0.0, moving=0):
 
 def recalled(at, confidence=0.0):
     unknown = torch.full((2, ROWS, COLUMNS), 1 / 50.0)
-    return GeometricStep(OPTIONS).recall(at, unknown, torch.full_like(unknown, 1e-3), torch.full_like(unknown, confidence))
+    return GeometricStep(OPTIONS).recall(
+        at, unknown, torch.full_like(unknown, 1e-3), torch.full_like(unknown, confidence)
+    )
 
 
 @pytest.mark.parametrize("forward", [0.0, 1.0, 2.0])

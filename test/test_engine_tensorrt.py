@@ -1,7 +1,8 @@
-"""The TensorRT runtime's own logic, on a device that this test stands in for. It cannot show that TensorRT or CUDA do what we expect.
+"""The TensorRT runtime's own logic, on a device that this test stands in for. It cannot show that
+TensorRT or CUDA do what we expect.
 
-The stand-in has CUDA's rules that matter here: copies and steps happen in the stream's order, what is captured does not run and keeps its
-addresses, and every call gives (error, value).
+The stand-in has CUDA's rules that matter here: copies and steps happen in the stream's order, what
+is captured does not run and keeps its addresses, and every call gives (error, value).
 """
 
 from __future__ import annotations
@@ -99,30 +100,52 @@ class Device:
             return (ok,)
 
         calls = {
-            "cudaMalloc": allocate, "cudaHostAlloc": allocate, "cudaFree": free, "cudaFreeHost": free, "cudaMemcpyAsync": copy,
-            "cudaMemcpy": copy_now, "cudaMemsetAsync": zero, "cudaStreamBeginCapture": begin, "cudaStreamEndCapture": end,
-            "cudaGraphLaunch": launch, "cudaStreamSynchronize": wait,
+            "cudaMalloc": allocate,
+            "cudaHostAlloc": allocate,
+            "cudaFree": free,
+            "cudaFreeHost": free,
+            "cudaMemcpyAsync": copy,
+            "cudaMemcpy": copy_now,
+            "cudaMemsetAsync": zero,
+            "cudaStreamBeginCapture": begin,
+            "cudaStreamEndCapture": end,
+            "cudaGraphLaunch": launch,
+            "cudaStreamSynchronize": wait,
             "cudaGraphInstantiate": lambda graph, flags: (ok, graph_of("ready", graph[1])),
-            "cudaGraphDestroy": destroy, "cudaGraphExecDestroy": destroy, "cudaStreamCreateWithFlags": lambda flags: stream(1, [7]),
-            "cudaStreamDestroy": lambda handle: stream(-1, []), "cudaGetDevice": lambda: (ok, 0),
+            "cudaGraphDestroy": destroy,
+            "cudaGraphExecDestroy": destroy,
+            "cudaStreamCreateWithFlags": lambda flags: stream(1, [7]),
+            "cudaStreamDestroy": lambda handle: stream(-1, []),
+            "cudaGetDevice": lambda: (ok, 0),
             "cudaGetDeviceProperties": lambda index: (ok, SimpleNamespace(name=b"a stand-in")),
-            "cudaGetErrorString": lambda error: (ok, b"operation not permitted when stream is capturing"),
+            "cudaGetErrorString": lambda error: (
+                ok,
+                b"operation not permitted when stream is capturing",
+            ),
         }
         for name, function in calls.items():
             setattr(cudart, name, function)
         cudart.cudaError_t = SimpleNamespace(cudaSuccess=ok)
-        cudart.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+        cudart.cudaMemcpyKind = SimpleNamespace(
+            cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"
+        )
         cudart.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         cudart.cudaHostAllocDefault, cudart.cudaStreamNonBlocking = 0, 1
         return cudart
 
 
-TENSORS = {"images": ("in", np.uint8), "grid": ("in", np.float32), "sum": ("in", np.float32), "depth": ("out", np.float32),
-           "new_sum": ("out", np.float32)}
+TENSORS = {
+    "images": ("in", np.uint8),
+    "grid": ("in", np.float32),
+    "sum": ("in", np.float32),
+    "depth": ("out", np.float32),
+    "new_sum": ("out", np.float32),
+}
 
 
 class Engine:
-    """new_sum = sum + images * grid; depth = 10 * sum. Through addresses, as TensorRT reads and writes them."""
+    """new_sum = sum + images * grid; depth = 10 * sum. Through addresses, as TensorRT reads and
+    writes them."""
 
     num_io_tensors = len(TENSORS)
 
@@ -196,14 +219,21 @@ def start(monkeypatch, tmp_path):
             return True
 
         trt.init_libnvinfer_plugins = plugins
-        for name, module in (("cuda", cuda), ("cuda.bindings", bindings), ("cuda.bindings.runtime", cudart), ("tensorrt", trt)):
+        for name, module in (
+            ("cuda", cuda),
+            ("cuda.bindings", bindings),
+            ("cuda.bindings.runtime", cudart),
+            ("tensorrt", trt),
+        ):
             monkeypatch.setitem(sys.modules, name, module)
         for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         runtime_class = importlib.import_module("recon4d_ros.engine.tensorrt").TensorRtRuntime
         path = tmp_path / "model.engine"
         path.write_bytes(b"engine")
-        return runtime_class(path, spec(options={"memory": {"sum": SHAPE}, **(options or {})}), {"sum": SHAPE}), device
+        return runtime_class(
+            path, spec(options={"memory": {"sum": SHAPE}, **(options or {})}), {"sum": SHAPE}
+        ), device
 
     yield make
     for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
@@ -212,9 +242,21 @@ def start(monkeypatch, tmp_path):
 
 def spec(**fields) -> EngineSpec:
     given = {
-        "network": "n", "config": "learned", "runtime": "tensorrt", "cameras": 1, "input_size": SHAPE, "channels": 1, "working_size": SHAPE,
-        "pointers": 1, "feature": 0, "precision": "fp16", "model": "model.engine", "model_sha256": "",
-        "inputs": ("images", "grid", "sum"), "outputs": ("depth", "new_sum"), "options": {"memory": {"sum": SHAPE}},
+        "network": "n",
+        "config": "learned",
+        "runtime": "tensorrt",
+        "cameras": 1,
+        "input_size": SHAPE,
+        "channels": 1,
+        "working_size": SHAPE,
+        "pointers": 1,
+        "feature": 0,
+        "precision": "fp16",
+        "model": "model.engine",
+        "model_sha256": "",
+        "inputs": ("images", "grid", "sum"),
+        "outputs": ("depth", "new_sum"),
+        "options": {"memory": {"sum": SHAPE}},
     }
     return EngineSpec(**{**given, **fields})
 
@@ -236,7 +278,9 @@ def test_the_memory_alternates_and_every_step_sees_the_one_before(start, captura
     runtime.reset()
     assert np.all(runtime.memory("sum") == 0)
     assert np.all(run(runtime, 3, grid) == 0) and np.all(run(runtime, 3, grid) == 15)
-    assert device.launches == (7 if capturable else 0), "one graph for each role of the memory, from its second turn on"
+    assert device.launches == (7 if capturable else 0), (
+        "one graph for each role of the memory, from its second turn on"
+    )
 
 
 def test_a_captured_step_is_one_launch_and_one_wait(start) -> None:
@@ -246,7 +290,11 @@ def test_a_captured_step_is_one_launch_and_one_wait(start) -> None:
         run(runtime, value, grid)
     before = (device.enqueued, device.uploads, device.waits, device.launches)
     run(runtime, 9, grid)
-    assert (device.enqueued, device.uploads, device.waits, device.launches) == (*before[:2], before[2] + 1, before[3] + 1)
+    assert (device.enqueued, device.uploads, device.waits, device.launches) == (
+        *before[:2],
+        before[2] + 1,
+        before[3] + 1,
+    )
 
 
 def test_a_new_calibration_is_seen(start) -> None:
@@ -287,7 +335,10 @@ def test_an_engine_that_is_refused_half_way_gives_everything_back(start) -> None
             context.set_tensor_address = lambda name, address: name != "depth"
             return context
 
-    for engine, sentence in ((Full, "TensorRT makes no context"), (Refusing, "TensorRT refused the address of depth")):
+    for engine, sentence in (
+        (Full, "TensorRT makes no context"),
+        (Refusing, "TensorRT refused the address of depth"),
+    ):
         with pytest.raises(EngineError, match=sentence):
             start(engine=engine)
         device = start.device
@@ -298,7 +349,9 @@ def test_a_step_that_cannot_be_captured_says_so_and_leaves_no_graph(start) -> No
     runtime, device = start(capturable=False)
     assert "CUDA graph" not in runtime.device
     run(runtime, 1, np.ones(SHAPE, np.float32))
-    assert runtime.device.endswith("without a CUDA graph: CUDA: operation not permitted when stream is capturing")
+    assert runtime.device.endswith(
+        "without a CUDA graph: CUDA: operation not permitted when stream is capturing"
+    )
     runtime, device = start()
     enqueue = runtime._enqueue
 
@@ -316,11 +369,18 @@ def test_a_step_that_cannot_be_captured_says_so_and_leaves_no_graph(start) -> No
 def test_the_memory_can_be_given(start) -> None:
     runtime, _ = start()
     runtime.remember({"sum": np.full(SHAPE, 3, np.float32)})
-    assert np.all(run(runtime, 1, np.ones(SHAPE, np.float32)) == 30) and np.all(runtime.memory("sum") == 4)
+    assert np.all(run(runtime, 1, np.ones(SHAPE, np.float32)) == 30) and np.all(
+        runtime.memory("sum") == 4
+    )
 
 
-@pytest.mark.parametrize("options, allowed", [({}, False), ({"version_compatible": False}, False), ({"version_compatible": True}, True)])
-def test_code_within_an_engine_runs_only_where_it_was_built_with_it(start, options, allowed) -> None:
+@pytest.mark.parametrize(
+    "options, allowed",
+    [({}, False), ({"version_compatible": False}, False), ({"version_compatible": True}, True)],
+)
+def test_code_within_an_engine_runs_only_where_it_was_built_with_it(
+    start, options, allowed
+) -> None:
     start(options=options)
     assert getattr(start.runtime, "engine_host_code_allowed", False) is allowed
     assert start.plugins == 1, "and TensorRT's plugins are loaded"
@@ -337,11 +397,15 @@ def test_cuda_calls_are_those_of_nvidias_bindings() -> None:
     assert len(names) > 15 and [name for name in names if not hasattr(cudart, name)] == []
     calls = 0
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and re.fullmatch(r"cudart\.cuda\w+", name := ast.unparse(node.func)):
+        if isinstance(node, ast.Call) and re.fullmatch(
+            r"cudart\.cuda\w+", name := ast.unparse(node.func)
+        ):
             signature = getattr(cudart, name.partition(".")[2]).__doc__.splitlines()[0]
             taken = [part for part in re.search(r"\((.*)\)", signature)[1].split(", ") if part]
             needed = [part for part in taken if "=" not in part]
-            assert not node.keywords and len(needed) <= len(node.args) <= len(taken), f"{ast.unparse(node)}: {signature}"
+            assert not node.keywords and len(needed) <= len(node.args) <= len(taken), (
+                f"{ast.unparse(node)}: {signature}"
+            )
             calls += 1
     assert calls > 15
 
@@ -358,7 +422,9 @@ def test_without_a_gpu_cuda_says_so_in_a_sentence(monkeypatch) -> None:
 
 
 def test_the_stubs_faults_are_mended_once() -> None:
-    spec = importlib.util.spec_from_file_location("mend_stubs", Path(__file__).parents[1] / "scripts/mend_stubs.py")
+    spec = importlib.util.spec_from_file_location(
+        "mend_stubs", Path(__file__).parents[1] / "scripts/mend_stubs.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     faulty = (
@@ -367,6 +433,9 @@ def test_the_stubs_faults_are_mended_once() -> None:
     )
     mended = module.mend(faulty)
     assert mended.splitlines() == [
-        "def a(self, in_: list[int], out: int) -> int: ...", "def b(in_: int) -> None: ...",
-        "def c(power: W = None, channel_axis: int = 0) -> L: ...", "for x in y: ..."]  # fmt: skip
+        "def a(self, in_: list[int], out: int) -> int: ...",
+        "def b(in_: int) -> None: ...",
+        "def c(power: W = None, channel_axis: int = 0) -> L: ...",
+        "for x in y: ...",
+    ]
     assert module.mend(mended) == mended

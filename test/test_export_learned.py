@@ -1,4 +1,5 @@
-"""A learned network from stand-in weights to an engine that runs: Point3R, tiny. Errors leave one sentence and nothing else."""
+"""A learned network from stand-in weights to an engine that runs: Point3R, tiny. Errors leave one
+sentence and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from golden_files import golden_weights, outputs
 torch = pytest.importorskip("torch")
 
 from recon4d_ros import engine as engines  # noqa: E402
-from recon4d_ros.calibration import make_calibration  # noqa: E402
+from recon4d_ros.cameras.calibration import make_calibration  # noqa: E402
 from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
@@ -25,7 +26,7 @@ from recon4d_ros.networks.pointer_stream import PointerStream  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
 from recon4d_ros.types import Camera, Frame, Rig  # noqa: E402
 
-TINY = "encoder_depth=1,decoder_depth=4,encoder_width=64,encoder_heads=2,decoder_width=96,decoder_heads=2,pointer_heads=4,pose_slots=8"
+TINY = "encoder_depth=1,decoder_depth=4,encoder_width=64,encoder_heads=2,decoder_width=96,decoder_heads=2,pointer_heads=4,pose_slots=8"  # noqa: E501
 SIZE, WORKING, POINTERS = (96, 128), (48, 64), 60
 
 
@@ -35,7 +36,9 @@ def network() -> point3r.Point3R:
 
 
 def step_of(network, cameras=1, **own) -> Point3RStep:
-    return checkpoint.make_step(network, "point3r", StepOptions(cameras, SIZE, WORKING, 3, POINTERS), own).eval()
+    return checkpoint.make_step(
+        network, "point3r", StepOptions(cameras, SIZE, WORKING, 3, POINTERS), own
+    ).eval()
 
 
 def empty(step) -> Memory:
@@ -55,16 +58,19 @@ def images() -> torch.Tensor:
     return torch.rand(8, 3, *WORKING, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
 
-# --- the step against the stream, which equals the authors' outputs (test_networks_point3r.py) --------------------------------------------
+# --- the step against the stream, which equals the authors' outputs (test_networks_point3r.py)
 
 
 def test_the_step_equals_the_authors_outputs() -> None:
-    """Every frame of the stream, the number of pointers included, though offers enter one step later."""
+    """Every frame of the stream, the number of pointers included, though offers enter one step
+    later."""
     with torch.device("meta"):
         net = point3r.build(point3r.Configuration(encoder_depth=4, decoder_depth=4))
     net.load_state_dict(golden_weights("point3r_small"), assign=True)
     golden = outputs("point3r_small")
-    step = checkpoint.make_step(net, "point3r", StepOptions(1, (96, 128), (96, 128), 3, 192), {"fusion_metres": 0}).eval()
+    step = checkpoint.make_step(
+        net, "point3r", StepOptions(1, (96, 128), (96, 128), 3, 192), {"fusion_metres": 0}
+    ).eval()
     memory = empty(step)
     names = ("pts3d_in_self_view", "conf_self", "camera_pose", "pts3d_in_other_view", "conf")
     for i, image in enumerate(golden["images"]):
@@ -73,12 +79,18 @@ def test_the_step_equals_the_authors_outputs() -> None:
             assert int(memory.pointer_valid.sum()) == golden["memory_sizes"][i - 1]
         for name, ours in zip(names, prediction, strict=True):
             theirs = golden[f"{i}/{name}"]
-            assert np.linalg.norm(ours[0].numpy() - theirs) < 1e-3 * np.linalg.norm(theirs), f"{i}/{name}"
+            assert np.linalg.norm(ours[0].numpy() - theirs) < 1e-3 * np.linalg.norm(theirs), (
+                f"{i}/{name}"
+            )
 
 
 def test_cameras_that_share_the_memory_follow_the_stream(network, images) -> None:
-    """The stream begins a camera that was never seen where the one before it was, at its first step only: so do we."""
-    stream, step = PointerStream(network, WORKING, cameras=2, capacity=POINTERS), step_of(network, 2, fusion_metres=0)
+    """The stream begins a camera that was never seen where the one before it was, at its first step
+    only: so do we."""
+    stream, step = (
+        PointerStream(network, WORKING, cameras=2, capacity=POINTERS),
+        step_of(network, 2, fusion_metres=0),
+    )
     theirs, ours = stream.begin(), empty(step)
     for pair in images.split(2):
         with torch.inference_mode():
@@ -89,7 +101,8 @@ def test_cameras_that_share_the_memory_follow_the_stream(network, images) -> Non
 
 
 def test_what_moves_does_not_enter(network, images) -> None:
-    """A step that is told that some patches moved has the memory of a step that was never offered them."""
+    """A step that is told that some patches moved has the memory of a step that was never offered
+    them."""
     step = step_of(network, fusion_metres=0)
     moved = torch.zeros(1, step.patches, dtype=torch.bool)
     moved[0, :5] = True
@@ -104,7 +117,8 @@ def test_what_moves_does_not_enter(network, images) -> None:
 
 
 def test_an_absent_camera_does_not_poison(network, images) -> None:
-    """What the absent camera's buffer holds is of no effect: on outputs, memory, and the cameras after it."""
+    """What the absent camera's buffer holds is of no effect: on outputs, memory, and the cameras
+    after it."""
     step = step_of(network, 2)
     results = []
     for junk in (torch.zeros(1, 3, *WORKING), 1e3 * torch.ones(1, 3, *WORKING)):
@@ -131,11 +145,21 @@ def test_fusion_is_bounded_in_metres_once_the_scale_is_known(network) -> None:
     assert "metres_per_unit" not in step_of(network, fusion_metres=0).frame_inputs()
 
 
-# --- the engine ------------------------------------------------------------------------------------------------------------------------
+# --- the engine
 
 
 def export(*more: str) -> int:
-    command = ["export", "--network", "point3r", "--checkpoint", f"stand-in:{TINY}", "--cameras", "1", "--size", "48x64"]
+    command = [
+        "export",
+        "--network",
+        "point3r",
+        "--checkpoint",
+        f"stand-in:{TINY}",
+        "--cameras",
+        "1",
+        "--size",
+        "48x64",
+    ]
     return main([*command, "--image-size", "96x128", "--pointers", str(POINTERS), *more])
 
 
@@ -161,7 +185,8 @@ def test_every_output_is_compared_and_what_it_is_worth_is_said(built, capsys) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None:
-    """Patches and a block, as every network has them: ONNX has no convolution of bfloat16, and no checker lets one pass."""
+    """Patches and a block, as every network has them: ONNX has no convolution of bfloat16, and no
+    checker lets one pass."""
     from recon4d_ros.engine.openvino import ov
     from recon4d_ros.export.graph import write_graph
     from recon4d_ros.networks.attention import EncoderBlock, PatchEmbed
@@ -180,9 +205,17 @@ def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None
         whole = encoder(image, torch.zeros(1))[0].numpy()
         encoder.to(dtype)
         said = encoder(image, torch.zeros(1))[0].numpy()
-    write_graph(tmp_path / "m.onnx", encoder, {"image": (torch.float32, tuple(image.shape))}, {"state": (1,)}, ("tokens",))
+    write_graph(
+        tmp_path / "m.onnx",
+        encoder,
+        {"image": (torch.float32, tuple(image.shape))},
+        {"state": (1,)},
+        ("tokens",),
+    )
     assert check_operators(tmp_path / "m.onnx").problems == ()
-    model = ov.Core().compile_model(str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = ov.Core().compile_model(
+        str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     got = model([image.numpy(), np.zeros(1, np.float32)])[0]
     for truth, most in ((whole, 0.02), (said, 0.02)):
         assert 1e-5 < np.linalg.norm(got - truth) / np.linalg.norm(truth) < most
@@ -192,7 +225,9 @@ def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None
 def test_bf16_is_smaller_and_held_against_float32(built, tmp_path, monkeypatch) -> None:
     from recon4d_ros.export import learned
 
-    monkeypatch.setattr(learned, "CPU_RUNTIMES", ("openvino",))  # the other has no bfloat16, and this is long enough
+    monkeypatch.setattr(
+        learned, "CPU_RUNTIMES", ("openvino",)
+    )  # the other has no bfloat16, and this is long enough
     assert export("--out", str(tmp_path / "bf16"), "--precision", "bf16") == 0
     spec = engines.load_spec(tmp_path / "bf16")
     fed = {name: values["fed"] for name, values in spec.parity["openvino"]["outputs"].items()}
@@ -212,9 +247,18 @@ def test_tensorrt_takes_every_operator_and_a_cuda_graph_could_hold_them(built) -
 def test_operators_that_tensorrt_does_not_take_are_named(tmp_path) -> None:
     from onnx import TensorProto, helper, save
 
-    nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"]), helper.make_node("Det", ["f"], ["d"])]
-    inputs = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in (
-        ("x", TensorProto.INT64, [3]), ("axis", TensorProto.INT64, []), ("f", TensorProto.FLOAT, [2, 2]))]
+    nodes = [
+        helper.make_node("CumSum", ["x", "axis"], ["y"]),
+        helper.make_node("Det", ["f"], ["d"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("x", TensorProto.INT64, [3]),
+            ("axis", TensorProto.INT64, []),
+            ("f", TensorProto.FLOAT, [2, 2]),
+        )
+    ]
     outputs = [helper.make_tensor_value_info("d", TensorProto.FLOAT, [])]
     graph = helper.make_graph(nodes, "g", inputs, outputs)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
@@ -225,12 +269,20 @@ def test_operators_that_tensorrt_does_not_take_are_named(tmp_path) -> None:
 
 def make_rig() -> Rig:
     optical = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]])
-    return Rig("one", (Camera("front", 128, 96, np.array([[100.0, 0, 63.5], [0, 100.0, 47.5], [0, 0, 1]]), optical),))
+    return Rig(
+        "one",
+        (
+            Camera(
+                "front", 128, 96, np.array([[100.0, 0, 63.5], [0, 100.0, 47.5], [0, 0, 1]]), optical
+            ),
+        ),
+    )
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_it_drives(built, runtime) -> None:
-    """No depth before the scale is known; then metric depth with its doubt in sigma; reset forgets; a repeat is bit-identical."""
+    """No depth before the scale is known; then metric depth with its doubt in sigma; reset forgets;
+    a repeat is bit-identical."""
     rig = make_rig()
     engine = engines.load(built, rig, runtime=runtime)
     calibration = make_calibration(rig, SIZE, WORKING)
@@ -244,7 +296,11 @@ def test_it_drives(built, runtime) -> None:
             frame = Frame(index, images, np.ones(1, bool), np.full(1, index))
             geometry = engine.step(frame, calibration, pose, np.zeros((1, *WORKING), bool))
             if index == 0:
-                assert np.isnan(geometry.depth).all() and not geometry.confidence.any() and engine.scales == (None,)
+                assert (
+                    np.isnan(geometry.depth).all()
+                    and not geometry.confidence.any()
+                    and engine.scales == (None,)
+                )
         runs.append(geometry)
         assert 0 < engine.memory_fill <= 1
         assert len(engine.pointers().position) == 0
@@ -272,7 +328,9 @@ def test_it_drives(built, runtime) -> None:
         (["--network", "point4r"], "network 'point4r' is not known"),
     ],
 )
-def test_what_cannot_be_is_one_sentence_and_leaves_nothing(tmp_path, capsys, more, sentence) -> None:
+def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
+    tmp_path, capsys, more, sentence
+) -> None:
     assert export("--out", str(tmp_path / "engine"), *more) == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.strip().splitlines()) == 1
@@ -288,7 +346,9 @@ def test_an_existing_folder_stays(built, tmp_path, capsys) -> None:
 def test_too_little_memory_is_said_before_it_is_taken(tmp_path, capsys, monkeypatch) -> None:
     from recon4d_ros.export import learned
 
-    monkeypatch.setattr(learned.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**6})())
+    monkeypatch.setattr(
+        learned.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**6})()
+    )
     assert export("--out", str(tmp_path / "engine")) == 2
     assert "too little memory" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -310,13 +370,34 @@ def test_tensorrt_from_an_engine_says_what_is_missing_here(built, tmp_path, caps
     pytest.importorskip("onnx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: this is about a machine without")
-    assert main(["export", "--from", str(built), "--runtime", "tensorrt", "--out", str(tmp_path / "gpu")]) == 2
+    assert (
+        main(
+            [
+                "export",
+                "--from",
+                str(built),
+                "--runtime",
+                "tensorrt",
+                "--out",
+                str(tmp_path / "gpu"),
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr()
-    assert "TensorRT is not installed here" in said.err and "the TensorRT engine cannot be built" in said.err
+    assert (
+        "TensorRT is not installed here" in said.err
+        and "the TensorRT engine cannot be built" in said.err
+    )
     assert "wrote" not in said.out and not list(tmp_path.iterdir())
 
 
 def test_comparing_needs_no_pytorch(built) -> None:
-    code = "import sys; sys.modules['torch'] = None; from recon4d_ros import engine; import recon4d_ros.export.compare; print('fine')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    code = (
+        "import sys; sys.modules['torch'] = None; from recon4d_ros import engine; import"
+        " recon4d_ros.export.compare; print('fine')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     assert done.stdout.strip() == "fine", done.stderr

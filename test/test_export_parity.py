@@ -1,4 +1,5 @@
-"""What an export is worth: a model that forgets, gives no number, or was built wrong is refused; what is there already is not lost."""
+"""What an export is worth: a model that forgets, gives no number, or was built wrong is refused;
+what is there already is not lost."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ MAPS = ("depth", "sigma", "confidence")
 
 
 def network(path: Path, remembers: bool = True) -> None:
-    """depth = sigma = confidence = image + state, new_state = state + 1; or without the state, which the first step, of zeros, does not
-    show."""
+    """depth = sigma = confidence = image + state, new_state = state + 1; or without the state,
+    which the first step, of zeros, does not show."""
     keep = helper.make_tensor("keep", TensorProto.FLOAT, [1], [float(remembers)])
     one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
     axis = helper.make_tensor("axis", TensorProto.INT64, [1], [3])
@@ -45,32 +46,74 @@ def network(path: Path, remembers: bool = True) -> None:
         helper.make_node("Add", ["kept", "one"], ["new_state"]),
     ]
     value = helper.make_tensor_value_info
-    inputs = [value("images", TensorProto.UINT8, [1, *SIZE, 1]), value("state", TensorProto.FLOAT, [1])]
+    inputs = [
+        value("images", TensorProto.UINT8, [1, *SIZE, 1]),
+        value("state", TensorProto.FLOAT, [1]),
+    ]
     outputs = [value(name, TensorProto.FLOAT, [1, *SIZE]) for name in MAPS]
-    outputs += [value("color", TensorProto.UINT8, [1, *SIZE, 1]), value("new_state", TensorProto.FLOAT, [1])]
+    outputs += [
+        value("color", TensorProto.UINT8, [1, *SIZE, 1]),
+        value("new_state", TensorProto.FLOAT, [1]),
+    ]
     graph = helper.make_graph(nodes, "g", inputs, outputs, [keep, one, axis])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
+    )
 
 
 def engine(folder: Path, remembers: bool = True, **fields) -> EngineSpec:
     folder.mkdir()
     network(folder / "model.onnx", remembers)
     spec = EngineSpec(
-        "n", "learned", "onnxruntime", 1, SIZE, 1, SIZE, 1, 0, "fp32", "model.onnx", sha256_of(folder / "model.onnx"),
-        inputs=("images", "state"), outputs=(*MAPS, "color", "new_state"), options={"memory": {"state": [1]}},
+        "n",
+        "learned",
+        "onnxruntime",
+        1,
+        SIZE,
+        1,
+        SIZE,
+        1,
+        0,
+        "fp32",
+        "model.onnx",
+        sha256_of(folder / "model.onnx"),
+        inputs=("images", "state"),
+        outputs=(*MAPS, "color", "new_state"),
+        options={"memory": {"state": [1]}},
         parity={"onnxruntime": {"milliseconds": 1.0}},
-    )  # fmt: skip
+    )
     spec = replace(spec, **fields)
     spec.save(folder / "engine.yaml")
     return spec
 
 
 def report(differences: dict[str, float]) -> dict:
-    return {"x": {"outputs": {name: {"fed": value, "typical": value, "holes": 0.0} for name, value in differences.items()}}}
+    return {
+        "x": {
+            "outputs": {
+                name: {"fed": value, "typical": value, "holes": 0.0}
+                for name, value in differences.items()
+            }
+        }
+    }
 
 
 def spec_of(precision: str, checkpoint: str = "abc") -> EngineSpec:
-    return EngineSpec("n", "learned", "x", 1, SIZE, 1, SIZE, 1, 0, precision, "m", "", checkpoint_sha256=checkpoint)
+    return EngineSpec(
+        "n",
+        "learned",
+        "x",
+        1,
+        SIZE,
+        1,
+        SIZE,
+        1,
+        0,
+        precision,
+        "m",
+        "",
+        checkpoint_sha256=checkpoint,
+    )
 
 
 @pytest.mark.parametrize("config", ["learned", "stereo"])
@@ -85,7 +128,10 @@ def test_a_step_that_forgets_its_memory_is_found(tmp_path, config) -> None:
         if remembers:
             check_parity({"onnxruntime": found}, spec)
         else:
-            with pytest.raises(EngineError, match=r"onnxruntime does not compute what PyTorch does: .*(depth|state)"):
+            with pytest.raises(
+                EngineError,
+                match=r"onnxruntime does not compute what PyTorch does: .*(depth|state)",
+            ):
                 check_parity({"onnxruntime": found}, spec)
 
 
@@ -93,18 +139,36 @@ def test_what_is_no_number_differs() -> None:
     ones = np.ones(8)
     for name in ("depth", "new_state", "new_token_pixel"):
         assert share_off(name, ones, ones, 4) == 0
-        assert share_off(name, np.full(8, np.nan), ones, 4) == share_off(name, ones, np.full(8, np.nan), 4) == 1
+        assert (
+            share_off(name, np.full(8, np.nan), ones, 4)
+            == share_off(name, ones, np.full(8, np.nan), 4)
+            == 1
+        )
     assert share_off("depth", np.array([1, np.inf, 1, 1.02]), np.ones(4), 4) == 0.5
 
 
 def test_a_pixel_beside_is_the_same_place_and_one_farther_is_not() -> None:
     width, pixel = 10, np.array([55.0])
-    assert [share_off("new_token_pixel", pixel + step, pixel, width) for step in (1, width, width - 1, 2, 2 * width)] == [0, 0, 0, 1, 1]
-    assert share_off("new_token_pixel", np.array([0.0]), np.array([-1.0]), width) == 1, "none is no pixel"
+    assert [
+        share_off("new_token_pixel", pixel + step, pixel, width)
+        for step in (1, width, width - 1, 2, 2 * width)
+    ] == [0, 0, 0, 1, 1]
+    assert share_off("new_token_pixel", np.array([0.0]), np.array([-1.0]), width) == 1, (
+        "none is no pixel"
+    )
 
 
-@pytest.mark.parametrize("precision, off, good", [("fp32", 5e-4, True), ("fp32", 2e-3, False), ("bf16", 0.015, True),
-                                                  ("bf16", 0.03, False), ("fp16", 0.03, False), ("bf16", float("nan"), False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "precision, off, good",
+    [
+        ("fp32", 5e-4, True),
+        ("fp32", 2e-3, False),
+        ("bf16", 0.015, True),
+        ("bf16", 0.03, False),
+        ("fp16", 0.03, False),
+        ("bf16", float("nan"), False),
+    ],
+)
 def test_how_far_an_output_may_be_off(precision, off, good) -> None:
     parity = report({"depth": 0.0, "new_state": off})
     if good:
@@ -132,12 +196,13 @@ def test_shares_of_three_percent_and_no_runtime_at_all() -> None:
         check_parity({"x": {"error": "out of memory"}}, spec_of("fp32"))
 
 
-# --- TensorRT, which is not here: what is done around it ---------------------------------------------------------------------------------
+# --- TensorRT, which is not here: what is done around it
 
 
 @pytest.fixture
 def built_by(monkeypatch):
-    """Makes TensorRT there: it writes as model.engine what it is told to, which runs as ONNX does."""
+    """Makes TensorRT there: it writes as model.engine what it is told to, which runs as ONNX
+    does."""
 
     class Runtime(OnnxRuntime):
         def __init__(self, model, spec, memory, threads=0):
@@ -166,21 +231,39 @@ def built_by(monkeypatch):
 
 
 @pytest.mark.parametrize("version_compatible", [True, False])
-def test_a_tensorrt_engine_is_held_against_its_onnx_and_timed(tmp_path, built_by, version_compatible) -> None:
+def test_a_tensorrt_engine_is_held_against_its_onnx_and_timed(
+    tmp_path, built_by, version_compatible
+) -> None:
     engine(tmp_path / "onnx", parity={"onnxruntime": {"milliseconds": 1e6}})
     built_by(network)
-    export.rebuild(tmp_path / "onnx", tmp_path / "gpu", "tensorrt", gpu.GpuOptions(version_compatible=version_compatible))
+    export.rebuild(
+        tmp_path / "onnx",
+        tmp_path / "gpu",
+        "tensorrt",
+        gpu.GpuOptions(version_compatible=version_compatible),
+    )
     spec = load_spec(tmp_path / "gpu")
-    assert (spec.runtime, spec.model, set(spec.parity)) == ("tensorrt", "model.engine", {"tensorrt"})
+    assert (spec.runtime, spec.model, set(spec.parity)) == (
+        "tensorrt",
+        "model.engine",
+        {"tensorrt"},
+    )
     assert spec.parity["tensorrt"]["worst"] == 0 and spec.parity["tensorrt"]["milliseconds"] < 1e6
     assert spec.options["version_compatible"] is version_compatible
-    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == ["engine.yaml", "model.engine"]
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [
+        "engine.yaml",
+        "model.engine",
+    ]
 
 
-def test_a_tensorrt_engine_that_computes_something_else_is_not_left_there(tmp_path, built_by) -> None:
+def test_a_tensorrt_engine_that_computes_something_else_is_not_left_there(
+    tmp_path, built_by
+) -> None:
     engine(tmp_path / "onnx")
     built_by(lambda path: network(path, remembers=False))
-    with pytest.raises(EngineError, match=r"tensorrt does not compute what model\.onnx with onnxruntime does"):
+    with pytest.raises(
+        EngineError, match=r"tensorrt does not compute what model\.onnx with onnxruntime does"
+    ):
         export.rebuild(tmp_path / "onnx", tmp_path / "gpu", "tensorrt", gpu.GpuOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
@@ -188,7 +271,9 @@ def test_a_tensorrt_engine_that_computes_something_else_is_not_left_there(tmp_pa
 def test_without_tensorrt_nothing_is_rebuilt(tmp_path, monkeypatch) -> None:
     engine(tmp_path / "onnx")
     monkeypatch.setattr(tensorrt, "available", lambda: "no GPU can be used here")
-    with pytest.raises(EngineError, match="no GPU can be used here: the TensorRT engine cannot be built"):
+    with pytest.raises(
+        EngineError, match="no GPU can be used here: the TensorRT engine cannot be built"
+    ):
         export.rebuild(tmp_path / "onnx", tmp_path / "gpu", "tensorrt", gpu.GpuOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
@@ -197,12 +282,14 @@ def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path) -> None
     said: list[str] = []
     tensorrt._keep(tmp_path / "no" / "cache", memoryview(b"timings"), said.append)
     assert tensorrt._kept(tmp_path, said.append) == b""  # a folder
-    assert len(said) == 2 and all(str(tmp_path) in line and line.startswith("warning: --timing-cache") for line in said)
+    assert len(said) == 2 and all(
+        str(tmp_path) in line and line.startswith("warning: --timing-cache") for line in said
+    )
     tensorrt._keep(tmp_path / "cache", memoryview(b"timings"), said.append)
     assert tensorrt._kept(tmp_path / "cache", said.append) == b"timings" and len(said) == 2
 
 
-# --- what is there already --------------------------------------------------------------------------------------------------------------
+# --- what is there already
 
 
 def test_force_replaces_engines_and_empty_folders_only(tmp_path, monkeypatch) -> None:
@@ -213,7 +300,10 @@ def test_force_replaces_engines_and_empty_folders_only(tmp_path, monkeypatch) ->
     (tmp_path / "file").write_text("x")
     monkeypatch.chdir(home)
     for name in (home, Path("."), tmp_path / "link", tmp_path / "file"):
-        with pytest.raises(OutputError, match="--force replaces engines only"), export.written_beside(name, force=True):
+        with (
+            pytest.raises(OutputError, match="--force replaces engines only"),
+            export.written_beside(name, force=True),
+        ):
             raise AssertionError("not reached")
     assert (home / "letter.txt").read_text() == "dear"
     (tmp_path / "empty").mkdir()
@@ -221,9 +311,18 @@ def test_force_replaces_engines_and_empty_folders_only(tmp_path, monkeypatch) ->
     for name in ("empty", "engine", "new"):
         with export.written_beside(tmp_path / name, force=True) as folder:
             (folder / "engine.yaml").write_text("new")
-            assert name != "engine" or (tmp_path / "engine/model.onnx").is_file(), "the old one lies there until the new one is whole"
+            assert name != "engine" or (tmp_path / "engine/model.onnx").is_file(), (
+                "the old one lies there until the new one is whole"
+            )
         assert (tmp_path / name / "engine.yaml").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "engine", "file", "home", "link", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "empty",
+        "engine",
+        "file",
+        "home",
+        "link",
+        "new",
+    ]
 
 
 def test_an_engine_that_could_not_be_replaced_is_still_there(tmp_path, monkeypatch) -> None:
@@ -234,7 +333,11 @@ def test_an_engine_that_could_not_be_replaced_is_still_there(tmp_path, monkeypat
     rename = Path.rename
 
     def fails(path: Path, target):
-        if path.name.startswith(".engine.") and Path(target).name == "engine" and "old" not in path.name:
+        if (
+            path.name.startswith(".engine.")
+            and Path(target).name == "engine"
+            and "old" not in path.name
+        ):
             raise OSError(28, "No space left on device")
         return rename(path, target)
 
@@ -247,15 +350,36 @@ def test_an_engine_that_could_not_be_replaced_is_still_there(tmp_path, monkeypat
 
 
 def test_a_fault_within_is_not_blamed_on_the_place(tmp_path) -> None:
-    with pytest.raises(PermissionError, match="cache"), export.written_beside(tmp_path / "engine", force=False):
+    with (
+        pytest.raises(PermissionError, match="cache"),
+        export.written_beside(tmp_path / "engine", force=False),
+    ):
         raise PermissionError(13, os.strerror(13), "cache")
     assert not list(tmp_path.iterdir())
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------------------------
+# --- arguments
 
-GEOMETRIC = ("--config", "surround", "--cameras", "1", "--size", "128x256", "--working-size", "64x128")
-POINT3R = ("--network", "point3r", "--checkpoint", "stand-in", "--cameras", "1", "--image-size", "96x128")
+GEOMETRIC = (
+    "--config",
+    "surround",
+    "--cameras",
+    "1",
+    "--size",
+    "128x256",
+    "--working-size",
+    "64x128",
+)
+POINT3R = (
+    "--network",
+    "point3r",
+    "--checkpoint",
+    "stand-in",
+    "--cameras",
+    "1",
+    "--image-size",
+    "96x128",
+)
 
 
 @pytest.mark.parametrize(
@@ -264,17 +388,32 @@ POINT3R = ("--network", "point3r", "--checkpoint", "stand-in", "--cameras", "1",
         ((*GEOMETRIC, "--size", "0x0"), "expected HEIGHTxWIDTH"),
         ((*GEOMETRIC, "--size", "99999x9"), "expected HEIGHTxWIDTH"),
         ((*GEOMETRIC, "--option", "planes=["), "--option planes is '['"),
-        ((*GEOMETRIC, "--option", "planes=1"), "option planes is 1: expected a whole number from 4 to 512"),
+        (
+            (*GEOMETRIC, "--option", "planes=1"),
+            "option planes is 1: expected a whole number from 4 to 512",
+        ),
         ((*GEOMETRIC, "--option", "planes=4.5"), "option planes is 4.5: expected a whole number"),
         ((*GEOMETRIC, "--option", "near=0"), "option near is 0: expected a number from 0.01"),
         ((*GEOMETRIC, "--option", "near=.nan"), "option near is nan: expected a number"),
         ((*GEOMETRIC, "--option", "far=1"), "option far is 1: expected more than near, 1.5"),
         ((*GEOMETRIC, "--option", "cell=0"), "option cell is 0: expected a whole number from 4"),
         ((*GEOMETRIC, "--option", "cell=9"), "option cell is 9: expected a multiple of 2 up to"),
-        ((*GEOMETRIC, "--option", "cell=128"), "option cell is 128: expected a multiple of 2 up to the working size's 64"),
-        ((*GEOMETRIC, "--option", "merge_radius=a"), "option merge_radius is 'a': expected a number"),
-        ((*GEOMETRIC, "--option", "stride=3"), "option stride is 3: expected a divisor of the working size, 64x128"),
-        ((*GEOMETRIC, "--option", "cameras=3"), "option 'cameras' is not one of recon4d_geometric's: stride, planes"),
+        (
+            (*GEOMETRIC, "--option", "cell=128"),
+            "option cell is 128: expected a multiple of 2 up to the working size's 64",
+        ),
+        (
+            (*GEOMETRIC, "--option", "merge_radius=a"),
+            "option merge_radius is 'a': expected a number",
+        ),
+        (
+            (*GEOMETRIC, "--option", "stride=3"),
+            "option stride is 3: expected a divisor of the working size, 64x128",
+        ),
+        (
+            (*GEOMETRIC, "--option", "cameras=3"),
+            "option 'cameras' is not one of recon4d_geometric's: stride, planes",
+        ),
         ((*GEOMETRIC, "--option", "floor=yes"), "option floor is True: expected a number"),
         ((*GEOMETRIC, "--runtime", "torch"), "runtime torch is for learned networks"),
         ((*POINT3R, "--size", "8x64"), "size is 8x64: expected 16 to 4096 pixels"),
@@ -299,7 +438,7 @@ def test_a_stride_of_a_pair_is_even() -> None:
         GeometricOptions("stereo", 2, SIZE, 1, (64, 128), stride=1)
 
 
-# --- operators --------------------------------------------------------------------------------------------------------------------------
+# --- operators
 
 
 def test_types_that_tensorrt_has_not_are_named_and_sizes_are_no_problem(tmp_path) -> None:
@@ -310,13 +449,28 @@ def test_types_that_tensorrt_has_not_are_named_and_sizes_are_no_problem(tmp_path
         helper.make_node("ConstantOfShape", ["size"], ["zeros"], value=fill),
         helper.make_node("ScatterElements", ["f", "index", "f"], ["scattered"], reduction="max"),
     ]
-    inputs = [value("d", TensorProto.DOUBLE, [3]), value("f", TensorProto.FLOAT, [3]), value("index", TensorProto.INT64, [3])]
-    outputs = [value("twice", TensorProto.DOUBLE, [3]), value("zeros", TensorProto.FLOAT, [3]), value("scattered", TensorProto.FLOAT, [3])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [helper.make_tensor("size", TensorProto.INT64, [1], [3])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    inputs = [
+        value("d", TensorProto.DOUBLE, [3]),
+        value("f", TensorProto.FLOAT, [3]),
+        value("index", TensorProto.INT64, [3]),
+    ]
+    outputs = [
+        value("twice", TensorProto.DOUBLE, [3]),
+        value("zeros", TensorProto.FLOAT, [3]),
+        value("scattered", TensorProto.FLOAT, [3]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", inputs, outputs, [helper.make_tensor("size", TensorProto.INT64, [1], [3])]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx"
+    )
     found = check_operators(tmp_path / "m.onnx")
     assert [problem.split(":")[0] for problem in found.problems] == ["Add of DOUBLE is not taken"]
-    assert found.plugins == 1 and "plugin that TensorRT brings" in gpu.operator_lines(tmp_path / "m.onnx")[-1]
+    assert (
+        found.plugins == 1
+        and "plugin that TensorRT brings" in gpu.operator_lines(tmp_path / "m.onnx")[-1]
+    )
 
 
 def test_a_choice_that_ties_may_fall_to_the_other_side() -> None:

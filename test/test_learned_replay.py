@@ -1,4 +1,5 @@
-"""The three published networks as a user has them: export, info, replay of a bag with two cameras. Tiny, with stand-in weights."""
+"""The three published networks as a user has them: export, info, replay of a bag with two cameras.
+Tiny, with stand-in weights."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ pytest.importorskip("torch", reason="exporting needs PyTorch (requirements/dev.t
 from recon4d_ros.cli import main
 from recon4d_ros.engine import load_spec
 
-BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"
+BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501
 NETWORKS = {
     "point3r": f"stand-in:{BLOCKS},pointer_heads=4,pose_slots=8",
     "driv3r": f"stand-in:{BLOCKS},value_depth=1",
@@ -22,10 +23,28 @@ NETWORKS = {
 
 
 # Point3R's takes most of a minute: with `make test-full`
-@pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name for name in NETWORKS])
-def test_from_checkpoint_to_a_run(network: str, small_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name
+        for name in NETWORKS
+    ],
+)
+def test_from_checkpoint_to_a_run(
+    network: str, small_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     engine, run = tmp_path / "engine", tmp_path / "run"
-    command = ["export", "--network", network, "--checkpoint", NETWORKS[network], "--rig", str(small_bag), "--size", "48x160"]
+    command = [
+        "export",
+        "--network",
+        network,
+        "--checkpoint",
+        NETWORKS[network],
+        "--rig",
+        str(small_bag),
+        "--size",
+        "48x160",
+    ]
     assert main([*command, "--pointers", "200", "--out", str(engine)]) == 0
     spec = load_spec(engine)
     assert (spec.network, spec.cameras, spec.working_size) == (network, 2, (48, 160))
@@ -37,9 +56,15 @@ def test_from_checkpoint_to_a_run(network: str, small_bag: Path, tmp_path: Path,
     assert network in told and "mean nothing" in told and "openvino" in told
 
     odometry = ["--odometry", "/ground_truth/odom", "-p", "egomotion.odometry=trust"]
-    assert main(["replay", str(small_bag), "--engine", str(engine), "--out", str(run), *odometry]) == 0
+    assert (
+        main(["replay", str(small_bag), "--engine", str(engine), "--out", str(run), *odometry]) == 0
+    )
     assert "mean nothing" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["frames"] == 8 and summary["engine"]["network"] == network and "mean nothing" in summary["engine"]["warning"]
+    assert (
+        summary["frames"] == 8
+        and summary["engine"]["network"] == network
+        and "mean nothing" in summary["engine"]["warning"]
+    )
     stamps = np.loadtxt(run / "trajectory.tum")[:, 0]
     assert len(stamps) == 8 and (np.diff(stamps) > 0).all()

@@ -1,4 +1,5 @@
-"""Dynamic-multiframe-depth against the authors' outputs (test/golden), and its step against the network itself."""
+"""Dynamic-multiframe-depth against the authors' outputs (test/golden), and its step against the
+network itself."""
 
 from __future__ import annotations
 
@@ -28,9 +29,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> DyMultiDepth:
     """The golden weights, by way of a checkpoint file such as the authors' trainer writes."""
     path = tmp_path_factory.mktemp("checkpoint") / "model_best.pth"
     state = {f"module.{name}": value for name, value in golden_weights("dymultidepth").items()}
-    torch.save({"arch": "DataParallel", "epoch": 1, "state_dict": state, "config": {"name": "train"}}, path)
+    torch.save(
+        {"arch": "DataParallel", "epoch": 1, "state_dict": state, "config": {"name": "train"}}, path
+    )
     description = checkpoint.identify(path)
-    assert description.problems == () and description.configuration == dymultidepth.Configuration("resnet18", 2)
+    assert description.problems == () and description.configuration == dymultidepth.Configuration(
+        "resnet18", 2
+    )
     network = checkpoint.load(path, "dymultidepth")
     assert isinstance(network, DyMultiDepth)
     return network
@@ -43,7 +48,9 @@ def test_the_authors_outputs(published: DyMultiDepth) -> None:
     frames = torch.stack([golden["frames"], golden["frames"].flip(0)])
     poses = relative_poses(torch.stack([golden["poses"]] * 2), torch.eye(4).expand(2, 4, 4))
     with torch.inference_mode():
-        p = published(images, frames, golden["intrinsics"][:3, :3].expand(2, 3, 3), poses, torch.ones(2, 2))
+        p = published(
+            images, frames, golden["intrinsics"][:3, :3].expand(2, 3, 3), poses, torch.ones(2, 2)
+        )
     found = {
         "cost_volume": p.cost_volume[0, :, ::4, ::4],
         "fused_volume_mean": p.fused[0].mean(0),
@@ -57,14 +64,24 @@ def test_the_authors_outputs(published: DyMultiDepth) -> None:
 
 def test_parameter_names_and_shapes() -> None:
     with torch.device("meta"):
-        small, large = (dymultidepth.build(dymultidepth.Configuration(name)) for name in ("resnet18", "efficientnetb5"))
+        small, large = (
+            dymultidepth.build(dymultidepth.Configuration(name))
+            for name in ("resnet18", "efficientnetb5")
+        )
         wide = dymultidepth.build(dymultidepth.Configuration("resnet18", 3))
-    assert {name: tuple(value.shape) for name, value in small.state_dict().items()} == manifest("dymultidepth")
+    assert {name: tuple(value.shape) for name, value in small.state_dict().items()} == manifest(
+        "dymultidepth"
+    )
     shapes = {name: tuple(value.shape) for name, value in large.state_dict().items()}
     # the authors' model has 1,054 entries (counted by running it); the ends of its encoder
     assert len(shapes) == 1054 and sum(np.prod(shape) for shape in shapes.values()) > 28e6
     assert shapes["_feature_extractor.original_model.blocks.6.2.conv_dw.weight"] == (3072, 1, 3, 3)
-    assert shapes["_feature_extractor.original_model.blocks.2.0.se.conv_reduce.weight"] == (10, 240, 1, 1)
+    assert shapes["_feature_extractor.original_model.blocks.2.0.se.conv_reduce.weight"] == (
+        10,
+        240,
+        1,
+        1,
+    )
     assert shapes["mono_module.dec.3.conv2d_t.weight"] == (152, 48, 4, 4)
     for network in (small, large, wide):
         found = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -72,7 +89,8 @@ def test_parameter_names_and_shapes() -> None:
 
 
 def plain_cost_volume(image: np.ndarray, frame: np.ndarray, shift: float) -> np.ndarray:
-    """[h, w] (1 - SSIM) / 2 averaged as in the paper, between an image and a frame whose pixels lie `shift` columns further right."""
+    """[h, w] (1 - SSIM) / 2 averaged as in the paper, between an image and a frame whose pixels lie
+    `shift` columns further right."""
     h, w = image.shape[1:]
 
     def box(x: np.ndarray, mode: str) -> np.ndarray:
@@ -88,10 +106,16 @@ def plain_cost_volume(image: np.ndarray, frame: np.ndarray, shift: float) -> np.
 
     x0, y0 = np.floor(columns).astype(int), np.floor(rows).astype(int)
     fx, fy = columns - x0, (rows - y0)[:, None]
-    there = (at(y0, x0) * (1 - fx) + at(y0, x0 + 1) * fx) * (1 - fy) + (at(y0 + 1, x0) * (1 - fx) + at(y0 + 1, x0 + 1) * fx) * fy
+    there = (at(y0, x0) * (1 - fx) + at(y0, x0 + 1) * fx) * (1 - fy) + (
+        at(y0 + 1, x0) * (1 - fx) + at(y0 + 1, x0 + 1) * fx
+    ) * fy
     a, b = there + 0.5, image + 0.5
     ma, mb = box(a, "reflect"), box(b, "reflect")
-    va, vb, vab = box(a * a, "reflect") - ma**2, box(b * b, "reflect") - mb**2, box(a * b, "reflect") - ma * mb
+    va, vb, vab = (
+        box(a * a, "reflect") - ma**2,
+        box(b * b, "reflect") - mb**2,
+        box(a * b, "reflect") - ma * mb,
+    )
     ssim = (2 * ma * mb + 1e-4) * (2 * vab + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     mixed = np.tensordot(np.array([5, 16, 11]) / 32, ((1 - ssim) / 2).clip(0, 1), 1)
     return box(mixed[None], "constant")[0]
@@ -116,19 +140,28 @@ def test_cost_volume_written_plainly() -> None:
     np.testing.assert_allclose(found[0].numpy(), np.where(inside, 1 - 2 * cost, 0), atol=2e-4)
     assert inside.sum() > 100
     for at_once in (1, 3):
-        again = cost_volume(torch.from_numpy(image[None]).float(), frames, k, there, valid, depths, at_once)
+        again = cost_volume(
+            torch.from_numpy(image[None]).float(), frames, k, there, valid, depths, at_once
+        )
         torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-5)
-    nothing = cost_volume(torch.from_numpy(image[None]).float(), frames * 0, k, there * 0, valid * 0, depths)
+    nothing = cost_volume(
+        torch.from_numpy(image[None]).float(), frames * 0, k, there * 0, valid * 0, depths
+    )
     assert not nothing.any()
 
 
-# ------------------------------------------------------------------------------------------------------------------ the step
+# ------------------------------------------------------------------------------------------------
+# the step
 
 
-def step_of(cameras: int, keyframe_motion: float = 0.25, backbone: str = "resnet18") -> DyMultiDepthStep:
+def step_of(
+    cameras: int, keyframe_motion: float = 0.25, backbone: str = "resnet18"
+) -> DyMultiDepthStep:
     network = stand_in.fill(dymultidepth.build(dymultidepth.Configuration(backbone)))
     options = StepOptions(cameras, SIZE, SIZE)
-    made = checkpoint.make_step(network, "dymultidepth", options, {"keyframe_motion": keyframe_motion})
+    made = checkpoint.make_step(
+        network, "dymultidepth", options, {"keyframe_motion": keyframe_motion}
+    )
     assert isinstance(made, DyMultiDepthStep)
     return made
 
@@ -138,10 +171,19 @@ def frame(step: DyMultiDepthStep, seed: int, travelled: float) -> list[torch.Ten
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8, generator=generator)
     v, u = torch.meshgrid(torch.arange(float(h)), torch.arange(float(w)), indexing="ij")
-    k = torch.tensor([[0.7 * w, 0.0, w / 2], [0.0, 0.7 * w, h / 2], [0.0, 0.0, 1.0]]).expand(n, 3, 3)
+    k = torch.tensor([[0.7 * w, 0.0, w / 2], [0.0, 0.7 * w, h / 2], [0.0, 0.0, 1.0]]).expand(
+        n, 3, 3
+    )
     pose = torch.eye(4).repeat(n, 1, 1)
     pose[:, 2, 3] = travelled
-    return [images, torch.ones(n), torch.stack([u, v], -1).expand(n, h, w, 2), k, pose, torch.zeros(3)]
+    return [
+        images,
+        torch.ones(n),
+        torch.stack([u, v], -1).expand(n, h, w, 2),
+        k,
+        pose,
+        torch.zeros(3),
+    ]
 
 
 def empty(step: DyMultiDepthStep) -> list[torch.Tensor]:
@@ -164,7 +206,9 @@ def test_step_is_the_network_on_the_last_two_images() -> None:
         p = step.network(image, torch.stack([x for x, _ in past], 1), now[3], poses, valid)
         torch.testing.assert_close(depth, 1 / p.inverse, rtol=1e-3, atol=1e-3)
         assert bool(p.cost_volume.any()) == (i > 0)
-        assert ((depth >= 1 / 0.33 - 1e-3) & (depth <= 400.1)).all() and (sigma >= 0.049 * depth).all()
+        assert ((depth >= 1 / 0.33 - 1e-3) & (depth <= 400.1)).all() and (
+            sigma >= 0.049 * depth
+        ).all()
         assert ((confidence >= 0) & (confidence <= (1 if i else 0.5))).all()
 
 
@@ -177,7 +221,9 @@ def test_an_image_enters_only_when_the_camera_has_moved() -> None:
         *_, frames, poses, valid = step(*frame(step, i, travelled), *memory)
         memory = [frames, poses, valid]
         kept.append((poses[0, :, 2, 3] * valid[0]).tolist())
-    assert kept == [pytest.approx(x, abs=1e-6) for x in ([0, 0], [0, 0], [0.3, 0], [0.3, 0], [0.6, 0.3])]
+    assert kept == [
+        pytest.approx(x, abs=1e-6) for x in ([0, 0], [0, 0], [0.3, 0], [0.3, 0], [0.6, 0.3])
+    ]
 
 
 @torch.inference_mode()
@@ -222,16 +268,32 @@ def test_confidence_says_what_supports_the_depth() -> None:
     away = sharp.roll(8, 1)
 
     def judged(volume: torch.Tensor, mono: float) -> tuple[float, float]:
-        depth, sigma, confidence = step.judge(dymultidepth.Prediction(inverse, inverse * mono, volume, volume))
+        depth, sigma, confidence = step.judge(
+            dymultidepth.Prediction(inverse, inverse * mono, volume, volume)
+        )
         torch.testing.assert_close(depth, 1 / inverse)
         return float(confidence.mean()), float((sigma / depth).mean())
 
-    both, match, mono, none, unseen = (judged(*x) for x in ((sharp, 1.0), (sharp, 2.0), (away, 1.0), (away, 2.0), (blind, 2.0)))
-    assert both[0] > 0.95 and 0.45 < match[0] < 0.55 and 0.45 < mono[0] < 0.55 and none[0] < 0.05 and unseen[0] < 0.05
-    assert both[1] == pytest.approx(0.05) and match[1] < 0.1 < none[1] and unseen[1] == pytest.approx(0.69, abs=0.02)
+    both, match, mono, none, unseen = (
+        judged(*x) for x in ((sharp, 1.0), (sharp, 2.0), (away, 1.0), (away, 2.0), (blind, 2.0))
+    )
+    assert (
+        both[0] > 0.95
+        and 0.45 < match[0] < 0.55
+        and 0.45 < mono[0] < 0.55
+        and none[0] < 0.05
+        and unseen[0] < 0.05
+    )
+    assert (
+        both[1] == pytest.approx(0.05)
+        and match[1] < 0.1 < none[1]
+        and unseen[1] == pytest.approx(0.69, abs=0.02)
+    )
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("efficientnetb5", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", pytest.param("efficientnetb5", marks=pytest.mark.full)]
+)
 def test_the_exported_step_computes_the_same(backbone: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     step = step_of(2, backbone=backbone).eval()
@@ -240,7 +302,12 @@ def test_the_exported_step_computes_the_same(backbone: str, tmp_path: Path) -> N
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            step, (*frame(step, 0, 0.0), *empty(step)), dynamo=True, opset_version=18, input_names=names, verbose=False
+            step,
+            (*frame(step, 0, 0.0), *empty(step)),
+            dynamo=True,
+            opset_version=18,
+            input_names=names,
+            verbose=False,
         )
         assert program is not None
         program.save(str(path))
@@ -255,7 +322,9 @@ def test_the_exported_step_computes_the_same(backbone: str, tmp_path: Path) -> N
         found = session.run(None, {name: feed[name].numpy() for name in wanted})
         ours, theirs = list(expected[4:]), [torch.from_numpy(x) for x in found[4:]]
         for x, y in zip(found, expected, strict=True):
-            difference = np.linalg.norm(x.astype(float) - y.numpy()) / max(np.linalg.norm(y.numpy().astype(float)), 1e-9)
+            difference = np.linalg.norm(x.astype(float) - y.numpy()) / max(
+                np.linalg.norm(y.numpy().astype(float)), 1e-9
+            )
             assert difference < 1e-3, difference
 
 

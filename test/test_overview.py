@@ -1,4 +1,5 @@
 """The picture of a run: there for any rig, of the right size, and showing what it is given."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, replace
@@ -18,7 +19,9 @@ from recon4d_ros.overview.page import WIDTH, identity_color
 
 def view(name: str, height: int, width: int) -> CameraView:
     v, u = np.indices((height, width))
-    image = np.stack([u * 255 // width, v * 255 // height, np.full_like(u, 90)], axis=-1).astype(np.uint8)
+    image = np.stack([u * 255 // width, v * 255 // height, np.full_like(u, 90)], axis=-1).astype(
+        np.uint8
+    )
     mask = (np.abs(u - width // 2) < width // 10) & (np.abs(v - height // 2) < height // 8)
     depth = np.where(v > height // 3, 60.0 * height / (v + 1) / 3, np.nan).astype(np.float32)
     low, high = np.array([0.4 * width, 0.4 * height]), np.array([0.6 * width, 0.6 * height])
@@ -33,10 +36,18 @@ def drive(frames: int = 40) -> np.ndarray:
     return poses
 
 
-def data(cameras: int = 2, height: int = 120, width: int = 320, points: int = 20_000) -> OverviewData:
+def data(
+    cameras: int = 2, height: int = 120, width: int = 320, points: int = 20_000
+) -> OverviewData:
     rng = np.random.default_rng(0)
     xyz = rng.uniform([-10, -12, 0], [60, 30, 5], (points, 3)).astype(np.float32)
-    trail = Trail(4, np.linspace([10, 3, 0.5], [30, 4, 0.5], 12), np.array([8.0, 0.5, 0]), np.array([4.2, 1.8, 1.5]), 0.05)
+    trail = Trail(
+        4,
+        np.linspace([10, 3, 0.5], [30, 4, 0.5], 12),
+        np.array([8.0, 0.5, 0]),
+        np.array([4.2, 1.8, 1.5]),
+        0.05,
+    )
     views = [view(f"camera_{n}", height, width) for n in range(cameras)]
     rgb = rng.integers(0, 255, (points, 3)).astype(np.uint8)
     return OverviewData(views, xyz, rgb, drive(), [trail], {"bag": "drives/monday/", "frames": 40})
@@ -49,14 +60,35 @@ def with_truth(given: OverviewData) -> OverviewData:
     depth = DepthAccumulator(["a"])
     depth.add(0, np.array([5.2, 16.0, np.nan, 55.0]), np.array([5.0, 15.0, 30.0, 50.0]))
     metrics: dict[str, Any] = {
-        "trajectory": {name: value for name, value in asdict(score).items() if name not in ("errors", "distance")},
-        "depth": {"near": asdict(depth.score(nearer=40)),
-                  "ranges": {"0-10": asdict(depth.score(nearer=10)), "80-inf": asdict(depth.score(farther=80))}},
+        "trajectory": {
+            name: value
+            for name, value in asdict(score).items()
+            if name not in ("errors", "distance")
+        },
+        "depth": {
+            "near": asdict(depth.score(nearer=40)),
+            "ranges": {
+                "0-10": asdict(depth.score(nearer=10)),
+                "80-inf": asdict(depth.score(farther=80)),
+            },
+        },
         "masks": asdict(MaskScore(0.7, 0.8, 0.9, 0.01, 12)),
     }
     latency = {name: {"p50": 10.0, "p95": 20.0} for name in ("preprocess", "engine", "step")}
-    return replace(given, truth=truth, distance=score.distance, errors=score.errors, shown_pose=drive()[20],
-                   summary={**given.summary, "metrics": metrics, "latency_ms": latency, "rate_step_hz": 9.5, "map_points": 20_000})
+    return replace(
+        given,
+        truth=truth,
+        distance=score.distance,
+        errors=score.errors,
+        shown_pose=drive()[20],
+        summary={
+            **given.summary,
+            "metrics": metrics,
+            "latency_ms": latency,
+            "rate_step_hz": 9.5,
+            "map_points": 20_000,
+        },
+    )
 
 
 SHAPES = [(1, 480, 640), (1, 100, 900), (2, 370, 1226), (6, 160, 240), (3, 900, 300), (5, 90, 160)]
@@ -65,8 +97,16 @@ SHAPES = [(1, 480, 640), (1, 100, 900), (2, 370, 1226), (6, 160, 240), (3, 900, 
 @pytest.mark.parametrize(("cameras", "height", "width"), SHAPES)
 def test_any_rig_has_a_picture(cameras: int, height: int, width: int) -> None:
     picture = draw_overview(with_truth(data(cameras, height, width, points=2000)))
-    assert picture.dtype == np.uint8 and picture.shape[1:] == (WIDTH, 3) and 900 < picture.shape[0] < 3400
-    quarters = [part.std() for half in np.array_split(picture, 2) for part in np.array_split(half, 2, axis=1)]
+    assert (
+        picture.dtype == np.uint8
+        and picture.shape[1:] == (WIDTH, 3)
+        and 900 < picture.shape[0] < 3400
+    )
+    quarters = [
+        part.std()
+        for half in np.array_split(picture, 2)
+        for part in np.array_split(half, 2, axis=1)
+    ]
     assert min(quarters) > 12, "a part of the picture is empty"
 
 
@@ -77,22 +117,39 @@ def test_mask_boxes_map_and_truth_are_seen() -> None:
 
     def changed(other: OverviewData) -> np.ndarray:
         return np.abs(draw_overview(other).astype(int) - picture).max(axis=2) > 20
-    unmasked = replace(full, cameras=[replace(camera, mask=np.zeros_like(camera.mask)) for camera in full.cameras])
+
+    unmasked = replace(
+        full, cameras=[replace(camera, mask=np.zeros_like(camera.mask)) for camera in full.cameras]
+    )
     assert changed(unmasked)[block].sum() > 5000 and changed(unmasked)[700:].sum() == 0
     unboxed = replace(full, cameras=[replace(camera, objects=()) for camera in full.cameras])
     assert changed(unboxed)[block].sum() > 300
-    for other in (replace(full, points=full.points[:0], colors=full.colors[:0]), replace(full, trails=[]), replace(full, truth=None)):
+    for other in (
+        replace(full, points=full.points[:0], colors=full.colors[:0]),
+        replace(full, trails=[]),
+        replace(full, truth=None),
+    ):
         assert changed(other)[block].sum() == 0 and changed(other)[900:, :1400].sum() > 200
 
 
 def test_the_same_run_has_the_same_picture() -> None:
-    np.testing.assert_array_equal(draw_overview(with_truth(data())), draw_overview(with_truth(data())))
+    np.testing.assert_array_equal(
+        draw_overview(with_truth(data())), draw_overview(with_truth(data()))
+    )
 
 
 def test_nothing_at_all_is_still_a_picture() -> None:
-    empty = OverviewData([], np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros((0, 4, 4)), [], {})
+    empty = OverviewData(
+        [], np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros((0, 4, 4)), [], {}
+    )
     assert draw_overview(empty).shape[1] == WIDTH
-    standing = replace(data(1), trajectory=np.tile(np.eye(4), (5, 1, 1)), trails=[], points=empty.points, colors=empty.colors)
+    standing = replace(
+        data(1),
+        trajectory=np.tile(np.eye(4), (5, 1, 1)),
+        trails=[],
+        points=empty.points,
+        colors=empty.colors,
+    )
     assert draw_overview(standing).shape[1] == WIDTH
 
 
@@ -106,5 +163,10 @@ def test_depth_colours_go_from_red_to_blue_and_none_is_dark() -> None:
 def test_the_headline_says_only_what_was_measured() -> None:
     assert headline({}) == []
     said = " ".join(headline(with_truth(data()).summary))
-    assert "40 frame sets" in said and "9.5 frame sets/s" in said and "mask IoU 0.70" in said and "drift" in said
+    assert (
+        "40 frame sets" in said
+        and "9.5 frame sets/s" in said
+        and "mask IoU 0.70" in said
+        and "drift" in said
+    )
     assert len({identity_color(identity) for identity in range(50)}) == 50

@@ -1,4 +1,5 @@
 """Each stand-in of pip_ros/ by itself, and beside the real package wherever that is installed."""
+
 from __future__ import annotations
 
 import importlib
@@ -29,7 +30,13 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 PIP_ROS = Path(__file__).resolve().parents[1] / "pip_ros"
-MODULES = {"cv_bridge": "", "message_filters": "", "sensor_msgs_py": ".point_cloud2", "tf2_ros": "", "tf_transformations": ""}
+MODULES = {
+    "cv_bridge": "",
+    "message_filters": "",
+    "sensor_msgs_py": ".point_cloud2",
+    "tf2_ros": "",
+    "tf_transformations": "",
+}
 
 
 def stand_in(name: str) -> ModuleType:
@@ -37,7 +44,9 @@ def stand_in(name: str) -> ModuleType:
     alias = f"stand_in_{name}"
     if alias not in sys.modules:
         path = PIP_ROS / name / "__init__.py"
-        spec = importlib.util.spec_from_file_location(alias, path, submodule_search_locations=[str(path.parent)])
+        spec = importlib.util.spec_from_file_location(
+            alias, path, submodule_search_locations=[str(path.parent)]
+        )
         assert spec is not None and spec.loader is not None
         module = sys.modules[alias] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -53,7 +62,8 @@ def real(name: str) -> ModuleType:
 
 @pytest.fixture(params=["stand_in", "real"])
 def package(request):
-    """Gives package("cv_bridge"): the same test runs on the stand-in and, where it is there, on the real one."""
+    """Gives package("cv_bridge"): the same test runs on the stand-in and, where it is there, on the
+    real one."""
     return stand_in if request.param == "stand_in" else real
 
 
@@ -63,10 +73,13 @@ def test_what_is_installed_is_the_real_one_or_this_stand_in() -> None:
         if getattr(module, "STAND_IN", False):
             installed = Path(module.__file__ or "").parent
             for source in (PIP_ROS / name).glob("*.py"):
-                assert (installed / source.name).read_bytes() == source.read_bytes(), f"{name} is an old copy: run `make setup`"
+                assert (installed / source.name).read_bytes() == source.read_bytes(), (
+                    f"{name} is an old copy: run `make setup`"
+                )
 
 
-# --- tf_transformations ---------------------------------------------------------------------------------------------------------------
+# --- tf_transformations
+
 
 def quaternions(count: int) -> np.ndarray:
     q = np.random.default_rng(5).normal(size=(count, 4))
@@ -76,13 +89,17 @@ def quaternions(count: int) -> np.ndarray:
 def test_quaternions(package) -> None:
     tft = package("tf_transformations")
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(tft.quaternion_from_euler(0.0, 0.0, np.pi / 2), [0, 0, half, half], atol=1e-12)
+    np.testing.assert_allclose(
+        tft.quaternion_from_euler(0.0, 0.0, np.pi / 2), [0, 0, half, half], atol=1e-12
+    )
     turn = tft.quaternion_matrix([0, 0, half, half])
     np.testing.assert_allclose(turn @ [1, 0, 0, 1], [0, 1, 0, 1], atol=1e-12)
     for q in quaternions(50):
         back = tft.quaternion_from_matrix(tft.quaternion_matrix(q))
         np.testing.assert_allclose(back, np.copysign(1, q[3]) * q, atol=1e-9)
-        np.testing.assert_allclose(tft.quaternion_matrix(3 * q), tft.quaternion_matrix(q), atol=1e-12)
+        np.testing.assert_allclose(
+            tft.quaternion_matrix(3 * q), tft.quaternion_matrix(q), atol=1e-12
+        )
 
 
 def test_quaternions_as_the_real_ones() -> None:
@@ -90,16 +107,31 @@ def test_quaternions_as_the_real_ones() -> None:
     for q in quaternions(50):
         matrix = ours.quaternion_matrix(q)
         np.testing.assert_allclose(matrix, theirs.quaternion_matrix(q), atol=1e-12)
-        np.testing.assert_allclose(ours.quaternion_from_matrix(matrix), theirs.quaternion_from_matrix(matrix), atol=1e-9)
-        np.testing.assert_allclose(ours.quaternion_from_euler(*q[:3]), theirs.quaternion_from_euler(*q[:3]), atol=1e-12)
+        np.testing.assert_allclose(
+            ours.quaternion_from_matrix(matrix), theirs.quaternion_from_matrix(matrix), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            ours.quaternion_from_euler(*q[:3]), theirs.quaternion_from_euler(*q[:3]), atol=1e-12
+        )
 
 
-# --- cv_bridge ------------------------------------------------------------------------------------------------------------------------
+# --- cv_bridge
 
 ENCODINGS = {
-    "mono8": (np.uint8, 1), "mono16": (np.uint16, 1), "rgb8": (np.uint8, 3), "bgr8": (np.uint8, 3), "rgba8": (np.uint8, 4),
-    "bgra8": (np.uint8, 4), "rgb16": (np.uint16, 3), "bgr16": (np.uint16, 3), "8UC1": (np.uint8, 1), "8UC3": (np.uint8, 3),
-    "16UC1": (np.uint16, 1), "32FC1": (np.float32, 1), "64FC2": (np.float64, 2), "16SC1": (np.int16, 1),
+    "mono8": (np.uint8, 1),
+    "mono16": (np.uint16, 1),
+    "rgb8": (np.uint8, 3),
+    "bgr8": (np.uint8, 3),
+    "rgba8": (np.uint8, 4),
+    "bgra8": (np.uint8, 4),
+    "rgb16": (np.uint16, 3),
+    "bgr16": (np.uint16, 3),
+    "8UC1": (np.uint8, 1),
+    "8UC3": (np.uint8, 3),
+    "16UC1": (np.uint16, 1),
+    "32FC1": (np.float32, 1),
+    "64FC2": (np.float64, 2),
+    "16SC1": (np.int16, 1),
 }
 
 
@@ -107,12 +139,20 @@ def image_of(encoding: str, padding: int = 0, big_endian: bool = False) -> tuple
     """A random 5x7 image, rows padded by so many bytes, and its pixels."""
     dtype, channels = ENCODINGS[encoding]
     rng = np.random.default_rng(len(encoding))
-    pixels = (rng.random((5, 7, channels)) * (200 if np.dtype(dtype).itemsize == 1 else 30000)).astype(dtype)
+    pixels = (
+        rng.random((5, 7, channels)) * (200 if np.dtype(dtype).itemsize == 1 else 30000)
+    ).astype(dtype)
     pixels = pixels[..., 0] if channels == 1 else pixels
     row = 7 * channels * pixels.itemsize
     data = np.full((5, row + padding), 99, np.uint8)
-    data[:, :row] = pixels.astype(pixels.dtype.newbyteorder(">" if big_endian else "<")).view(np.uint8).reshape(5, row)
-    message = Image(height=5, width=7, encoding=encoding, is_bigendian=big_endian, step=row + padding)
+    data[:, :row] = (
+        pixels.astype(pixels.dtype.newbyteorder(">" if big_endian else "<"))
+        .view(np.uint8)
+        .reshape(5, row)
+    )
+    message = Image(
+        height=5, width=7, encoding=encoding, is_bigendian=big_endian, step=row + padding
+    )
     message.data.frombytes(data.tobytes())
     return message, pixels
 
@@ -169,15 +209,21 @@ def test_conversions_as_the_real_ones() -> None:
             continue
         out = ours.CvBridge().imgmsg_to_cv2(message, target)
         assert (out.dtype, out.shape) == (expected.dtype, expected.shape), (source, target)
-        assert np.abs(out.astype(int) - expected.astype(int)).max() <= (1 if out.dtype == np.uint8 else 257), (source, target)
+        assert np.abs(out.astype(int) - expected.astype(int)).max() <= (
+            1 if out.dtype == np.uint8 else 257
+        ), (source, target)
         checked += 1
     assert checked >= 20
 
 
-# --- sensor_msgs_py -------------------------------------------------------------------------------------------------------------------
+# --- sensor_msgs_py
+
 
 def fields_of(*names: str) -> list[PointField]:
-    return [PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(names)]
+    return [
+        PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1)
+        for k, name in enumerate(names)
+    ]
 
 
 def cloud_of(module: ModuleType, count: int = 20) -> tuple[PointCloud2, np.ndarray]:
@@ -185,13 +231,22 @@ def cloud_of(module: ModuleType, count: int = 20) -> tuple[PointCloud2, np.ndarr
     for name in points.dtype.names or ():
         points[name] = np.random.default_rng(len(name)).normal(size=count)
     points["y"][3] = np.nan
-    return module.create_cloud(Header(frame_id="map"), fields_of("x", "y", "z", "rgb"), points), points
+    return (
+        module.create_cloud(Header(frame_id="map"), fields_of("x", "y", "z", "rgb"), points),
+        points,
+    )
 
 
 def test_clouds_go_there_and_back(package) -> None:
     module = package("sensor_msgs_py")
     cloud, points = cloud_of(module)
-    assert (cloud.width, cloud.height, cloud.point_step, cloud.row_step, cloud.header.frame_id) == (20, 1, 16, 320, "map")
+    assert (cloud.width, cloud.height, cloud.point_step, cloud.row_step, cloud.header.frame_id) == (
+        20,
+        1,
+        16,
+        320,
+        "map",
+    )
     assert bytes(cloud.data) == points.tobytes()
     assert module.read_points(cloud).tobytes() == points.tobytes()
     picked = module.read_points(cloud, field_names=["z", "x"])
@@ -226,7 +281,8 @@ def test_clouds_as_the_real_ones() -> None:
     assert ours == theirs
 
 
-# --- message_filters ------------------------------------------------------------------------------------------------------------------
+# --- message_filters
+
 
 def stamped(stamp: int, kind: type = Image):
     message = kind()
@@ -286,12 +342,14 @@ def test_callbacks_get_their_arguments(package) -> None:
     assert got == [("message", "extra")]
 
 
-# --- tf2_ros --------------------------------------------------------------------------------------------------------------------------
+# --- tf2_ros
 
 SECOND = 1_000_000_000
 
 
-def pose(parent: str, child: str, stamp: float = 0.0, xyz=(0.0, 0.0, 0.0), yaw: float = 0.0) -> TransformStamped:
+def pose(
+    parent: str, child: str, stamp: float = 0.0, xyz=(0.0, 0.0, 0.0), yaw: float = 0.0
+) -> TransformStamped:
     transform = TransformStamped(child_frame_id=child)
     transform.header.frame_id = parent
     transform.header.stamp = Time(nanoseconds=round(stamp * SECOND)).to_msg()
@@ -312,7 +370,8 @@ def at(seconds: float) -> Time:
 
 
 def filled(module: ModuleType):
-    """odom -> base moves 10 m/s along x and turns half a circle in 2 s; base -> camera is static; map -> odom is old."""
+    """odom -> base moves 10 m/s along x and turns half a circle in 2 s; base -> camera is static;
+    map -> odom is old."""
     buffer = module.Buffer()
     buffer.set_transform_static(pose("base", "camera", xyz=(1, 0, 2), yaw=np.pi / 2), "test")
     buffer.set_transform(pose("map", "odom", 1.0, (100, 0, 0)), "test")
@@ -326,8 +385,14 @@ def test_chains_interpolate(package) -> None:
     buffer = filled(package("tf2_ros"))
     result = buffer.lookup_transform("map", "camera", at(1.5))
     half = np.pi / 4
-    np.testing.assert_allclose(numbers(result)[:3], [115 + np.cos(half), np.sin(half), 2], atol=1e-9)
-    np.testing.assert_allclose(numbers(result)[3:], [0, 0, np.sin((half + np.pi / 2) / 2), np.cos((half + np.pi / 2) / 2)], atol=1e-9)
+    np.testing.assert_allclose(
+        numbers(result)[:3], [115 + np.cos(half), np.sin(half), 2], atol=1e-9
+    )
+    np.testing.assert_allclose(
+        numbers(result)[3:],
+        [0, 0, np.sin((half + np.pi / 2) / 2), np.cos((half + np.pi / 2) / 2)],
+        atol=1e-9,
+    )
     assert (result.header.frame_id, result.child_frame_id) == ("map", "camera")
     assert nanoseconds(result) == 1_500_000_000
     back = buffer.lookup_transform("camera", "map", at(1.5))
@@ -338,8 +403,12 @@ def test_the_latest_time_is_the_latest_that_all_have(package) -> None:
     buffer = filled(package("tf2_ros"))
     assert nanoseconds(buffer.lookup_transform("map", "camera", Time())) == 2 * SECOND
     assert nanoseconds(buffer.lookup_transform("odom", "camera", Time())) == 3 * SECOND
-    np.testing.assert_allclose(numbers(buffer.lookup_transform("base", "camera", at(77)))[:3], [1, 0, 2])
-    np.testing.assert_allclose(numbers(buffer.lookup_transform("base", "base", Time())), [0, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_allclose(
+        numbers(buffer.lookup_transform("base", "camera", at(77)))[:3], [1, 0, 2]
+    )
+    np.testing.assert_allclose(
+        numbers(buffer.lookup_transform("base", "base", Time())), [0, 0, 0, 0, 0, 0, 1]
+    )
 
 
 def test_what_cannot_be_answered_is_said(package) -> None:
@@ -391,7 +460,9 @@ def test_useless_poses_are_left_out(package) -> None:
 
 def test_a_lookup_waits_for_what_comes(package) -> None:
     buffer = filled(package("tf2_ros"))
-    timer = threading.Timer(0.3, lambda: buffer.set_transform(pose("odom", "base", 4, (40, 0, 0)), "test"))
+    timer = threading.Timer(
+        0.3, lambda: buffer.set_transform(pose("odom", "base", 4, (40, 0, 0)), "test")
+    )
     timer.start()
     start = time.monotonic()
     assert buffer.can_transform("odom", "base", at(3.5), timeout=Duration(seconds=10))
@@ -413,14 +484,18 @@ def test_lookups_as_the_real_ones() -> None:
             r = transform.transform.rotation
             r.x, r.y, r.z, r.w = (float(value) for value in q)
             for buffer in buffers:
-                (buffer.set_transform_static if k % 3 == 0 else buffer.set_transform)(transform, "test")
+                (buffer.set_transform_static if k % 3 == 0 else buffer.set_transform)(
+                    transform, "test"
+                )
     answered = 0
     for target, source in itertools.product(names, names):
         for when in (Time(), at(3.3), at(5.0), at(8.8)):
             can = [buffer.can_transform(target, source, when) for buffer in buffers]
             assert can[0] == can[1], (target, source, when)
             if can[0]:
-                first, second = (buffer.lookup_transform(target, source, when) for buffer in buffers)
+                first, second = (
+                    buffer.lookup_transform(target, source, when) for buffer in buffers
+                )
                 np.testing.assert_allclose(numbers(first)[:3], numbers(second)[:3], atol=1e-8)
                 assert abs(numbers(first)[3:] @ numbers(second)[3:]) == pytest.approx(1, abs=1e-9)
                 assert first.header == second.header
@@ -428,11 +503,13 @@ def test_lookups_as_the_real_ones() -> None:
     assert answered > 100
 
 
-# --- over DDS -------------------------------------------------------------------------------------------------------------------------
+# --- over DDS
+
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Two nodes in a domain of their own, and a function that spins them until a condition holds."""
+    """Two nodes in a domain of their own, and a function that spins them until a condition
+    holds."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=random.Random(os.getpid()).randrange(1, 100))
@@ -459,7 +536,11 @@ def test_transforms_travel(package, nodes) -> None:
     sender, receiver, spin_until = nodes
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     static = sender.create_publisher(TFMessage, "/tf_static", latched)
-    static.publish(TFMessage(transforms=[pose("base", "left", xyz=(1, 0, 0)), pose("base", "right", xyz=(2, 0, 0))]))
+    static.publish(
+        TFMessage(
+            transforms=[pose("base", "left", xyz=(1, 0, 0)), pose("base", "right", xyz=(2, 0, 0))]
+        )
+    )
     moving = module.TransformBroadcaster(sender)
     buffer = module.Buffer()
     listener = module.TransformListener(buffer, receiver)  # comes late, yet gets all that is static
@@ -470,18 +551,28 @@ def test_transforms_travel(package, nodes) -> None:
         return buffer.can_transform("odom", "left", at(5))
 
     assert spin_until(sent)
-    np.testing.assert_allclose(numbers(buffer.lookup_transform("odom", "left", at(5)))[:3], [4, 0, 0])
+    np.testing.assert_allclose(
+        numbers(buffer.lookup_transform("odom", "left", at(5)))[:3], [4, 0, 0]
+    )
     listener.unregister()
 
 
 def test_subscribers_pair_camera_and_info(package, nodes) -> None:
     module = package("message_filters")
     sender, receiver, spin_until = nodes
-    publishers = [sender.create_publisher(kind, topic, 10) for kind, topic in ((Image, "image"), (CameraInfo, "info"))]
-    inputs = [module.Subscriber(receiver, Image, "image"), module.Subscriber(receiver, CameraInfo, "info", qos_profile=5)]
+    publishers = [
+        sender.create_publisher(kind, topic, 10)
+        for kind, topic in ((Image, "image"), (CameraInfo, "info"))
+    ]
+    inputs = [
+        module.Subscriber(receiver, Image, "image"),
+        module.Subscriber(receiver, CameraInfo, "info", qos_profile=5),
+    ]
     synchronizer = module.TimeSynchronizer(inputs, 10)
     pairs: list[tuple[int, int]] = []
-    synchronizer.registerCallback(lambda image, info: pairs.append((nanoseconds(image), nanoseconds(info))))
+    synchronizer.registerCallback(
+        lambda image, info: pairs.append((nanoseconds(image), nanoseconds(info)))
+    )
     assert spin_until(lambda: all(publisher.get_subscription_count() for publisher in publishers))
     publishers[0].publish(stamped(11))
     publishers[1].publish(stamped(12, CameraInfo))
@@ -492,4 +583,6 @@ def test_subscribers_pair_camera_and_info(package, nodes) -> None:
 
 
 def test_generated_tf2_msgs_has_the_real_fields() -> None:
-    assert TFMessage.get_fields_and_field_types() == {"transforms": "sequence<geometry_msgs/TransformStamped>"}
+    assert TFMessage.get_fields_and_field_types() == {
+        "transforms": "sequence<geometry_msgs/TransformStamped>"
+    }

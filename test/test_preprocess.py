@@ -1,4 +1,5 @@
 """Decoding, lens models, and the engine's calibration: right to a hundredth of a pixel."""
+
 from __future__ import annotations
 
 import threading
@@ -12,36 +13,52 @@ from hypothesis import strategies as st
 
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
-from recon4d_ros.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
-from recon4d_ros.distortion import to_pixels, to_rays, widest_ray
+from recon4d_ros.cameras.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
+from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
+from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
+from recon4d_ros.cameras.preprocess import (
+    ENCODINGS,
+    OUTSIDE,
+    Preprocessor,
+    decode,
+    input_size_for,
+    make_calibration,
+)
 from recon4d_ros.errors import CalibrationError, ImageError
-from recon4d_ros.images.header import compressed_kind, compressed_size
 from recon4d_ros.parallel import CPUS
-from recon4d_ros.preprocess import ENCODINGS, OUTSIDE, Preprocessor, decode, input_size_for, make_calibration
 from recon4d_ros.types import Calibration, Camera, FrameSet, RawImage, Rig
 
-COLOR = np.array([[200, 40, 90], [30, 170, 60], [20, 60, 210], [128, 128, 128]], np.uint8)  # RGB, one per quarter of the scene
+COLOR = np.array(
+    [[200, 40, 90], [30, 170, 60], [20, 60, 210], [128, 128, 128]], np.uint8
+)  # RGB, one per quarter of the scene
 
 
 def scene(height: int = 48, width: int = 64) -> np.ndarray:
-    """RGB in flat patches of 8x8 pixels, which neither a mosaic nor chroma at half width blurs inside."""
+    """RGB in flat patches of 8x8 pixels, which neither a mosaic nor chroma at half width blurs
+    inside."""
     v, u = np.mgrid[:height, :width] // 8
     return COLOR[(u + 2 * v) % 4]
 
 
 def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = False) -> RawImage:
-    """The scene as a camera would send it: an encoder written from the encodings' definitions, independent of the decoder's tables."""
+    """The scene as a camera would send it: an encoder written from the encodings' definitions,
+    independent of the decoder's tables."""
     height, width = rgb.shape[:2]
     grey = luminance(rgb)
     if encoding.startswith("mono"):
         pixels = grey[..., None]
     elif encoding.startswith("bayer"):
-        pattern = [["rgb".index(letter) for letter in encoding[6 + 2 * row : 8 + 2 * row]] for row in range(2)]
+        pattern = [
+            ["rgb".index(letter) for letter in encoding[6 + 2 * row : 8 + 2 * row]]
+            for row in range(2)
+        ]
         pixels = np.zeros((height, width, 1), np.uint8)
         for row in range(2):
             for column in range(2):
                 pixels[row::2, column::2, 0] = rgb[row::2, column::2, pattern[row][column]]
-    elif encoding in YUV:  # ITU-R BT.601, limited range: Y 16..235, U and V 128 +- 112, shared by two pixels
+    elif (
+        encoding in YUV
+    ):  # ITU-R BT.601, limited range: Y 16..235, U and V 128 +- 112, shared by two pixels
         r, g, b = (rgb[..., i].astype(float) for i in range(3))
         y = 16 + 0.257 * r + 0.504 * g + 0.098 * b
         u, v = 128 - 0.148 * r - 0.291 * g + 0.439 * b, 128 + 0.439 * r - 0.368 * g - 0.071 * b
@@ -51,7 +68,9 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     else:
         alpha = np.full((height, width, 1), 255, np.uint8)
         channels = {"r": rgb[..., :1], "g": rgb[..., 1:2], "b": rgb[..., 2:], "a": alpha}
-        pixels = np.concatenate([channels[letter] for letter in encoding.removesuffix("8").removesuffix("16")], axis=-1)
+        pixels = np.concatenate(
+            [channels[letter] for letter in encoding.removesuffix("8").removesuffix("16")], axis=-1
+        )
     if encoding.endswith("16"):
         wide = pixels.astype(np.uint16) * 256 + 77  # the low byte must not matter
         pixels = wide.astype(">u2" if big_endian else "<u2").view(np.uint8)
@@ -80,18 +99,31 @@ RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png")]
 def test_every_raw_encoding(encoding: str, padding: int, big_endian: bool) -> None:
     rgb = scene()
     image = raw(encoding, rgb, padding, big_endian)
-    expected = np.repeat(luminance(rgb)[..., None], 3, axis=-1) if encoding.startswith("mono") else rgb
+    expected = (
+        np.repeat(luminance(rgb)[..., None], 3, axis=-1) if encoding.startswith("mono") else rgb
+    )
     color, grey = decode(image, 3), decode(image, 1)
-    assert color.shape == (48, 64, 3) and grey.shape == (48, 64, 1) and color.dtype == grey.dtype == np.uint8
+    assert (
+        color.shape == (48, 64, 3)
+        and grey.shape == (48, 64, 1)
+        and color.dtype == grey.dtype == np.uint8
+    )
     assert np.abs(centres(color).astype(int) - centres(expected)).max() <= 3
-    assert np.abs(centres(grey)[:, 0].astype(int) - luminance(centres(expected))).max() <= (12 if encoding in YUV else 2)  # Y is 16..235
+    assert np.abs(centres(grey)[:, 0].astype(int) - luminance(centres(expected))).max() <= (
+        12 if encoding in YUV else 2
+    )  # Y is 16..235
 
 
-@pytest.mark.parametrize("encoding", ["png", "jpeg", "rgb8", "bgra8", "mono8", "mono16", "bayer_rggb8", "yuv422"])
+@pytest.mark.parametrize(
+    "encoding", ["png", "jpeg", "rgb8", "bgra8", "mono8", "mono16", "bayer_rggb8", "yuv422"]
+)
 @pytest.mark.parametrize("reduce", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [(48, 64), (45, 62)])
-def test_reduced_pixels_lie_where_they_should(encoding: str, reduce: int, size: tuple[int, int]) -> None:
-    """A linear ramp shows the place: pixel u of the reduced image must have the value at source (u + 0.5) * reduce - 0.5."""
+def test_reduced_pixels_lie_where_they_should(
+    encoding: str, reduce: int, size: tuple[int, int]
+) -> None:
+    """A linear ramp shows the place: pixel u of the reduced image must have the value at source (u
+    + 0.5) * reduce - 0.5."""
     v, u = np.mgrid[: size[0], : size[1]]
     ramp = np.repeat((20 + 2 * u + 2 * v)[..., None].astype(np.uint8), 3, axis=-1)
     if encoding in ("png", "jpeg"):
@@ -103,10 +135,15 @@ def test_reduced_pixels_lie_where_they_should(encoding: str, reduce: int, size: 
     assert out.shape == (-(-size[0] // reduce), -(-size[1] // reduce))
     if encoding == "yuv422":
         out = (out - 16) * 255 / 219
-    whole = out[: size[0] // reduce, : size[1] // reduce]  # an incomplete last block is filled up with border
+    whole = out[
+        : size[0] // reduce, : size[1] // reduce
+    ]  # an incomplete last block is filled up with border
     y, x = np.indices(whole.shape)
     expected = 20 + 2 * ((x + 0.5) * reduce - 0.5) + 2 * ((y + 0.5) * reduce - 0.5)
-    assert np.abs(whole - expected)[1:-1, 1:-1].mean() < 0.6 and abs((whole - expected)[1:-1, 1:-1].mean()) < 0.3
+    assert (
+        np.abs(whole - expected)[1:-1, 1:-1].mean() < 0.6
+        and abs((whole - expected)[1:-1, 1:-1].mean()) < 0.3
+    )
 
 
 def test_compressed_grey_color_and_sixteen_bits() -> None:
@@ -114,7 +151,10 @@ def test_compressed_grey_color_and_sixteen_bits() -> None:
     for extension in ("png", "jpeg"):
         data = cv2.imencode(f".{extension}", rgb[..., ::-1])[1].ravel()
         assert compressed_kind(data) == extension and compressed_size(data) == (64, 48)
-        color, grey = (centres(decode(RawImage(1, extension, data), channels)).astype(int) for channels in (3, 1))
+        color, grey = (
+            centres(decode(RawImage(1, extension, data), channels)).astype(int)
+            for channels in (3, 1)
+        )
         assert np.abs(color - centres(rgb)).max() <= (0 if extension == "png" else 12)
         assert np.abs(grey[:, 0] - luminance(centres(rgb))).max() <= 3
     deep = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
@@ -126,22 +166,31 @@ JPEG = cv2.imencode(".jpg", scene())[1].ravel()
 PNG = cv2.imencode(".png", scene())[1].ravel()
 
 
-@pytest.mark.parametrize(("image", "sentence"), [
-    (RawImage(1, "jpeg", JPEG[: len(JPEG) // 2]), "truncated: its end marker is missing"),
-    (RawImage(1, "jpeg", JPEG[:-2]), "truncated"),
-    (RawImage(1, "jpeg", JPEG[:5]), "no header"),
-    (RawImage(1, "jpeg", np.zeros(0, np.uint8)), "no header"),
-    (RawImage(1, "jpeg", np.full(5000, 7, np.uint8)), "no header"),
-    (RawImage(1, "png", PNG[: len(PNG) // 2]), "truncated"),
-    (RawImage(1, "png", np.concatenate([PNG[: len(PNG) // 2], PNG[-12:]])), "broken"),
-    (RawImage(1, "rgb7", np.zeros(9, np.uint8), 1, 3, 3), "encoding 'rgb7' is not known: expected one of mono8"),
-    (RawImage(1, "", np.zeros(9, np.uint8), 1, 3, 3), "encoding '' is not known"),
-    (RawImage(1, "rgb8", np.zeros(95, np.uint8), 4, 8, 12), "needs 96 bytes: got 95"),
-    (RawImage(1, "rgb8", np.zeros(97, np.uint8), 4, 8, 12), "needs 96 bytes: got 97"),
-    (RawImage(1, "rgb8", np.zeros(96, np.uint8), 4, 8, 11), "needs 12 bytes per row: step is 11"),
-    (RawImage(1, "mono8", np.zeros(0, np.uint8), 0, 8, 0), "image size is 0x8"),
-    (RawImage(1, "yuv422", np.zeros(30, np.uint8), 5, 3, 10), "expected an even width"),
-])
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (RawImage(1, "jpeg", JPEG[: len(JPEG) // 2]), "truncated: its end marker is missing"),
+        (RawImage(1, "jpeg", JPEG[:-2]), "truncated"),
+        (RawImage(1, "jpeg", JPEG[:5]), "no header"),
+        (RawImage(1, "jpeg", np.zeros(0, np.uint8)), "no header"),
+        (RawImage(1, "jpeg", np.full(5000, 7, np.uint8)), "no header"),
+        (RawImage(1, "png", PNG[: len(PNG) // 2]), "truncated"),
+        (RawImage(1, "png", np.concatenate([PNG[: len(PNG) // 2], PNG[-12:]])), "broken"),
+        (
+            RawImage(1, "rgb7", np.zeros(9, np.uint8), 1, 3, 3),
+            "encoding 'rgb7' is not known: expected one of mono8",
+        ),
+        (RawImage(1, "", np.zeros(9, np.uint8), 1, 3, 3), "encoding '' is not known"),
+        (RawImage(1, "rgb8", np.zeros(95, np.uint8), 4, 8, 12), "needs 96 bytes: got 95"),
+        (RawImage(1, "rgb8", np.zeros(97, np.uint8), 4, 8, 12), "needs 96 bytes: got 97"),
+        (
+            RawImage(1, "rgb8", np.zeros(96, np.uint8), 4, 8, 11),
+            "needs 12 bytes per row: step is 11",
+        ),
+        (RawImage(1, "mono8", np.zeros(0, np.uint8), 0, 8, 0), "image size is 0x8"),
+        (RawImage(1, "yuv422", np.zeros(30, np.uint8), 5, 3, 10), "expected an even width"),
+    ],
+)
 def test_broken_image_gives_one_sentence(image: RawImage, sentence: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(image, 3)
@@ -168,27 +217,58 @@ def test_last_row_without_padding() -> None:
     assert np.array_equal(decode(short, 3), scene())
 
 
-# --- lens models -----------------------------------------------------------------------------------------------------------------------
+# --- lens models
 
 
 @st.composite
 def lenses(draw: st.DrawFn) -> Camera:
-    """Cameras as cars have them: every model, centres off, focal lengths unequal; polynomial coefficients of real calibrations' size."""
+    """Cameras as cars have them: every model, centres off, focal lengths unequal; polynomial
+    coefficients of real calibrations' size."""
     width, height = draw(st.sampled_from([(640, 480), (1226, 370), (1280, 960), (1601, 901)]))
     model = draw(st.sampled_from(["none", "plumb_bob", "rational_polynomial", "equidistant"]))
     focal = width * draw(st.floats(0.25, 0.4) if model == "equidistant" else st.floats(0.5, 1.5))
     small = st.floats(-0.002, 0.002)
     if model == "plumb_bob":
-        d = [draw(st.floats(-0.35, 0.15)), draw(st.floats(-0.05, 0.15)), draw(small), draw(small), draw(st.floats(-0.02, 0.02))]
+        d = [
+            draw(st.floats(-0.35, 0.15)),
+            draw(st.floats(-0.05, 0.15)),
+            draw(small),
+            draw(small),
+            draw(st.floats(-0.02, 0.02)),
+        ]
     elif model == "rational_polynomial":
-        d = [draw(st.floats(-0.3, 0.6)), draw(st.floats(0, 0.1)), draw(small), draw(small), 0.01, draw(st.floats(0, 0.6)), 0.1, 0.02]
+        d = [
+            draw(st.floats(-0.3, 0.6)),
+            draw(st.floats(0, 0.1)),
+            draw(small),
+            draw(small),
+            0.01,
+            draw(st.floats(0, 0.6)),
+            0.1,
+            0.02,
+        ]
     else:
-        d = [draw(st.floats(-0.05, 0.1)), draw(small), draw(small), draw(small)] if model == "equidistant" else []
+        d = (
+            [draw(st.floats(-0.05, 0.1)), draw(small), draw(small), draw(small)]
+            if model == "equidistant"
+            else []
+        )
     cx, cy = width * draw(st.floats(0.45, 0.55)), height * draw(st.floats(0.45, 0.55))
     k = np.array([[focal, 0, cx], [0, focal * draw(st.floats(0.98, 1.02)), cy], [0, 0, 1]])
     camera = Camera("front", width, height, k, np.eye(4), model, tuple(d))
-    edges = np.array([[0, cy], [width, cy], [cx, 0], [cx, height], [width * 0.9, height * 0.9], [width * 0.1, height * 0.1]])
-    assume(model == "equidistant" or np.isfinite(to_rays(camera, edges)).all())  # else the model does not describe its image
+    edges = np.array(
+        [
+            [0, cy],
+            [width, cy],
+            [cx, 0],
+            [cx, height],
+            [width * 0.9, height * 0.9],
+            [width * 0.1, height * 0.1],
+        ]
+    )
+    assume(
+        model == "equidistant" or np.isfinite(to_rays(camera, edges)).all()
+    )  # else the model does not describe its image
     return camera
 
 
@@ -196,8 +276,12 @@ def opencv_pixels(camera: Camera, points: np.ndarray) -> np.ndarray:
     """Points [M, 3] through OpenCV's own camera model: the reference."""
     zero, d = np.zeros(3), np.array(camera.d, np.float64)
     if camera.distortion_model == "equidistant":
-        return np.asarray(cv2.fisheye.projectPoints(points[:, None], zero, zero, camera.k, d)[0])[:, 0]
-    return np.asarray(cv2.projectPoints(points, zero, zero, camera.k, d if len(d) else None)[0])[:, 0]
+        return np.asarray(cv2.fisheye.projectPoints(points[:, None], zero, zero, camera.k, d)[0])[
+            :, 0
+        ]
+    return np.asarray(cv2.projectPoints(points, zero, zero, camera.k, d if len(d) else None)[0])[
+        :, 0
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -206,12 +290,25 @@ def test_lens_both_ways(camera: Camera, seed: int) -> None:
     rays = np.random.default_rng(seed).uniform(-0.8, 0.8, (200, 2))
     rays = rays[np.linalg.norm(rays, axis=1) < 0.98 * widest_ray(camera)]
     pixels = to_pixels(camera, rays)
-    assert np.abs(pixels - opencv_pixels(camera, np.column_stack([rays, np.ones(len(rays))]))).max(initial=0) < 1e-6
+    assert (
+        np.abs(pixels - opencv_pixels(camera, np.column_stack([rays, np.ones(len(rays))]))).max(
+            initial=0
+        )
+        < 1e-6
+    )
     assert np.abs(to_rays(camera, pixels) - rays).max(initial=0) < 1e-6
 
 
 def test_beyond_its_range_a_model_says_nothing() -> None:
-    strong = Camera("front", 640, 480, np.array([[300.0, 0, 320], [0, 300, 240], [0, 0, 1]]), np.eye(4), "plumb_bob", (-0.4, 0.0, 0.0, 0.0))
+    strong = Camera(
+        "front",
+        640,
+        480,
+        np.array([[300.0, 0, 320], [0, 300, 240], [0, 0, 1]]),
+        np.eye(4),
+        "plumb_bob",
+        (-0.4, 0.0, 0.0, 0.0),
+    )
     turn = 1 / np.sqrt(3 * 0.4)  # r (1 - 0.4 r^2) stops growing here
     assert widest_ray(strong) == pytest.approx(turn, abs=2e-3)
     beyond, within = to_pixels(strong, np.array([[turn + 0.01, 0.0], [turn - 0.01, 0.0]]))
@@ -221,7 +318,7 @@ def test_beyond_its_range_a_model_says_nothing() -> None:
     assert np.isnan(rays[0]).all() and np.isfinite(rays[1]).all()
 
 
-# --- calibration -----------------------------------------------------------------------------------------------------------------------
+# --- calibration
 
 
 def sample(grid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -229,22 +326,36 @@ def sample(grid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     u0, v0 = np.floor(pixels).astype(int).T
     fu, fv = (pixels - np.floor(pixels)).T[..., None]
     g = grid.astype(np.float64)
-    above, below = g[v0, u0] * (1 - fu) + g[v0, u0 + 1] * fu, g[v0 + 1, u0] * (1 - fu) + g[v0 + 1, u0 + 1] * fu
+    above, below = (
+        g[v0, u0] * (1 - fu) + g[v0, u0 + 1] * fu,
+        g[v0 + 1, u0] * (1 - fu) + g[v0 + 1, u0 + 1] * fu,
+    )
     return above * (1 - fv) + below * fv
 
 
 @settings(max_examples=50, deadline=None)
-@given(lenses(), st.sampled_from([(256, 512), (192, 320), (320, 320)]), st.integers(0, 2**32 - 1),
-       st.sampled_from([None, (0.0, 0.0, 0.0, 0.3), (0.1, 0.2, 0.05, 0.0)]))
+@given(
+    lenses(),
+    st.sampled_from([(256, 512), (192, 320), (320, 320)]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([None, (0.0, 0.0, 0.0, 0.3), (0.1, 0.2, 0.05, 0.0)]),
+)
 def test_a_point_seen_both_ways_is_the_same_within_a_hundredth_of_a_pixel(
-        camera: Camera, working: tuple[int, int], seed: int, crop: tuple[float, float, float, float] | None) -> None:
-    """3D point -> OpenCV's raw pixel -> input pixel, against 3D point -> working pinhole -> grid -> input pixel."""
+    camera: Camera,
+    working: tuple[int, int],
+    seed: int,
+    crop: tuple[float, float, float, float] | None,
+) -> None:
+    """3D point -> OpenCV's raw pixel -> input pixel, against 3D point -> working pinhole -> grid ->
+    input pixel."""
     rig = Rig("car", (camera,))
     height, width, reduce = input_size_for(rig, working)
     calibration = make_calibration(rig, (height, width), working, crop)
     k, grid = calibration.k[0], calibration.grid[0]
     random = np.random.default_rng(seed)
-    whole = np.stack([random.integers(0, working[1], 300), random.integers(0, working[0], 300)], axis=-1).astype(float)
+    whole = np.stack(
+        [random.integers(0, working[1], 300), random.integers(0, working[0], 300)], axis=-1
+    ).astype(float)
     depth = random.uniform(1, 80, (300, 1))
     points = np.column_stack([(whole - k[:2, 2]) / k[[0, 1], [0, 1]], np.ones(300)]) * depth
     assert np.abs(geometry.project(points, k)[0] - whole).max() < 1e-9
@@ -252,43 +363,80 @@ def test_a_point_seen_both_ways_is_the_same_within_a_hundredth_of_a_pixel(
     through = grid[whole[:, 1].astype(int), whole[:, 0].astype(int)]
     seen = through[:, 0] > OUTSIDE
     assert seen.mean() > 0.8 and np.abs(through - expected)[seen].max() < 0.01
-    assert (through[seen] >= -0.5 - 1e-4).all() and (through[seen] <= [width - 0.5 + 1e-4, height - 0.5 + 1e-4]).all()
+    assert (through[seen] >= -0.5 - 1e-4).all() and (
+        through[seen] <= [width - 0.5 + 1e-4, height - 0.5 + 1e-4]
+    ).all()
     # Between the grid's pixels, as anything that samples it bilinearly sees it.
     between = random.uniform(1, np.array([working[1], working[0]]) - 2.001, (300, 2))
     points = np.column_stack([(between - k[:2, 2]) / k[[0, 1], [0, 1]], np.ones(300)])
     near = sample(grid, between)
     ok = near[:, 0] > -1
-    assert np.abs(near - ((opencv_pixels(camera, points) + 0.5) / reduce - 0.5))[ok & (near[:, 0] < width - 1)].max(initial=0) < 0.05
+    assert (
+        np.abs(near - ((opencv_pixels(camera, points) + 0.5) / reduce - 0.5))[
+            ok & (near[:, 0] < width - 1)
+        ].max(initial=0)
+        < 0.05
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(lenses(), st.sampled_from([(256, 512), (192, 320)]))
-def test_the_working_image_is_filled_and_keeps_the_view(camera: Camera, working: tuple[int, int]) -> None:
+def test_the_working_image_is_filled_and_keeps_the_view(
+    camera: Camera, working: tuple[int, int]
+) -> None:
     rig = Rig("car", (camera,))
     calibration = make_calibration(rig, input_size_for(rig, working)[:2], working)
     k = calibration.k[0]
     assert k[0, 0] == k[1, 1] and k[0, 1] == 0
-    corner_free = calibration.grid[0, working[0] // 4 : -working[0] // 4, working[1] // 4 : -working[1] // 4]
+    corner_free = calibration.grid[
+        0, working[0] // 4 : -working[0] // 4, working[1] // 4 : -working[1] // 4
+    ]
     assert (corner_free > OUTSIDE).all()
     left, right = (-0.5 - k[0, 2]) / k[0, 0], (working[1] - 0.5 - k[0, 2]) / k[0, 0]
     top, bottom = (-0.5 - k[1, 2]) / k[1, 1], (working[0] - 0.5 - k[1, 2]) / k[1, 1]
-    edges = to_rays(camera, np.array([[-0.5, camera.k[1, 2]], [camera.width - 0.5, camera.k[1, 2]],
-                                      [camera.k[0, 2], -0.5], [camera.k[0, 2], camera.height - 0.5]]))
+    edges = to_rays(
+        camera,
+        np.array(
+            [
+                [-0.5, camera.k[1, 2]],
+                [camera.width - 0.5, camera.k[1, 2]],
+                [camera.k[0, 2], -0.5],
+                [camera.k[0, 2], camera.height - 0.5],
+            ]
+        ),
+    )
     limit = np.tan(WIDEST_HALF_ANGLE) if camera.distortion_model != "none" else np.inf
     view = np.array([edges[0, 0], edges[1, 0], edges[2, 1], edges[3, 1]])
-    view = np.where(np.isnan(view), [-9, 9, -9, 9], view).clip(-min(limit, widest_ray(camera)), min(limit, widest_ray(camera)))
+    view = np.where(np.isnan(view), [-9, 9, -9, 9], view).clip(
+        -min(limit, widest_ray(camera)), min(limit, widest_ray(camera))
+    )
     slack = 0.01 * (view[1] - view[0])
-    assert left > view[0] - slack and right < view[1] + slack and top > view[2] - slack and bottom < view[3] + slack
-    fills_width, fills_height = right - left > view[1] - view[0] - slack, bottom - top > view[3] - view[2] - slack
-    assert fills_width or fills_height  # one way the whole view is kept, the other way it is cut to the proportions
+    assert (
+        left > view[0] - slack
+        and right < view[1] + slack
+        and top > view[2] - slack
+        and bottom < view[3] + slack
+    )
+    fills_width, fills_height = (
+        right - left > view[1] - view[0] - slack,
+        bottom - top > view[3] - view[2] - slack,
+    )
+    assert (
+        fills_width or fills_height
+    )  # one way the whole view is kept, the other way it is cut to the proportions
 
 
 def test_plain_halving_is_exactly_that() -> None:
-    camera = Camera("front", 640, 480, np.array([[400.0, 0, 330], [0, 400, 230], [0, 0, 1]]), np.eye(4))
+    camera = Camera(
+        "front", 640, 480, np.array([[400.0, 0, 330], [0, 400, 230], [0, 0, 1]]), np.eye(4)
+    )
     rig = Rig("car", (camera,))
     assert input_size_for(rig, (240, 320)) == (240, 320, 2)
     calibration = make_calibration(rig, (240, 320), (240, 320))
-    assert np.allclose(calibration.k[0], np.array([[200, 0, 330.5 / 2 - 0.5], [0, 200, 230.5 / 2 - 0.5], [0, 0, 1]]))
+    assert np.allclose(
+        calibration.k[0],
+        np.array([[200, 0, 330.5 / 2 - 0.5], [0, 200, 230.5 / 2 - 0.5], [0, 0, 1]]),
+    )
     v, u = np.mgrid[:240, :320]
     assert np.allclose(calibration.grid[0], np.stack([u, v], axis=-1), atol=1e-4)
 
@@ -302,31 +450,58 @@ def test_wide_fisheye_is_bounded() -> None:
 
 def test_cameras_of_different_sizes_share_an_input() -> None:
     k = np.array([[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]])
-    big = Camera("big", 1600, 900, np.array([[1200.0, 0, 799.5], [0, 1200, 449.5], [0, 0, 1]]), np.eye(4))
+    big = Camera(
+        "big", 1600, 900, np.array([[1200.0, 0, 799.5], [0, 1200, 449.5], [0, 0, 1]]), np.eye(4)
+    )
     rig = Rig("car", (big, Camera("small", 640, 480, k, np.eye(4))))
     height, width, reduce = input_size_for(rig, (240, 320))
     assert (height, width, reduce) == (450, 800, 2)
     calibration = make_calibration(rig, (height, width), (240, 320))
-    assert reduction(rig.cameras[1], (height, width)) == 2 and reduced_size(rig.cameras[1], 2) == (240, 320)
+    assert reduction(rig.cameras[1], (height, width)) == 2 and reduced_size(rig.cameras[1], 2) == (
+        240,
+        320,
+    )
     small = calibration.grid[1]
-    assert small[..., 0].max() <= 319.5 and small[..., 1].max() <= 239.5  # it lies at the top left; the padding is never sampled
+    assert (
+        small[..., 0].max() <= 319.5 and small[..., 1].max() <= 239.5
+    )  # it lies at the top left; the padding is never sampled
     images = {"big": raw("rgb8", scene(904, 1600)[:900]), "small": raw("mono8", scene(480, 640))}
     frame, dropped = Preprocessor(rig, calibration, 3)(FrameSet(1, images))
-    assert not dropped and frame.present.all() and not frame.images[1, 240:].any() and not frame.images[1, :, 320:].any()
+    assert (
+        not dropped
+        and frame.present.all()
+        and not frame.images[1, 240:].any()
+        and not frame.images[1, :, 320:].any()
+    )
 
 
 def test_calibration_that_does_not_fit() -> None:
-    camera = Camera("front", 1600, 900, np.array([[1200.0, 0, 800], [0, 1200, 450], [0, 0, 1]]), np.eye(4))
-    with pytest.raises(CalibrationError, match="camera front: 1600x900 pixels, even reduced by 8, do not fit the input of 100x100"):
+    camera = Camera(
+        "front", 1600, 900, np.array([[1200.0, 0, 800], [0, 1200, 450], [0, 0, 1]]), np.eye(4)
+    )
+    with pytest.raises(
+        CalibrationError,
+        match="camera front: 1600x900 pixels, even reduced by 8, do not fit the input of 100x100",
+    ):
         make_calibration(Rig("car", (camera,)), (100, 100), (50, 50))
     with pytest.raises(CalibrationError, match="crop is"):
         make_calibration(Rig("car", (camera,)), (900, 1600), (50, 50), (0.5, 0.0, 0.5, 0.0))
-    far = Camera("front", 640, 480, np.array([[300.0, 0, 9999], [0, 300, 240], [0, 0, 1]]), np.eye(4), "plumb_bob", (-0.2, 0.0, 0.0, 0.0))
-    with pytest.raises(CalibrationError, match="no ray of its plumb_bob model falls into its image"):
+    far = Camera(
+        "front",
+        640,
+        480,
+        np.array([[300.0, 0, 9999], [0, 300, 240], [0, 0, 1]]),
+        np.eye(4),
+        "plumb_bob",
+        (-0.2, 0.0, 0.0, 0.0),
+    )
+    with pytest.raises(
+        CalibrationError, match="no ray of its plumb_bob model falls into its image"
+    ):
         make_calibration(Rig("car", (far,)), (480, 640), (240, 320))
 
 
-# --- frames ------------------------------------------------------------------------------------------------------------------------------
+# --- frames
 
 
 def small_rig() -> tuple[Rig, Calibration]:
@@ -341,11 +516,21 @@ def test_a_camera_that_cannot_be_decoded_is_absent_and_says_why() -> None:
     good = raw("mono8", scene())
     images = {"a": RawImage(5, "jpeg", JPEG[:-9]), "b": good}
     frame, dropped = preprocessor(FrameSet(3, images, {"c": "dead"}))
-    assert frame.present.tolist() == [False, True, False] and list(dropped) == ["a"] and "truncated" in dropped["a"]
-    assert not frame.images[0].any() and not frame.images[2].any() and frame.stamps_ns.tolist() == [3, 1, 3]
+    assert (
+        frame.present.tolist() == [False, True, False]
+        and list(dropped) == ["a"]
+        and "truncated" in dropped["a"]
+    )
+    assert (
+        not frame.images[0].any()
+        and not frame.images[2].any()
+        and frame.stamps_ns.tolist() == [3, 1, 3]
+    )
     assert np.array_equal(frame.images[1, ..., 0], luminance(scene()))
-    for wrong, sentence in ((raw("mono8", scene(40, 64)), "image is 64x40 pixels: its calibration is for 64x48"),
-                            (RawImage(1, "h264", np.zeros(5, np.uint8)), "encoding 'h264' is not known")):
+    for wrong, sentence in (
+        (raw("mono8", scene(40, 64)), "image is 64x40 pixels: its calibration is for 64x48"),
+        (RawImage(1, "h264", np.zeros(5, np.uint8)), "encoding 'h264' is not known"),
+    ):
         _, dropped = preprocessor(FrameSet(3, {"a": wrong}))
         assert sentence in dropped["a"]
 
@@ -362,11 +547,17 @@ def test_frames_given_out_stay_as_they_are() -> None:
 
 def test_preprocessors_leave_no_threads_of_their_own_behind() -> None:
     rig, calibration = small_rig()
-    before = {thread for thread in threading.enumerate() if not thread.name.startswith("camera")}  # those are the one pool's
+    before = {
+        thread for thread in threading.enumerate() if not thread.name.startswith("camera")
+    }  # those are the one pool's
     for _ in range(3):
-        frame, _ = Preprocessor(rig, calibration, 3)(FrameSet(1, {name: raw("rgb8", scene()) for name in rig.names}))
+        frame, _ = Preprocessor(rig, calibration, 3)(
+            FrameSet(1, {name: raw("rgb8", scene()) for name in rig.names})
+        )
         assert all(frame.present)
-    assert {thread for thread in threading.enumerate() if not thread.name.startswith("camera")} <= before
+    assert {
+        thread for thread in threading.enumerate() if not thread.name.startswith("camera")
+    } <= before
     assert sum(thread.name.startswith("camera") for thread in threading.enumerate()) < max(CPUS, 2)
 
 
@@ -379,21 +570,27 @@ def test_rig_and_calibration_must_agree() -> None:
 @settings(max_examples=12, deadline=None)
 @given(lenses(), st.sampled_from([(256, 512), (192, 320)]))
 def test_to_source_is_the_inverse_of_the_grid(camera: Camera, working: tuple[int, int]) -> None:
-    """Working pixels that carry their own coordinates, put back: each must land where the grid says it came from, to a working pixel."""
+    """Working pixels that carry their own coordinates, put back: each must land where the grid says
+    it came from, to a working pixel."""
     rig = Rig("car", (camera,))
     height, width, reduce = input_size_for(rig, working)
     calibration = make_calibration(rig, (height, width), working)
     preprocessor = Preprocessor(rig, calibration, 1)
     v, u = np.mgrid[: working[0], : working[1]].astype(np.float32)
     at_u, at_v = preprocessor.to_source(u, 0), preprocessor.to_source(v, 0)
-    assert at_u.shape == (camera.height, camera.width) and np.array_equal(np.isnan(at_u), np.isnan(at_v))
+    assert at_u.shape == (camera.height, camera.width) and np.array_equal(
+        np.isnan(at_u), np.isnan(at_v)
+    )
     grid = (calibration.grid[0].astype(np.float64) + 0.5) * reduce - 0.5
     random = np.random.default_rng(0)
     rows, columns = random.integers(0, working[0], 500), random.integers(0, working[1], 500)
     source = grid[rows, columns]
-    inside = (source >= 0).all(axis=1) & (source <= [camera.width - 1, camera.height - 1]).all(axis=1)
+    inside = (source >= 0).all(axis=1) & (source <= [camera.width - 1, camera.height - 1]).all(
+        axis=1
+    )
     x, y = np.rint(source[inside]).astype(int).T
-    # Half a pixel is the rounding to the nearest; the rest is what the map's interpolation may add (on a fisheye of over 200 degrees).
+    # Half a pixel is the rounding to the nearest; the rest is what the map's interpolation may add
+    # (on a fisheye of over 200 degrees).
     k = calibration.k[0]
     rays = to_rays(camera, np.stack([x, y], axis=-1).astype(float))
     exact = rays * k[0, 0] + k[:2, 2]
@@ -403,9 +600,13 @@ def test_to_source_is_the_inverse_of_the_grid(camera: Camera, working: tuple[int
 
 
 def test_to_source_keeps_masks_and_marks_what_is_not_seen() -> None:
-    camera = Camera("front", 640, 480, np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]), np.eye(4))
+    camera = Camera(
+        "front", 640, 480, np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]), np.eye(4)
+    )
     rig = Rig("car", (camera,))
-    preprocessor = Preprocessor(rig, make_calibration(rig, (480, 640), (120, 320)), 1)  # half of the height is cut away
+    preprocessor = Preprocessor(
+        rig, make_calibration(rig, (480, 640), (120, 320)), 1
+    )  # half of the height is cut away
     mask = preprocessor.to_source(np.ones((120, 320), np.bool_), 0)
     depth = preprocessor.to_source(np.full((120, 320), 7, np.float32), 0)
     assert mask.dtype == np.bool_ and mask.shape == depth.shape == (480, 640)
@@ -413,9 +614,13 @@ def test_to_source_keeps_masks_and_marks_what_is_not_seen() -> None:
     assert np.array_equal(np.isfinite(depth), mask) and (depth[mask] == 7).all()
 
 
-@pytest.mark.parametrize(("bag", "channels", "working"), [
-    ("kitti_bag", 1, (320, 1024)), ("ddad_bag", 3, (320, 512)), ("nuscenes_bag", 3, (288, 512))])
-def test_real_bags_decode_whole(bag: str, channels: int, working: tuple[int, int], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("bag", "channels", "working"),
+    [("kitti_bag", 1, (320, 1024)), ("ddad_bag", 3, (320, 512)), ("nuscenes_bag", 3, (288, 512))],
+)
+def test_real_bags_decode_whole(
+    bag: str, channels: int, working: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
     path: Path = request.getfixturevalue(bag)
     with BagReader(path) as reader:
         rig = reader.rig()
@@ -423,6 +628,10 @@ def test_real_bags_decode_whole(bag: str, channels: int, working: tuple[int, int
     height, width, _ = input_size_for(rig, working)
     calibration = make_calibration(rig, (height, width), working)
     frame, dropped = Preprocessor(rig, calibration, channels)(FrameSet(1, images))
-    assert not dropped and frame.present.all() and frame.images.shape == (len(rig.cameras), height, width, channels)
+    assert (
+        not dropped
+        and frame.present.all()
+        and frame.images.shape == (len(rig.cameras), height, width, channels)
+    )
     assert height >= working[0] and width >= working[1] and (calibration.grid > OUTSIDE).all()
     assert 40 < frame.images.mean() < 200 and frame.images.std() > 20

@@ -1,4 +1,5 @@
-"""The published networks at their published sizes, with stand-in weights: exported and run as a user does (`make test-full`)."""
+"""The published networks at their published sizes, with stand-in weights: exported and run as a
+user does (`make test-full`)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from recon4d_ros.engine import load_spec
 PUBLISHED = {  # size, parameters, relative norm to PyTorch
     "point3r": ("224x224", 834_650_511, 1e-3),
     "driv3r": ("224x224", 665_327_496, 1e-3),
-    "dymultidepth": ("256x512", 20_676_364, 3e-3),  # 1.1e-3: seeded weights give inverse depths near zero
+    "dymultidepth": (
+        "256x512",
+        20_676_364,
+        3e-3,
+    ),  # 1.1e-3: seeded weights give inverse depths near zero
 }
 WORKSTATION, VEHICLE = 16e9, 8e9  # bytes
 
@@ -24,11 +29,25 @@ WORKSTATION, VEHICLE = 16e9, 8e9  # bytes
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("network", PUBLISHED)
 def test_exports_and_runs_within_memory_and_as_pytorch_does(network: str, tmp_path: Path) -> None:
-    """Each stage in a process of its own, within the memory that a workstation and a vehicle have."""
+    """Each stage in a process of its own, within the memory that a workstation and a vehicle
+    have."""
     size, parameters, tolerance = PUBLISHED[network]
-    command = [sys.executable, "-m", "recon4d_ros.cli", "export", "--network", network, "--checkpoint", "stand-in", "--cameras", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "recon4d_ros.cli",
+        "export",
+        "--network",
+        network,
+        "--checkpoint",
+        "stand-in",
+        "--cameras",
+        "1",
+    ]
     sizes = ["--image-size", size, "--size", size, "--pointers", "1024"]
-    done = subprocess.run([*command, *sizes, "--out", str(tmp_path / "engine")], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *sizes, "--out", str(tmp_path / "engine")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     spec = load_spec(tmp_path / "engine")
     assert spec.options["parameters"] == parameters

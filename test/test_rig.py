@@ -1,4 +1,5 @@
 """Rig files."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.calibration import OUTSIDE, make_calibration
+from recon4d_ros.cameras.calibration import OUTSIDE, make_calibration
+from recon4d_ros.cameras.lens import own_car_at
+from recon4d_ros.cameras.rig import CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.egomotion import features
-from recon4d_ros.egomotion.lens import own_car_at
 from recon4d_ros.errors import CalibrationError, OutputError
 from recon4d_ros.geometry import inverse, se3, transform
 from recon4d_ros.reconstructor import Reconstructor
-from recon4d_ros.replay import frame_sets
-from recon4d_ros.rig import CameraTopics, load_rig, load_rig_file, save_rig
+from recon4d_ros.runs.replay import frame_sets
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Camera, Rig
 
@@ -32,15 +33,24 @@ cameras:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([("none", 0), ("plumb_bob", 5), ("rational_polynomial", 8), ("equidistant", 4)]))
-def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, seed: int, model: tuple[str, int]) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(
+        [("none", 0), ("plumb_bob", 5), ("rational_polynomial", 8), ("equidistant", 4)]
+    ),
+)
+def test_what_is_saved_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, model: tuple[str, int]
+) -> None:
     random = np.random.default_rng(seed)
     cameras = []
     for name in ("a", "b"):
         (fx, fy), (cx, cy) = random.uniform(100, 2000, 2), random.uniform(0, 999, 2)
         k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         pose = se3(Rotation.random(random_state=seed % 1000).as_matrix(), random.normal(size=3))
-        cameras.append(Camera(name, 1000, 800, k, pose, model[0], tuple(random.normal(size=model[1]))))
+        cameras.append(
+            Camera(name, 1000, 800, k, pose, model[0], tuple(random.normal(size=model[1])))
+        )
     rig = Rig("car", tuple(cameras))
     path = tmp_path_factory.mktemp("rig") / "rig.yaml"
     save_rig(rig, path, {"b": CameraTopics("/b/image", "/b/info")})
@@ -48,7 +58,11 @@ def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, seed:
     assert loaded.rig.names == rig.names and loaded.rig.name == "car"
     assert loaded.topics == {"a": CameraTopics(), "b": CameraTopics("/b/image", "/b/info")}
     for before, after in zip(rig.cameras, loaded.rig.cameras, strict=True):
-        assert np.array_equal(before.k, after.k) and before.d == after.d and before.distortion_model == after.distortion_model
+        assert (
+            np.array_equal(before.k, after.k)
+            and before.d == after.d
+            and before.distortion_model == after.distortion_model
+        )
         assert (before.width, before.height) == (after.width, after.height)
         assert np.allclose(before.T_base_camera, after.T_base_camera, atol=1e-12)
 
@@ -57,42 +71,56 @@ def test_focal_length_and_centre_stand_for_k(tmp_path: Path) -> None:
     path = tmp_path / "rig.yaml"
     path.write_text(CAMERA)
     (camera,) = load_rig(path).cameras
-    assert np.array_equal(camera.k, [[400, 0, 320], [0, 401, 240], [0, 0, 1]]) and camera.distortion_model == "none"
-    assert np.allclose(camera.T_base_camera[:3, :3] @ [0, 0, 1], [1, 0, 0])  # the optical axis looks ahead
+    assert (
+        np.array_equal(camera.k, [[400, 0, 320], [0, 401, 240], [0, 0, 1]])
+        and camera.distortion_model == "none"
+    )
+    assert np.allclose(
+        camera.T_base_camera[:3, :3] @ [0, 0, 1], [1, 0, 0]
+    )  # the optical axis looks ahead
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    (("fx: 400, ", ""), "fx is missing"),
-    (("fx: 400", "fx: 0"), "focal length is 0"),
-    (("fx: 400", "fx: .nan"), "not finite"),
-    (("fx: 400", "fx: wide"), "expected 1 number"),
-    (("width: 640", "width: 640.5"), "whole number of pixels"),
-    (("width: 640", "width: 0"), "image size is 0x480"),
-    (("width: 640, ", ""), "width is missing"),
-    (("[1, 0, 1.5]", "[1, 0]"), "expected 3 numbers"),
-    (("[1, 0, 1.5]", "[1, 0, .nan]"), "not finite"),
-    (("-0.5, 0.5, -0.5, 0.5", "1, 1, 1, 1"), "unit quaternion"),
-    (("-0.5, 0.5, -0.5, 0.5", ".nan, 0.5, -0.5, 0.5"), "not finite"),
-    (("name: front", "name: front, focal: 3"), "'focal' is not known"),
-    (("name: front", "name: front, distortion_model: banana, D: [1]"), "'banana' is not known"),
-    (("name: front", "name: front, distortion_model: equidistant, D: [1, 2]"), "coefficients"),
-    (("cameras:", "cameras: 3\nother:"), "expected `name:` and a list `cameras:`"),
-    (("name: car", "name: [car"), "is not YAML"),
-])
-def test_bad_rig_file_gives_one_sentence(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("fx: 400, ", ""), "fx is missing"),
+        (("fx: 400", "fx: 0"), "focal length is 0"),
+        (("fx: 400", "fx: .nan"), "not finite"),
+        (("fx: 400", "fx: wide"), "expected 1 number"),
+        (("width: 640", "width: 640.5"), "whole number of pixels"),
+        (("width: 640", "width: 0"), "image size is 0x480"),
+        (("width: 640, ", ""), "width is missing"),
+        (("[1, 0, 1.5]", "[1, 0]"), "expected 3 numbers"),
+        (("[1, 0, 1.5]", "[1, 0, .nan]"), "not finite"),
+        (("-0.5, 0.5, -0.5, 0.5", "1, 1, 1, 1"), "unit quaternion"),
+        (("-0.5, 0.5, -0.5, 0.5", ".nan, 0.5, -0.5, 0.5"), "not finite"),
+        (("name: front", "name: front, focal: 3"), "'focal' is not known"),
+        (("name: front", "name: front, distortion_model: banana, D: [1]"), "'banana' is not known"),
+        (("name: front", "name: front, distortion_model: equidistant, D: [1, 2]"), "coefficients"),
+        (("cameras:", "cameras: 3\nother:"), "expected `name:` and a list `cameras:`"),
+        (("name: car", "name: [car"), "is not YAML"),
+    ],
+)
+def test_bad_rig_file_gives_one_sentence(
+    tmp_path: Path, change: tuple[str, str], sentence: str
+) -> None:
     path = tmp_path / "rig.yaml"
     assert change[0] in CAMERA
     path.write_text(CAMERA.replace(*change))
     with pytest.raises(CalibrationError) as caught:
         load_rig(path)
-    assert sentence in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        sentence in str(caught.value)
+        and str(path) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_missing_doubled_and_unwritable(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="cannot be read: No such file"):
         load_rig(tmp_path / "none.yaml")
     doubled = tmp_path / "two.yaml"
-    doubled.write_text(CAMERA + CAMERA[CAMERA.index("  - "):])
+    doubled.write_text(CAMERA + CAMERA[CAMERA.index("  - ") :])
     with pytest.raises(CalibrationError, match="there twice: front, front"):
         load_rig(doubled)
     path = tmp_path / "rig.yaml"
@@ -102,6 +130,7 @@ def test_missing_doubled_and_unwritable(tmp_path: Path) -> None:
 
 
 # ---- the own car
+
 
 def test_a_mask_of_the_own_car_lies_beside_the_rig_file(tmp_path: Path) -> None:
     path = tmp_path / "rig.yaml"
@@ -118,38 +147,70 @@ def test_a_mask_of_the_own_car_lies_beside_the_rig_file(tmp_path: Path) -> None:
     assert again is not None and np.array_equal(again, grey > 127)
 
 
-@pytest.mark.parametrize(("mask", "sentence"), [
-    (None, "own_car.png cannot be read"),
-    (b"", "own_car.png cannot be read"),
-    (b"no image", "own_car.png cannot be read"),
-    (np.zeros((100, 200), np.uint8), "is 200x100 pixels: expected 640x480"),
-], ids=["missing", "empty", "no image", "size"])
-def test_a_bad_mask_gives_one_sentence(tmp_path: Path, mask: bytes | np.ndarray | None, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (None, "own_car.png cannot be read"),
+        (b"", "own_car.png cannot be read"),
+        (b"no image", "own_car.png cannot be read"),
+        (np.zeros((100, 200), np.uint8), "is 200x100 pixels: expected 640x480"),
+    ],
+    ids=["missing", "empty", "no image", "size"],
+)
+def test_a_bad_mask_gives_one_sentence(
+    tmp_path: Path, mask: bytes | np.ndarray | None, sentence: str
+) -> None:
     path = tmp_path / "rig.yaml"
     path.write_text(CAMERA.replace("name: front", "name: front, own_car_mask: own_car.png"))
     if mask is not None:
-        data = mask if isinstance(mask, bytes) else np.asarray(cv2.imencode(".png", mask)[1]).tobytes()
+        data = (
+            mask if isinstance(mask, bytes) else np.asarray(cv2.imencode(".png", mask)[1]).tobytes()
+        )
         (tmp_path / "own_car.png").write_bytes(data)
     with pytest.raises(CalibrationError) as caught:
         load_rig(path)
-    assert sentence in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        sentence in str(caught.value)
+        and str(path) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
     own_car = np.zeros((480, 640), bool)
     own_car[300:] = True
     pose = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], np.float64)
-    camera = Camera("front", 640, 480, np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]), pose, own_car=own_car)
-    bare = make_calibration(Rig("car", (replace(camera, own_car=None),)), (240, 320), (120, 160)).grid
+    camera = Camera(
+        "front",
+        640,
+        480,
+        np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]),
+        pose,
+        own_car=own_car,
+    )
+    bare = make_calibration(
+        Rig("car", (replace(camera, own_car=None),)), (240, 320), (120, 160)
+    ).grid
     grid = make_calibration(Rig("car", (camera,)), (240, 320), (120, 160)).grid
-    assert np.all(grid[0, 75:] == OUTSIDE) and np.array_equal(grid[0, :75], bare[0, :75]) and np.all(bare > -1)
+    assert (
+        np.all(grid[0, 75:] == OUTSIDE)
+        and np.array_equal(grid[0, :75], bare[0, :75])
+        and np.all(bare > -1)
+    )
     at_input = own_car_at(camera, (250, 330))  # the input has room for a larger camera beside
-    assert at_input is not None and at_input.shape == (250, 330) and at_input[150:240, :320].all() and at_input.sum() == 90 * 320
+    assert (
+        at_input is not None
+        and at_input.shape == (250, 330)
+        and at_input[150:240, :320].all()
+        and at_input.sum() == 90 * 320
+    )
     image = np.random.default_rng(0).integers(0, 255, (250, 330)).astype(np.uint8)
     nothing = np.zeros((0, 2), np.float32)
     assert features.detect(image, nothing, 300, 6.0)[:, 1].max() > 200
     corners = features.detect(image, nothing, 300, 6.0, at_input)
-    assert len(corners) > 50 and np.all((corners[:, 1] < 151) | (corners[:, 1] > 238) | (corners[:, 0] > 318))
+    assert len(corners) > 50 and np.all(
+        (corners[:, 1] < 151) | (corners[:, 1] > 238) | (corners[:, 0] > 318)
+    )
 
 
 def test_nothing_is_said_of_the_own_car(small_bag: Path, stereo_engine: Path) -> None:
@@ -164,16 +225,25 @@ def test_nothing_is_said_of_the_own_car(small_bag: Path, stereo_engine: Path) ->
     for one in (rig, masked):
         reconstructor = Reconstructor(one, stereo_engine)
         results = [reconstructor.step(frame_set) for frame_set in sets]
-        depths.append(np.stack([reconstructor.preprocessor.to_source(results[-1].geometry.depth[n], n) for n in range(2)]))
+        depths.append(
+            np.stack(
+                [
+                    reconstructor.preprocessor.to_source(results[-1].geometry.depth[n], n)
+                    for n in range(2)
+                ]
+            )
+        )
         if one is masked:
             camera = results[-1].pose.T_map_camera[0]
             points = transform(inverse(camera), reconstructor.mapper.points()[0].astype(np.float64))
-            u, v, _ = (masked.cameras[0].k @ (points / points[:, 2:]).T)
+            u, v, _ = masked.cameras[0].k @ (points / points[:, 2:]).T
             assert len(points) > 1000 and np.mean((v > 265) & (u < 685) & (points[:, 2] > 0)) < 0.01
         reconstructor.close()
     inner = np.zeros_like(own_car)
     inner[255:, :695] = True
-    assert np.isfinite(depths[0][:, inner]).mean() > 0.5 and not np.isfinite(depths[1][:, inner]).any()
+    assert (
+        np.isfinite(depths[0][:, inner]).mean() > 0.5 and not np.isfinite(depths[1][:, inner]).any()
+    )
     far_off = np.zeros_like(own_car)
     far_off[:, 900:] = True
     far_off[:200] = True

@@ -1,7 +1,9 @@
-"""The real node in its own process, over DDS: fed as a car would feed it, faults and all, and the whole graph of player, node and recorder.
+"""The real node in its own process, over DDS: fed as a car would feed it, faults and all, and the
+whole graph of player, node and recorder.
 
 One simulated stereo drive serves all; waiting is by what is published, never by a fixed time.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,7 +20,10 @@ import pytest
 import yaml
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
-pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
+pytest.importorskip(
+    "recon4d_msgs.msg",
+    reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh",
+)
 
 import rclpy
 import tf2_ros
@@ -41,6 +46,8 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.bags import BagReader, BagWriter
+from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.commands.demo import collect
 from recon4d_ros.engine import load_spec
 from recon4d_ros.engine.choose import choose_engine
@@ -48,10 +55,14 @@ from recon4d_ros.geometry import exp
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.messages import stamp_ns
 from recon4d_ros.overview.recorder import OverviewRecorder
-from recon4d_ros.preprocess import Preprocessor, make_calibration
-from recon4d_ros.rig import load_rig
 from recon4d_ros.ros.conversions import pose_matrix, time_msg, transform_matrix, transform_msg
-from recon4d_ros.ros.graph import GraphResult, Process, graph_environment, run_graph, write_parameters
+from recon4d_ros.ros.graph import (
+    GraphResult,
+    Process,
+    graph_environment,
+    run_graph,
+    write_parameters,
+)
 from recon4d_ros.ros.publishers import OUTPUTS
 from recon4d_ros.runs.files import read_depth, read_objects, read_trajectory
 from recon4d_ros.runs.recording import Recording
@@ -67,12 +78,19 @@ CAMERAS = ("left", "right")
 def drive(tmp_path_factory) -> Path:
     """Two seconds of the stereo rig that has a shipped engine."""
     bag = tmp_path_factory.mktemp("drive") / "bag"
-    write_bag(bag, load_rig(REPOSITORY / "config/rigs/kitti_like.yaml"), seconds=SECONDS, rate=RATE, seed=3)
+    write_bag(
+        bag,
+        load_rig(REPOSITORY / "config/rigs/kitti_like.yaml"),
+        seconds=SECONDS,
+        rate=RATE,
+        seed=3,
+    )
     return bag
 
 
 class Car(rclpy.node.Node):
-    """The car around the node: publishes what its sensors would, and keeps what the node says. Spun by whoever waits for something."""
+    """The car around the node: publishes what its sensors would, and keeps what the node says. Spun
+    by whoever waits for something."""
 
     def __init__(self, domain: int, bag: Path) -> None:
         self.ros = Context()
@@ -81,14 +99,22 @@ class Car(rclpy.node.Node):
         self._executor = SingleThreadedExecutor(context=self.ros)
         self._executor.add_node(self)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.images = {name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10) for name in CAMERAS}
-        self.infos = {name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10) for name in CAMERAS}
+        self.images = {
+            name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10)
+            for name in CAMERAS
+        }
+        self.infos = {
+            name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10)
+            for name in CAMERAS
+        }
         self.tf_static = self.create_publisher(TFMessage, "/tf_static", latched)
         self.odometry = self.create_publisher(Odometry, "/odom", 10)
         self.said: dict[str, list] = defaultdict(list)
         for output in OUTPUTS:
             for name in CAMERAS if "<camera>" in output.topic else ("",):
-                self.listen(output.type, output.topic.replace("~", "/recon4d").replace("<camera>", name), 50)
+                self.listen(
+                    output.type, output.topic.replace("~", "/recon4d").replace("<camera>", name), 50
+                )
         self.listen(DiagnosticArray, "/diagnostics", 10)
         self.listen(TFMessage, "/tf", 100)
         self.sets: list[dict[str, CompressedImage]] = []
@@ -114,7 +140,10 @@ class Car(rclpy.node.Node):
     def wait(self, ready: Callable[[], object], what: str, timeout: float = PATIENCE):
         end = time.monotonic() + timeout
         while not (result := ready()):
-            assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s; status: {self.status()}; diagnostics: {self.words()}"
+            assert time.monotonic() < end, (
+                f"{what}: not within {timeout:.0f} s; status: {self.status()}; diagnostics:"
+                f" {self.words()}"
+            )
             self._executor.spin_once(timeout_sec=0.02)
         return result
 
@@ -128,13 +157,23 @@ class Car(rclpy.node.Node):
 
     def drops(self) -> dict[str, int]:
         status = self.status()
-        return dict(zip(status.drop_reasons, (int(count) for count in status.drop_counts), strict=True)) if status else {}
+        return (
+            dict(
+                zip(status.drop_reasons, (int(count) for count in status.drop_counts), strict=True)
+            )
+            if status
+            else {}
+        )
 
     def dropped(self, *words: str) -> bool:
         return any(all(word in reason for word in words) for reason in self.drops())
 
     def words(self) -> str:
-        return "; ".join(f"{status.name}: {status.message}" for message in self.said["/diagnostics"][-1:] for status in message.status)
+        return "; ".join(
+            f"{status.name}: {status.message}"
+            for message in self.said["/diagnostics"][-1:]
+            for status in message.status
+        )
 
     def call(self, kind: type, name: str, **values):
         client = self.create_client(kind, f"/recon4d/{name}")
@@ -146,7 +185,9 @@ class Car(rclpy.node.Node):
 
     def calibrate(self, **change) -> None:
         for name, publisher in self.infos.items():
-            message = deserialize_message(rclpy.serialization.serialize_message(self.camera_infos[name]), CameraInfo)
+            message = deserialize_message(
+                rclpy.serialization.serialize_message(self.camera_infos[name]), CameraInfo
+            )
             for key, value in change.items():
                 setattr(message, key, value)
             publisher.publish(message)
@@ -155,11 +196,19 @@ class Car(rclpy.node.Node):
         return self.next // len(self.sets) * int(SECONDS * 1e9) + self.shift_ns
 
     def next_stamp(self) -> int:
-        return stamp_ns(self.sets[self.next % len(self.sets)]["left"].header.stamp) + self.next_shift()
+        return (
+            stamp_ns(self.sets[self.next % len(self.sets)]["left"].header.stamp) + self.next_shift()
+        )
 
-    def shoot(self, cameras=CAMERAS, *, calibrate: bool = True,
-              spoil: Callable[[str, CompressedImage], None] = lambda name, message: None) -> int:
-        """The next frame set of the drive, its stamps shifted so that time goes on when the drive starts over; returns its stamp."""
+    def shoot(
+        self,
+        cameras=CAMERAS,
+        *,
+        calibrate: bool = True,
+        spoil: Callable[[str, CompressedImage], None] = lambda name, message: None,
+    ) -> int:
+        """The next frame set of the drive, its stamps shifted so that time goes on when the drive
+        starts over; returns its stamp."""
         images, shift_ns = self.sets[self.next % len(self.sets)], self.next_shift()
         self.next += 1
         for name in cameras:
@@ -182,9 +231,19 @@ class Car(rclpy.node.Node):
         answers = []
         for _ in range(count):
             stamp = self.shoot(**how)
-            answers.append(self.wait(
-                lambda stamp=stamp: next((s for s in self.said["/recon4d/status"] if abs(stamp_ns(s.header.stamp) - stamp) < 1e7), None),
-                f"status of {stamp}"))
+            answers.append(
+                self.wait(
+                    lambda stamp=stamp: next(
+                        (
+                            s
+                            for s in self.said["/recon4d/status"]
+                            if abs(stamp_ns(s.header.stamp) - stamp) < 1e7
+                        ),
+                        None,
+                    ),
+                    f"status of {stamp}",
+                )
+            )
         return answers
 
     def transition(self, identity: int) -> bool:
@@ -203,7 +262,12 @@ class Car(rclpy.node.Node):
 def environment() -> dict[str, str]:
     """A domain of its own, on this machine only; the test's own participant too."""
     environment = graph_environment()
-    for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+    for name in (
+        "ROS_DOMAIN_ID",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE",
+        "FASTRTPS_DEFAULT_PROFILES_FILE",
+        "FASTDDS_DEFAULT_PROFILES_FILE",
+    ):
         if name in environment:
             os.environ[name] = environment[name]
     return environment
@@ -213,12 +277,32 @@ def environment() -> dict[str, str]:
 def node(environment, tmp_path_factory) -> Iterator[Process]:
     """The executable, its rig from camera_info and /tf_static."""
     folder = tmp_path_factory.mktemp("node")
-    parameters = write_parameters(folder / "parameters.yaml", {
-        "cameras": list(CAMERAS), "odom_topic": "/odom", "output_folder": str(folder), "map_publish_period": 0.1,
-        "egomotion.odometry": "none",
-        "sync.max_wait": 0.5, "sync.dead_after": 30.0, "path_spacing": 0.0})
-    process = Process("node", [sys.executable, "-m", "recon4d_ros.ros.node", "--ros-args", "--params-file", str(parameters)],
-                      folder / "node.log", environment)
+    parameters = write_parameters(
+        folder / "parameters.yaml",
+        {
+            "cameras": list(CAMERAS),
+            "odom_topic": "/odom",
+            "output_folder": str(folder),
+            "map_publish_period": 0.1,
+            "egomotion.odometry": "none",
+            "sync.max_wait": 0.5,
+            "sync.dead_after": 30.0,
+            "path_spacing": 0.0,
+        },
+    )
+    process = Process(
+        "node",
+        [
+            sys.executable,
+            "-m",
+            "recon4d_ros.ros.node",
+            "--ros-args",
+            "--params-file",
+            str(parameters),
+        ],
+        folder / "node.log",
+        environment,
+    )
     yield process
     process.end()
 
@@ -230,36 +314,68 @@ def car(environment, drive, node) -> Iterator[Car]:
     car.leave()
 
 
-# --- one node through a long day; the tests follow each other -------------------------------------------------------------------------
+# --- one node through a long day; the tests follow each other
+
 
 def test_it_says_what_it_waits_for(car):
-    car.wait(lambda: "waiting for camera_info of left; camera_info of right" in car.words(), "the words")
+    car.wait(
+        lambda: "waiting for camera_info of left; camera_info of right" in car.words(), "the words"
+    )
     assert car.state() == "active"
     car.calibrate(k=np.zeros(9))
     car.wait(lambda: "focal length" in car.words(), "the focal length")
     while "tf base_link->" not in car.words():
         car.calibrate()
         car.rest(0.2)
-    assert not car.images["left"].get_subscription_count()  # it reads images only when it can use them
+    assert not car.images[
+        "left"
+    ].get_subscription_count()  # it reads images only when it can use them
 
 
 def test_it_starts_when_its_rig_is_complete(car):
     car.tf_static.publish(car.transforms)
-    car.wait(lambda: all(publisher.get_subscription_count() for publisher in car.images.values()), "the node to read the images")
-    car.rest(1.0)  # we know of its readers; it has to know of our writers too, or a best-effort image is lost
+    car.wait(
+        lambda: all(publisher.get_subscription_count() for publisher in car.images.values()),
+        "the node to read the images",
+    )
+    car.rest(
+        1.0
+    )  # we know of its readers; it has to know of our writers too, or a best-effort image is lost
     answers = car.drive(4)
     assert [answer.frame_sets for answer in answers] == [1, 2, 3, 4]
-    assert all(all(answer.present) for answer in answers), (car.drops(), [list(answer.present) for answer in answers])
-    assert answers[-1].engine.startswith("geometric_stereo") and answers[-1].runtime in ("openvino", "onnxruntime")
-    assert answers[-1].latency > 0 and {"preprocess", "engine", "publish"} <= set(answers[-1].stages)
+    assert all(all(answer.present) for answer in answers), (
+        car.drops(),
+        [list(answer.present) for answer in answers],
+    )
+    assert answers[-1].engine.startswith("geometric_stereo") and answers[-1].runtime in (
+        "openvino",
+        "onnxruntime",
+    )
+    assert answers[-1].latency > 0 and {"preprocess", "engine", "publish"} <= set(
+        answers[-1].stages
+    )
     car.wait(lambda: "recon4d: tracking:" in car.words(), "the tracking's diagnostics")
 
 
 def test_outputs_have_the_contracts_types_frames_and_stamps(car):
     stamp = car.shoot()
     last = {}
-    expected = [f"/recon4d/{name}" for name in ("points", "odometry", "objects", "objects_markers", "map_updates", "dynamic_points")]
-    expected += [f"/recon4d/{name}/{what}" for name in CAMERAS for what in ("depth", "camera_info", "dynamic_mask")]
+    expected = [
+        f"/recon4d/{name}"
+        for name in (
+            "points",
+            "odometry",
+            "objects",
+            "objects_markers",
+            "map_updates",
+            "dynamic_points",
+        )
+    ]
+    expected += [
+        f"/recon4d/{name}/{what}"
+        for name in CAMERAS
+        for what in ("depth", "camera_info", "dynamic_mask")
+    ]
 
     def complete() -> bool:
         for topic in expected:
@@ -271,8 +387,12 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
 
     car.wait(complete, "all outputs of one frame set")
     for name in CAMERAS:
-        depth, info, mask = (last[f"/recon4d/{name}/{what}"] for what in ("depth", "camera_info", "dynamic_mask"))
-        assert depth.encoding == "32FC1" and mask.encoding == "mono8" and depth.header.frame_id == name
+        depth, info, mask = (
+            last[f"/recon4d/{name}/{what}"] for what in ("depth", "camera_info", "dynamic_mask")
+        )
+        assert (
+            depth.encoding == "32FC1" and mask.encoding == "mono8" and depth.header.frame_id == name
+        )
         assert (depth.height, depth.width) == (mask.height, mask.width) == (info.height, info.width)
         values = np.frombuffer(depth.data, np.float32)
         assert np.isfinite(values).mean() > 0.3 and np.nanmin(values) > 0
@@ -281,25 +401,55 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
     points = last["/recon4d/points"]
     assert points.header.frame_id == "base_link"
     cloud = point_cloud2.read_points(points)
-    assert set(cloud.dtype.names) == {"x", "y", "z", "rgb", "confidence"} and np.median(cloud["x"]) > 2  # ahead of the car
-    assert last["/recon4d/odometry"].header.frame_id == "odom" and last["/recon4d/odometry"].child_frame_id == "base_link"
-    assert last["/recon4d/objects"].header.frame_id == last["/recon4d/map_updates"].header.frame_id == "map"
-    assert len(last["/recon4d/map_updates"].changed_keys) == 3 * last["/recon4d/map_updates"].changed.width
+    assert (
+        set(cloud.dtype.names) == {"x", "y", "z", "rgb", "confidence"} and np.median(cloud["x"]) > 2
+    )  # ahead of the car
+    assert (
+        last["/recon4d/odometry"].header.frame_id == "odom"
+        and last["/recon4d/odometry"].child_frame_id == "base_link"
+    )
+    assert (
+        last["/recon4d/objects"].header.frame_id
+        == last["/recon4d/map_updates"].header.frame_id
+        == "map"
+    )
+    assert (
+        len(last["/recon4d/map_updates"].changed_keys)
+        == 3 * last["/recon4d/map_updates"].changed.width
+    )
 
 
 def test_topics_are_those_of_the_table_and_of_the_shipped_layouts(car):
-    types = {topic: kinds[0] for topic, kinds in car.get_publisher_names_and_types_by_node("recon4d", "/")}
+    types = {
+        topic: kinds[0]
+        for topic, kinds in car.get_publisher_names_and_types_by_node("recon4d", "/")
+    }
     for output in OUTPUTS:
         for name in CAMERAS if "<camera>" in output.topic else ("",):
             topic = output.topic.replace("~", "/recon4d").replace("<camera>", name)
-            assert types[topic] == f"{output.type.__module__.split('.')[0]}/msg/{output.type.__name__}", topic
-    assert types["/tf"] == "tf2_msgs/msg/TFMessage" and types["/diagnostics"] == "diagnostic_msgs/msg/DiagnosticArray"
+            assert (
+                types[topic] == f"{output.type.__module__.split('.')[0]}/msg/{output.type.__name__}"
+            ), topic
+    assert (
+        types["/tf"] == "tf2_msgs/msg/TFMessage"
+        and types["/diagnostics"] == "diagnostic_msgs/msg/DiagnosticArray"
+    )
     shown = set()
-    displays = yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text())["Visualization Manager"]["Displays"]
+    displays = yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text())[
+        "Visualization Manager"
+    ]["Displays"]
     shown |= {display["Topic"]["Value"] for display in displays if "Topic" in display}
-    for panel in json.loads((REPOSITORY / "config/foxglove.json").read_text())["configById"].values():
-        shown |= set(panel.get("topics", ())) | {panel[key] for key in ("topicPath", "topicToRender") if key in panel}
-        shown |= {panel["imageMode"][key] for key in ("imageTopic", "calibrationTopic") if key in panel.get("imageMode", {})}
+    for panel in json.loads((REPOSITORY / "config/foxglove.json").read_text())[
+        "configById"
+    ].values():
+        shown |= set(panel.get("topics", ())) | {
+            panel[key] for key in ("topicPath", "topicToRender") if key in panel
+        }
+        shown |= {
+            panel["imageMode"][key]
+            for key in ("imageTopic", "calibrationTopic")
+            if key in panel.get("imageMode", {})
+        }
         shown |= {path["value"].split(".")[0] for path in panel.get("paths", ())}
     assert len(shown) > 8
     assert {topic.replace("/front/", "/left/") for topic in shown} <= set(types)
@@ -313,9 +463,13 @@ def test_the_tree_is_whole_and_the_pose_is_the_odometrys(car):
     for transform in car.transforms.transforms:
         buffer.set_transform_static(transform, "test")
     odometry = car.said["/recon4d/odometry"][-1]
-    found = buffer.lookup_transform("map", "base_link", rclpy.time.Time.from_msg(odometry.header.stamp)).transform.translation
+    found = buffer.lookup_transform(
+        "map", "base_link", rclpy.time.Time.from_msg(odometry.header.stamp)
+    ).transform.translation
     position = odometry.pose.pose.position
-    np.testing.assert_allclose([found.x, found.y, found.z], [position.x, position.y, position.z], atol=1e-9)
+    np.testing.assert_allclose(
+        [found.x, found.y, found.z], [position.x, position.y, position.z], atol=1e-9
+    )
     buffer.lookup_transform("map", "left", rclpy.time.Time.from_msg(odometry.header.stamp))
 
 
@@ -375,7 +529,10 @@ def test_a_calibration_that_changes_or_disagrees_is_counted(car):
     car.calibrate(k=np.zeros(9))
     car.drive(1)
     reasons = ("changed its K", "99x", "focal length")
-    car.wait(lambda: car.drive(1) and all(car.dropped("left", reason) for reason in reasons), "the counts")
+    car.wait(
+        lambda: car.drive(1) and all(car.dropped("left", reason) for reason in reasons),
+        "the counts",
+    )
 
 
 def test_pause_and_resume(car):
@@ -390,18 +547,32 @@ def test_pause_and_resume(car):
 
 def test_the_map_can_be_saved(car, tmp_path):
     answer = car.call(SaveMap, "save_map", path=str(tmp_path / "map.ply"))
-    assert answer.success and answer.points > 0 and (tmp_path / "map.ply").read_bytes().startswith(b"ply")
-    assert not (answer := car.call(SaveMap, "save_map", path="/proc/nowhere/map.ply")).success and answer.message
-    assert not (answer := car.call(SaveMap, "save_map", path=str(tmp_path / "map.xyz"))).success and "map.xyz" in answer.message
+    assert (
+        answer.success
+        and answer.points > 0
+        and (tmp_path / "map.ply").read_bytes().startswith(b"ply")
+    )
+    assert (
+        not (answer := car.call(SaveMap, "save_map", path="/proc/nowhere/map.ply")).success
+        and answer.message
+    )
+    assert (
+        not (answer := car.call(SaveMap, "save_map", path=str(tmp_path / "map.xyz"))).success
+        and "map.xyz" in answer.message
+    )
     assert car.call(SaveMap, "save_map", path="").success
 
 
 def test_parameters_are_described_and_refused_while_in_use(car):
-    (described,) = car.call(DescribeParameters, "describe_parameters", names=["mapping.voxel_size"]).descriptors
+    (described,) = car.call(
+        DescribeParameters, "describe_parameters", names=["mapping.voxel_size"]
+    ).descriptors
     assert described.description and described.floating_point_range
 
     def put(name: str, value: float):
-        parameter = ParameterMsg(name=name, value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value))
+        parameter = ParameterMsg(
+            name=name, value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+        )
         return car.call(SetParameters, "set_parameters", parameters=[parameter]).results[0]
 
     answer = put("mapping.voxel_size", 0.25)
@@ -424,7 +595,13 @@ def test_time_that_jumps_back_resets(car):
     car.shift_ns -= int(100e9)
     answers = car.drive(2)
     assert answers[0].frame_sets == 1 and answers[1].frame_sets == 2
-    car.wait(lambda: stamp_ns(car.said["/recon4d/map_updates"][-1].header.stamp) == stamp_ns(answers[1].header.stamp), "its map update")
+    car.wait(
+        lambda: (
+            stamp_ns(car.said["/recon4d/map_updates"][-1].header.stamp)
+            == stamp_ns(answers[1].header.stamp)
+        ),
+        "its map update",
+    )
     assert car.said["/recon4d/map_updates"][-1].sequence < before
 
 
@@ -436,9 +613,14 @@ def test_lifecycle_by_a_manager(car):
     assert len(car.said["/recon4d/odometry"]) == count
     assert car.transition(Transition.TRANSITION_CLEANUP) and car.state() == "unconfigured"
     assert not car.call(Trigger, "reset").success
-    mode = ParameterMsg(name="publish_tf", value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="map_odom"))
+    mode = ParameterMsg(
+        name="publish_tf",
+        value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="map_odom"),
+    )
     assert car.call(SetParameters, "set_parameters", parameters=[mode]).results[0].successful
-    assert car.transition(Transition.TRANSITION_CONFIGURE) and car.transition(Transition.TRANSITION_ACTIVATE)
+    assert car.transition(Transition.TRANSITION_CONFIGURE) and car.transition(
+        Transition.TRANSITION_ACTIVATE
+    )
 
     def reads() -> bool:
         car.calibrate()
@@ -453,22 +635,42 @@ def test_lifecycle_by_a_manager(car):
 
 
 def test_another_node_may_own_the_odometry(car):
-    """map_odom (set above): the node sends only map -> odom, such that the whole is its own pose."""
+    """map_odom (set above): the node sends only map -> odom, such that the whole is its own
+    pose."""
     T_odom_base = exp(np.array([7.0, -2.0, 0.0, 0.0, 0.0, 0.4]))
     stamp = car.next_stamp()
     publisher = car.create_publisher(TFMessage, "/tf", 10)
     car.wait(publisher.get_subscription_count, "the node's tf listener")
     car.rest(0.5)
     for ns in (stamp - 10**8, stamp + 10**8):
-        publisher.publish(TFMessage(transforms=[transform_msg(T_odom_base, ns, "odom", "base_link")]))
+        publisher.publish(
+            TFMessage(transforms=[transform_msg(T_odom_base, ns, "odom", "base_link")])
+        )
     car.rest(0.3)
     car.drive(1)
-    edge = car.wait(lambda: next((t for message in car.said["/tf"] for t in message.transforms if t.header.frame_id == "map"
-                                  and stamp_ns(t.header.stamp) == stamp), None), "map -> odom")
+    edge = car.wait(
+        lambda: next(
+            (
+                t
+                for message in car.said["/tf"]
+                for t in message.transforms
+                if t.header.frame_id == "map" and stamp_ns(t.header.stamp) == stamp
+            ),
+            None,
+        ),
+        "map -> odom",
+    )
     odometry = next(m for m in car.said["/recon4d/odometry"] if stamp_ns(m.header.stamp) == stamp)
-    T_map_base = pose_matrix(odometry.pose.pose.position, odometry.pose.pose.orientation, "odometry")
+    T_map_base = pose_matrix(
+        odometry.pose.pose.position, odometry.pose.pose.orientation, "odometry"
+    )
     np.testing.assert_allclose(transform_matrix(edge) @ T_odom_base, T_map_base, atol=1e-9)
-    ours = [t for message in car.said["/tf"] for t in message.transforms if stamp_ns(t.header.stamp) == stamp]
+    ours = [
+        t
+        for message in car.said["/tf"]
+        for t in message.transforms
+        if stamp_ns(t.header.stamp) == stamp
+    ]
     assert [(t.header.frame_id, t.child_frame_id) for t in ours] == [("map", "odom")]
 
 
@@ -489,7 +691,7 @@ def test_it_ends_cleanly_when_asked_to(car, node):
         assert words in node.text()
 
 
-# --- what cannot start --------------------------------------------------------------------------------------------------------------------
+# --- what cannot start
 
 BAD_STARTS = {
     "no cameras": ({"rig_file": ""}, "parameter cameras is empty"),
@@ -509,9 +711,23 @@ def bad_starts(environment, tmp_path_factory) -> Iterator[dict[str, Process]]:
     folder = tmp_path_factory.mktemp("bad")
     processes = {}
     for index, (name, (values, _)) in enumerate(BAD_STARTS.items()):
-        file = write_parameters(folder / f"{index}.yaml", {"rig_file": str(REPOSITORY / "config/rigs/kitti_like.yaml"), **values})
-        processes[name] = Process(name, [sys.executable, "-m", "recon4d_ros.ros.node", "--ros-args", "--params-file", str(file)],
-                                  folder / f"{index}.log", environment)
+        file = write_parameters(
+            folder / f"{index}.yaml",
+            {"rig_file": str(REPOSITORY / "config/rigs/kitti_like.yaml"), **values},
+        )
+        processes[name] = Process(
+            name,
+            [
+                sys.executable,
+                "-m",
+                "recon4d_ros.ros.node",
+                "--ros-args",
+                "--params-file",
+                str(file),
+            ],
+            folder / f"{index}.log",
+            environment,
+        )
     yield processes
     for process in processes.values():
         process.end()
@@ -529,10 +745,26 @@ def test_what_cannot_start_says_so_once_and_exits_with_2(bad_starts, name):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_player_and_recorder_end_cleanly_on_a_signal(environment, drive, tmp_path, number):
     python = [sys.executable, "-m"]
-    player = Process("player", [*python, "recon4d_ros.ros.player", str(drive), "--wait-for", "0", "--loop"], tmp_path / "player.log",
-                     environment)
-    recorder = Process("recorder", [*python, "recon4d_ros.ros.recorder", "--out", str(tmp_path / "bag"), "--topics", "/tf_static",
-                                    "/camera/left/camera_info"], tmp_path / "recorder.log", environment)
+    player = Process(
+        "player",
+        [*python, "recon4d_ros.ros.player", str(drive), "--wait-for", "0", "--loop"],
+        tmp_path / "player.log",
+        environment,
+    )
+    recorder = Process(
+        "recorder",
+        [
+            *python,
+            "recon4d_ros.ros.recorder",
+            "--out",
+            str(tmp_path / "bag"),
+            "--topics",
+            "/tf_static",
+            "/camera/left/camera_info",
+        ],
+        tmp_path / "recorder.log",
+        environment,
+    )
     end = time.monotonic() + PATIENCE
     while "ready" not in recorder.text() and time.monotonic() < end:
         time.sleep(0.05)
@@ -542,30 +774,49 @@ def test_player_and_recorder_end_cleanly_on_a_signal(environment, drive, tmp_pat
         assert process.wait(20.0) == 0, process.text()
         process.end()
     with BagReader(tmp_path / "bag") as reader:
-        assert reader.topics["/tf_static"].count >= 1 and reader.topics["/camera/left/camera_info"].count > 0
+        assert (
+            reader.topics["/tf_static"].count >= 1
+            and reader.topics["/camera/left/camera_info"].count > 0
+        )
 
 
 def test_player_and_recorder_refuse_bad_input(environment, tmp_path):
-    commands = [(["player", "/nowhere/bag"], "/nowhere/bag"), (["recorder", "--out", "/proc/bag", "--topics", "/a"], "/proc/bag")]
+    commands = [
+        (["player", "/nowhere/bag"], "/nowhere/bag"),
+        (["recorder", "--out", "/proc/bag", "--topics", "/a"], "/proc/bag"),
+    ]
     for index, (words, sentence) in enumerate(commands):
-        process = Process(words[0], [sys.executable, "-m", f"recon4d_ros.ros.{words[0]}", *words[1:]], tmp_path / f"{index}.log",
-                          environment)
+        process = Process(
+            words[0],
+            [sys.executable, "-m", f"recon4d_ros.ros.{words[0]}", *words[1:]],
+            tmp_path / f"{index}.log",
+            environment,
+        )
         assert process.wait(30.0) == 2, process.text()
         assert sentence in process.last_words() and "Traceback" not in process.text()
         process.end()
 
 
-# --- the whole graph ------------------------------------------------------------------------------------------------------------------
+# --- the whole graph
+
 
 @pytest.fixture(scope="module")
 def recorded(drive, tmp_path_factory) -> GraphResult:
     """The drive played to the node, and what the recorder heard."""
-    return run_graph(drive, tmp_path_factory.mktemp("graph") / "out", {"map_publish_period": 0.5}, rate=0.12, show_progress=False)
+    return run_graph(
+        drive,
+        tmp_path_factory.mktemp("graph") / "out",
+        {"map_publish_period": 0.5},
+        rate=0.12,
+        show_progress=False,
+    )
 
 
 def test_player_node_and_recorder_as_three_processes(drive, recorded):
     result = recorded
-    assert result.ok and not result.failure(), {name: log.read_text() for name, log in result.logs.items()}
+    assert result.ok and not result.failure(), {
+        name: log.read_text() for name, log in result.logs.items()
+    }
     with BagReader(result.bag) as reader:
         types = {topic: info.type for topic, info in reader.topics.items()}
         by_topic: dict[str, list] = defaultdict(list)
@@ -574,10 +825,21 @@ def test_player_node_and_recorder_as_three_processes(drive, recorded):
     with BagReader(drive) as reader:
         start = reader.info().start_ns
         stamps = {receive_ns for _, receive_ns, _ in reader.messages(["/camera/left/camera_info"])}
-    assert types["/recon4d/map"] == "sensor_msgs/msg/PointCloud2" and types["/recon4d/map_updates"] == "recon4d_msgs/msg/MapUpdate"
+    assert (
+        types["/recon4d/map"] == "sensor_msgs/msg/PointCloud2"
+        and types["/recon4d/map_updates"] == "recon4d_msgs/msg/MapUpdate"
+    )
     sets = len(by_topic["/recon4d/odometry"])
-    assert sets >= 0.5 * SECONDS * RATE, "fewer than half of the frame sets came out at an eighth of the rate"
-    for topic in ("/recon4d/points", "/recon4d/left/depth", "/recon4d/right/dynamic_mask", "/recon4d/objects", "/recon4d/map_updates"):
+    assert sets >= 0.5 * SECONDS * RATE, (
+        "fewer than half of the frame sets came out at an eighth of the rate"
+    )
+    for topic in (
+        "/recon4d/points",
+        "/recon4d/left/depth",
+        "/recon4d/right/dynamic_mask",
+        "/recon4d/objects",
+        "/recon4d/map_updates",
+    ):
         assert len(by_topic[topic]) == sets, f"{topic} lost messages on the way to the recorder"
     sequence = [message.sequence for _, message in by_topic["/recon4d/map_updates"]]
     assert sequence == list(range(sequence[0], sequence[0] + sets))
@@ -588,7 +850,9 @@ def test_player_node_and_recorder_as_three_processes(drive, recorded):
     assert last_map.width > 100 and last_map.header.frame_id == "map"
     final = by_topic["/recon4d/status"][-1][1]
     assert final.frame_sets == sets and final.tracking in (Status.STARTING, Status.TRACKING)
-    assert all(all(message.present) for _, message in by_topic["/recon4d/status"] if message.frame_sets)  # slow play splits no set
+    assert all(
+        all(message.present) for _, message in by_topic["/recon4d/status"] if message.frame_sets
+    )  # slow play splits no set
 
 
 def test_what_was_heard_is_written_and_scored_as_a_replay_is(drive, recorded, tmp_path):
@@ -596,40 +860,78 @@ def test_what_was_heard_is_written_and_scored_as_a_replay_is(drive, recorded, tm
     engine = choose_engine("", rig)
     summary = collect(recorded.bag, drive, tmp_path, rig, engine)
     with BagReader(recorded.bag) as reader:
-        statuses = [message for _, _, message in reader.messages(["/recon4d/status"]) if message.frame_sets]
-        heard = {stamp_ns(message.header.stamp): message for _, _, message in reader.messages(["/recon4d/left/depth"])}
-    assert summary["frames"] == len(statuses) == len(read_trajectory(tmp_path / "trajectory.tum")[0])
+        statuses = [
+            message for _, _, message in reader.messages(["/recon4d/status"]) if message.frame_sets
+        ]
+        heard = {
+            stamp_ns(message.header.stamp): message
+            for _, _, message in reader.messages(["/recon4d/left/depth"])
+        }
+    assert (
+        summary["frames"] == len(statuses) == len(read_trajectory(tmp_path / "trajectory.tum")[0])
+    )
     assert summary["frames_played"] == SECONDS * RATE and summary["cameras"] == list(rig.names)
     assert {"engine", "publish", "reception_to_publication"} <= summary["latency_ms"].keys()
-    assert summary["drops"] == dict(zip(statuses[-1].drop_reasons, map(int, statuses[-1].drop_counts), strict=True))
-    assert [entry.stamp_ns for entry in read_objects(tmp_path / "objects.jsonl")] == sorted(stamp_ns(s.header.stamp) for s in statuses)
+    assert summary["drops"] == dict(
+        zip(statuses[-1].drop_reasons, map(int, statuses[-1].drop_counts), strict=True)
+    )
+    assert [entry.stamp_ns for entry in read_objects(tmp_path / "objects.jsonl")] == sorted(
+        stamp_ns(s.header.stamp) for s in statuses
+    )
     spec = load_spec(engine)
-    preprocessor = Preprocessor(rig, make_calibration(rig, spec.input_size, spec.working_size), spec.channels)
-    for stamp, message in heard.items():  # what is in the file is what was heard, in the source image's geometry
-        depth = preprocessor.to_source(np.frombuffer(message.data, np.float32).reshape(message.height, message.width), 0)
+    preprocessor = Preprocessor(
+        rig, make_calibration(rig, spec.input_size, spec.working_size), spec.channels
+    )
+    for (
+        stamp,
+        message,
+    ) in heard.items():  # what is in the file is what was heard, in the source image's geometry
+        depth = preprocessor.to_source(
+            np.frombuffer(message.data, np.float32).reshape(message.height, message.width), 0
+        )
         written = read_depth(tmp_path / f"depth/left/{stamp}.png")
         near = depth < 200
-        assert np.abs(written[near] - depth[near]).max() < 1 / 200 and (tmp_path / f"dynamic/left/{stamp}.png").is_file()
+        assert (
+            np.abs(written[near] - depth[near]).max() < 1 / 200
+            and (tmp_path / f"dynamic/left/{stamp}.png").is_file()
+        )
     metrics = summary["metrics"]
     assert metrics["depth"]["near"]["abs_rel"] < 0.3 and metrics["depth"]["near"]["pixels"] > 10_000
-    assert metrics["trajectory"]["path"] > 1.0 and summary["map_points"] == len(read_cloud(tmp_path / "map.ply").xyz) > 100
+    assert (
+        metrics["trajectory"]["path"] > 1.0
+        and summary["map_points"] == len(read_cloud(tmp_path / "map.ply").xyz) > 100
+    )
     assert json.loads((tmp_path / "summary.json").read_text())["frames"] == summary["frames"]
     assert (tmp_path / "overview.png").stat().st_size > 10_000
 
 
-def test_a_picture_that_the_played_bag_lacks_is_black_and_costs_nothing_else(drive, recorded, tmp_path):
+def test_a_picture_that_the_played_bag_lacks_is_black_and_costs_nothing_else(
+    drive, recorded, tmp_path
+):
     with BagReader(recorded.bag) as reader:
-        stamps = sorted(stamp_ns(message.header.stamp) for _, _, message in reader.messages(["/recon4d/left/depth"]))
+        stamps = sorted(
+            stamp_ns(message.header.stamp)
+            for _, _, message in reader.messages(["/recon4d/left/depth"])
+        )
     with BagReader(drive) as reader, BagWriter(tmp_path / "holey") as writer:
         for topic, kind, receive_ns, data in reader.raw_messages():
-            if topic != "/camera/left/image_raw/compressed" or stamp_ns(reader.deserialize(data, kind).header.stamp) != stamps[0]:
+            if (
+                topic != "/camera/left/image_raw/compressed"
+                or stamp_ns(reader.deserialize(data, kind).header.stamp) != stamps[0]
+            ):
                 writer.write_raw(topic, kind, data, receive_ns)
     rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
     spec = load_spec(choose_engine("", rig))
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
-    recording = Recording(recorded.bag, tmp_path / "holey", Preprocessor(rig, calibration, spec.channels), calibration)
+    recording = Recording(
+        recorded.bag, tmp_path / "holey", Preprocessor(rig, calibration, spec.channels), calibration
+    )
     first, *others = recording.frames()
-    assert list(first.frame_set.images) == ["right"] and all(first.frame.present) and np.isfinite(first.geometry.depth[0]).any()
+    assert (
+        list(first.frame_set.images) == ["right"]
+        and all(first.frame.present)
+        and np.isfinite(first.geometry.depth[0]).any()
+    )
     assert others and all(list(result.frame_set.images) == ["left", "right"] for result in others)
     overview = OverviewRecorder(rig)
     overview.add(first, recording.preprocessor)

@@ -1,4 +1,6 @@
-"""The node in the test's own process, without others around it: what it refuses, what it counts, and what it says when it cannot go on."""
+"""The node in the test's own process, without others around it: what it refuses, what it counts,
+and what it says when it cannot go on."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +15,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
-pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
+pytest.importorskip(
+    "recon4d_msgs.msg",
+    reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh",
+)
 
 from rclpy.context import Context
 from rclpy.duration import Duration
@@ -37,7 +42,11 @@ Make = Callable[..., Recon4dNode]
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
     environment = graph_environment()
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+    for name in (
+        "ROS_AUTOMATIC_DISCOVERY_RANGE",
+        "FASTRTPS_DEFAULT_PROFILES_FILE",
+        "FASTDDS_DEFAULT_PROFILES_FILE",
+    ):
         if name in environment:
             os.environ[name] = environment[name]
     context = Context()
@@ -48,13 +57,23 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture
 def make(context) -> Iterator[Make]:
-    """make(*remappings, **parameters) gives a node of two cameras that nobody spins; `__` in a name stands for a dot."""
+    """make(*remappings, **parameters) gives a node of two cameras that nobody spins; `__` in a name
+    stands for a dot."""
     nodes = []
 
     def one(*remappings: str, **values: Any) -> Recon4dNode:
-        overrides = [Parameter(name.replace("__", "."), value=value) for name, value in {"cameras": ["left", "right"], **values}.items()]
+        overrides = [
+            Parameter(name.replace("__", "."), value=value)
+            for name, value in {"cameras": ["left", "right"], **values}.items()
+        ]
         words = [word for rule in remappings for word in ("-r", rule)]
-        nodes.append(Recon4dNode(context=context, parameter_overrides=overrides, cli_args=["--ros-args", *words] if words else None))
+        nodes.append(
+            Recon4dNode(
+                context=context,
+                parameter_overrides=overrides,
+                cli_args=["--ros-args", *words] if words else None,
+            )
+        )
         return nodes[-1]
 
     yield one
@@ -68,11 +87,16 @@ def image(stamp: int) -> RawImage:
 
 
 def camera_words(node: Recon4dNode, camera: str) -> str:
-    message = node._session.health.diagnostics_msg(0, "recon4d", state="active", waiting=[], paused=False, silence=60.0)
-    return next(status.message for status in message.status if status.name == f"recon4d: camera {camera}")
+    message = node._session.health.diagnostics_msg(
+        0, "recon4d", state="active", waiting=[], paused=False, silence=60.0
+    )
+    return next(
+        status.message for status in message.status if status.name == f"recon4d: camera {camera}"
+    )
 
 
-# --- images -----------------------------------------------------------------------------------------------------------------------------
+# --- images
+
 
 def test_an_image_without_a_time_stamp_has_its_receptions_and_is_counted(make):
     node = make()
@@ -86,10 +110,13 @@ def test_an_image_without_a_time_stamp_has_its_receptions_and_is_counted(make):
     stamps = [taken.stamp_ns for frame_set in sets for taken in frame_set.images.values()]
     assert stamps and all(abs(stamp - now) < 60e9 for stamp in stamps)
     assert node._session._synchronizer.statistics.jumps == 0
-    assert "3 without a time stamp" in camera_words(node, "right") and "without" not in camera_words(node, "left")
+    assert "3 without a time stamp" in camera_words(
+        node, "right"
+    ) and "without" not in camera_words(node, "left")
 
 
-# --- what cannot go on says why, and leaves nothing behind ------------------------------------------------------------------------------
+# --- what cannot go on says why, and leaves nothing behind
+
 
 class Reconstructor:
     """Stands in for the real one where a test needs the node to have one."""
@@ -113,17 +140,33 @@ def entities(node: Recon4dNode) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", ["left.image_topic", "left.camera_info_topic", "odom_topic"])
-@pytest.mark.parametrize("topic, why", [("/a topic", "alphanumerics"), ("/left//image", "repeated '/'"), ("/1st", "start with a number")])
+@pytest.mark.parametrize(
+    "topic, why",
+    [
+        ("/a topic", "alphanumerics"),
+        ("/left//image", "repeated '/'"),
+        ("/1st", "start with a number"),
+    ],
+)
 def test_a_name_that_no_topic_can_have_is_one_sentence(make, name, topic, why):
     node = make(**{name.replace(".", "__"): topic})
     node.start()
-    assert node.failure.startswith(f"parameter {name} is {topic!r}: expected the name of a topic") and why in node.failure
+    assert (
+        node.failure.startswith(f"parameter {name} is {topic!r}: expected the name of a topic")
+        and why in node.failure
+    )
     assert node._state == "unconfigured"
 
 
-@pytest.mark.parametrize("topic, how, reader", [
-    ("/camera/left/image_raw", "subscription", "left"), ("/camera/left/camera_info", "subscription", ""), ("/odom", "subscription", ""),
-    ("/recon4d/map", "publisher", "")])
+@pytest.mark.parametrize(
+    "topic, how, reader",
+    [
+        ("/camera/left/image_raw", "subscription", "left"),
+        ("/camera/left/camera_info", "subscription", ""),
+        ("/odom", "subscription", ""),
+        ("/recon4d/map", "publisher", ""),
+    ],
+)
 @pytest.mark.parametrize("policy, value", [("reliability", "wrong"), ("reliability", 3)])
 def test_qos_overrides_that_cannot_be_are_one_sentence(make, topic, how, reader, policy, value):
     override = {f"qos_overrides.{topic}.{how}.{policy}": value}
@@ -134,7 +177,11 @@ def test_qos_overrides_that_cannot_be_are_one_sentence(make, topic, how, reader,
         assert not node.failure
         node._session._reconstructor = Reconstructor()
         node._tick()
-    assert node.failure.startswith((topic, topic.replace("/recon4d", "~"))) and "cannot be" in node.failure and policy in node.failure
+    assert (
+        node.failure.startswith((topic, topic.replace("/recon4d", "~")))
+        and "cannot be" in node.failure
+        and policy in node.failure
+    )
     assert node._state == "unconfigured" and node._session is None
     assert entities(node) == before
 
@@ -175,12 +222,22 @@ def test_a_session_that_cannot_be_made_leaves_nothing_open(make, monkeypatch):
 
 
 def test_a_bad_parameter_is_not_forgiven_the_second_time(make):
-    node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"), mapping__voxel_size=-3.0, left__transport=7, path_length="long")
+    node = make(
+        rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"),
+        mapping__voxel_size=-3.0,
+        left__transport=7,
+        path_length="long",
+    )
     for _ in range(2):
         node.start()
-        assert "parameter mapping.voxel_size is -3.0" in node.failure and "parameter path_length is 'long'" in node.failure
+        assert (
+            "parameter mapping.voxel_size is -3.0" in node.failure
+            and "parameter path_length is 'long'" in node.failure
+        )
         assert node._state == "unconfigured"
-    node.set_parameters([Parameter("mapping.voxel_size", value=0.25), Parameter("path_length", value=5)])
+    node.set_parameters(
+        [Parameter("mapping.voxel_size", value=0.25), Parameter("path_length", value=5)]
+    )
     for _ in range(2):
         node.start()
         assert node.failure == "parameter left.transport is 7: expected a str"
@@ -198,21 +255,31 @@ def test_a_cameras_parameters_are_settled_at_configure_too(make):
     assert node.set_parameters([Parameter("left.transport", value="raw")])[0].successful
 
 
-# --- counts and time --------------------------------------------------------------------------------------------------------------------
+# --- counts and time
+
 
 def test_each_camera_has_its_own_reason_and_numbers_make_no_new_ones(make):
     node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"))
     node.start()
     session = node._session
     for k in range(4):
-        broken = RawImage(START + k * 10**8, "jpeg", np.frombuffer(b"\xff\xd8\xff" + bytes(40 + k), np.uint8))
+        broken = RawImage(
+            START + k * 10**8, "jpeg", np.frombuffer(b"\xff\xd8\xff" + bytes(40 + k), np.uint8)
+        )
         small = RawImage(START + k * 10**8, "mono8", PIXELS, 4, 3, 4)
-        session._worker.call(partial(session._process, FrameSet(START + k * 10**8, {"left": broken, "right": small}))).result(60)
+        session._worker.call(
+            partial(session._process, FrameSet(START + k * 10**8, {"left": broken, "right": small}))
+        ).result(60)
     counts = session.health.drops()
-    assert sorted((camera, count) for (camera, _), count in counts.items()) == [("left", 4), ("right", 4)]
+    assert sorted((camera, count) for (camera, _), count in counts.items()) == [
+        ("left", 4),
+        ("right", 4),
+    ]
     reasons = dict(counts.keys())
     assert "jpeg" in reasons["left"] and "4x3" in reasons["right"]
-    assert session._reconstructor.undecodable == {f"{camera}: {reason}": 4 for camera, reason in counts}
+    assert session._reconstructor.undecodable == {
+        f"{camera}: {reason}": 4 for camera, reason in counts
+    }
 
 
 def test_a_memory_that_is_not_finite_is_forgotten_and_counted(make):
@@ -222,11 +289,24 @@ def test_a_memory_that_is_not_finite_is_forgotten_and_counted(make):
     runtime = session._reconstructor.engine._runtime
     runtime.remember({"pointer_weight": np.full_like(runtime.memory("pointer_weight"), np.nan)})
     for k in range(2):  # images of another size: no depth, which is a reason to look at the memory
-        session._worker.call(partial(session._process, FrameSet(START + k * 10**8, {"left": image(START + k * 10**8)}))).result(60)
-    counts = {reason: count for (source, reason), count in session.health.drops().items() if source == "engine"}
+        session._worker.call(
+            partial(
+                session._process, FrameSet(START + k * 10**8, {"left": image(START + k * 10**8)})
+            )
+        ).result(60)
+    counts = {
+        reason: count
+        for (source, reason), count in session.health.drops().items()
+        if source == "engine"
+    }
     assert counts == {"its memory held what is not finite, and was forgotten": 1}
-    assert any("engine: its memory held what is not finite" in reason for reason in session.status_msg().drop_reasons)
-    message = session.health.diagnostics_msg(0, "recon4d", state="active", waiting=[], paused=False, silence=60.0)
+    assert any(
+        "engine: its memory held what is not finite" in reason
+        for reason in session.status_msg().drop_reasons
+    )
+    message = session.health.diagnostics_msg(
+        0, "recon4d", state="active", waiting=[], paused=False, silence=60.0
+    )
     assert any("forgotten" in pair.key for status in message.status for pair in status.values)
 
 
@@ -272,7 +352,9 @@ def test_a_source_that_began_anew_while_the_node_was_inactive_is_a_jump(make):
         for second in seconds:
             stamp = START + second * 10**9
             with pytest.raises(RuntimeError):
-                session._worker.call(partial(session._process, FrameSet(stamp, {"left": image(stamp)}))).result(5)
+                session._worker.call(
+                    partial(session._process, FrameSet(stamp, {"left": image(stamp)}))
+                ).result(5)
 
     drive(50, 51)
     node.trigger_deactivate()
@@ -292,7 +374,9 @@ def test_a_gap_in_time_is_told(make, capfd):
     for second, jump in ((0, Jump.NONE), (5, Jump.FORWARD)):
         stamp = START + second * 10**9
         with pytest.raises(RuntimeError):
-            session._worker.call(partial(session._process, FrameSet(stamp, {"left": image(stamp)}, jump=jump))).result(5)
+            session._worker.call(
+                partial(session._process, FrameSet(stamp, {"left": image(stamp)}, jump=jump))
+            ).result(5)
     assert "jumped forward: 5.0 s" in capfd.readouterr().err
 
 
@@ -305,7 +389,10 @@ def test_a_worker_that_is_stuck_is_said_and_kills_nothing(make, monkeypatch, tmp
     node._session._worker.call(lambda: free.wait(20))
     try:
         answer = node._on_reset(Trigger.Request(), Trigger.Response())
-        assert not answer.success and "still busy after 0.05 s: everything starts anew when it is free" in answer.message
+        assert (
+            not answer.success
+            and "still busy after 0.05 s: everything starts anew when it is free" in answer.message
+        )
         answer = node._on_save_map(SaveMap.Request(), SaveMap.Response())
         assert not answer.success and "the map is written when it is free" in answer.message
         node._on_clock_jump(None)
@@ -333,23 +420,51 @@ def test_the_last_words_of_all_topics_share_one_deadline(make):
             time.sleep(timeout.nanoseconds * 1e-9)
             return False
 
-    real, publishers.publishers = publishers.publishers, {f"topic {k}": Stuck(k % 2) for k in range(20)}
+    real, publishers.publishers = (
+        publishers.publishers,
+        {f"topic {k}": Stuck(k % 2) for k in range(20)},
+    )
     begun = time.monotonic()
     publishers.last_words(0.2)
     publishers.publishers = real
     assert time.monotonic() - begun < 0.6 and len(asked) == 10 and asked[1:] == [0.0] * 9
 
 
-# --- topics -----------------------------------------------------------------------------------------------------------------------------
+# --- topics
 
-@pytest.mark.parametrize("transport, rule, kind, topic", [
-    ("auto", "/camera/left/image_raw/compressed:=/real/left/jpegs", CompressedImage, "/real/left/jpegs"),
-    ("compressed", "/camera/left/image_raw/compressed:=/real/left/jpegs", CompressedImage, "/real/left/jpegs"),
-    ("auto", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image/compressed"),
-    ("compressed", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image/compressed"),
-    ("auto", "/camera/left/image_raw:=/real/left/image", Image, "/real/left/image"),
-    ("auto", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image"),
-    ("auto", "/somewhere:=/else", Image, "/camera/left/image_raw")])
+
+@pytest.mark.parametrize(
+    "transport, rule, kind, topic",
+    [
+        (
+            "auto",
+            "/camera/left/image_raw/compressed:=/real/left/jpegs",
+            CompressedImage,
+            "/real/left/jpegs",
+        ),
+        (
+            "compressed",
+            "/camera/left/image_raw/compressed:=/real/left/jpegs",
+            CompressedImage,
+            "/real/left/jpegs",
+        ),
+        (
+            "auto",
+            "/camera/left/image_raw:=/real/left/image",
+            CompressedImage,
+            "/real/left/image/compressed",
+        ),
+        (
+            "compressed",
+            "/camera/left/image_raw:=/real/left/image",
+            CompressedImage,
+            "/real/left/image/compressed",
+        ),
+        ("auto", "/camera/left/image_raw:=/real/left/image", Image, "/real/left/image"),
+        ("auto", "/camera/left/image_raw:=/real/left/image", CompressedImage, "/real/left/image"),
+        ("auto", "/somewhere:=/else", Image, "/camera/left/image_raw"),
+    ],
+)
 def test_images_are_found_where_they_are_remapped_to(make, transport, rule, kind, topic):
     node = make(rule, left__transport=transport)
     node.start()

@@ -1,4 +1,6 @@
-"""The rooms of ros/ one by one, without a graph: conversions, the newest-wins slot, the rig from messages, parameters, configurations."""
+"""The rooms of ros/ one by one, without a graph: conversions, the newest-wins slot, the rig from
+messages, parameters, configurations."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,10 @@ import pytest
 import yaml
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
-pytest.importorskip("recon4d_msgs.msg", reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh")
+pytest.importorskip(
+    "recon4d_msgs.msg",
+    reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh",
+)
 
 import rclpy
 import tf2_ros
@@ -30,9 +35,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from sensor_msgs_py import point_cloud2
 
 from recon4d_ros import messages
+from recon4d_ros.cameras.decode import decode
 from recon4d_ros.errors import ImageError, MessageError
 from recon4d_ros.geometry import exp, se3
-from recon4d_ros.images.decode import decode
 from recon4d_ros.messages import dynamic_object
 from recon4d_ros.parameters import describe
 from recon4d_ros.ros import conversions
@@ -50,7 +55,16 @@ from recon4d_ros.ros.session import Session, WaitingClock
 from recon4d_ros.ros.worker import Worker, newest
 from recon4d_ros.tally import LIMIT, Tally
 from recon4d_ros.tally import kind as kind_of
-from recon4d_ros.types import DynamicObject, FrameSet, Jump, MapDelta, OdometrySample, PoseEstimate, RawImage, Tracking
+from recon4d_ros.types import (
+    DynamicObject,
+    FrameSet,
+    Jump,
+    MapDelta,
+    OdometrySample,
+    PoseEstimate,
+    RawImage,
+    Tracking,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FRAMES = Frames("map", "odom", "base_link", "odom")
@@ -64,7 +78,8 @@ def info_message(width=64, height=48, focal=50.0, frame="front_optical") -> Came
     return message
 
 
-# --- conversions ----------------------------------------------------------------------------------------------------------------------
+# --- conversions
+
 
 def test_stamps_and_poses_survive_the_round_trip():
     ns = 1_700_000_000_123_456_789
@@ -77,17 +92,30 @@ def test_stamps_and_poses_survive_the_round_trip():
         np.testing.assert_allclose(conversions.transform_matrix(message), pose, atol=1e-12)
 
 
-@pytest.mark.parametrize("values, words", [((np.nan, 0, 0, 0, 0, 0, 1), "not finite"), ((0, 0, 0, 0, 0, 0, 0), "length 0")])
+@pytest.mark.parametrize(
+    "values, words",
+    [((np.nan, 0, 0, 0, 0, 0, 1), "not finite"), ((0, 0, 0, 0, 0, 0, 0), "length 0")],
+)
 def test_poses_that_cannot_be_used_are_refused(values, words):
     x, y, z, qx, qy, qz, qw = (float(value) for value in values)
     with pytest.raises(MessageError, match=f"odometry.*{words}"):
-        conversions.pose_matrix(Point(x=x, y=y, z=z), Quaternion(x=qx, y=qy, z=qz, w=qw), "odometry")
+        conversions.pose_matrix(
+            Point(x=x, y=y, z=z), Quaternion(x=qx, y=qy, z=qz, w=qw), "odometry"
+        )
 
 
 def test_raw_image_shares_the_messages_bytes():
-    message = Image(height=2, width=3, encoding="bgr8", step=9, data=np.arange(18, dtype=np.uint8).tobytes())
+    message = Image(
+        height=2, width=3, encoding="bgr8", step=9, data=np.arange(18, dtype=np.uint8).tobytes()
+    )
     image = conversions.raw_image(message, 7)
-    assert (image.width, image.height, image.step, image.encoding, image.received_ns) == (3, 2, 9, "bgr8", 7)
+    assert (image.width, image.height, image.step, image.encoding, image.received_ns) == (
+        3,
+        2,
+        9,
+        "bgr8",
+        7,
+    )
     assert np.shares_memory(image.data, np.frombuffer(message.data, np.uint8))
 
 
@@ -98,13 +126,20 @@ MESSAGES = [
     Image(height=2, width=3, encoding="mono16", is_bigendian=1, step=6, data=bytes(range(12))),
     Image(height=2, width=3, encoding="bgra16", step=24, data=bytes(range(48))),
     CompressedImage(format="rgb8; png compressed", data=b"\xff\xd8\xff\xe0rest"),
-    CompressedImage(format="jpeg", data=b"cut short")]
+    CompressedImage(format="jpeg", data=b"cut short"),
+]
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: getattr(message, "encoding", "compressed"))
+@pytest.mark.parametrize(
+    "message", MESSAGES, ids=lambda message: getattr(message, "encoding", "compressed")
+)
 def test_the_node_takes_an_image_as_a_bag_gives_it(message):
     live = conversions.raw_image(message, 7)
-    recorded = messages.raw_compressed_image(message, 7) if isinstance(message, CompressedImage) else messages.raw_image(message, 7)
+    recorded = (
+        messages.raw_compressed_image(message, 7)
+        if isinstance(message, CompressedImage)
+        else messages.raw_image(message, 7)
+    )
     for name, value in vars(recorded).items():
         np.testing.assert_array_equal(getattr(live, name), value, err_msg=name)
     if isinstance(message, Image):
@@ -116,24 +151,44 @@ def test_sixteen_bits_of_colour_are_decoded_as_cv_bridge_would(name):
     pixels = rng.integers(0, 65536, (4, 6, 4 if "a" in name else 3)).astype(np.uint16)
     message = Image(height=4, width=6, encoding=name, step=pixels.strides[0], data=pixels.tobytes())
     bridged = CvBridge().imgmsg_to_cv2(message, "rgb8")
-    np.testing.assert_allclose(decode(conversions.raw_image(message, 0), 3).astype(int), bridged.astype(int), atol=1)
+    np.testing.assert_allclose(
+        decode(conversions.raw_image(message, 0), 3).astype(int), bridged.astype(int), atol=1
+    )
     grey = decode(conversions.raw_image(message, 0), 1)[..., 0].astype(int)
     np.testing.assert_allclose(grey, bridged @ np.array([0.299, 0.587, 0.114]), atol=2)
 
 
-@pytest.mark.parametrize("message, words", [
-    (Image(height=2, width=3, encoding="hypercolor", step=9, data=bytes(18)), "'hypercolor' is not known"),
-    (Image(height=2, width=3, encoding="rgb8", step=9, data=bytes(10)), "needs 18 bytes: got 10"),
-    (Image(height=0, width=0, encoding="rgb8", step=0), "0x0"),
-    (CompressedImage(format="bmp", data=b"BM123456"), "'bmp' is not known")])
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        (
+            Image(height=2, width=3, encoding="hypercolor", step=9, data=bytes(18)),
+            "'hypercolor' is not known",
+        ),
+        (
+            Image(height=2, width=3, encoding="rgb8", step=9, data=bytes(10)),
+            "needs 18 bytes: got 10",
+        ),
+        (Image(height=0, width=0, encoding="rgb8", step=0), "0x0"),
+        (CompressedImage(format="bmp", data=b"BM123456"), "'bmp' is not known"),
+    ],
+)
 def test_images_that_cannot_be_used_are_refused(message, words):
     with pytest.raises(ImageError, match=words):
         decode(conversions.raw_image(message, 0), 3)
 
 
 def test_compressed_images_are_known_by_their_bytes():
-    assert conversions.raw_image(CompressedImage(format="rgb8; png compressed", data=b"\xff\xd8\xff\xe0rest"), 0).encoding == "jpeg"
-    assert conversions.raw_image(CompressedImage(format="jpeg", data=b"cut short"), 0).encoding == "jpeg"  # the decoder refuses it later
+    assert (
+        conversions.raw_image(
+            CompressedImage(format="rgb8; png compressed", data=b"\xff\xd8\xff\xe0rest"), 0
+        ).encoding
+        == "jpeg"
+    )
+    assert (
+        conversions.raw_image(CompressedImage(format="jpeg", data=b"cut short"), 0).encoding
+        == "jpeg"
+    )  # the decoder refuses it later
 
 
 def test_depth_image_keeps_values_and_nan():
@@ -148,14 +203,23 @@ def test_a_view_with_gaps_is_packed():
     wide = rng.uniform(1, 80, (6, 16)).astype(np.float32)
     message = conversions.image_msg(wide[:, ::2], "32FC1", 5, "front")
     assert message.step == 32
-    np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(6, 8), wide[:, ::2])
+    np.testing.assert_array_equal(
+        np.frombuffer(message.data, np.float32).reshape(6, 8), wide[:, ::2]
+    )
 
 
 def test_an_image_that_is_kept_says_only_what_is_new():
-    depth, gaps = rng.uniform(1, 80, (6, 8)).astype(np.float32), rng.uniform(1, 80, (6, 16)).astype(np.float32)[:, ::2]
+    depth, gaps = (
+        rng.uniform(1, 80, (6, 8)).astype(np.float32),
+        rng.uniform(1, 80, (6, 16)).astype(np.float32)[:, ::2],
+    )
     message = conversions.image_msg(depth, "32FC1", 5, "front")
     conversions.repaint(message, gaps, 2_000_000_007, "rear")
-    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (2, 7, "rear")
+    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (
+        2,
+        7,
+        "rear",
+    )
     again = deserialize_message(serialize_message(message), Image)
     np.testing.assert_array_equal(np.frombuffer(again.data, np.float32).reshape(6, 8), gaps)
 
@@ -167,26 +231,39 @@ def test_a_cloud_that_is_kept_says_only_what_is_new():
         conversions.refill(message, parts, 6, "base_link")
         again = deserialize_message(serialize_message(message), PointCloud2)
         expected = np.concatenate([np.empty((0, 5), np.float32), *parts])
-        np.testing.assert_array_equal(np.frombuffer(again.data, np.float32).reshape(-1, 5), expected)
-        assert (again.width, again.row_step, again.header.frame_id) == (len(expected), 20 * len(expected), "base_link")
+        np.testing.assert_array_equal(
+            np.frombuffer(again.data, np.float32).reshape(-1, 5), expected
+        )
+        assert (again.width, again.row_step, again.header.frame_id) == (
+            len(expected),
+            20 * len(expected),
+            "base_link",
+        )
 
 
 def test_a_whole_image_is_packed_as_its_pixels_are():
     color = rng.integers(0, 256, (5, 7, 3), np.uint8)
     color[0, :2] = [[0, 0, 0], [255, 255, 255]]
-    np.testing.assert_array_equal(conversions.packed_image(color).view(np.uint32), conversions.packed_rgb(color).view(np.uint32))
+    np.testing.assert_array_equal(
+        conversions.packed_image(color).view(np.uint32),
+        conversions.packed_rgb(color).view(np.uint32),
+    )
 
 
 def test_camera_info_is_of_the_working_image():
     k = np.array([[100.0, 0, 50], [0, 110, 40], [0, 0, 1]])
     message = conversions.camera_info_msg(k, (80, 100), 5, "front")
     assert (message.height, message.width) == (80, 100) and not any(message.d)
-    np.testing.assert_array_equal(np.array(message.p).reshape(3, 4), np.hstack([k, np.zeros((3, 1))]))
+    np.testing.assert_array_equal(
+        np.array(message.p).reshape(3, 4), np.hstack([k, np.zeros((3, 1))])
+    )
 
 
 def test_cloud_has_the_fields_rviz_and_pcl_expect():
     xyz, rgb = rng.normal(size=(5, 3)).astype(np.float32), rng.integers(0, 255, (5, 3), np.uint8)
-    message = conversions.cloud_msg(xyz, rgb, 5, "base_link", confidence=np.linspace(0, 1, 5, dtype=np.float32))
+    message = conversions.cloud_msg(
+        xyz, rgb, 5, "base_link", confidence=np.linspace(0, 1, 5, dtype=np.float32)
+    )
     assert [field.name for field in message.fields] == ["x", "y", "z", "rgb", "confidence"]
     assert (message.width, message.height, message.point_step) == (5, 1, 20)
     points = point_cloud2.read_points(message)
@@ -197,30 +274,56 @@ def test_cloud_has_the_fields_rviz_and_pcl_expect():
 
 
 def test_an_empty_cloud_is_a_message_too():
-    message = conversions.cloud_msg(np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), 5, "map")
+    message = conversions.cloud_msg(
+        np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), 5, "map"
+    )
     assert message.width * message.height == 0 and len(message.data) == 0
 
 
 def pose_estimate(tracking=Tracking.TRACKING) -> PoseEstimate:
-    pose = se3(np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([1.0, 2, 3]))  # a quarter turn left
-    return PoseEstimate(pose, pose[None], tracking, np.diag([1.0, 2, 3, 4, 5, 6]), np.array([10.0, 0, 0, 0, 0, 0.1]))
+    pose = se3(
+        np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([1.0, 2, 3])
+    )  # a quarter turn left
+    return PoseEstimate(
+        pose, pose[None], tracking, np.diag([1.0, 2, 3, 4, 5, 6]), np.array([10.0, 0, 0, 0, 0, 0.1])
+    )
 
 
 def test_odometry_covariance_is_turned_into_the_parent_frame():
-    message = conversions.odometry_msg(pose_estimate(), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link")
-    np.testing.assert_allclose(np.diag(np.array(message.pose.covariance).reshape(6, 6)), [2, 1, 3, 5, 4, 6], atol=1e-12)
+    message = conversions.odometry_msg(
+        pose_estimate(), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link"
+    )
+    np.testing.assert_allclose(
+        np.diag(np.array(message.pose.covariance).reshape(6, 6)), [2, 1, 3, 5, 4, 6], atol=1e-12
+    )
     assert message.twist.twist.linear.x == 10.0
-    np.testing.assert_allclose(np.diag(np.array(message.twist.covariance).reshape(6, 6)), np.array([1, 2, 3, 4, 5, 6]) * 200, rtol=1e-9)
+    np.testing.assert_allclose(
+        np.diag(np.array(message.twist.covariance).reshape(6, 6)),
+        np.array([1, 2, 3, 4, 5, 6]) * 200,
+        rtol=1e-9,
+    )
 
 
 def test_lost_is_said_in_the_covariance():
-    message = conversions.odometry_msg(pose_estimate(Tracking.LOST), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link")
+    message = conversions.odometry_msg(
+        pose_estimate(Tracking.LOST), pose_estimate().T_map_base, 0.1, 5, "odom", "base_link"
+    )
     assert np.array(message.pose.covariance).reshape(6, 6)[0, 0] >= 1e6
 
 
 def mover(identity=7) -> DynamicObject:
-    return DynamicObject(identity, np.array([1.0, 2, 0.5]), 0.3, np.array([4.0, 2, 1.5]), np.array([5.0, 0, 0]), np.eye(3), 2 * np.eye(3),
-                         0.9, 12, 0)
+    return DynamicObject(
+        identity,
+        np.array([1.0, 2, 0.5]),
+        0.3,
+        np.array([4.0, 2, 1.5]),
+        np.array([5.0, 0, 0]),
+        np.eye(3),
+        2 * np.eye(3),
+        0.9,
+        12,
+        0,
+    )
 
 
 def test_objects_carry_box_velocity_and_covariance():
@@ -236,37 +339,72 @@ def test_objects_carry_box_velocity_and_covariance():
 
 
 def test_map_update_lists_keys_beside_points():
-    delta = MapDelta(3, 0.2, np.array([[1, 2, 3], [4, 5, 6]], np.int32), np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8),
-                     np.ones(2, np.float32), np.array([[7, 8, 9]], np.int32))
+    delta = MapDelta(
+        3,
+        0.2,
+        np.array([[1, 2, 3], [4, 5, 6]], np.int32),
+        np.zeros((2, 3), np.float32),
+        np.zeros((2, 3), np.uint8),
+        np.ones(2, np.float32),
+        np.array([[7, 8, 9]], np.int32),
+    )
     message = conversions.map_update_msg(delta, 5, "map")
     assert (message.sequence, message.changed.width) == (3, 2)
-    assert list(message.changed_keys) == [1, 2, 3, 4, 5, 6] and list(message.removed_keys) == [7, 8, 9]
+    assert list(message.changed_keys) == [1, 2, 3, 4, 5, 6] and list(message.removed_keys) == [
+        7,
+        8,
+        9,
+    ]
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(focal=0.0), "focal length"), (dict(focal=float("nan")), "not finite"), (dict(width=0), "size")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(focal=0.0), "focal length"),
+        (dict(focal=float("nan")), "not finite"),
+        (dict(width=0), "size"),
+    ],
+)
 def test_calibrations_that_cannot_be_used_are_refused(change, words):
-    assert words in RigSource(("front",), tf2_ros.Buffer(), "base_link").offer("front", info_message(**change))
+    assert words in RigSource(("front",), tf2_ros.Buffer(), "base_link").offer(
+        "front", info_message(**change)
+    )
 
 
-# --- tf ---------------------------------------------------------------------------------------------------------------------------------
+# --- tf
+
 
 def test_who_owns_which_edge():
-    T_map_base, T_odom_base = exp(np.array([5.0, 1, 0, 0, 0, 0.2])), exp(np.array([4.0, 0, 0, 0, 0, 0.1]))
+    T_map_base, T_odom_base = (
+        exp(np.array([5.0, 1, 0, 0, 0, 0.2])),
+        exp(np.array([4.0, 0, 0, 0, 0, 0.1])),
+    )
     both = edges("map_odom_base", FRAMES, T_map_base, 5, None)
-    assert [(e.header.frame_id, e.child_frame_id) for e in both] == [("map", "odom"), ("odom", "base_link")]
+    assert [(e.header.frame_id, e.child_frame_id) for e in both] == [
+        ("map", "odom"),
+        ("odom", "base_link"),
+    ]
     product = conversions.transform_matrix(both[0]) @ conversions.transform_matrix(both[1])
     np.testing.assert_allclose(product, T_map_base, atol=1e-12)
     (one,) = edges("map_odom", FRAMES, T_map_base, 5, T_odom_base)
-    np.testing.assert_allclose(conversions.transform_matrix(one) @ T_odom_base, T_map_base, atol=1e-12)
-    assert edges("map_odom", FRAMES, T_map_base, 5, None) == edges("none", FRAMES, T_map_base, 5, None) == []
+    np.testing.assert_allclose(
+        conversions.transform_matrix(one) @ T_odom_base, T_map_base, atol=1e-12
+    )
+    assert (
+        edges("map_odom", FRAMES, T_map_base, 5, None)
+        == edges("none", FRAMES, T_map_base, 5, None)
+        == []
+    )
 
 
-# --- rig from messages --------------------------------------------------------------------------------------------------------------------
+# --- rig from messages
+
 
 def static(parent: str, child: str) -> tf2_ros.Buffer:
     buffer = tf2_ros.Buffer()
-    buffer.set_transform_static(conversions.transform_msg(exp(np.array([1.0, 0, 1.5, 0, 0, 0.1])), 0, parent, child), "test")
+    buffer.set_transform_static(
+        conversions.transform_msg(exp(np.array([1.0, 0, 1.5, 0, 0, 0.1])), 0, parent, child), "test"
+    )
     return buffer
 
 
@@ -280,11 +418,16 @@ def test_the_rig_waits_for_what_it_lacks_and_says_so():
     source = RigSource(("front",), static("base_link", "front_optical"), "base_link")
     source.offer("front", info_message())
     rig = source.rig()
-    assert rig is not None and rig.cameras[0].k[0, 0] == 50.0 and rig.cameras[0].T_base_camera[2, 3] == pytest.approx(1.5)
+    assert (
+        rig is not None
+        and rig.cameras[0].k[0, 0] == 50.0
+        and rig.cameras[0].T_base_camera[2, 3] == pytest.approx(1.5)
+    )
 
 
 def unusual_info() -> CameraInfo:
-    """A region of interest, binned, of a lens that a driver calls fisheye, and whose rectified matrix is another."""
+    """A region of interest, binned, of a lens that a driver calls fisheye, and whose rectified
+    matrix is another."""
     message = info_message(width=640, height=480, focal=500.0)
     message.k = np.array([500.0, 0, 320, 0, 500, 240, 0, 0, 1])
     message.p = np.array([450.0, 0, 318, 0, 0, 450, 238, 0, 0, 0, 1, 0])
@@ -297,18 +440,34 @@ def unusual_info() -> CameraInfo:
 @pytest.mark.parametrize("rectified", [False, True])
 def test_the_node_reads_a_calibration_as_a_bags_reader_does(rectified):
     """Rectified, its images must not be undistorted a second time."""
-    source = RigSource(("front",), static("base_link", "front_optical"), "base_link", rectified=["front"] if rectified else [])
+    source = RigSource(
+        ("front",),
+        static("base_link", "front_optical"),
+        "base_link",
+        rectified=["front"] if rectified else [],
+    )
     assert source.offer("front", unusual_info()) == ""
     (live,) = source.rig().cameras
     recorded = messages.camera_from_info("front", unusual_info(), live.T_base_camera, rectified)
     np.testing.assert_array_equal(live.k, recorded.k)
-    assert (live.width, live.height, live.distortion_model, live.d) == (300, 200, recorded.distortion_model, recorded.d)
-    assert live.k[0, 0] == (225.0 if rectified else 250.0) and live.distortion_model == ("none" if rectified else "equidistant")
+    assert (live.width, live.height, live.distortion_model, live.d) == (
+        300,
+        200,
+        recorded.distortion_model,
+        recorded.d,
+    )
+    assert live.k[0, 0] == (225.0 if rectified else 250.0) and live.distortion_model == (
+        "none" if rectified else "equidistant"
+    )
 
 
 def test_topics_say_whether_their_images_are_rectified():
-    assert messages.is_rectified("/front/image_rect_color/compressed") and messages.is_rectified("/front/image_rect")
-    assert not messages.is_rectified("/rectangle/image_raw") and not messages.is_rectified("/front/image_raw/compressed")
+    assert messages.is_rectified("/front/image_rect_color/compressed") and messages.is_rectified(
+        "/front/image_rect"
+    )
+    assert not messages.is_rectified("/rectangle/image_raw") and not messages.is_rectified(
+        "/front/image_raw/compressed"
+    )
 
 
 def test_a_calibration_in_use_is_not_replaced_but_a_change_is_said():
@@ -321,16 +480,23 @@ def test_a_calibration_in_use_is_not_replaced_but_a_change_is_said():
     assert source.rig() is rig
 
 
-# --- worker -------------------------------------------------------------------------------------------------------------------------------
+# --- worker
+
 
 def frame_set(stamp: int, jump: Jump = Jump.NONE) -> FrameSet:
     image = RawImage(stamp, "jpeg", np.zeros(1, np.uint8))
-    return FrameSet(stamp, {"front": image}, odometry=(OdometrySample(stamp, np.eye(4)),), jump=jump)
+    return FrameSet(
+        stamp, {"front": image}, odometry=(OdometrySample(stamp, np.eye(4)),), jump=jump
+    )
 
 
 def test_the_newest_frame_set_wins_and_nothing_is_lost_with_the_older():
     merged = newest(frame_set(1, Jump.BACKWARD), frame_set(2))
-    assert merged.stamp_ns == 2 and [sample.stamp_ns for sample in merged.odometry] == [1, 2] and merged.jump is Jump.BACKWARD
+    assert (
+        merged.stamp_ns == 2
+        and [sample.stamp_ns for sample in merged.odometry] == [1, 2]
+        and merged.jump is Jump.BACKWARD
+    )
     assert newest(frame_set(1, Jump.BACKWARD), frame_set(2, Jump.FORWARD)).jump is Jump.BACKWARD
     assert newest(frame_set(1), frame_set(2, Jump.FORWARD)).jump is Jump.FORWARD
 
@@ -343,7 +509,9 @@ def test_images_never_queue_behind_a_slow_engine():
         release.wait(5)
         done.append(item.stamp_ns)
 
-    worker = Worker(process, displaced=lambda item: displaced.append(item.stamp_ns), failed=lambda error: None)
+    worker = Worker(
+        process, displaced=lambda item: displaced.append(item.stamp_ns), failed=lambda error: None
+    )
     worker.put(frame_set(0))
     assert taken.wait(5)
     for stamp in range(1, 6):
@@ -393,19 +561,39 @@ def test_waits_follow_the_played_clock_and_never_go_back():
     assert abs(wall() - time.monotonic_ns()) < 1e9
 
 
-# --- diagnostics --------------------------------------------------------------------------------------------------------------------------
+# --- diagnostics
+
 
 def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
     health = Health(("front", "rear"))
-    result = SimpleNamespace(pose=SimpleNamespace(tracking=Tracking.TRACKING, reason=""), memory_fill=0.5,
-                             frame=SimpleNamespace(present=[True, True]), motion=SimpleNamespace(objects=()))
-    wall, processor = {"preprocess": 0.008, "engine": 0.2, "publish": 0.012}, {"preprocess": 0.004, "engine": 0.3, "publish": 0.002}
+    result = SimpleNamespace(
+        pose=SimpleNamespace(tracking=Tracking.TRACKING, reason=""),
+        memory_fill=0.5,
+        frame=SimpleNamespace(present=[True, True]),
+        motion=SimpleNamespace(objects=()),
+    )
+    wall, processor = (
+        {"preprocess": 0.008, "engine": 0.2, "publish": 0.012},
+        {"preprocess": 0.004, "engine": 0.3, "publish": 0.002},
+    )
     for _ in range(3):
         health.done(result, wall, processor, 0.25, 7)
-    assert health.host_overhead() == pytest.approx(0.010) and health.host_cpu() == pytest.approx(0.003)
-    message = health.diagnostics_msg(5, "recon4d", state="active", waiting=[], paused=False, silence=2.0)
-    values = {pair.key: pair.value for status in message.status if status.name == "recon4d: latency" for pair in status.values}
-    assert values["host overhead per camera ms"] == "10.00" and values["host cpu per camera ms"] == "3.00"
+    assert health.host_overhead() == pytest.approx(0.010) and health.host_cpu() == pytest.approx(
+        0.003
+    )
+    message = health.diagnostics_msg(
+        5, "recon4d", state="active", waiting=[], paused=False, silence=2.0
+    )
+    values = {
+        pair.key: pair.value
+        for status in message.status
+        if status.name == "recon4d: latency"
+        for pair in status.values
+    }
+    assert (
+        values["host overhead per camera ms"] == "10.00"
+        and values["host cpu per camera ms"] == "3.00"
+    )
     assert values["publish ms"] == "12.0" and values["publish cpu ms"] == "2.0"
 
 
@@ -414,7 +602,12 @@ def test_a_clock_that_jumps_back_resets_whichever_executor_runs_the_node(executo
     reasons: list[str] = []
     monkeypatch.setattr(Session, "reset", lambda self, reason: reasons.append(reason))
     rclpy.init(domain_id=free_domain())
-    node = Recon4dNode(parameter_overrides=[Parameter("use_sim_time", value=True), Parameter("cameras", value=["front"])])
+    node = Recon4dNode(
+        parameter_overrides=[
+            Parameter("use_sim_time", value=True),
+            Parameter("cameras", value=["front"]),
+        ]
+    )
     told = rclpy.create_node("told")
     clock = told.create_publisher(ClockMsg, "/clock", 10)
     runner = executor()
@@ -454,7 +647,10 @@ def test_drops_are_counted_by_reason_and_bounded():
 
 def test_reasons_that_differ_in_their_numbers_are_one():
     drops = Tally()
-    new = [drops.count("front", f"jpeg of {size} bytes, {size}x480, rgb8, at {size}.25 s: 1e-{size}") for size in range(100, 600)]
+    new = [
+        drops.count("front", f"jpeg of {size} bytes, {size}x480, rgb8, at {size}.25 s: 1e-{size}")
+        for size in range(100, 600)
+    ]
     assert new == [True] + [False] * 499
     assert drops() == {("front", "jpeg of 100 bytes, 100x480, rgb8, at 100.25 s: 1e-100"): 500}
     assert kind_of("encoding 'rgb8' is not known") != kind_of("encoding 'rgb16' is not known")
@@ -462,7 +658,11 @@ def test_reasons_that_differ_in_their_numbers_are_one():
 
 
 def test_percentiles():
-    assert percentile([], 50) == 0.0 and percentile([3, 1, 2], 50) == 2 and percentile(range(100), 95) == 95
+    assert (
+        percentile([], 50) == 0.0
+        and percentile([3, 1, 2], 50) == 2
+        and percentile(range(100), 95) == 95
+    )
 
 
 def test_diagnostics_say_lost_silent_and_waiting():
@@ -470,35 +670,57 @@ def test_diagnostics_say_lost_silent_and_waiting():
     health.tracking, health.reason = Tracking.LOST, "too few inliers"
     health.images["front"].tick()
     health.drops.count("front", "broken JPEG")
-    message = health.diagnostics_msg(5, "recon4d", state="active", waiting=[], paused=False, silence=2.0)
+    message = health.diagnostics_msg(
+        5, "recon4d", state="active", waiting=[], paused=False, silence=2.0
+    )
     by_name = {status.name: status for status in message.status}
-    assert by_name["recon4d: tracking"].level == b"\x02" and "too few inliers" in by_name["recon4d: tracking"].message
-    assert by_name["recon4d: camera rear"].level == b"\x02" and by_name["recon4d: camera front"].level == b"\x01"
-    waiting = health.diagnostics_msg(5, "recon4d", state="active", waiting=["camera_info of front"], paused=False, silence=2.0)
+    assert (
+        by_name["recon4d: tracking"].level == b"\x02"
+        and "too few inliers" in by_name["recon4d: tracking"].message
+    )
+    assert (
+        by_name["recon4d: camera rear"].level == b"\x02"
+        and by_name["recon4d: camera front"].level == b"\x01"
+    )
+    waiting = health.diagnostics_msg(
+        5, "recon4d", state="active", waiting=["camera_info of front"], paused=False, silence=2.0
+    )
     assert waiting.status[0].message == "waiting for camera_info of front"
     status = health.status_msg(5, "base_link", paused=False)
-    assert status.tracking == Status.LOST and list(status.drop_reasons) == ["front: broken JPEG"] and list(status.drop_counts) == [1]
+    assert (
+        status.tracking == Status.LOST
+        and list(status.drop_reasons) == ["front: broken JPEG"]
+        and list(status.drop_counts) == [1]
+    )
     assert health.status_msg(5, "base_link", paused=True).tracking == Status.PAUSED
 
 
-# --- parameters and the files we ship -------------------------------------------------------------------------------------------------
+# --- parameters and the files we ship
+
 
 def test_every_parameter_has_description_and_range():
     for info in all_parameters():
         message = descriptor(info)
         assert message.description, info.name
         if info.type in (int, float):
-            assert message.floating_point_range or message.integer_range, f"{info.name} has no range"
+            assert message.floating_point_range or message.integer_range, (
+                f"{info.name} has no range"
+            )
             value = (message.floating_point_range or message.integer_range)[0]
             assert value.from_value <= info.default <= value.to_value, info.name
 
 
 def test_parameter_file_is_in_step_with_the_code():
     shipped = (REPOSITORY / "config/recon4d.yaml").read_text()
-    assert shipped == parameter_file(), "run: python -m recon4d_ros.ros.parameter_file > config/recon4d.yaml"
+    assert shipped == parameter_file(), (
+        "run: python -m recon4d_ros.ros.parameter_file > config/recon4d.yaml"
+    )
     tree = yaml.safe_load(shipped)["/**"]["ros__parameters"]
     assert {"sync", "egomotion", "dynamics", "mapping"} <= set(tree)
-    assert tree["publish_tf"] == next(info for info in describe(NodeParameters) if info.name == "publish_tf").default
+    assert (
+        tree["publish_tf"]
+        == next(info for info in describe(NodeParameters) if info.name == "publish_tf").default
+    )
 
 
 def shipped_topics() -> dict[str, set[str]]:
@@ -517,23 +739,51 @@ def shipped_topics() -> dict[str, set[str]]:
 
     walk(yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text()))
     foxglove = set()
-    for panel in json.loads((REPOSITORY / "config/foxglove.json").read_text())["configById"].values():
-        foxglove |= set(panel.get("topics", ())) | {panel[key] for key in ("topicPath", "topicToRender") if key in panel}
-        foxglove |= {panel["imageMode"][key] for key in ("imageTopic", "calibrationTopic") if key in panel.get("imageMode", {})}
+    for panel in json.loads((REPOSITORY / "config/foxglove.json").read_text())[
+        "configById"
+    ].values():
+        foxglove |= set(panel.get("topics", ())) | {
+            panel[key] for key in ("topicPath", "topicToRender") if key in panel
+        }
+        foxglove |= {
+            panel["imageMode"][key]
+            for key in ("imageTopic", "calibrationTopic")
+            if key in panel.get("imageMode", {})
+        }
         foxglove |= {path["value"].split(".")[0] for path in panel.get("paths", ())}
     return {"rviz": found, "foxglove": foxglove}
 
 
 # What an RViz display or a Foxglove panel takes.
-RVIZ_TYPES = {"PointCloud2": "PointCloud2", "MarkerArray": "MarkerArray", "Path": "Path", "Odometry": "Odometry", "Image": "Image"}
+RVIZ_TYPES = {
+    "PointCloud2": "PointCloud2",
+    "MarkerArray": "MarkerArray",
+    "Path": "Path",
+    "Odometry": "Odometry",
+    "Image": "Image",
+}
 
 
 def test_rviz_displays_are_of_the_topics_types():
-    types = {output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.type for output in OUTPUTS}
-    latched = {output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.latched for output in OUTPUTS}
-    displays = yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text())["Visualization Manager"]["Displays"]
-    shown = [(display["Class"].split("/")[1], display["Topic"]) for display in displays if "Topic" in display]
+    types = {
+        output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.type
+        for output in OUTPUTS
+    }
+    latched = {
+        output.topic.replace("~", "/recon4d").replace("<camera>", "front"): output.latched
+        for output in OUTPUTS
+    }
+    displays = yaml.safe_load((REPOSITORY / "config/recon4d.rviz").read_text())[
+        "Visualization Manager"
+    ]["Displays"]
+    shown = [
+        (display["Class"].split("/")[1], display["Topic"])
+        for display in displays
+        if "Topic" in display
+    ]
     assert len(shown) >= 7
     for kind, topic in shown:
         assert types[topic["Value"]].__name__ == RVIZ_TYPES[kind], topic["Value"]
-        assert (topic["Durability Policy"] == "Transient Local") == latched[topic["Value"]], topic["Value"]
+        assert (topic["Durability Policy"] == "Transient Local") == latched[topic["Value"]], topic[
+            "Value"
+        ]

@@ -1,4 +1,6 @@
-"""Synchronization: what must hold for any interleaving, and the situations that the resilient policy is for."""
+"""Synchronization: what must hold for any interleaving, and the situations that the resilient
+policy is for."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -40,8 +42,11 @@ class Run:
     arrivals: dict[int, int]  # id of the image -> when it came in
 
 
-def run(arrivals: list[Arrival], cameras: list[str], parameters: SyncParameters, poll_ms: float = 5.0) -> Run:
-    """Feed arrivals in their order, polling in between, and flush; holds the bounds that are promised after every call."""
+def run(
+    arrivals: list[Arrival], cameras: list[str], parameters: SyncParameters, poll_ms: float = 5.0
+) -> Run:
+    """Feed arrivals in their order, polling in between, and flush; holds the bounds that are
+    promised after every call."""
     synchronizer = Synchronizer(cameras, parameters)
     sets: list[tuple[int, FrameSet]] = []
     came: dict[int, int] = {}
@@ -55,7 +60,9 @@ def run(arrivals: list[Arrival], cameras: list[str], parameters: SyncParameters,
         came[id(image)] = now
         _KEEP.append(image)
         aside = synchronizer._aside
-        sets += [(now, frame_set) for frame_set in synchronizer.add_image(arrival.camera, image, now)]
+        sets += [
+            (now, frame_set) for frame_set in synchronizer.add_image(arrival.camera, image, now)
+        ]
         if aside is not None and synchronizer._aside is not aside:
             came[id(aside.image)] = now  # until now it was not known whether time jumped
         assert synchronizer.held <= len(cameras) * parameters.queue
@@ -68,12 +75,17 @@ _KEEP: list[RawImage] = []  # ids must stay unique while a run is examined
 
 @st.composite
 def traffic(draw: st.DrawFn) -> tuple[list[Arrival], list[str]]:
-    """Cameras with periods, phases, jitter, drops, duplicates, wrong stamps, transport delays that reorder, deaths, and time set back."""
+    """Cameras with periods, phases, jitter, drops, duplicates, wrong stamps, transport delays that
+    reorder, deaths, and time set back."""
     cameras = [f"c{i}" for i in range(draw(st.integers(1, 4)))]
     seed = draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)
     period = draw(st.sampled_from([33.3, 50.0, 83.3, 100.0]))
-    jitter, drop, duplicate = draw(st.floats(0, 0.3)), draw(st.floats(0, 0.4)), draw(st.floats(0, 0.2))
+    jitter, drop, duplicate = (
+        draw(st.floats(0, 0.3)),
+        draw(st.floats(0, 0.4)),
+        draw(st.floats(0, 0.2)),
+    )
     delay = draw(st.sampled_from([0.0, 2.0, 30.0, 150.0]))
     wrong = draw(st.sampled_from([0.0, 0.0, 0.05]))
     loop_at = draw(st.sampled_from([None, 1.0, 1.5]))
@@ -91,32 +103,53 @@ def traffic(draw: st.DrawFn) -> tuple[list[Arrival], list[str]]:
             if random.random() < wrong:
                 stamp = random.choice([-START / MS, -1e6, 1e6])
             came = time + random.exponential(delay) if delay else time
-            arrivals += [Arrival(camera, START + round(stamp * MS), round(came * MS))] * (2 if random.random() < duplicate else 1)
+            arrivals += [Arrival(camera, START + round(stamp * MS), round(came * MS))] * (
+                2 if random.random() < duplicate else 1
+            )
     return sorted(arrivals, key=lambda a: (a.now, a.camera)), cameras
 
 
 @settings(max_examples=120, deadline=None)
-@given(traffic(), st.sampled_from(["resilient", "exact", "approximate"]), st.integers(1, 4), st.sampled_from([2, 16]))
+@given(
+    traffic(),
+    st.sampled_from(["resilient", "exact", "approximate"]),
+    st.integers(1, 4),
+    st.sampled_from([2, 16]),
+)
 def test_no_image_is_lost_or_used_twice_and_sets_increase(
-        scene: tuple[list[Arrival], list[str]], policy: str, least: int, queue: int) -> None:
+    scene: tuple[list[Arrival], list[str]], policy: str, least: int, queue: int
+) -> None:
     arrivals, cameras = scene
     parameters = SyncParameters(policy=policy, min_cameras=min(least, len(cameras)), queue=queue)
     result = run(arrivals, cameras, parameters)
     statistics = result.synchronizer.statistics
-    used = [(camera, id(image)) for _, frame_set in result.sets for camera, image in frame_set.images.items()]
+    used = [
+        (camera, id(image))
+        for _, frame_set in result.sets
+        for camera, image in frame_set.images.items()
+    ]
     assert len(used) == len(set(used))
     assert Counter(camera for camera, _ in used) == statistics.used
     assert result.synchronizer.held == 0
     for camera in cameras:
         dropped = sum(count for (name, _), count in statistics.dropped.items() if name == camera)
-        assert statistics.received[camera] == statistics.used[camera] + dropped == sum(a.camera == camera for a in arrivals)
+        assert (
+            statistics.received[camera]
+            == statistics.used[camera] + dropped
+            == sum(a.camera == camera for a in arrivals)
+        )
     for (_, before), (_, after) in zip(result.sets, result.sets[1:], strict=False):
         assert after.stamp_ns > before.stamp_ns or after.jump is Jump.BACKWARD
     for _, frame_set in result.sets:
         stamps = [image.stamp_ns for image in frame_set.images.values()]
-        assert frame_set.stamp_ns == int(np.median(np.array(stamps) - START)) + START or len(stamps) % 2 == 0
+        assert (
+            frame_set.stamp_ns == int(np.median(np.array(stamps) - START)) + START
+            or len(stamps) % 2 == 0
+        )
         assert min(stamps) <= frame_set.stamp_ns <= max(stamps)
-        assert set(frame_set.images) | set(frame_set.absent) == set(cameras) and not set(frame_set.images) & set(frame_set.absent)
+        assert set(frame_set.images) | set(frame_set.absent) == set(cameras) and not set(
+            frame_set.images
+        ) & set(frame_set.absent)
         assert all(frame_set.absent.values())
         assert len(stamps) >= parameters.min_cameras
         if policy == "exact":
@@ -127,7 +160,9 @@ def test_no_image_is_lost_or_used_twice_and_sets_increase(
 
 @settings(max_examples=60, deadline=None)
 @given(traffic(), st.sampled_from([0.0, 20.0, 80.0]))
-def test_resilient_waits_at_most_max_wait(scene: tuple[list[Arrival], list[str]], max_wait: float) -> None:
+def test_resilient_waits_at_most_max_wait(
+    scene: tuple[list[Arrival], list[str]], max_wait: float
+) -> None:
     arrivals, cameras = scene
     result = run(arrivals, cameras, SyncParameters(max_wait=max_wait / 1000), poll_ms=5.0)
     for now, frame_set in result.sets:
@@ -142,15 +177,26 @@ def test_same_calls_give_same_sets(scene: tuple[list[Arrival], list[str]]) -> No
     first, second = (run(arrivals, cameras, SyncParameters()) for _ in range(2))
 
     def seen(result: Run) -> list:
-        return [(now, s.stamp_ns, {c: i.stamp_ns for c, i in s.images.items()}, dict(s.absent), s.jump) for now, s in result.sets]
+        return [
+            (now, s.stamp_ns, {c: i.stamp_ns for c, i in s.images.items()}, dict(s.absent), s.jump)
+            for now, s in result.sets
+        ]
 
     assert seen(first) == seen(second)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 6), st.sampled_from([33.3, 83.3, 100.0, 500.0]), st.integers(0, 2**32 - 1), st.floats(0.0, 0.03))
-def test_cameras_with_fixed_phases_make_complete_sets(count: int, period: float, seed: int, jitter: float) -> None:
-    """Skew up to 0.5 periods (nuScenes: 43 ms of 83) and 50 ms, jitter of 3 % of the period: all sets complete, none mixed."""
+@given(
+    st.integers(2, 6),
+    st.sampled_from([33.3, 83.3, 100.0, 500.0]),
+    st.integers(0, 2**32 - 1),
+    st.floats(0.0, 0.03),
+)
+def test_cameras_with_fixed_phases_make_complete_sets(
+    count: int, period: float, seed: int, jitter: float
+) -> None:
+    """Skew up to 0.5 periods (nuScenes: 43 ms of 83) and 50 ms, jitter of 3 % of the period: all
+    sets complete, none mixed."""
     random = np.random.default_rng(seed)
     cameras = [f"c{i}" for i in range(count)]
     phases = random.uniform(0, min(0.5 * period, 48.0), count)
@@ -158,75 +204,123 @@ def test_cameras_with_fixed_phases_make_complete_sets(count: int, period: float,
     for index, camera in enumerate(cameras):
         for k in range(20):
             time = k * period + phases[index] + random.uniform(-jitter, jitter) * min(period, 60.0)
-            arrivals.append(Arrival(camera, START + k * 0 + round(time * MS), round((time + 1) * MS)))
+            arrivals.append(
+                Arrival(camera, START + k * 0 + round(time * MS), round((time + 1) * MS))
+            )
     arrivals.sort(key=lambda a: a.now)
     result = run(arrivals, cameras, SyncParameters())
     assert [len(frame_set.images) for _, frame_set in result.sets] == [count] * 20
     for k, (_, frame_set) in enumerate(result.sets):
         for index, camera in enumerate(cameras):
-            assert abs(frame_set.images[camera].stamp_ns - START - (k * period + phases[index]) * MS) < 0.1 * period * MS
+            assert (
+                abs(frame_set.images[camera].stamp_ns - START - (k * period + phases[index]) * MS)
+                < 0.1 * period * MS
+            )
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.3))
 def test_dropped_images_do_not_mix_turns_of_a_skewed_rig(seed: int, drop: float) -> None:
-    """nuScenes: six cameras fired over 43 ms, 12 turns a second. Once the phases are known, a set's images are of one turn."""
+    """nuScenes: six cameras fired over 43 ms, 12 turns a second. Once the phases are known, a set's
+    images are of one turn."""
     random = np.random.default_rng(seed)
     cameras = [f"c{i}" for i in range(6)]
     phases = np.array([0.0, 7.6, 15.5, 23.0, 32.7, 42.6])
     period = 1000 / 12
-    arrivals = [Arrival(camera, START + round((k * period + phase) * MS), round((k * period + phase + 5) * MS))
-                for k in range(40) for camera, phase in zip(cameras, phases, strict=True) if k < 3 or random.random() >= drop]
+    arrivals = [
+        Arrival(
+            camera, START + round((k * period + phase) * MS), round((k * period + phase + 5) * MS)
+        )
+        for k in range(40)
+        for camera, phase in zip(cameras, phases, strict=True)
+        if k < 3 or random.random() >= drop
+    ]
     result = run(sorted(arrivals, key=lambda a: a.now), cameras, SyncParameters(), poll_ms=2.0)
     for _, frame_set in result.sets:
-        since = {camera: (image.stamp_ns - START) / MS - phases[cameras.index(camera)] for camera, image in frame_set.images.items()}
+        since = {
+            camera: (image.stamp_ns - START) / MS - phases[cameras.index(camera)]
+            for camera, image in frame_set.images.items()
+        }
         assert len({round(time / period) for time in since.values()}) == 1
-    assert sum(result.synchronizer.statistics.used.values()) == len(arrivals) and not result.synchronizer.statistics.dropped
+    assert (
+        sum(result.synchronizer.statistics.used.values()) == len(arrivals)
+        and not result.synchronizer.statistics.dropped
+    )
 
 
-def steady(cameras: list[str], count: int, period: float = 100.0, skip: dict[str, range] | None = None) -> list[Arrival]:
-    """Equal stamps, 10 ms between the cameras' arrivals; `skip` says which images a camera does not send."""
-    return [Arrival(camera, START + round(k * period * MS), round((k * period + 10 * index) * MS))
-            for k in range(count) for index, camera in enumerate(cameras) if k not in (skip or {}).get(camera, range(0))]
+def steady(
+    cameras: list[str], count: int, period: float = 100.0, skip: dict[str, range] | None = None
+) -> list[Arrival]:
+    """Equal stamps, 10 ms between the cameras' arrivals; `skip` says which images a camera does not
+    send."""
+    return [
+        Arrival(camera, START + round(k * period * MS), round((k * period + 10 * index) * MS))
+        for k in range(count)
+        for index, camera in enumerate(cameras)
+        if k not in (skip or {}).get(camera, range(0))
+    ]
 
 
 def test_a_camera_that_dies_is_marked_and_soon_not_waited_for_and_taken_back() -> None:
     cameras = ["a", "b", "c"]
-    result = run(steady(cameras, 60, skip={"b": range(10, 40)}), cameras, SyncParameters(), poll_ms=1.0)
-    assert len(result.sets) == 60 and result.synchronizer.statistics.used == Counter(a=60, b=30, c=60)
+    result = run(
+        steady(cameras, 60, skip={"b": range(10, 40)}), cameras, SyncParameters(), poll_ms=1.0
+    )
+    assert len(result.sets) == 60 and result.synchronizer.statistics.used == Counter(
+        a=60, b=30, c=60
+    )
     for k, (now, frame_set) in enumerate(result.sets):
         latency = (now - k * 100 * MS) / MS
         assert ("b" in frame_set.absent) == (k in range(10, 40))
         if k in range(10, 40):
-            assert frame_set.absent["b"].startswith("dead" if k >= 19 else "late")  # b was last heard at 910 ms
-            assert latency <= (20 if k >= 20 else 82)  # at once after dead_after (1 s), at latest after max_wait (80 ms) before
+            assert frame_set.absent["b"].startswith(
+                "dead" if k >= 19 else "late"
+            )  # b was last heard at 910 ms
+            assert latency <= (
+                20 if k >= 20 else 82
+            )  # at once after dead_after (1 s), at latest after max_wait (80 ms) before
         else:
             assert latency <= 20
 
 
 def test_a_camera_that_never_comes_does_not_hold_the_others() -> None:
-    result = run(steady(["a", "b"], 30, skip={"b": range(30)}), ["a", "b"], SyncParameters(), poll_ms=1.0)
+    result = run(
+        steady(["a", "b"], 30, skip={"b": range(30)}), ["a", "b"], SyncParameters(), poll_ms=1.0
+    )
     assert len(result.sets) == 30
     assert (result.sets[-1][0] - 2900 * MS) == 0
 
 
 def test_a_dropped_image_is_absent_once_and_nothing_slips() -> None:
-    result = run(steady(["a", "b"], 30, skip={"a": range(5, 6), "b": range(9, 11)}), ["a", "b"], SyncParameters())
-    assert [len(s.images) for _, s in result.sets] == [1 if k in (5, 9, 10) else 2 for k in range(30)]
+    result = run(
+        steady(["a", "b"], 30, skip={"a": range(5, 6), "b": range(9, 11)}),
+        ["a", "b"],
+        SyncParameters(),
+    )
+    assert [len(s.images) for _, s in result.sets] == [
+        1 if k in (5, 9, 10) else 2 for k in range(30)
+    ]
     assert all(len({image.stamp_ns for image in s.images.values()}) == 1 for _, s in result.sets)
 
 
 def test_older_image_after_a_newer_one_is_put_in_its_place() -> None:
     a = [Arrival("a", START + k * 100 * MS, k * 100 * MS) for k in range(6)]
-    b = [Arrival("b", START + k * 100 * MS, (k * 100 + (104 if k == 2 else 1)) * MS) for k in range(6)]
-    result = run(sorted(a + b, key=lambda x: x.now), ["a", "b"], SyncParameters(max_wait=0.2), poll_ms=1.0)
+    b = [
+        Arrival("b", START + k * 100 * MS, (k * 100 + (104 if k == 2 else 1)) * MS)
+        for k in range(6)
+    ]
+    result = run(
+        sorted(a + b, key=lambda x: x.now), ["a", "b"], SyncParameters(max_wait=0.2), poll_ms=1.0
+    )
     assert [len(s.images) for _, s in result.sets] == [2] * 6
 
 
 def test_an_image_that_comes_after_its_set_is_counted_as_late() -> None:
     a = [Arrival("a", START + k * 100 * MS, k * 100 * MS) for k in range(6)]
     b = [Arrival("b", START + k * 100 * MS, (k * 100 + 90) * MS) for k in range(6)]
-    result = run(sorted(a + b, key=lambda x: x.now), ["a", "b"], SyncParameters(max_wait=0.05), poll_ms=1.0)
+    result = run(
+        sorted(a + b, key=lambda x: x.now), ["a", "b"], SyncParameters(max_wait=0.05), poll_ms=1.0
+    )
     assert [list(s.images) for _, s in result.sets] == [["a"]] * 6
     assert result.synchronizer.statistics.dropped == Counter({("b", LATE): 6})
 
@@ -241,15 +335,23 @@ def test_slower_camera_is_not_waited_for() -> None:
 
 
 def test_bag_loop_clears_and_marks_once() -> None:
-    """A 3 s bag played twice; b's last two images of the first round come after the others have started the second."""
+    """A 3 s bag played twice; b's last two images of the first round come after the others have
+    started the second."""
     cameras = ["a", "c", "b"]
     first = steady(cameras, 30)
     second = [Arrival(x.camera, x.stamp, x.now + 3000 * MS) for x in first]
-    late = [Arrival(x.camera, x.stamp, 3015 * MS) if x.camera == "b" and x.now >= 2800 * MS else x for x in first]
+    late = [
+        Arrival(x.camera, x.stamp, 3015 * MS) if x.camera == "b" and x.now >= 2800 * MS else x
+        for x in first
+    ]
     result = run(sorted(late + second, key=lambda x: x.now), cameras, SyncParameters(), poll_ms=1.0)
     jumps = [s.jump for _, s in result.sets]
-    assert jumps.count(Jump.BACKWARD) == 1 and jumps.count(Jump.FORWARD) == 0 and result.synchronizer.statistics.jumps == 1
-    after = [s for _, s in result.sets[jumps.index(Jump.BACKWARD):]]
+    assert (
+        jumps.count(Jump.BACKWARD) == 1
+        and jumps.count(Jump.FORWARD) == 0
+        and result.synchronizer.statistics.jumps == 1
+    )
+    after = [s for _, s in result.sets[jumps.index(Jump.BACKWARD) :]]
     assert after[0].stamp_ns == START and [len(s.images) for s in after] == [3] * 30
     assert result.synchronizer.statistics.dropped == Counter({("b", BEFORE_JUMP): 2})
 
@@ -259,7 +361,11 @@ def test_a_bag_shorter_than_the_threshold_loops_too() -> None:
     arrivals = [Arrival("a", x.stamp, x.now + loop * 400 * MS) for loop in range(3) for x in once]
     result = run(arrivals, ["a"], SyncParameters())
     assert [s.jump for _, s in result.sets].count(Jump.BACKWARD) == 2
-    disorder = run([Arrival("a", START + k * MS, k) for k in (10, 8, 9, 20, 18, 19, 30)], ["a"], SyncParameters())
+    disorder = run(
+        [Arrival("a", START + k * MS, k) for k in (10, 8, 9, 20, 18, 19, 30)],
+        ["a"],
+        SyncParameters(),
+    )
     assert [s.jump for _, s in disorder.sets] == [Jump.NONE] * 3
 
 
@@ -277,17 +383,24 @@ def test_images_held_when_time_jumps_are_counted() -> None:
 def test_one_wrong_stamp_is_no_jump(policy: str, stamp: int) -> None:
     cameras = ["a", "b", "c"]
     arrivals = steady(cameras, 20)
-    wrong = next(i for i, x in enumerate(arrivals) if x.camera == "b" and x.stamp == START + 1000 * MS)
+    wrong = next(
+        i for i, x in enumerate(arrivals) if x.camera == "b" and x.stamp == START + 1000 * MS
+    )
     arrivals[wrong] = Arrival("b", stamp, arrivals[wrong].now)
     result = run(arrivals, cameras, SyncParameters(policy=policy))
     assert [s.jump for _, s in result.sets] == [Jump.NONE] * len(result.sets)
-    assert [len(s.images) for _, s in result.sets] == [2 if policy == "resilient" and k == 10 else 3 for k in range(len(result.sets))]
+    assert [len(s.images) for _, s in result.sets] == [
+        2 if policy == "resilient" and k == 10 else 3 for k in range(len(result.sets))
+    ]
     assert len(result.sets) >= 19 and result.synchronizer.statistics.dropped["b", ALONE] == 1
 
 
 def test_a_wrong_stamp_just_before_a_loop_does_not_become_a_set() -> None:
-    arrivals = [*steady(["a"], 10), Arrival("a", 0, 1000 * MS),
-                *(Arrival("a", x.stamp, x.now + 1100 * MS) for x in steady(["a"], 5))]
+    arrivals = [
+        *steady(["a"], 10),
+        Arrival("a", 0, 1000 * MS),
+        *(Arrival("a", x.stamp, x.now + 1100 * MS) for x in steady(["a"], 5)),
+    ]
     result = run(arrivals, ["a"], SyncParameters())
     assert [s.stamp_ns for _, s in result.sets[10:]] == [START + k * 100 * MS for k in range(5)]
     assert [s.jump for _, s in result.sets[10:]] == [Jump.BACKWARD] + [Jump.NONE] * 4
@@ -296,14 +409,23 @@ def test_a_wrong_stamp_just_before_a_loop_does_not_become_a_set() -> None:
 
 def test_a_wrong_stamp_of_a_camera_that_then_dies_is_forgotten() -> None:
     arrivals = steady(["a", "b"], 60, skip={"b": range(11, 60)})
-    arrivals = [Arrival("b", 0, x.now) if (x.camera, x.stamp) == ("b", START + 1000 * MS) else x for x in arrivals]
+    arrivals = [
+        Arrival("b", 0, x.now) if (x.camera, x.stamp) == ("b", START + 1000 * MS) else x
+        for x in arrivals
+    ]
     result = run(arrivals, ["a", "b"], SyncParameters())
     assert len(result.sets) == 60 and not result.synchronizer.statistics.jumps
-    assert result.synchronizer.statistics.dropped == Counter({("b", ALONE): 1}) and result.synchronizer.held == 0
+    assert (
+        result.synchronizer.statistics.dropped == Counter({("b", ALONE): 1})
+        and result.synchronizer.held == 0
+    )
 
 
 def test_gap_in_time_is_marked_forward() -> None:
-    arrivals = [*steady(["a"], 5), *(Arrival("a", x.stamp + 10**10, x.now + 10**10) for x in steady(["a"], 5))]
+    arrivals = [
+        *steady(["a"], 5),
+        *(Arrival("a", x.stamp + 10**10, x.now + 10**10) for x in steady(["a"], 5)),
+    ]
     result = run(arrivals, ["a"], SyncParameters())
     assert [s.jump for _, s in result.sets] == [Jump.NONE] * 5 + [Jump.FORWARD] + [Jump.NONE] * 4
 
@@ -311,22 +433,35 @@ def test_gap_in_time_is_marked_forward() -> None:
 @pytest.mark.parametrize("policy", ["resilient", "exact"])
 def test_after_a_gap_every_image_is_used(policy: str) -> None:
     cameras = ["a", "b"]
-    arrivals = [*steady(cameras, 5), *(Arrival(x.camera, x.stamp + 10**10, x.now + 10**10) for x in steady(cameras, 5))]
+    arrivals = [
+        *steady(cameras, 5),
+        *(Arrival(x.camera, x.stamp + 10**10, x.now + 10**10) for x in steady(cameras, 5)),
+    ]
     result = run(arrivals, cameras, SyncParameters(policy=policy))
     assert [s.jump for _, s in result.sets] == [Jump.NONE] * 5 + [Jump.FORWARD] + [Jump.NONE] * 4
-    assert all(len(s.images) == 2 for _, s in result.sets) and not result.synchronizer.statistics.dropped
+    assert (
+        all(len(s.images) == 2 for _, s in result.sets)
+        and not result.synchronizer.statistics.dropped
+    )
 
 
 def test_a_camera_slower_than_the_threshold_goes_on() -> None:
     result = run(steady(["a"], 20, period=5000.0), ["a"], SyncParameters())
-    assert len(result.sets) == 19 and result.synchronizer.statistics.dropped == Counter({("a", ALONE): 1})
-    assert all(now == s.stamp_ns - START for now, s in result.sets[1:])  # not one waited for the next
+    assert len(result.sets) == 19 and result.synchronizer.statistics.dropped == Counter(
+        {("a", ALONE): 1}
+    )
+    assert all(
+        now == s.stamp_ns - START for now, s in result.sets[1:]
+    )  # not one waited for the next
 
 
 def test_a_camera_that_comes_back_is_taken_at_once() -> None:
     cameras = ["a", "b", "c"]
     result = run(steady(cameras, 60, skip={"b": range(10, 40)}), cameras, SyncParameters())
-    assert result.synchronizer.statistics.used == Counter(a=60, b=30, c=60) and not result.synchronizer.statistics.jumps
+    assert (
+        result.synchronizer.statistics.used == Counter(a=60, b=30, c=60)
+        and not result.synchronizer.statistics.jumps
+    )
 
 
 def test_duplicates_and_sets_below_min_cameras_are_counted() -> None:
@@ -344,13 +479,19 @@ def test_exact_and_approximate_match_as_they_say() -> None:
     b = [Arrival("b", START + (k * 100 + 20 * (k % 2)) * MS, (k * 100 + 1) * MS) for k in range(10)]
     arrivals = sorted(a + b, key=lambda x: x.now)
     assert len(run(arrivals, ["a", "b"], SyncParameters(policy="exact")).sets) == 5
-    assert len(run(arrivals, ["a", "b"], SyncParameters(policy="approximate", slop=0.03)).sets) == 10
+    assert (
+        len(run(arrivals, ["a", "b"], SyncParameters(policy="approximate", slop=0.03)).sets) == 10
+    )
     assert len(run(arrivals, ["a", "b"], SyncParameters(policy="approximate", slop=0.01)).sets) == 5
 
 
 def test_approximate_takes_the_better_partner() -> None:
-    arrivals = [Arrival("a", START, 0), Arrival("a", START + 30 * MS, 1), Arrival("b", START + 32 * MS, 2)]
-    (_, frame_set), = run(arrivals, ["a", "b"], SyncParameters(policy="approximate")).sets
+    arrivals = [
+        Arrival("a", START, 0),
+        Arrival("a", START + 30 * MS, 1),
+        Arrival("b", START + 32 * MS, 2),
+    ]
+    ((_, frame_set),) = run(arrivals, ["a", "b"], SyncParameters(policy="approximate")).sets
     assert frame_set.images["a"].stamp_ns == START + 30 * MS
 
 
@@ -362,7 +503,10 @@ def test_odometry_door_and_delivery() -> None:
     (frame_set,) = synchronizer.add_image("a", RawImage(START + 30, "mono8", PIXELS), 0)
     assert [sample.stamp_ns - START for sample in frame_set.odometry] == [0, 10, 30]
     dropped = Counter({sync_odometry.NOT_FINITE: 1, sync_odometry.NOT_NEWER: 1})
-    assert synchronizer.statistics.odometry_dropped == dropped and synchronizer.statistics.odometry_received == 6
+    assert (
+        synchronizer.statistics.odometry_dropped == dropped
+        and synchronizer.statistics.odometry_received == 6
+    )
 
 
 def test_odometry_from_before_a_jump_is_not_given_to_the_sets_after_it() -> None:
@@ -378,7 +522,9 @@ def test_odometry_from_before_a_jump_is_not_given_to_the_sets_after_it() -> None
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=60), st.integers(1, 5))
-def test_odometry_is_bounded_increasing_and_all_accounted_for(samples: list[tuple[int, bool]], limit: int) -> None:
+def test_odometry_is_bounded_increasing_and_all_accounted_for(
+    samples: list[tuple[int, bool]], limit: int
+) -> None:
     dropped: Counter[str] = Counter()
     buffer = sync_odometry.OdometryQueue(limit, 500 * MS, dropped)
     for stamp, finite in samples:
@@ -396,11 +542,19 @@ def test_unknown_camera_and_impossible_min_cameras() -> None:
         Synchronizer(["a", "b"], SyncParameters(min_cameras=3))
 
 
-@pytest.mark.parametrize(("bag", "sets", "cameras"), [("kitti_bag", 51, 2), ("ddad_bag", 3, 6), ("nuscenes_bag", 1, 6)])
-def test_real_bags_make_complete_sets(bag: str, sets: int, cameras: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("bag", "sets", "cameras"), [("kitti_bag", 51, 2), ("ddad_bag", 3, 6), ("nuscenes_bag", 1, 6)]
+)
+def test_real_bags_make_complete_sets(
+    bag: str, sets: int, cameras: int, request: pytest.FixtureRequest
+) -> None:
     with BagReader(request.getfixturevalue(bag)) as reader:
         synchronizer = Synchronizer(list(reader.cameras()))
-        out = [s for event in reader.events() if isinstance(event, ImageEvent)
-               for s in synchronizer.add_image(event.camera, event.image, event.receive_ns)]
+        out = [
+            s
+            for event in reader.events()
+            if isinstance(event, ImageEvent)
+            for s in synchronizer.add_image(event.camera, event.image, event.receive_ns)
+        ]
         out += synchronizer.flush()
     assert [len(s.images) for s in out] == [cameras] * sets and not synchronizer.statistics.dropped

@@ -1,4 +1,6 @@
-"""Stand-in for message_filters: messages of several topics paired by equal stamps. The real package's names, only the calls we make."""
+"""Stand-in for message_filters: messages of several topics paired by equal stamps. The real
+package's names, only the calls we make."""
+
 from __future__ import annotations
 
 import threading
@@ -26,7 +28,8 @@ class SimpleFilter:
 
 
 class Subscriber(SimpleFilter):
-    """A subscription as a filter: Subscriber(node, msg_type, topic, **what create_subscription takes)."""
+    """A subscription as a filter: Subscriber(node, msg_type, topic, **what create_subscription
+    takes)."""
 
     def __init__(self, node: Any, msg_type: Any, topic: str, **kwargs: Any) -> None:
         super().__init__()
@@ -39,7 +42,8 @@ class Subscriber(SimpleFilter):
 class TimeSynchronizer(SimpleFilter):
     """Signals one message of each filter together when their header stamps are equal.
 
-    Each input keeps its `queue_size` newest stamps that have not found their partners. Safe from several threads.
+    Each input keeps its `queue_size` newest stamps that have not found their partners. Safe from
+    several threads.
     """
 
     def __init__(self, fs: Sequence[SimpleFilter], queue_size: int) -> None:
@@ -56,5 +60,7 @@ class TimeSynchronizer(SimpleFilter):
             queue[stamp] = message
             while len(queue) > self.queue_size:
                 del queue[min(queue)]
-            if all(stamp in other for other in self.queues):  # only this stamp can have become complete
+            if all(
+                stamp in other for other in self.queues
+            ):  # only this stamp can have become complete
                 self.signalMessage(*(other.pop(stamp) for other in self.queues))

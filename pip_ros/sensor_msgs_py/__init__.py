@@ -1,2 +1,3 @@
 """Stand-in for sensor_msgs_py."""
+
 STAND_IN = True

@@ -1,4 +1,6 @@
-"""PointCloud2 messages from and to NumPy arrays. Same names as the real module, only the calls we make."""
+"""PointCloud2 messages from and to NumPy arrays. Same names as the real module, only the calls we
+make."""
+
 from __future__ import annotations
 
 import array
@@ -11,14 +13,20 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 _DTYPES = {
-    PointField.INT8: np.dtype(np.int8), PointField.UINT8: np.dtype(np.uint8), PointField.INT16: np.dtype(np.int16),
-    PointField.UINT16: np.dtype(np.uint16), PointField.INT32: np.dtype(np.int32), PointField.UINT32: np.dtype(np.uint32),
-    PointField.FLOAT32: np.dtype(np.float32), PointField.FLOAT64: np.dtype(np.float64),
+    PointField.INT8: np.dtype(np.int8),
+    PointField.UINT8: np.dtype(np.uint8),
+    PointField.INT16: np.dtype(np.int16),
+    PointField.UINT16: np.dtype(np.uint16),
+    PointField.INT32: np.dtype(np.int32),
+    PointField.UINT32: np.dtype(np.uint32),
+    PointField.FLOAT32: np.dtype(np.float32),
+    PointField.FLOAT64: np.dtype(np.float64),
 }
 
 
 def dtype_from_fields(fields: Iterable[PointField], point_step: int | None = None) -> np.dtype:
-    """The structured dtype of one point. A field with count > 1 becomes that many columns: name_0, name_1, ..."""
+    """The structured dtype of one point. A field with count > 1 becomes that many columns: name_0,
+    name_1, ..."""
     names: list[str] = []
     formats: list[np.dtype] = []
     offsets: list[int] = []
@@ -36,21 +44,36 @@ def dtype_from_fields(fields: Iterable[PointField], point_step: int | None = Non
 
 
 def create_cloud(header: Header, fields: Sequence[PointField], points: NDArray) -> PointCloud2:
-    """A cloud of structured points, [N] or organized [height, width], of exactly the fields' dtype. One copy of the data."""
+    """A cloud of structured points, [N] or organized [height, width], of exactly the fields' dtype.
+    One copy of the data."""
     dtype = dtype_from_fields(fields)
     if points.dtype != dtype:
         raise AssertionError(f"points are {points.dtype}: expected the fields' {dtype}")
     height, width = points.shape if points.ndim == 2 else (1, len(points))
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
-    return PointCloud2(header=header, height=height, width=width, fields=list(fields), is_bigendian=sys.byteorder == "big", is_dense=False,
-                       point_step=dtype.itemsize, row_step=dtype.itemsize * width, data=data)
+    return PointCloud2(
+        header=header,
+        height=height,
+        width=width,
+        fields=list(fields),
+        is_bigendian=sys.byteorder == "big",
+        is_dense=False,
+        point_step=dtype.itemsize,
+        row_step=dtype.itemsize * width,
+        data=data,
+    )
 
 
-def read_points(cloud: PointCloud2, field_names: Sequence[str] | None = None, skip_nans: bool = False) -> NDArray:
-    """The points [N] as a structured array, a view of the message where nothing has to be left out."""
+def read_points(
+    cloud: PointCloud2, field_names: Sequence[str] | None = None, skip_nans: bool = False
+) -> NDArray:
+    """The points [N] as a structured array, a view of the message where nothing has to be left
+    out."""
     dtype = dtype_from_fields(cloud.fields, cloud.point_step)
-    rows = np.frombuffer(cloud.data, np.uint8)[: cloud.height * cloud.row_step].reshape(cloud.height, cloud.row_step)
+    rows = np.frombuffer(cloud.data, np.uint8)[: cloud.height * cloud.row_step].reshape(
+        cloud.height, cloud.row_step
+    )
     points = np.ascontiguousarray(rows[:, : cloud.width * cloud.point_step]).view(dtype).reshape(-1)
     if cloud.is_bigendian != (sys.byteorder == "big"):
         points = points.byteswap()

@@ -1,4 +1,5 @@
 """Sending transforms."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -13,7 +14,9 @@ class TransformBroadcaster:
     """Sends moving transforms on /tf."""
 
     def __init__(self, node: Any, qos: QoSProfile | int | None = None) -> None:
-        self.pub_tf = node.create_publisher(TFMessage, "/tf", QoSProfile(depth=100) if qos is None else qos)
+        self.pub_tf = node.create_publisher(
+            TFMessage, "/tf", QoSProfile(depth=100) if qos is None else qos
+        )
 
     def sendTransform(self, transform: TransformStamped | Iterable[TransformStamped]) -> None:
         transforms = [transform] if isinstance(transform, TransformStamped) else list(transform)

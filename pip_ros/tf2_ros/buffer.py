@@ -1,4 +1,6 @@
-"""Transforms between frames over time: a tree of frames, each with the recent poses in its parent."""
+"""Transforms between frames over time: a tree of frames, each with the recent poses in its
+parent."""
+
 from __future__ import annotations
 
 import bisect
@@ -40,7 +42,10 @@ class _Pose:
     rotation: Rotation
 
     def __matmul__(self, other: _Pose) -> _Pose:
-        return _Pose(self.translation + self.rotation.apply(other.translation), self.rotation * other.rotation)
+        return _Pose(
+            self.translation + self.rotation.apply(other.translation),
+            self.rotation * other.rotation,
+        )
 
     def inverse(self) -> _Pose:
         rotation = self.rotation.inv()
@@ -58,7 +63,8 @@ _IDENTITY = _Pose(np.zeros(3), Rotation.identity())
 
 @dataclass
 class _Frame:
-    """A frame's poses in its parent, ordered by stamp (ns); a static one has a single pose that holds at any time."""
+    """A frame's poses in its parent, ordered by stamp (ns); a static one has a single pose that
+    holds at any time."""
 
     name: str
     parent: str
@@ -91,16 +97,20 @@ class _Frame:
             return self.poses[after]
         if after == 0 or after == len(self.stamps):
             raise ExtrapolationException(
-                f"Lookup of [{self.name}] in [{self.parent}] would require extrapolation: requested time {stamp / 1e9:.6f}, "
-                f"but the data is from {self.stamps[0] / 1e9:.6f} to {self.stamps[-1] / 1e9:.6f}")
+                f"Lookup of [{self.name}] in [{self.parent}] would require extrapolation: requested"
+                f" time {stamp / 1e9:.6f}, but the data is from {self.stamps[0] / 1e9:.6f} to"
+                f" {self.stamps[-1] / 1e9:.6f}"
+            )
         start, end = self.stamps[after - 1], self.stamps[after]
         return self.poses[after - 1].towards(self.poses[after], (stamp - start) / (end - start))
 
 
 class Buffer:
-    """Stores transforms and answers how one frame lies in another at a time. Safe from several threads.
+    """Stores transforms and answers how one frame lies in another at a time. Safe from several
+    threads.
 
-    cache_time: how far back from the newest transform of a frame the older ones are kept (10 s where None).
+    cache_time: how far back from the newest transform of a frame the older ones are kept (10 s
+    where None).
     """
 
     def __init__(self, cache_time: Duration | None = None, node: Any = None) -> None:
@@ -109,7 +119,8 @@ class Buffer:
         self._changed = threading.Condition()
 
     def set_transform(self, transform: TransformStamped, authority: str) -> None:
-        """Add a pose of child_frame_id in header.frame_id. One that cannot be used is logged and left out."""
+        """Add a pose of child_frame_id in header.frame_id. One that cannot be used is logged and
+        left out."""
         self._set(transform, authority, static=False)
 
     def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
@@ -117,7 +128,10 @@ class Buffer:
         self._set(transform, authority, static=True)
 
     def _set(self, transform: TransformStamped, authority: str, static: bool) -> None:
-        child, parent = transform.child_frame_id.removeprefix("/"), transform.header.frame_id.removeprefix("/")
+        child, parent = (
+            transform.child_frame_id.removeprefix("/"),
+            transform.header.frame_id.removeprefix("/"),
+        )
         t, q = transform.transform.translation, transform.transform.rotation
         translation, xyzw = np.array([t.x, t.y, t.z]), np.array([q.x, q.y, q.z, q.w])
         what = f"transform of [{child}] in [{parent}] from [{authority}] is left out"
@@ -136,7 +150,10 @@ class Buffer:
         stamp = transform.header.stamp.sec * 1_000_000_000 + transform.header.stamp.nanosec
         with self._changed:
             frame = self._frames.get(child)
-            if frame is None or (frame.parent, frame.static) != (parent, static):  # a new parent: the poses in the old one say nothing now
+            if frame is None or (frame.parent, frame.static) != (
+                parent,
+                static,
+            ):  # a new parent: the poses in the old one say nothing now
                 frame = self._frames[child] = _Frame(child, parent, static)
             if not frame.insert(stamp, _Pose(translation, Rotation.from_quat(xyzw)), self._keep):
                 get_logger("tf2").warning(f"{what}: it is older than what is kept")
@@ -147,7 +164,9 @@ class Buffer:
         with self._changed:
             self._frames = {name: frame for name, frame in self._frames.items() if frame.static}
 
-    def can_transform(self, target_frame: str, source_frame: str, time: Time, timeout: Duration | None = None) -> bool:
+    def can_transform(
+        self, target_frame: str, source_frame: str, time: Time, timeout: Duration | None = None
+    ) -> bool:
         """Whether lookup_transform would answer, now or within the timeout (wall clock)."""
         try:
             self.lookup_transform(target_frame, source_frame, time, timeout)
@@ -155,10 +174,14 @@ class Buffer:
             return False
         return True
 
-    def lookup_transform(self, target_frame: str, source_frame: str, time: Time, timeout: Duration | None = None) -> TransformStamped:
-        """The transform that takes points in source_frame to target_frame; Time() asks for the newest time that all on the way have.
+    def lookup_transform(
+        self, target_frame: str, source_frame: str, time: Time, timeout: Duration | None = None
+    ) -> TransformStamped:
+        """The transform that takes points in source_frame to target_frame; Time() asks for the
+        newest time that all on the way have.
 
-        Waits up to the timeout (wall clock) for what is missing. Raises LookupException, ConnectivityException, ExtrapolationException.
+        Waits up to the timeout (wall clock) for what is missing. Raises LookupException,
+        ConnectivityException, ExtrapolationException.
         """
         deadline = clock.monotonic() + (0.0 if timeout is None else timeout.nanoseconds / 1e9)
         with self._changed:
@@ -175,7 +198,9 @@ class Buffer:
         known = self._frames.keys() | {frame.parent for frame in self._frames.values()}
         for role, name in (("target_frame", target), ("source_frame", source)):
             if name not in known:
-                raise LookupException(f'"{name}" passed to lookupTransform argument {role} does not exist. ')
+                raise LookupException(
+                    f'"{name}" passed to lookupTransform argument {role} does not exist. '
+                )
         up_source, up_target = self._ancestry(source), self._ancestry(target)
         if up_source[-1] != up_target[-1]:
             what = f"Could not find a connection between '{target}' and '{source}'"
@@ -184,7 +209,9 @@ class Buffer:
         from_source = [self._frames[name] for name in up_source[: up_source.index(common)]]
         from_target = [self._frames[name] for name in up_target[: up_target.index(common)]]
         if stamp == 0:
-            on_the_way = from_source + from_target or [self._frames[name] for name in (source,) if name in self._frames]
+            on_the_way = from_source + from_target or [
+                self._frames[name] for name in (source,) if name in self._frames
+            ]
             stamp = min((frame.stamps[-1] for frame in on_the_way if not frame.static), default=0)
         pose = _up(from_target, stamp).inverse() @ _up(from_source, stamp)
 

@@ -1,7 +1,9 @@
-"""Stand-in for tf_transformations: quaternions (x y z w) and homogeneous matrices. Same names as the real package, only the calls we make.
+"""Stand-in for tf_transformations: quaternions (x y z w) and homogeneous matrices. Same names as
+the real package, only the calls we make.
 
 Euler angles are about the static axes x, y, z (the real package's default, `sxyz`), in radians.
 """
+
 from __future__ import annotations
 
 import numpy as np

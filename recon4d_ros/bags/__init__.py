@@ -1,5 +1,15 @@
-"""rosbag2 in and out without a ROS installation: sqlite3 and MCAP, compressed or not, streamed, pixels never copied."""
+"""rosbag2 in and out without a ROS installation: sqlite3 and MCAP, compressed or not, streamed,
+pixels never copied."""
+
 from recon4d_ros.bags.reader import BagInfo, BagReader, Event, ImageEvent, OdometryEvent
 from recon4d_ros.bags.writer import BagWriter, rig_transforms
 
-__all__ = ["BagInfo", "BagReader", "BagWriter", "Event", "ImageEvent", "OdometryEvent", "rig_transforms"]
+__all__ = [
+    "BagInfo",
+    "BagReader",
+    "BagWriter",
+    "Event",
+    "ImageEvent",
+    "OdometryEvent",
+    "rig_transforms",
+]

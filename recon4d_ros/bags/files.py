@@ -1,4 +1,5 @@
 """What is wrong with a bag's files, before anything is read from them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,14 +12,22 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
 def check_files(path: Path) -> None:
-    """Raises BagError, with one sentence, for the faults that have a name: missing, not a bag, empty, truncated."""
+    """Raises BagError, with one sentence, for the faults that have a name: missing, not a bag,
+    empty, truncated."""
     if not path.exists():
-        raise BagError(f"bag {path} does not exist: expected a rosbag2 folder or an .mcap or .db3 file")
+        raise BagError(
+            f"bag {path} does not exist: expected a rosbag2 folder or an .mcap or .db3 file"
+        )
     if path.is_dir() and not (path / "metadata.yaml").exists():
-        raise BagError(f"bag {path} has no metadata.yaml: expected a whole rosbag2 folder (`ros2 bag reindex` mends it)")
+        raise BagError(
+            f"bag {path} has no metadata.yaml: expected a whole rosbag2 folder (`ros2 bag reindex`"
+            " mends it)"
+        )
     checks: dict[str, Callable[[Path], str]] = {".mcap": _mcap_fault, ".db3": _sqlite_fault}
     if path.is_file() and path.suffix not in checks:
-        raise BagError(f"bag {path} has an unknown suffix: expected a rosbag2 folder or an .mcap or .db3 file")
+        raise BagError(
+            f"bag {path} has an unknown suffix: expected a rosbag2 folder or an .mcap or .db3 file"
+        )
     for file in _storage_files(path):
         try:
             fault = checks[file.suffix](file)
@@ -43,7 +52,10 @@ def _mcap_fault(file: Path) -> str:
     if start != _MCAP_MAGIC[: len(start)]:
         return "is not an MCAP file: its first bytes are wrong"
     if end != _MCAP_MAGIC or size < 16:
-        return "is truncated: the end that its recorder writes on closing is missing (`mcap recover` saves what is there)"
+        return (
+            "is truncated: the end that its recorder writes on closing is missing (`mcap recover`"
+            " saves what is there)"
+        )
     return ""
 
 

@@ -1,4 +1,5 @@
-"""`recon4d bench`: every stage timed on this machine, over as many frame sets as wanted, with the resident memory watched."""
+"""`recon4d bench`: every stage timed on this machine, over as many frame sets as wanted, with the
+resident memory watched."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.commands.simulate import find_rig, simulate_to
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, OutputError
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.rig import BASE_FRAME
-from recon4d_ros.statistics import RunStatistics, percentiles, rss_mib
+from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.statistics import RunStatistics, percentiles, rss_mib
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, Rig, Tracking
 
@@ -33,23 +34,40 @@ examples:
   recon4d bench                                  the six-camera rig on 4 s of the procedural world
   recon4d bench --rig kitti_like --frames 2000   flatness over 2,000 frame sets
   recon4d bench BAG --engine engines/NAME        your own bag and engine
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bag", nargs="?", type=Path, help="bag to play to and fro (default: a simulated drive of --rig)")
-    parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of the simulated drive (default: %(default)s)")
-    parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
+    parser.add_argument(
+        "bag",
+        nargs="?",
+        type=Path,
+        help="bag to play to and fro (default: a simulated drive of --rig)",
+    )
+    parser.add_argument(
+        "--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="length of the simulated drive (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`"
+    )
     add_base_frame(parser)
-    parser.add_argument("--frames", type=int, default=200, help="frame sets to process (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=200, help="frame sets to process (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     add_engine_and_parameters(parser)
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Milliseconds per stage (percentiles), step time over the run, resident memory in MiB after warm-up (100 sets) and at the end."""
+    """Milliseconds per stage (percentiles), step time over the run, resident memory in MiB after
+    warm-up (100 sets) and at the end."""
 
     machine: str
     rig: str
@@ -66,17 +84,28 @@ class BenchResult:
 
     def table(self) -> str:
         lines = [
-            f"{self.rig}, engine {self.engine} on {self.device}; {self.machine}; {self.frames} frame sets, {self.not_tracking} not tracked",
+            (
+                f"{self.rig}, engine {self.engine} on {self.device}; {self.machine}; {self.frames}"
+                f" frame sets, {self.not_tracking} not tracked"
+            ),
             f"{'stage':12} {'mean':>8} {'p50':>8} {'p95':>8} {'max':>8}  ms",
         ]
         lines += [
-            f"{stage:12} " + " ".join(f"{row[key]:8.2f}" for key in ("mean", "p50", "p95", "max")) for stage, row in self.latency_ms.items()
+            f"{stage:12} " + " ".join(f"{row[key]:8.2f}" for key in ("mean", "p50", "p95", "max"))
+            for stage, row in self.latency_ms.items()
         ]
-        slower, grown = self.step_ms_late / self.step_ms_early - 1, self.rss_mib_end - self.rss_mib_warm
-        lines.append(
-            f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms in the last 100 ({slower:+.1%})"
+        slower, grown = (
+            self.step_ms_late / self.step_ms_early - 1,
+            self.rss_mib_end - self.rss_mib_warm,
         )
-        lines.append(f"resident: {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the end ({grown:+.1f})")
+        lines.append(
+            f"step, median: {self.step_ms_early:.1f} ms in sets 100-200, {self.step_ms_late:.1f} ms"
+            f" in the last 100 ({slower:+.1%})"
+        )
+        lines.append(
+            f"resident: {self.rss_mib_warm:.0f} MiB after 100 sets, {self.rss_mib_end:.0f} at the"
+            f" end ({grown:+.1f})"
+        )
         return "\n".join(lines)
 
 
@@ -114,12 +143,18 @@ def bench(
     with BagReader(bag) as reader:
         rig = reader.rig(base_frame=base_frame)
         topic = odometry_topic(reader, odometry)
-        sets = list(frame_sets(reader, Synchronizer(rig.names, parameters.sync), topic, base_frame=base_frame))
+        sets = list(
+            frame_sets(
+                reader, Synchronizer(rig.names, parameters.sync), topic, base_frame=base_frame
+            )
+        )
     if not sets:
         raise BagError(f"{bag}: no frame set in it")
     reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
     statistics, lost, rss_warm = RunStatistics(), 0, 0.0
-    for index, frame_set in enumerate(tqdm(to_and_fro(sets, frames), total=frames, unit="set", desc="bench", mininterval=0.5)):
+    for index, frame_set in enumerate(
+        tqdm(to_and_fro(sets, frames), total=frames, unit="set", desc="bench", mininterval=0.5)
+    ):
         step = reconstructor.step(frame_set)
         statistics.add(step.latency, step.memory_fill)
         lost += step.pose.tracking is not Tracking.TRACKING
@@ -146,21 +181,29 @@ def bench(
 
 
 def to_and_fro(sets: Sequence[FrameSet], frames: int) -> Iterator[FrameSet]:
-    """The drive forward, backward, forward, ...; stamps go on as time would, odometry (which would run backward) is left out."""
+    """The drive forward, backward, forward, ...; stamps go on as time would, odometry (which would
+    run backward) is left out."""
     period = 2 * (len(sets) - 1) or 1
     step_ns = (sets[-1].stamp_ns - sets[0].stamp_ns) // max(1, len(sets) - 1)
     for index in range(frames):
         phase = index % period
         frame_set = sets[phase if phase < len(sets) else period - phase]
         shift = sets[0].stamp_ns + index * step_ns - frame_set.stamp_ns
-        images = {name: replace(image, stamp_ns=image.stamp_ns + shift) for name, image in frame_set.images.items()}
+        images = {
+            name: replace(image, stamp_ns=image.stamp_ns + shift)
+            for name, image in frame_set.images.items()
+        }
         yield replace(frame_set, stamp_ns=frame_set.stamp_ns + shift, images=images, odometry=())
 
 
 def machine() -> str:
     """This machine in a few words."""
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     return f"{cpu}, {os.cpu_count()} cores"

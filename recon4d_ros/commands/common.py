@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import build, describe, flatten
 from recon4d_ros.reconstructor import Parameters
-from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.ros.node_parameters import NODE_NAME, CameraParameters, NodeParameters
 
 
@@ -21,21 +21,37 @@ def add_engine_and_parameters(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="",
         metavar="NAME|DIR",
-        help="engine folder, or the name of a shipped one (default: the shipped one that fits the rig)",
+        help=(
+            "engine folder, or the name of a shipped one (default: the shipped one that fits the"
+            " rig)"
+        ),
     )
-    parser.add_argument("--parameters", type=Path, metavar="YAML", help="parameter file (as the node takes it, or plain nested names)")
+    parser.add_argument(
+        "--parameters",
+        type=Path,
+        metavar="YAML",
+        help="parameter file (as the node takes it, or plain nested names)",
+    )
     parser.add_argument(
         "-p",
         "--parameter",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one parameter, e.g. -p mapping.voxel_size=0.2; may be repeated (`recon4d info --parameters` lists them)",
+        help=(
+            "one parameter, e.g. -p mapping.voxel_size=0.2; may be repeated (`recon4d info"
+            " --parameters` lists them)"
+        ),
     )
 
 
 def add_base_frame(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base-frame", default=BASE_FRAME, metavar="FRAME", help="the car's frame on /tf_static (default: %(default)s)")
+    parser.add_argument(
+        "--base-frame",
+        default=BASE_FRAME,
+        metavar="FRAME",
+        help="the car's frame on /tf_static (default: %(default)s)",
+    )
 
 
 def parameters_from(arguments: argparse.Namespace) -> Parameters:
@@ -46,15 +62,17 @@ def parameters_from(arguments: argparse.Namespace) -> Parameters:
 def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
     """The algorithm's parameters by dotted name, not yet checked. Raises ParameterError.
 
-    Of a ROS parameter file those of the node's sections are taken and what only the node has is left out; a name that neither has is an
-    error, whichever kind of file it is in.
+    Of a ROS parameter file those of the node's sections are taken and what only the node has is
+    left out; a name that neither has is an error, whichever kind of file it is in.
     """
     values: dict[str, Any] = {}
     if file is not None:
         try:
             tree = yaml.safe_load(file.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ParameterError(f"parameter file {file}: cannot be read: {' '.join(str(error).split())}") from None
+            raise ParameterError(
+                f"parameter file {file}: cannot be read: {' '.join(str(error).split())}"
+            ) from None
         if not isinstance(tree, dict):
             raise ParameterError(f"parameter file {file}: expected names with values")
         sections = dict(_sections(tree))
@@ -62,7 +80,8 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
         known = {info.name for info in describe(Parameters)}
         if unknown := sorted(str(name) for name in values if name not in known):
             raise ParameterError(
-                f"parameter file {file}: unknown parameter {unknown[0]}: `recon4d info --parameters` lists all {len(known)}"
+                f"parameter file {file}: unknown parameter {unknown[0]}: `recon4d info"
+                f" --parameters` lists all {len(known)}"
             )
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -71,12 +90,15 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ParameterError(f"-p {assignment}: {text!r} is not a value as YAML has it") from None
+            raise ParameterError(
+                f"-p {assignment}: {text!r} is not a value as YAML has it"
+            ) from None
     return values
 
 
 def _sections(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Node name, with its namespaces, and dotted parameters of every section of a ROS parameter file."""
+    """Node name, with its namespaces, and dotted parameters of every section of a ROS parameter
+    file."""
     for key, value in tree.items():
         if key == "ros__parameters" and isinstance(value, Mapping):
             yield path, flatten(value)
@@ -85,16 +107,27 @@ def _sections(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, di
 
 
 def _of_the_node(file: Path, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a ROS parameter file says to our node and is not the node's alone; a section of its name goes before one of a wildcard."""
+    """What a ROS parameter file says to our node and is not the node's alone; a section of its name
+    goes before one of a wildcard."""
     ours = [path for path in sections if path.rsplit("/", 1)[-1] in ("*", "**", NODE_NAME)]
     if not ours:
-        raise ParameterError(f"parameter file {file}: expected a section /** or /{NODE_NAME}, it has {', '.join(sections)}")
+        raise ParameterError(
+            f"parameter file {file}: expected a section /** or /{NODE_NAME}, it has"
+            f" {', '.join(sections)}"
+        )
     ours.sort(key=lambda path: path.endswith(NODE_NAME))
     values = {name: value for path in ours for name, value in sections[path].items()}
-    of_node = {info.name for info in describe(NodeParameters)} | {"use_sim_time", "start_type_description_service"}
+    of_node = {info.name for info in describe(NodeParameters)} | {
+        "use_sim_time",
+        "start_type_description_service",
+    }
     of_camera = {info.name for info in describe(CameraParameters)}
     return {
         name: value
         for name, value in values.items()
-        if not (name in of_node or name.startswith("qos_overrides.") or (name.count(".") == 1 and name.split(".")[1] in of_camera))
+        if not (
+            name in of_node
+            or name.startswith("qos_overrides.")
+            or (name.count(".") == 1 and name.split(".")[1] in of_camera)
+        )
     }

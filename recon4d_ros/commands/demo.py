@@ -21,20 +21,25 @@ from tqdm import tqdm
 from recon4d_ros import engine as engines
 from recon4d_ros.bags import BagReader
 from recon4d_ros.bags.topics import TRUTH
+from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.commands import demo_folder
-from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameter_values, parameters_from
+from recon4d_ros.commands.common import (
+    add_base_frame,
+    add_engine_and_parameters,
+    parameter_values,
+    parameters_from,
+)
 from recon4d_ros.commands.simulate import check_drive, find_rig, simulate_to
 from recon4d_ros.engine.choose import NoEngineFits, choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
 from recon4d_ros.export import default_export_arguments, export_engine
-from recon4d_ros.output import writing
-from recon4d_ros.preprocess import Preprocessor, make_calibration
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.rig import BASE_FRAME
 from recon4d_ros.ros.graph import GraphError, run_graph
+from recon4d_ros.runs.output import writing
 from recon4d_ros.runs.recording import Recording
+from recon4d_ros.runs.replay import frame_sets, odometry_topic
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Rig, Tracking
@@ -51,9 +56,10 @@ examples:
   recon4d demo --out demo
   recon4d demo --out demo --bag my_drive/
   recon4d demo --out demo --rig kitti_like --seconds 10
-"""
+"""  # noqa: E501
 SIMULATED_RATE = 10.0  # frame sets per second
-HEADROOM = 1.35  # of the time of a frame set: for DDS, player and recorder, which share the machine with the node
+# of the time of a frame set: for DDS, player and recorder, which share the machine with the node
+HEADROOM = 1.35
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +68,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("demo"),
         metavar="DIR",
-        help="folder for the results: a new one, or that of an earlier demo, which is replaced (default: %(default)s)",
+        help=(
+            "folder for the results: a new one, or that of an earlier demo, which is replaced"
+            " (default: %(default)s)"
+        ),
     )
     parser.add_argument("--bag", type=Path, help="play this bag instead of simulating a drive")
-    parser.add_argument("--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the simulated drive (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="world of the simulated drive (default: %(default)s)")
+    parser.add_argument(
+        "--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="length of the simulated drive (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="world of the simulated drive (default: %(default)s)"
+    )
     parser.add_argument(
         "--rate",
         type=float,
@@ -75,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="play at R times real time (default: what this machine keeps up with, at most 1)",
     )
-    parser.add_argument("--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`")
+    parser.add_argument(
+        "--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`"
+    )
     add_base_frame(parser)
     add_engine_and_parameters(parser)
 
@@ -87,15 +107,28 @@ def run(arguments: argparse.Namespace) -> int:
     demo_folder.empty(out)
     bag = arguments.bag or out / "drive"
     if arguments.bag is None:
-        print(f"1/3  simulating {arguments.seconds:g} s of rig {arguments.rig}, seed {arguments.seed}", flush=True)
+        print(
+            f"1/3  simulating {arguments.seconds:g} s of rig {arguments.rig}, seed"
+            f" {arguments.seed}",
+            flush=True,
+        )
         simulate_to(bag, plan.rig, arguments.seconds, SIMULATED_RATE, arguments.seed, truth_every=2)
     engine = plan.engine or _export(plan.rig, out)
     rate = arguments.rate or _sustainable_rate(engine, plan.rig, bag, plan.parameters)
-    print(f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine {engine.name}", flush=True)
+    print(
+        f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine"
+        f" {engine.name}",
+        flush=True,
+    )
     graph = run_graph(
         bag,
         out,
-        {**plan.values, "engine": str(engine.resolve()), "odom_topic": plan.odometry or "", "base_frame": plan.base_frame},
+        {
+            **plan.values,
+            "engine": str(engine.resolve()),
+            "odom_topic": plan.odometry or "",
+            "base_frame": plan.base_frame,
+        },
         rate=rate,
         show_progress=True,
         player_arguments=["--truth"] if plan.odometry and plan.odometry.startswith(TRUTH) else [],
@@ -106,10 +139,15 @@ def run(arguments: argparse.Namespace) -> int:
     how = f"{bag}, played at {rate:.2f} x real time; engine {engine.name}."
     failure = f"{graph.failure()}\n\n" if not graph.ok else ""
     with writing(out):
-        (out / "report.md").write_text(f"# recon4d demo\n\n{how}\n\n{failure}```\n{report}\n```\n\n![overview](overview.png)\n")
+        (out / "report.md").write_text(
+            f"# recon4d demo\n\n{how}\n\n{failure}```\n{report}\n```\n\n![overview](overview.png)\n"
+        )
     print(report)
     seconds = time.monotonic() - start
-    print(f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play` into RViz); {seconds:.0f} s in all")
+    print(
+        f"\nopen {out}/overview.png; the recording is {graph.bag} (Foxglove, or `ros2 bag play`"
+        f" into RViz); {seconds:.0f} s in all"
+    )
     if not graph.ok:
         raise GraphError(graph.failure())
     if reason := nothing_usable(summary):
@@ -119,7 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was asked for, all of it checked. engine: None = one has to be exported. values: parameters by dotted name, as given."""
+    """What was asked for, all of it checked. engine: None = one has to be exported. values:
+    parameters by dotted name, as given."""
 
     rig: Rig
     base_frame: str
@@ -130,29 +169,49 @@ class _Plan:
 
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
-    """Everything that can be wrong is found here, before an earlier demo is removed and before minutes have gone. Raises Recon4dError."""
-    given = [Path(name) for name in (arguments.bag, arguments.parameters, arguments.engine, arguments.rig) if name]
+    """Everything that can be wrong is found here, before an earlier demo is removed and before
+    minutes have gone. Raises Recon4dError."""
+    given = [
+        Path(name)
+        for name in (arguments.bag, arguments.parameters, arguments.engine, arguments.rig)
+        if name
+    ]
     demo_folder.check(arguments.out, [path for path in given if path.exists()])
     parameters = parameters_from(arguments)
     values = parameter_values(arguments.parameters, arguments.parameter)
     if not (math.isfinite(arguments.rate) and arguments.rate >= 0):
-        raise ParameterError(f"--rate is {arguments.rate:g}: expected above 0, or 0 for what this machine keeps up with")
+        raise ParameterError(
+            f"--rate is {arguments.rate:g}: expected above 0, or 0 for what this machine keeps up"
+            " with"
+        )
     if arguments.bag is None:
         check_drive(arguments.seconds, SIMULATED_RATE, arguments.seed)
         if arguments.odometry not in ("auto", "none", f"{TRUTH}odom"):
-            raise BagError(f"--odometry {arguments.odometry}: a simulated drive has no odometry but {TRUTH}odom")
-        rig, odometry = find_rig(arguments.rig), arguments.odometry if arguments.odometry.startswith(TRUTH) else None
+            raise BagError(
+                f"--odometry {arguments.odometry}: a simulated drive has no odometry but"
+                f" {TRUTH}odom"
+            )
+        rig, odometry = (
+            find_rig(arguments.rig),
+            arguments.odometry if arguments.odometry.startswith(TRUTH) else None,
+        )
     else:
         with BagReader(arguments.bag) as reader:
             rig = reader.rig(base_frame=arguments.base_frame)
             odometry = odometry_topic(reader, arguments.odometry)
     return _Plan(
-        rig, BASE_FRAME if arguments.bag is None else arguments.base_frame, odometry, _engine(arguments.engine, rig), parameters, values
+        rig,
+        BASE_FRAME if arguments.bag is None else arguments.base_frame,
+        odometry,
+        _engine(arguments.engine, rig),
+        parameters,
+        values,
     )
 
 
 def _engine(wanted: str, rig: Rig) -> Path | None:
-    """The engine, which can be loaded and fits the rig; None where one has to be exported and can be. Raises EngineError, NoEngineFits."""
+    """The engine, which can be loaded and fits the rig; None where one has to be exported and can
+    be. Raises EngineError, NoEngineFits."""
     try:
         engine = choose_engine(wanted, rig)
     except NoEngineFits:
@@ -164,12 +223,17 @@ def _engine(wanted: str, rig: Rig) -> Path | None:
 
 
 def _export(rig: Rig, out: Path) -> Path:
-    print(f"     no shipped engine fits the rig: exporting one to {out}/engine (this takes PyTorch and a minute or two)", flush=True)
+    print(
+        f"     no shipped engine fits the rig: exporting one to {out}/engine (this takes PyTorch"
+        " and a minute or two)",
+        flush=True,
+    )
     return export_engine(out / "engine", default_export_arguments(rig), progress=True)
 
 
 def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters) -> float:
-    """How fast this machine can take the bag: its first frame sets, timed here, and a third as much again for DDS, player and recorder."""
+    """How fast this machine can take the bag: its first frame sets, timed here, and a third as much
+    again for DDS, player and recorder."""
     with BagReader(bag) as reader:
         sets = list(islice(frame_sets(reader, Synchronizer(rig.names, parameters.sync)), 8))
     if len(sets) < 2:
@@ -185,7 +249,9 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
     spec = engines.load_spec(engine)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
-    recording = Recording(recorded, source, Preprocessor(rig, calibration, spec.channels), calibration)
+    recording = Recording(
+        recorded, source, Preprocessor(rig, calibration, spec.channels), calibration
+    )
     with BagReader(source) as reader:
         evaluator = Evaluator(source, rig) if reader.info().has_ground_truth else None
         played = max(camera.count for camera in reader.info().cameras.values())
@@ -200,7 +266,10 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
         for stage, seconds in result.latency.items():
             stages.setdefault(stage, []).append(seconds)
     latency = {
-        name: {"p50": round(float(np.percentile(values, 50)) * 1e3, 2), "p95": round(float(np.percentile(values, 95)) * 1e3, 2)}
+        name: {
+            "p50": round(float(np.percentile(values, 50)) * 1e3, 2),
+            "p95": round(float(np.percentile(values, 95)) * 1e3, 2),
+        }
         for name, values in {**stages, "reception_to_publication": recording.latency}.items()
     }
     return writer.finish(

@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.commands.common import add_base_frame
-from recon4d_ros.evaluation import evaluate_run, format_report
-from recon4d_ros.rig import load_rig
+from recon4d_ros.evaluation import format_report
+from recon4d_ros.runs.evaluate import evaluate_run
 from recon4d_ros.runs.files import without_nan
 
 EPILOG = """Depth and masks are scored where the run kept its frames (`recon4d replay --save-frames`); trajectory, objects and map always.
@@ -16,18 +17,30 @@ EPILOG = """Depth and masks are scored where the run kept its frames (`recon4d r
 examples:
   recon4d evaluate run --bag drive
   recon4d evaluate run --bag drive --json > scores.json
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder that `recon4d replay` or `recon4d demo` wrote")
-    parser.add_argument("--bag", type=Path, required=True, help="the bag it was made from, with /ground_truth/*")
+    parser.add_argument(
+        "run_folder",
+        type=Path,
+        metavar="RUN",
+        help="folder that `recon4d replay` or `recon4d demo` wrote",
+    )
+    parser.add_argument(
+        "--bag", type=Path, required=True, help="the bag it was made from, with /ground_truth/*"
+    )
     parser.add_argument("--rig", type=Path, metavar="YAML", help="rig file, if the run used one")
     add_base_frame(parser)
     parser.add_argument("--json", action="store_true", help="print all scores as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    metrics = evaluate_run(arguments.run_folder, arguments.bag, load_rig(arguments.rig) if arguments.rig else None, arguments.base_frame)
+    metrics = evaluate_run(
+        arguments.run_folder,
+        arguments.bag,
+        load_rig(arguments.rig) if arguments.rig else None,
+        arguments.base_frame,
+    )
     print(json.dumps(without_nan(metrics), indent=1) if arguments.json else format_report(metrics))
     return 0

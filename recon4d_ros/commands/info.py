@@ -1,4 +1,5 @@
-"""`recon4d info`: what a bag, an engine folder, a rig file or a checkpoint holds; or every parameter."""
+"""`recon4d info`: what a bag, an engine folder, a rig file or a checkpoint holds; or every
+parameter."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import argparse
 from pathlib import Path
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.cameras.rig import BASE_FRAME, CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.commands.common import add_base_frame
 from recon4d_ros.engine import describe as describe_engine
 from recon4d_ros.errors import BagError, EngineError, OutputError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.reconstructor import Parameters
-from recon4d_ros.rig import BASE_FRAME, CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
@@ -21,15 +22,26 @@ EPILOG = """examples:
   recon4d info drive/ --save-rig my_car.yaml    the bag's cameras as a rig file, to add what a bag cannot say (masks of the own car)
   recon4d info point3r.pth       which published system a checkpoint is of, its configuration, and what is missing or wrong (takes PyTorch)
   recon4d info --parameters      every parameter with default, range and meaning
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", nargs="?", type=Path, help="bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt, .safetensors)"
+        "path",
+        nargs="?",
+        type=Path,
+        help=(
+            "bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt,"
+            " .safetensors)"
+        ),
     )
     add_base_frame(parser)
-    parser.add_argument("--save-rig", type=Path, metavar="YAML", help="write the rig of a bag, or of a rig file, as a rig file")
+    parser.add_argument(
+        "--save-rig",
+        type=Path,
+        metavar="YAML",
+        help="write the rig of a bag, or of a rig file, as a rig file",
+    )
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -55,7 +67,9 @@ def _save_rig(path: Path, file: Path, base_frame: str) -> None:
     else:
         with BagReader(path) as reader:
             found = reader.info().cameras.items()
-            topics = {name: CameraTopics(camera.image, camera.camera_info or "") for name, camera in found}
+            topics = {
+                name: CameraTopics(camera.image, camera.camera_info or "") for name, camera in found
+            }
             save_rig(reader.rig(base_frame=base_frame), file, topics)
     print(f"wrote {file}")
 
@@ -78,7 +92,9 @@ def _checkpoint_lines(path: Path) -> list[str]:
     try:
         from recon4d_ros.networks.checkpoint import identify  # PyTorch: not in the runtime
     except ModuleNotFoundError as missing:
-        raise EngineError(f"{path}: reading a checkpoint takes {missing.name}: `make dev` installs it") from None
+        raise EngineError(
+            f"{path}: reading a checkpoint takes {missing.name}: `make dev` installs it"
+        ) from None
     return list(identify(path).lines())
 
 
@@ -86,7 +102,10 @@ def bag_lines(reader: BagReader, base_frame: str) -> list[str]:
     """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
     lines = [f"{reader.path}: {reader.info().duration_s:.1f} s"]
     width = max((len(topic) for topic in reader.topics), default=0)
-    lines += [f"  {topic:{width}}  {info.count:6d}  {info.type}" for topic, info in sorted(reader.topics.items())]
+    lines += [
+        f"  {topic:{width}}  {info.count:6d}  {info.type}"
+        for topic, info in sorted(reader.topics.items())
+    ]
     try:
         return lines + rig_lines(reader.rig(base_frame=base_frame))
     except Recon4dError as error:
@@ -98,12 +117,18 @@ def rig_lines(rig: Rig) -> list[str]:
     for camera in rig.cameras:
         x, y, z = camera.T_base_camera[:3, 3]
         size = f"{camera.width}x{camera.height}"
-        lines.append(f"  {camera.name:20} {size}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at ({x:.2f}, {y:.2f}, {z:.2f}) m")
+        lines.append(
+            f"  {camera.name:20} {size}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at"
+            f" ({x:.2f}, {y:.2f}, {z:.2f}) m"
+        )
     return lines
 
 
 def parameter_lines(infos: list[ParameterInfo]) -> list[str]:
-    return [f"{info.name} = {info.default}  [{parameter_range(info)}]\n    {info.description}" for info in infos]
+    return [
+        f"{info.name} = {info.default}  [{parameter_range(info)}]\n    {info.description}"
+        for info in infos
+    ]
 
 
 def parameter_range(info: ParameterInfo) -> str:
@@ -112,4 +137,7 @@ def parameter_range(info: ParameterInfo) -> str:
         return " | ".join(info.choices)
     if info.minimum is None and info.maximum is None:
         return info.type.__name__
-    return f"{'' if info.minimum is None else f'{info.minimum:g}'} .. {'' if info.maximum is None else f'{info.maximum:g}'}".strip()
+    return (
+        f"{'' if info.minimum is None else f'{info.minimum:g}'} .."
+        f" {'' if info.maximum is None else f'{info.maximum:g}'}".strip()
+    )

@@ -1,4 +1,5 @@
-"""`recon4d replay`: the reconstruction over a bag, offline; the folder it writes is the contract of docs/design.md."""
+"""`recon4d replay`: the reconstruction over a bag, offline; the folder it writes is the contract of
+docs/design.md."""
 
 from __future__ import annotations
 
@@ -8,15 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.cameras.rig import BASE_FRAME, chosen, load_rig_file
 from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.replay import frame_sets, odometry_topic
-from recon4d_ros.rig import BASE_FRAME, chosen, load_rig_file
+from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.statistics import RunStatistics, map_losses
 from recon4d_ros.runs.writer import RunWriter
-from recon4d_ros.statistics import RunStatistics, map_losses
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import Tracking
 
@@ -32,23 +33,42 @@ examples:
   recon4d replay drive/ --out run
   recon4d replay drive/ --out run --odometry /wheel/odom --save-frames
   recon4d replay drive/ --out run --engine geometric_stereo_375x1242 -p mapping.voxel_size=0.1
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", type=Path, help="rosbag2 folder or file (MCAP, sqlite3)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write (must not exist, or --force)")
-    parser.add_argument("--rig", type=Path, metavar="YAML", help="rig file (default: camera_info and /tf_static of the bag)")
-    parser.add_argument("--cameras", nargs="+", metavar="NAME", help="use only these cameras, in this order")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write (must not exist, or --force)",
+    )
+    parser.add_argument(
+        "--rig",
+        type=Path,
+        metavar="YAML",
+        help="rig file (default: camera_info and /tf_static of the bag)",
+    )
+    parser.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="use only these cameras, in this order"
+    )
     parser.add_argument(
         "--odometry",
         default="auto",
         metavar="TOPIC",
-        help="odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)",
+        help=(
+            "odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)"
+        ),
     )
     add_base_frame(parser)
-    parser.add_argument("--save-frames", action="store_true", help="also write depth and masks of every frame")
-    parser.add_argument("--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets")
+    parser.add_argument(
+        "--save-frames", action="store_true", help="also write depth and masks of every frame"
+    )
+    parser.add_argument(
+        "--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite --out")
     add_engine_and_parameters(parser)
 
@@ -98,7 +118,15 @@ def replay(
     with BagReader(bag) as reader:
         file = load_rig_file(rig_file) if rig_file else None
         rig = chosen(file.rig, cameras) if file else reader.rig(cameras, base_frame)
-        image_topics = {name: topics.image for name, topics in file.topics.items() if topics.image and name in rig.names} if file else {}
+        image_topics = (
+            {
+                name: topics.image
+                for name, topics in file.topics.items()
+                if topics.image and name in rig.names
+            }
+            if file
+            else {}
+        )
         topic = odometry_topic(reader, odometry)
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         synchronizer = Synchronizer(rig.names, parameters.sync)
@@ -134,13 +162,24 @@ def replay(
                 "device": reconstructor.engine.device,
                 "warning": reconstructor.engine.spec.warning,
                 "metres_per_unit": [
-                    None if scale is None else {"value": scale.metres_per_unit, "sigma": scale.sigma, "observations": scale.observations}
+                    (
+                        None
+                        if scale is None
+                        else {
+                            "value": scale.metres_per_unit,
+                            "sigma": scale.sigma,
+                            "observations": scale.observations,
+                        }
+                    )
                     for scale in reconstructor.engine.scales
                 ],
             },
             "images_used": usable,
             "not_tracking": lost,
-            "drops": {f"{camera}: {reason}": count for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())},
+            "drops": {
+                f"{camera}: {reason}": count
+                for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())
+            },
             "undecodable": reconstructor.undecodable,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),

@@ -9,8 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recon4d_ros import paths
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.errors import CalibrationError, ParameterError
-from recon4d_ros.rig import load_rig
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.types import Rig
 
@@ -22,20 +22,44 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag folder to write (must not exist)")
     parser.add_argument(
-        "--rig", default="nuscenes_like", metavar="NAME|YAML", help="rig file, or the name of one in config/rigs (default: %(default)s)"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="BAG",
+        help="bag folder to write (must not exist)",
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=10.0, help="frame sets per second (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed is another world; the same seed repeats bit for bit (default: %(default)s)"
+        "--rig",
+        default="nuscenes_like",
+        metavar="NAME|YAML",
+        help="rig file, or the name of one in config/rigs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=10.0, help="frame sets per second (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help=(
+            "another seed is another world; the same seed repeats bit for bit (default:"
+            " %(default)s)"
+        ),
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    simulate_to(arguments.out, find_rig(arguments.rig), arguments.seconds, arguments.rate, arguments.seed)
-    print(f"wrote {arguments.out}: {arguments.seconds:g} s of rig {arguments.rig}, with /ground_truth/*")
+    simulate_to(
+        arguments.out, find_rig(arguments.rig), arguments.seconds, arguments.rate, arguments.seed
+    )
+    print(
+        f"wrote {arguments.out}: {arguments.seconds:g} s of rig {arguments.rig}, with"
+        " /ground_truth/*"
+    )
     return 0
 
 
@@ -46,7 +70,9 @@ def find_rig(name: str) -> Rig:
     file = paths.rigs() / f"{name}.yaml"
     if not file.is_file():
         shipped = ", ".join(sorted(path.stem for path in paths.rigs().glob("*.yaml")))
-        raise CalibrationError(f"rig {name}: no such rig: expected a .yaml file or one of {shipped}")
+        raise CalibrationError(
+            f"rig {name}: no such rig: expected a .yaml file or one of {shipped}"
+        )
     return load_rig(file)
 
 
@@ -56,13 +82,19 @@ def check_drive(seconds: float, rate: float, seed: int) -> None:
         if not (math.isfinite(value) and value > 0):
             raise ParameterError(f"{name} is {value:g}: expected a number above 0")
     if not round(seconds * rate):
-        raise ParameterError(f"--seconds is {seconds:g}: at {rate:g} frame sets per second expected at least {1 / rate:g}")
+        raise ParameterError(
+            f"--seconds is {seconds:g}: at {rate:g} frame sets per second expected at least"
+            f" {1 / rate:g}"
+        )
     if seed < 0:
         raise ParameterError(f"--seed is {seed}: expected at least 0")
 
 
-def simulate_to(bag: Path, rig: Rig, seconds: float, rate: float, seed: int, truth_every: int = 1) -> None:
-    """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises ParameterError, OutputError."""
+def simulate_to(
+    bag: Path, rig: Rig, seconds: float, rate: float, seed: int, truth_every: int = 1
+) -> None:
+    """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
+    ParameterError, OutputError."""
     check_drive(seconds, rate, seed)
     with tqdm(total=round(seconds * rate), unit="set", desc="simulate", mininterval=0.5) as bar:
         write_bag(

@@ -1,4 +1,5 @@
 """What moves: residual motion -> regions -> objects -> tracks."""
+
 from __future__ import annotations
 
 from recon4d_ros.dynamics.dynamics import Dynamics

@@ -1,4 +1,6 @@
-"""What a camera that has no second view can tell: flow against the road, against what stands on it, and what was known before."""
+"""What a camera that has no second view can tell: flow against the road, against what stands on it,
+and what was known before."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -31,11 +33,13 @@ CARRIED = 0.1
 """Evidence of a pixel that was believed to move in the last image, in the units of `believe`'s."""
 
 KEPT = 0.9
-"""Share of the distance between belief and "stands" that is the prior of the next image: what moves goes on moving, even out of sight of
-its foot, but is doubted in half a second unless evidence renews it."""
+"""Share of the distance between belief and "stands" that is the prior of the next image: what moves
+goes on moving, even out of sight of its foot, but is doubted in half a second unless evidence
+renews it."""
 
 OTHER = 0.3
-"""Relative change of inverse depth by flow from image to image that makes it another thing, whose belief is not taken over."""
+"""Relative change of inverse depth by flow from image to image that makes it another thing, whose
+belief is not taken over."""
 
 RECENT = 0.3
 """Belief in the last image from which a pixel without evidence of its own is not taken to stand."""
@@ -44,7 +48,8 @@ AROUND = 15
 """Side in pixels of the window whose farthest thing is what a mover may have hidden."""
 
 MATCHED, ALIKE = (0.8, 0.1), (2.0, 0.3)
-"""Shares of the image's noise and of a window's contrast: flow that errs by less than either fits well, or may fit."""
+"""Shares of the image's noise and of a window's contrast: flow that errs by less than either fits
+well, or may fit."""
 
 UNKNOWN = np.float32(10)
 """Inverse depth, 1/m, beyond all that is known."""
@@ -55,7 +60,8 @@ SMOOTHED = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """What is believed of one image, [h, w] each. standing: evidence of floating (> 0) or standing (< 0). moves: in -1..1. mask: bool.
+    """What is believed of one image, [h, w] each. standing: evidence of floating (> 0) or standing
+    (< 0). moves: in -1..1. mask: bool.
 
     q: inverse depth by flow, 1/m, 0 where it says too little.
     """
@@ -70,8 +76,8 @@ class Belief:
 class RoadTest:
     """Pixels [h, w] held against the road as the previous image would show it.
 
-    seen: they are the road, by their texture. possible: they may be. worse: chi-square of the road against flow, inf where not asked.
-    u, v: flow of the road. contrast: grey levels.
+    seen: they are the road, by their texture. possible: they may be. worse: chi-square of the road
+    against flow, inf where not asked. u, v: flow of the road. contrast: grey levels.
     """
 
     seen: Mask
@@ -82,7 +88,9 @@ class RoadTest:
     contrast: Plane
 
 
-def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Picture, evidence: Evidence) -> RoadTest:
+def hold_against_road(
+    view: View, meter: FlowMeter, now: Picture, before: Picture, evidence: Evidence
+) -> RoadTest:
     """Warp the previous image as the road would move, and compare with what flow explains."""
     flow, road = evidence.flow, evidence.road
     grey = now.grid.astype(np.float32)
@@ -92,7 +100,11 @@ def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Pictur
     asked = (road.q > HORIZON) & (xs > 0) & (xs < w - 1) & (ys > 0) & (ys < h - 1)
     error = meter.error(grey, before.grid, u, v)
     noise = np.maximum(flow.error, np.float32(meter.image_noise))
-    worse = np.maximum(error * error - flow.error * flow.error, 0) / (noise * noise) * np.float32(INDEPENDENT)
+    worse = (
+        np.maximum(error * error - flow.error * flow.error, 0)
+        / (noise * noise)
+        * np.float32(INDEPENDENT)
+    )
     mean = cv2.boxFilter(grey, -1, (5, 5))
     contrast = np.sqrt(np.maximum(cv2.boxFilter(grey * grey, -1, (5, 5)) - mean * mean, 0))
     possible = asked & (worse < LIKELY)
@@ -100,24 +112,49 @@ def hold_against_road(view: View, meter: FlowMeter, now: Picture, before: Pictur
     return RoadTest(seen, possible, np.where(asked, worse, np.float32(np.inf)), u, v, contrast)
 
 
-def believe(view: View, color: NDArray[np.uint8], seen: Evidence, test: RoadTest, height: float, parameters: DynamicsParameters,
-            last: Belief | None, before: Belief | None, share: float) -> Belief:
-    """What moves in one image. color: [h, w, 3]. seen: against the earlier image, its residual by flow alone. height: of the camera, m.
+def believe(
+    view: View,
+    color: NDArray[np.uint8],
+    seen: Evidence,
+    test: RoadTest,
+    height: float,
+    parameters: DynamicsParameters,
+    last: Belief | None,
+    before: Belief | None,
+    share: float,
+) -> Belief:
+    """What moves in one image. color: [h, w, 3]. seen: against the earlier image, its residual by
+    flow alone. height: of the camera, m.
 
-    last: of the last image, which lies `share` of the flow back, or None. before: of the image that flow ends in, or None.
+    last: of the last image, which lies `share` of the flow back, or None. before: of the image that
+    flow ends in, or None.
     """
     flow, residual, road, noise = seen.flow, seen.residual, seen.road, parameters.image_noise
     q, known = usable_depth(residual)
-    over = np.float32(height) * (1 - road.q / np.maximum(q, np.float32(1e-3))) > parameters.clearance
+    over = (
+        np.float32(height) * (1 - road.q / np.maximum(q, np.float32(1e-3))) > parameters.clearance
+    )
     nearer = q - road.q
-    rises = known & over & (nearer > 0) & (nearer * nearer > 9 * (np.square(np.minimum(residual.sigma, np.float32(0.1))) + road.sigma**2))
+    rises = (
+        known
+        & over
+        & (nearer > 0)
+        & (
+            nearer * nearer
+            > 9 * (np.square(np.minimum(residual.sigma, np.float32(0.1))) + road.sigma**2)
+        )
+    )
     on_road = test.seen & ~rises
-    standing = judge_runs(q, known, residual.sigma, road, on_road, test.possible, height, parameters.clearance)
+    standing = judge_runs(
+        q, known, residual.sigma, road, on_road, test.possible, height, parameters.clearance
+    )
     score = cv2.medianBlur(np.minimum(seen.chi2, test.worse).astype(np.float32), 3)
     evidence = np.clip((score - np.float32(parameters.weak_sigma**2)) / 16, 0, 3)
     xs, ys = ends(np.float32(share) * flow.u, np.float32(share) * flow.v)
     if last is not None:
-        standing = (1 - SMOOTHED) * standing + SMOOTHED * cv2.remap(last.standing, xs, ys, cv2.INTER_NEAREST)
+        standing = (1 - SMOOTHED) * standing + SMOOTHED * cv2.remap(
+            last.standing, xs, ys, cv2.INTER_NEAREST
+        )
     if before is not None and before.mask.any():
         hidden, unmatched = _hidden_by(before.mask, view, q, known, seen, test, noise)
         evidence = np.where(hidden | unmatched, 0, evidence)
@@ -132,32 +169,52 @@ def believe(view: View, color: NDArray[np.uint8], seen: Evidence, test: RoadTest
         prior = np.where(goes_on, KEPT * (moved + 1) - 1, prior).astype(np.float32)
         stands &= moved < RECENT
     moves = spread_near(color, q, known, np.asarray(evidence, np.float32), prior)
-    # A superpixel may reach over an outline: pixels with texture of their own, which stand as far as can be seen, are not the mover.
+    # A superpixel may reach over an outline: pixels with texture of their own, which stand as far
+    # as can be seen, are not the mover.
     still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
     return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0, q)
 
 
 def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
-    """Belief [h, w] of the last image at xs, ys, -1 outside; at most 0 where inverse depth q says that another thing was there."""
-    moved = cv2.remap(last.moves, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=-1)
+    """Belief [h, w] of the last image at xs, ys, -1 outside; at most 0 where inverse depth q says
+    that another thing was there."""
+    moved = cv2.remap(
+        last.moves, xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=-1
+    )
     before = cv2.remap(last.q, xs, ys, cv2.INTER_NEAREST)
-    other = (q > 0) & (before > 0) & (np.abs(q - before) > OTHER * np.maximum(np.maximum(q, before), np.float32(0.03)))
+    other = (
+        (q > 0)
+        & (before > 0)
+        & (np.abs(q - before) > OTHER * np.maximum(np.maximum(q, before), np.float32(0.03)))
+    )
     return np.asarray(np.where(other, np.minimum(moved, 0), moved), np.float32)
 
 
-def _hidden_by(movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float) -> tuple[Mask, Mask]:
-    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing there: they are no movers.
+def _hidden_by(
+    movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
+) -> tuple[Mask, Mask]:
+    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing
+    there: they are no movers.
 
-    First what may be road and fits nothing well; then what may lie as far as the farthest thing around it, or on the road, and fits nothing
-    at all: even its inverse depth is then the mover's, whose flow reaches beyond its outline.
+    First what may be road and fits nothing well; then what may lie as far as the farthest thing
+    around it, or on the road, and fits nothing at all: even its inverse depth is then the mover's,
+    whose flow reaches beyond its outline.
     """
+
     def fits(noise_share: float, contrast_share: float) -> Mask:
-        return np.asarray(seen.flow.error < np.maximum(np.float32(noise_share * noise), np.float32(contrast_share) * test.contrast))
+        return np.asarray(
+            seen.flow.error
+            < np.maximum(
+                np.float32(noise_share * noise), np.float32(contrast_share) * test.contrast
+            )
+        )
 
     grown = cv2.dilate(movers.astype(np.uint8), np.ones((3, 3), np.uint8))
     on_road = cv2.remap(grown, *ends(test.u, test.v), cv2.INTER_NEAREST) > 0
-    farthest = np.asarray(cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32)
+    farthest = np.asarray(
+        cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32
+    )
     behind = np.maximum(np.where(farthest < UNKNOWN, farthest, np.float32(0)), seen.road.q)
     farther = cv2.remap(grown, *ends(*static_flow(view, behind, seen.T)), cv2.INTER_NEAREST) > 0
     return on_road & np.isfinite(test.worse) & ~fits(*MATCHED), farther & ~fits(*ALIKE)

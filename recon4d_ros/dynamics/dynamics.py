@@ -1,4 +1,5 @@
 """What moves in a frame: every camera looks, one tracker remembers."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +19,26 @@ from recon4d_ros.dynamics.watcher import Surroundings, Watcher
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
 
-WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {"residual": Watcher, "rigid_flow": ClipWatcher}
+WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {
+    "residual": Watcher,
+    "rigid_flow": ClipWatcher,
+}
 """What looks for motion in one camera's images, by the parameter `source`."""
 
 
 class Dynamics:
     """Finds what moves. State: each camera's last images and depths, the road plane, the tracks.
 
-    A lost pose and an absent camera give an empty mask, and so does a camera's first image but for what another camera hands over: without
-    motion of the camera nothing can be said about motion of the world. Of a stereo pair the first camera looks, and the second takes over
-    what it found, by its own depth; cameras that look alone hand what they found to each other. Raises nothing of its own.
+    A lost pose and an absent camera give an empty mask, and so does a camera's first image but for
+    what another camera hands over: without motion of the camera nothing can be said about motion of
+    the world. Of a stereo pair the first camera looks, and the second takes over what it found, by
+    its own depth; cameras that look alone hand what they found to each other. Raises nothing of its
+    own.
     """
 
-    def __init__(self, rig: Rig, calibration: Calibration, parameters: DynamicsParameters | None = None) -> None:
+    def __init__(
+        self, rig: Rig, calibration: Calibration, parameters: DynamicsParameters | None = None
+    ) -> None:
         p = self._parameters = parameters or DynamicsParameters()
         views = make_views(calibration)
         self._partner = partners(calibration, views)
@@ -50,7 +58,8 @@ class Dynamics:
         self._tracker.reset()
 
     def __call__(self, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> Motion:
-        """Mask and objects of one frame. The mask marks everything that moves relative to the world, in each camera."""
+        """Mask and objects of one frame. The mask marks everything that moves relative to the
+        world, in each camera."""
         mask = np.zeros((len(self._watchers), *self._size), bool)
         if pose.tracking is Tracking.LOST:
             for watcher in self._watchers:
@@ -60,14 +69,27 @@ class Dynamics:
             self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
         self._last_ns = frame.stamp_ns
         self._see_ground(geometry, frame.present)
-        around = Surroundings(self._plane if self._plane_seen else None, _pose_sigma(pose), self._tracker.moving())
+        around = Surroundings(
+            self._plane if self._plane_seen else None, _pose_sigma(pose), self._tracker.moving()
+        )
 
         def look(i: int) -> tuple[NDArray[np.bool_], list[Detection]]:
-            return self._watchers[i].look(int(frame.stamps_ns[i]), geometry.color[i], geometry.depth[i], geometry.sigma[i],
-                                          pose.T_map_camera[i], around)
+            return self._watchers[i].look(
+                int(frame.stamps_ns[i]),
+                geometry.color[i],
+                geometry.depth[i],
+                geometry.sigma[i],
+                pose.T_map_camera[i],
+                around,
+            )
 
-        # Cameras look side by side: OpenCV and NumPy let other threads run. Results are gathered in the cameras' order.
-        leaders = [i for i, partner in enumerate(self._partner) if frame.present[i] and (partner is None or not frame.present[partner])]
+        # Cameras look side by side: OpenCV and NumPy let other threads run. Results are gathered in
+        # the cameras' order.
+        leaders = [
+            i
+            for i, partner in enumerate(self._partner)
+            if frame.present[i] and (partner is None or not frame.present[partner])
+        ]
         looks = dict(zip(leaders, self._pool.map(look, leaders), strict=True))
         detections: list[Detection] = []
         grids: dict[int, NDArray[np.bool_]] = {}
@@ -84,39 +106,63 @@ class Dynamics:
         self._hand_over(grids, frame.present)
         for i, grid in grids.items():
             if grid.any():
-                mask[i] = cv2.resize(grid.astype(np.uint8), self._size[::-1], interpolation=cv2.INTER_NEAREST) > 0
+                mask[i] = (
+                    cv2.resize(
+                        grid.astype(np.uint8), self._size[::-1], interpolation=cv2.INTER_NEAREST
+                    )
+                    > 0
+                )
         self._tracker.update(detections)
         return Motion(mask, self._tracker.objects())
 
     def _hand_over(self, grids: dict[int, NDArray[np.bool_]], present: NDArray[np.bool_]) -> None:
-        """Mark in each camera that looks alone what the others found and it sees too. grids: masks [h, w] by camera, changed in place."""
-        watchers = {i: watcher for i, watcher in enumerate(self._watchers) if present[i] and isinstance(watcher, Watcher)}
+        """Mark in each camera that looks alone what the others found and it sees too. grids: masks
+        [h, w] by camera, changed in place."""
+        watchers = {
+            i: watcher
+            for i, watcher in enumerate(self._watchers)
+            if present[i] and isinstance(watcher, Watcher)
+        }
         for i in grids.keys() & watchers.keys():
-            others = [watcher.found for j, watcher in watchers.items() if j != i and watcher.found is not None]
+            others = [
+                watcher.found
+                for j, watcher in watchers.items()
+                if j != i and watcher.found is not None
+            ]
             if others:
                 grids[i] = grids[i] | watchers[i].take_in(np.concatenate(others))
 
-    def _take_over(self, i: int, leader: int, found: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.bool_]:
+    def _take_over(
+        self, i: int, leader: int, found: NDArray[np.bool_], geometry: Geometry
+    ) -> NDArray[np.bool_]:
         """What the leader of a stereo pair found, seen by its partner."""
         view, other = self._watchers[i].view, self._watchers[leader].view
         if not found.any():
             return np.zeros(view.x.shape, bool)
         with np.errstate(divide="ignore"):
-            q, q_leader = ((1 / geometry.depth[c, ::STRIDE, ::STRIDE]).astype(np.float32) for c in (i, leader))
-        seen = seen_by_partner(view, other, inverse(other.T_base_camera) @ view.T_base_camera, q, q_leader, found)
+            q, q_leader = (
+                (1 / geometry.depth[c, ::STRIDE, ::STRIDE]).astype(np.float32) for c in (i, leader)
+            )
+        seen = seen_by_partner(
+            view, other, inverse(other.T_base_camera) @ view.T_base_camera, q, q_leader, found
+        )
         closed = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         return fill_holes(np.asarray(closed, np.uint8)) > 0
 
     def _see_ground(self, geometry: Geometry, present: NDArray[np.bool_]) -> None:
-        """Move the road plane towards what the lower halves of all cameras show, every eighth pixel."""
+        """Move the road plane towards what the lower halves of all cameras show, every eighth
+        pixel."""
         first, step = self._size[0] // (2 * STRIDE), 4
         clouds = []
         for i in np.flatnonzero(present):
             view = self._watchers[i].view
-            z = geometry.depth[i, first * STRIDE::STRIDE * step, ::STRIDE * step]
+            z = geometry.depth[i, first * STRIDE :: STRIDE * step, :: STRIDE * step]
             near = z < FAR
             z = z[near]
-            points = np.stack([view.x[first::step, ::step][near] * z, view.y[first::step, ::step][near] * z, z], -1)
+            points = np.stack(
+                [view.x[first::step, ::step][near] * z, view.y[first::step, ::step][near] * z, z],
+                -1,
+            )
             clouds.append(transform(view.T_base_camera, points))
         points = np.concatenate(clouds) if clouds else np.zeros((0, 3), np.float32)
         if not self._plane_seen:
@@ -128,6 +174,10 @@ class Dynamics:
 
 
 def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:
-    """Standard deviations of the motion between two frames, metres and radians: the pose's own, within what is plausible."""
+    """Standard deviations of the motion between two frames, metres and radians: the pose's own,
+    within what is plausible."""
     variance = np.diag(pose.covariance)
-    return (float(np.clip(np.sqrt(variance[:3].max()), 0.005, 0.1)), float(np.clip(np.sqrt(variance[3:].max()), 0.0003, 0.005)))
+    return (
+        float(np.clip(np.sqrt(variance[:3].max()), 0.005, 0.1)),
+        float(np.clip(np.sqrt(variance[3:].max()), 0.0003, 0.005)),
+    )

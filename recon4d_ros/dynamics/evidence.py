@@ -1,4 +1,5 @@
 """What two images of one camera say against a static world."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from recon4d_ros.dynamics.residual import Residual, Road
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """T: previous camera from current. flow, road and static flow [h, w, 2] between two shots; residual: of what static depth there is.
+    """T: previous camera from current. flow, road and static flow [h, w, 2] between two shots;
+    residual: of what static depth there is.
 
     chi2: [h, w] what a static world cannot explain, by any means.
     """

@@ -1,4 +1,6 @@
-"""The road as a plane in base_link, from what depth shows of it; z = 0 by calibration until then."""
+"""The road as a plane in base_link, from what depth shows of it; z = 0 by calibration until
+then."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -13,7 +15,8 @@ FEWEST = 150
 
 
 def find_level(points: NDArray[np.float32]) -> Array | None:
-    """The level plane [4] that most points [K, 3] in base_link lie on, among the lower half of what is seen; None if none stands out.
+    """The level plane [4] that most points [K, 3] in base_link lie on, among the lower half of what
+    is seen; None if none stands out.
 
     For rigs whose base_link is not on the ground (KITTI's is a camera).
     """
@@ -31,10 +34,11 @@ def find_level(points: NDArray[np.float32]) -> Array | None:
 
 
 def refine_plane(plane: Array, points: NDArray[np.float32], forget: float = 0.2) -> Array:
-    """The plane [4] (n, d; n . p + d = 0 in base_link, n up) moved towards what points [K, 3] near it say.
+    """The plane [4] (n, d; n . p + d = 0 in base_link, n up) moved towards what points [K, 3] near
+    it say.
 
-    Points within 0.4 m of the plane are fitted by least squares with Tukey weights in three rounds. A fit that tilts more than 4
-    degrees from level is not believed. forget: share of the new fit.
+    Points within 0.4 m of the plane are fitted by least squares with Tukey weights in three rounds.
+    A fit that tilts more than 4 degrees from level is not believed. forget: share of the new fit.
     """
     distance = np.hypot(points[:, 0], points[:, 1])
     height = points @ plane[:3].astype(np.float32) + np.float32(plane[3])
@@ -44,7 +48,8 @@ def refine_plane(plane: Array, points: NDArray[np.float32], forget: float = 0.2)
     design = np.column_stack([near[:, :2], np.ones(len(near))])
     solution = np.array([-plane[0] / plane[2], -plane[1] / plane[2], -plane[3] / plane[2]])
     start = solution.copy()
-    # Prior: the plane so far, worth 30 points 10 m away, keeps the fit whole where all points lie to one side.
+    # Prior: the plane so far, worth 30 points 10 m away, keeps the fit whole where all points lie
+    # to one side.
     prior = np.diag([3000.0, 3000.0, 30.0])
     for width in (0.4, 0.25, 0.15):
         rest = near[:, 2] - design @ solution
@@ -52,8 +57,12 @@ def refine_plane(plane: Array, points: NDArray[np.float32], forget: float = 0.2)
         if np.count_nonzero(weight) < FEWEST:
             return plane
         weighted = design * weight[:, None]
-        solution = np.linalg.solve(design.T @ weighted + prior, weighted.T @ near[:, 2] + prior @ start)
+        solution = np.linalg.solve(
+            design.T @ weighted + prior, weighted.T @ near[:, 2] + prior @ start
+        )
     if np.hypot(solution[0], solution[1]) > np.tan(np.radians(4)):
         return plane
-    mixed = (1 - forget) * plane + forget * np.array([-solution[0], -solution[1], 1.0, -solution[2]])
+    mixed = (1 - forget) * plane + forget * np.array(
+        [-solution[0], -solution[1], 1.0, -solution[2]]
+    )
     return mixed / np.linalg.norm(mixed[:3])

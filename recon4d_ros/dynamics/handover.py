@@ -1,8 +1,11 @@
-"""What one camera found, shown to the others: where two fields of view overlap, a mover that enters one image is followed in the other.
+"""What one camera found, shown to the others: where two fields of view overlap, a mover that enters
+one image is followed in the other.
 
-A camera that looks backwards cannot compare what enters its image, for it was not in the last one; its neighbour saw it there. Range is
-that of the region's foot on the road, so the place in the other image is right to a few pixels, as good as the mask itself.
+A camera that looks backwards cannot compare what enters its image, for it was not in the last one;
+its neighbour saw it there. Range is that of the region's foot on the road, so the place in the
+other image is right to a few pixels, as good as the mask itself.
 """
+
 from __future__ import annotations
 
 import cv2
@@ -25,7 +28,10 @@ def points_of(view: View, T_map_camera: Array, q: NDArray[np.float32]) -> Array:
     """Points [K, 3] in map of the pixels of a view at inverse depth q [h, w], 1/m, 0 = none."""
     at = np.flatnonzero(q)
     z = 1 / q.ravel()[at]
-    return np.asarray(transform(T_map_camera, np.stack([view.x.ravel()[at] * z, view.y.ravel()[at] * z, z], -1)), np.float64)
+    return np.asarray(
+        transform(T_map_camera, np.stack([view.x.ravel()[at] * z, view.y.ravel()[at] * z, z], -1)),
+        np.float64,
+    )
 
 
 def seen_from(view: View, T_map_camera: Array, points: Array) -> NDArray[np.bool_]:

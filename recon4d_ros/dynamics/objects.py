@@ -1,4 +1,6 @@
-"""A moving region of one image lifted to 3D: by its own depth where two cameras see it, else by where it stands on the road."""
+"""A moving region of one image lifted to 3D: by its own depth where two cameras see it, else by
+where it stands on the road."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sight:
-    """All that is known of one camera in one frame when its regions are lifted. seconds: since the previous image of this camera."""
+    """All that is known of one camera in one frame when its regions are lifted. seconds: since the
+    previous image of this camera."""
 
     camera: int
     view: View
@@ -33,7 +36,8 @@ class Sight:
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a region is: inverse depth q of the object and its standard deviation, and its sides across the view in metres."""
+    """Where a region is: inverse depth q of the object and its standard deviation, and its sides
+    across the view in metres."""
 
     q: float
     sigma: float
@@ -42,39 +46,54 @@ class Extent:
 
 
 def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent | None:
-    """Range and size of a region; None if it neither has depth nor touches the road. mask: [bh, bw] bool inside box."""
+    """Range and size of a region; None if it neither has depth nor touches the road. mask: [bh, bw]
+    bool inside box."""
     left, top, width, height = (int(b) for b in box)
-    window = np.s_[top:top + height, left:left + width]
+    window = np.s_[top : top + height, left : left + width]
     q, sigma = 0.0, np.inf
     if sight.depth is not None:
         measured = sight.depth.q[window][mask]
         measured = measured[np.isfinite(measured)]
         if len(measured) > 0.25 * mask.sum():
             q = float(np.median(measured))
-            sigma = float(np.median(np.abs(measured - q))) * 1.48 / np.sqrt(max(len(measured) / 25, 1)) + 0.01 * q
+            sigma = (
+                float(np.median(np.abs(measured - q))) * 1.48 / np.sqrt(max(len(measured) / 25, 1))
+                + 0.01 * q
+            )
     if not q > 0:
         # The lowest pixels of an object that stands on the road are its contact.
         inside = np.where(mask, sight.road.q[window], 0)
         q = float(np.percentile(inside[mask], 95))
-        row = float(sight.road.q[min(top + height, sight.road.q.shape[0] - 1), left + width // 2] -
-                    sight.road.q[min(top + height, sight.road.q.shape[0] - 1) - 1, left + width // 2])
+        row = float(
+            sight.road.q[min(top + height, sight.road.q.shape[0] - 1), left + width // 2]
+            - sight.road.q[min(top + height, sight.road.q.shape[0] - 1) - 1, left + width // 2]
+        )
         sigma = float(np.hypot(1.5 * abs(row), 0.05 * q))
     if q < 1e-3:
         return None
     # Stragglers at the border are not the object: nine tenths of its pixels, and a tenth more.
     vs, us = np.nonzero(mask)
-    wide, high = np.ptp(np.percentile(us, (5, 95))) * 1.1 + 1, np.ptp(np.percentile(vs, (5, 95))) * 1.1 + 1
-    return Extent(q, sigma, float(wide) / (q * sight.view.focal), float(high) / (q * sight.view.focal))
+    wide, high = (
+        np.ptp(np.percentile(us, (5, 95))) * 1.1 + 1,
+        np.ptp(np.percentile(vs, (5, 95))) * 1.1 + 1,
+    )
+    return Extent(
+        q, sigma, float(wide) / (q * sight.view.focal), float(high) / (q * sight.view.focal)
+    )
 
 
-def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: Extent, sure: float) -> Detection:
-    """A region's position, sides and velocity in map with covariances, by first-order propagation of flow and range errors.
+def lift(
+    sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: Extent, sure: float
+) -> Detection:
+    """A region's position, sides and velocity in map with covariances, by first-order propagation
+    of flow and range errors.
 
-    The point at range 1/q is seen now along the region's central ray, and before where the flow ends: at the range of the previous
-    depth, or, without depth, at the range at which the region's foot then met the road.
+    The point at range 1/q is seen now along the region's central ray, and before where the flow
+    ends: at the range of the previous depth, or, without depth, at the range at which the region's
+    foot then met the road.
     """
     left, top, width, height = (int(b) for b in box)
-    window = np.s_[top:top + height, left:left + width]
+    window = np.s_[top : top + height, left : left + width]
     view, flow = sight.view, sight.flow
     x, y = float(np.median(view.x[window][mask])), float(np.median(view.y[window][mask]))
     u, v = float(np.median(flow.u[window][mask])), float(np.median(flow.v[window][mask]))
@@ -93,22 +112,40 @@ def lift(sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: E
     ray = here / z
     spread = np.diag([across**2, across**2, 0.05**2]) + sigma_z**2 * np.outer(ray, ray)
     position_covariance = R_now @ spread @ R_now.T
-    # The range's error is mostly the same now and before: only its change counts, plus the flow's error across the ray.
+    # The range's error is mostly the same now and before: only its change counts, plus the flow's
+    # error across the ray.
     pixel = 0.3 * z / view.focal
     spread = np.diag([pixel**2, pixel**2, 0.0]) + sigma_before**2 * np.outer(ray_before, ray_before)
     velocity_covariance = R_before @ spread @ R_before.T / sight.seconds**2 + 0.1**2 * np.eye(3)
     looking = R_now @ ray
-    return Detection(sight.camera, label, position, position_covariance, velocity, velocity_covariance, extent.width, extent.height,
-                     int(mask.sum()), sure, float(np.arctan2(looking[1], looking[0])))
+    return Detection(
+        sight.camera,
+        label,
+        position,
+        position_covariance,
+        velocity,
+        velocity_covariance,
+        extent.width,
+        extent.height,
+        int(mask.sum()),
+        sure,
+        float(np.arctan2(looking[1], looking[0])),
+    )
 
 
-def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent: Extent, v: float) -> tuple[float, float]:
-    """Depth of the object in the previous camera, and its standard deviation relative to the depth now."""
+def _range_before(
+    sight: Sight, window: tuple[slice, slice], mask: Mask, extent: Extent, v: float
+) -> tuple[float, float]:
+    """Depth of the object in the previous camera, and its standard deviation relative to the depth
+    now."""
     z = 1 / extent.q
     if sight.depth is not None and sight.depth_before is not None:
         vs, us = np.nonzero(mask)
         vs, us = vs + window[0].start, us + window[1].start
-        ends = np.round(us + sight.flow.u[vs, us]).astype(int), np.round(vs + sight.flow.v[vs, us]).astype(int)
+        ends = (
+            np.round(us + sight.flow.u[vs, us]).astype(int),
+            np.round(vs + sight.flow.v[vs, us]).astype(int),
+        )
         h, w = sight.depth.q.shape
         good = (ends[0] >= 0) & (ends[0] < w) & (ends[1] >= 0) & (ends[1] < h)
         now = sight.depth.q[vs[good], us[good]]
@@ -117,9 +154,12 @@ def _range_before(sight: Sight, window: tuple[slice, slice], mask: Mask, extent:
         if both.sum() >= 4:
             change = 1 / then[both] - 1 / now[both]
             middle = float(np.median(change))
-            spread = 1.48 * float(np.median(np.abs(change - middle))) / np.sqrt(max(both.sum() / 25, 1))
+            spread = (
+                1.48 * float(np.median(np.abs(change - middle))) / np.sqrt(max(both.sum() / 25, 1))
+            )
             return z + middle, spread + 0.003 * z
-    # The foot now is on the road at q; before it was v lower in the image, where the road was that camera's road.
+    # The foot now is on the road at q; before it was v lower in the image, where the road was that
+    # camera's road.
     if sight.plane is None:
         return z, 0.1 * z
     normal = sight.view.T_base_camera[:3, :3].T @ sight.plane[:3]

@@ -1,4 +1,5 @@
 """What a user can set about moving things."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,37 +9,97 @@ from recon4d_ros.parameters import parameter
 
 @dataclass(frozen=True)
 class DynamicsParameters:
-    """Thresholds in standard deviations, metres or seconds, so that they hold for any camera and resolution."""
+    """Thresholds in standard deviations, metres or seconds, so that they hold for any camera and
+    resolution."""
 
     source: str = parameter(
         "residual",
-        "what says that something moves: `residual`, what a static world leaves unexplained in its own standard deviations, or "
-        "`rigid_flow`, Driv3R's rule (only clip_threshold, clip_least and what is said of objects below apply to it)",
+        "what says that something moves: `residual`, what a static world leaves unexplained in its"
+        " own standard deviations, or `rigid_flow`, Driv3R's rule (only clip_threshold, clip_least"
+        " and what is said of objects below apply to it)",
         choices=("residual", "rigid_flow"),
     )
     clip_threshold: float = parameter(
-        0.6, "rigid_flow: share of the largest difference between rigid and measured flow above which a pixel moves",
-        minimum=0.0, maximum=1.0,
+        0.6,
+        "rigid_flow: share of the largest difference between rigid and measured flow above which a"
+        " pixel moves",
+        minimum=0.0,
+        maximum=1.0,
     )
     clip_least: float = parameter(
-        3.0, "rigid_flow: where nothing differs by more pixels of the motion grid, this is the largest difference; 0: as published",
-        minimum=0.0, maximum=100.0,
+        3.0,
+        "rigid_flow: where nothing differs by more pixels of the motion grid, this is the largest"
+        " difference; 0: as published",
+        minimum=0.0,
+        maximum=100.0,
     )
     clip_most: float = parameter(
-        5.0, "rigid_flow: where something differs by more pixels, this is the largest difference; 10000: as published",
-        minimum=0.1, maximum=1e4,
+        5.0,
+        "rigid_flow: where something differs by more pixels, this is the largest difference; 10000:"
+        " as published",
+        minimum=0.1,
+        maximum=1e4,
     )
-    weak_sigma: float = parameter(3.0, "a pixel may belong to a mover from this many standard deviations", minimum=1.0, maximum=20.0)
-    strong_sigma: float = parameter(5.0, "a new mover needs pixels of at least this many standard deviations", minimum=1.0, maximum=40.0)
-    memory: float = parameter(0.7, "share of the evidence of motion that is carried from image to image", minimum=0.0, maximum=0.95)
-    minimum_area: float = parameter(0.25, "smallest mover as seen, square metres", minimum=0.0, maximum=10.0)
-    maximum_range: float = parameter(80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0)
-    minimum_speed: float = parameter(0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0)
-    baseline: float = parameter(0.1, "time between the two images whose motion is compared, seconds", minimum=0.01, maximum=1.0)
-    flow_noise: float = parameter(0.12, "error of optical flow where texture is good, pixels of the flow image", minimum=0.01, maximum=2.0)
-    image_noise: float = parameter(3.0, "noise of the grey image, standard deviation in grey levels", minimum=0.1, maximum=50.0)
-    ground_noise: float = parameter(0.08, "how far the road may be from a plane near the car, metres", minimum=0.0, maximum=2.0)
-    clearance: float = parameter(0.35, "how high static things may begin over the road seen under them, metres", minimum=0.0, maximum=2.0)
-    acceleration: float = parameter(3.0, "how strongly movers change their velocity, m/s^2", minimum=0.1, maximum=30.0)
-    confirm: int = parameter(3, "frame sets with the same mover before it is published as an object", minimum=1, maximum=20)
-    keep_missing: float = parameter(0.6, "how long an unseen object is kept, seconds", minimum=0.0, maximum=10.0)
+    weak_sigma: float = parameter(
+        3.0,
+        "a pixel may belong to a mover from this many standard deviations",
+        minimum=1.0,
+        maximum=20.0,
+    )
+    strong_sigma: float = parameter(
+        5.0,
+        "a new mover needs pixels of at least this many standard deviations",
+        minimum=1.0,
+        maximum=40.0,
+    )
+    memory: float = parameter(
+        0.7,
+        "share of the evidence of motion that is carried from image to image",
+        minimum=0.0,
+        maximum=0.95,
+    )
+    minimum_area: float = parameter(
+        0.25, "smallest mover as seen, square metres", minimum=0.0, maximum=10.0
+    )
+    maximum_range: float = parameter(
+        80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0
+    )
+    minimum_speed: float = parameter(
+        0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0
+    )
+    baseline: float = parameter(
+        0.1,
+        "time between the two images whose motion is compared, seconds",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    flow_noise: float = parameter(
+        0.12,
+        "error of optical flow where texture is good, pixels of the flow image",
+        minimum=0.01,
+        maximum=2.0,
+    )
+    image_noise: float = parameter(
+        3.0, "noise of the grey image, standard deviation in grey levels", minimum=0.1, maximum=50.0
+    )
+    ground_noise: float = parameter(
+        0.08, "how far the road may be from a plane near the car, metres", minimum=0.0, maximum=2.0
+    )
+    clearance: float = parameter(
+        0.35,
+        "how high static things may begin over the road seen under them, metres",
+        minimum=0.0,
+        maximum=2.0,
+    )
+    acceleration: float = parameter(
+        3.0, "how strongly movers change their velocity, m/s^2", minimum=0.1, maximum=30.0
+    )
+    confirm: int = parameter(
+        3,
+        "frame sets with the same mover before it is published as an object",
+        minimum=1,
+        maximum=20,
+    )
+    keep_missing: float = parameter(
+        0.6, "how long an unseen object is kept, seconds", minimum=0.0, maximum=10.0
+    )

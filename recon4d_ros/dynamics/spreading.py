@@ -1,4 +1,6 @@
-"""Evidence spread over the picture, as far as its edges: what is smooth says nothing of its own motion, but its outline does."""
+"""Evidence spread over the picture, as far as its edges: what is smooth says nothing of its own
+motion, but its outline does."""
+
 from __future__ import annotations
 
 import cv2
@@ -13,7 +15,8 @@ SIDE = 8
 """Pixels of the motion grid from one superpixel's seed to the next."""
 
 COLOR_SCALE, DEPTH_SCALE = 25.0, 0.4
-"""Difference in colour (grey levels) and relative difference in inverse depth at which neighbours part."""
+"""Difference in colour (grey levels) and relative difference in inverse depth at which neighbours
+part."""
 
 BOND = 4.0
 """Weight of a pixel of common border against a pixel's own evidence."""
@@ -32,7 +35,8 @@ MARGIN = 2 * SIDE
 
 
 def superpixels(color: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
-    """Number of each pixel's superpixel [h, w] and how many there are: watershed from a grid of seeds (Meyer, 1992). color: [h, w, 3]."""
+    """Number of each pixel's superpixel [h, w] and how many there are: watershed from a grid of
+    seeds (Meyer, 1992). color: [h, w, 3]."""
     h, w = color.shape[:2]
     rows, columns = np.arange(SIDE // 2, h, SIDE), np.arange(SIDE // 2, w, SIDE)
     count = len(rows) * len(columns)
@@ -46,24 +50,37 @@ def superpixels(color: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
     return np.maximum(labels.astype(np.int32) - 1, 0), count
 
 
-def spread_near(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, prior: Plane) -> Plane:
-    """`spread` around the evidence, or the prior, that something moves; farther off, and without any, everything stands."""
+def spread_near(
+    color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, prior: Plane
+) -> Plane:
+    """`spread` around the evidence, or the prior, that something moves; farther off, and without
+    any, everything stands."""
     belief = np.full(evidence.shape, -1, np.float32)
     side = 2 * SIDE - 3  # about what one superpixel spans
     motion = evidence + np.float32(PRIOR) * (prior + 1)
-    enough = cv2.boxFilter(motion, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT) > LEAST
+    enough = (
+        cv2.boxFilter(motion, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        > LEAST
+    )
     rows, columns = np.flatnonzero(enough.any(1)), np.flatnonzero(enough.any(0))
     if len(rows) == 0:
         return belief
-    window = np.s_[max(rows[0] - MARGIN, 0):rows[-1] + MARGIN + 1, max(columns[0] - MARGIN, 0):columns[-1] + MARGIN + 1]
-    belief[window] = spread(color[window], q[window], known[window], evidence[window], prior[window])
+    window = np.s_[
+        max(rows[0] - MARGIN, 0) : rows[-1] + MARGIN + 1,
+        max(columns[0] - MARGIN, 0) : columns[-1] + MARGIN + 1,
+    ]
+    belief[window] = spread(
+        color[window], q[window], known[window], evidence[window], prior[window]
+    )
     return belief
 
 
 def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, prior: Plane) -> Plane:
-    """Belief [h, w] in -1 (stands) .. 1 (moves): the random walker (Grady, 2006) over superpixels, with evidence as its springs.
+    """Belief [h, w] in -1 (stands) .. 1 (moves): the random walker (Grady, 2006) over superpixels,
+    with evidence as its springs.
 
-    color: [h, w, 3]. q: [h, w] inverse depth by flow, where known. evidence: [h, w], sign and weight of each pixel's own. prior: [h, w] in
+    color: [h, w, 3]. q: [h, w] inverse depth by flow, where known. evidence: [h, w], sign and
+    weight of each pixel's own. prior: [h, w] in
     -1..1, the belief before it.
     """
     labels, count = superpixels(color)
@@ -76,7 +93,12 @@ def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, pri
     mean_color = np.stack([total(color[..., i]) / size for i in range(3)])
     depth = total(np.where(known, q, 0)) / np.maximum(seen, 1)
     sides = ((labels[:-1], labels[1:]), (labels[:, :-1], labels[:, 1:]))
-    pairs = np.concatenate([(np.minimum(one, other) * count + np.maximum(one, other))[one != other] for one, other in sides])
+    pairs = np.concatenate(
+        [
+            (np.minimum(one, other) * count + np.maximum(one, other))[one != other]
+            for one, other in sides
+        ]
+    )
     border = np.bincount(pairs, minlength=count * count)
     joint = np.flatnonzero(border)
     a, b = joint // count, joint % count
@@ -86,14 +108,19 @@ def spread(color: NDArray[np.uint8], q: Plane, known: Mask, evidence: Plane, pri
     apart += np.square(np.where(sure[a] & sure[b], step, 0.1) / DEPTH_SCALE)
     bond = BOND * border[joint] * (np.exp(-apart) + 1e-3)
     own, weight = total(evidence), PRIOR * 0.5 * (size + seen)
-    diagonal = total(np.abs(evidence)) + weight + np.bincount(a, bond, count) + np.bincount(b, bond, count)
+    diagonal = (
+        total(np.abs(evidence)) + weight + np.bincount(a, bond, count) + np.bincount(b, bond, count)
+    )
     both = np.concatenate([a, b]), np.concatenate([b, a])
     bonds = sparse.csr_matrix((np.concatenate([bond, bond]), both), (count, count))
     return _solve(diagonal, bonds, own + weight * total(prior) / size)[labels].astype(np.float32)
 
 
-def _solve(diagonal: NDArray[np.float64], bonds: sparse.csr_matrix, right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x with diagonal x - bonds x = right, to a hundredth, by conjugate gradients: LAPACK would wake a thread for every core."""
+def _solve(
+    diagonal: NDArray[np.float64], bonds: sparse.csr_matrix, right: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """x with diagonal x - bonds x = right, to a hundredth, by conjugate gradients: LAPACK would
+    wake a thread for every core."""
     x = right / diagonal
     rest = bonds @ x  # right - diagonal x is zero at the start
     direction = rest / diagonal

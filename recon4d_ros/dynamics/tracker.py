@@ -1,4 +1,6 @@
-"""Movers over time: constant-velocity Kalman filters in map, one detection per camera and track, ids that live as long as the track."""
+"""Movers over time: constant-velocity Kalman filters in map, one detection per camera and track,
+ids that live as long as the track."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -12,7 +14,8 @@ from recon4d_ros.types import DynamicObject
 Array = NDArray[np.float64]
 
 GATE = 16.0
-"""Squared Mahalanobis distance in three dimensions beyond which a detection is not this track's (99.9 %)."""
+"""Squared Mahalanobis distance in three dimensions beyond which a detection is not this track's
+(99.9 %)."""
 
 PEDESTRIAN = 1.2
 """Metres across the view below which an object is about as long as wide."""
@@ -26,10 +29,12 @@ FASTEST = 40.0
 
 @dataclass(frozen=True)
 class Detection:
-    """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; width, height: metres, across the view.
+    """One moving region lifted to 3D. position: [3] metres in map, centre of what is seen; width,
+    height: metres, across the view.
 
-    velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the motion grid. sure: in 0..1, how strong the
-    evidence of motion is. bearing: direction of the view in map, radians about z.
+    velocity: [3] m/s in map. *_covariance: [3, 3]. label: region in its camera. pixels: on the
+    motion grid. sure: in 0..1, how strong the evidence of motion is. bearing: direction of the view
+    in map, radians about z.
     """
 
     camera: int
@@ -47,8 +52,9 @@ class Detection:
 
 @dataclass
 class Track:
-    """A mover believed in. state: position of what is seen of it, and velocity, [6] in map; P: [6, 6]. bearing: direction it was last seen
-    in, radians about z. hits: frame sets in which it was seen."""
+    """A mover believed in. state: position of what is seen of it, and velocity, [6] in map; P: [6,
+    6]. bearing: direction it was last seen in, radians about z. hits: frame sets in which it was
+    seen."""
 
     id: int
     state: Array
@@ -79,9 +85,12 @@ class Track:
 
 
 class Tracker:
-    """acceleration: m/s^2 that velocity wanders by. confirm: hits until a track is an object. keep_missing: seconds without a hit."""
+    """acceleration: m/s^2 that velocity wanders by. confirm: hits until a track is an object.
+    keep_missing: seconds without a hit."""
 
-    def __init__(self, acceleration: float, confirm: int, keep_missing: float, minimum_speed: float) -> None:
+    def __init__(
+        self, acceleration: float, confirm: int, keep_missing: float, minimum_speed: float
+    ) -> None:
         self._acceleration = acceleration
         self._confirm = confirm
         self._keep_missing = keep_missing
@@ -112,7 +121,8 @@ class Tracker:
             track.cameras = set()
 
     def update(self, detections: list[Detection]) -> dict[tuple[int, int], int]:
-        """One frame's detections, camera by camera, so that an object that two cameras see is one track.
+        """One frame's detections, camera by camera, so that an object that two cameras see is one
+        track.
 
         Returns (camera, label) -> track id for every detection.
         """
@@ -121,7 +131,9 @@ class Tracker:
             mine = [d for d in detections if d.camera == camera]
             cost = self._distances(mine)
             rows, columns = linear_sum_assignment(np.minimum(cost, 1e3)) if cost.size else ((), ())
-            taken = {int(r): int(c) for r, c in zip(rows, columns, strict=True) if cost[r, c] < GATE}
+            taken = {
+                int(r): int(c) for r, c in zip(rows, columns, strict=True) if cost[r, c] < GATE
+            }
             for i, detection in enumerate(mine):
                 track = self.tracks[taken[i]] if i in taken else self._born(detection)
                 if i in taken:
@@ -132,17 +144,30 @@ class Tracker:
 
     def objects(self) -> tuple[DynamicObject, ...]:
         """Confirmed tracks whose speed is significantly above zero, oldest id first."""
-        return tuple(_object(track) for track in self.tracks if track.confirmed and self.is_moving(track))
+        return tuple(
+            _object(track) for track in self.tracks if track.confirmed and self.is_moving(track)
+        )
 
     def is_moving(self, track: Track) -> bool:
-        """Speed above the smallest that counts, below what traffic does, and three standard deviations above zero."""
-        return bool(self._minimum_speed < np.hypot(*track.state[3:5]) < FASTEST and track.significance > 3.0)
+        """Speed above the smallest that counts, below what traffic does, and three standard
+        deviations above zero."""
+        return bool(
+            self._minimum_speed < np.hypot(*track.state[3:5]) < FASTEST and track.significance > 3.0
+        )
 
     def moving(self) -> list[Track]:
-        """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that vehicles have."""
-        return [track for track in self.tracks
-                if track.confirmed and track.missed <= 2 and self.is_moving(track) and track.significance > 4.0
-                and track.size.max() < 12.0 and track.size[2] < 4.0]
+        """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that
+        vehicles have."""
+        return [
+            track
+            for track in self.tracks
+            if track.confirmed
+            and track.missed <= 2
+            and self.is_moving(track)
+            and track.significance > 4.0
+            and track.size.max() < 12.0
+            and track.size[2] < 4.0
+        ]
 
     def _distances(self, detections: list[Detection]) -> Array:
         if not self.tracks or not detections:
@@ -159,7 +184,9 @@ class Tracker:
         P[3:, 3:] = d.velocity_covariance
         yaw = float(np.arctan2(d.velocity[1], d.velocity[0]))
         state = np.concatenate([d.position, d.velocity])
-        track = Track(self._next_id, state, P, _along(d, yaw), yaw, d.bearing, d.sure, cameras={d.camera})
+        track = Track(
+            self._next_id, state, P, _along(d, yaw), yaw, d.bearing, d.sure, cameras={d.camera}
+        )
         track.confirmed = self._confirm <= 1
         self._next_id += 1
         self.tracks.append(track)
@@ -185,7 +212,8 @@ class Tracker:
         track.sure = 0.7 * track.sure + 0.3 * d.sure
         if np.hypot(*track.state[3:5]) > self._minimum_speed and track.significance > 2.0:
             track.yaw = float(np.arctan2(track.state[4], track.state[3]))
-        # A view shows at most the whole object, often less: growing is believed sooner than shrinking.
+        # A view shows at most the whole object, often less: growing is believed sooner than
+        # shrinking.
         size = _along(d, track.yaw)
         track.size = track.size + np.where(size > track.size, 0.3, 0.15) * (size - track.size)
 
@@ -198,13 +226,24 @@ def _object(track: Track) -> DynamicObject:
     behind = track.behind
     covariance = track.P[:3, :3] + UNSEEN**2 * np.outer(behind, behind)
     sure = float(track.sure * track.hits / (track.hits + track.missed))
-    return DynamicObject(track.id, track.state[:3] + behind, track.yaw, track.size.copy(), track.state[3:].copy(), covariance,
-                         track.P[3:, 3:].copy(), sure, track.age, track.missed)
+    return DynamicObject(
+        track.id,
+        track.state[:3] + behind,
+        track.yaw,
+        track.size.copy(),
+        track.state[3:].copy(),
+        covariance,
+        track.P[3:, 3:].copy(),
+        sure,
+        track.age,
+        track.missed,
+    )
 
 
 def _along(d: Detection, yaw: float) -> Array:
-    """Length, width, height of a detection that heads along `yaw`. One side is seen; the other is what things of that side have: as much
-    for a pedestrian; two fifths of its length where a vehicle's or a cyclist's side is seen; twice its width where a vehicle's end is."""
+    """Length, width, height of a detection that heads along `yaw`. One side is seen; the other is
+    what things of that side have: as much for a pedestrian; two fifths of its length where a
+    vehicle's or a cyclist's side is seen; twice its width where a vehicle's end is."""
     if d.width < PEDESTRIAN:
         return np.array([d.width, d.width, d.height])
     if abs(np.sin(yaw - d.bearing)) > 0.7:

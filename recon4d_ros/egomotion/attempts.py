@@ -1,4 +1,6 @@
-"""One frame's pose looked for: sightings from a prediction, the joint solver, the memory beside it, and whether to believe the result."""
+"""One frame's pose looked for: sightings from a prediction, the joint solver, the memory beside it,
+and whether to believe the result."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,8 @@ from recon4d_ros.types import Frame, Pointers
 
 Array = NDArray[np.float64]
 
-# Pixels of the input image that predictions may have been off without another look: half the wider of the windows to follow points in.
+# Pixels of the input image that predictions may have been off without another look: half the wider
+# of the windows to follow points in.
 FAR = 8.0
 FEW = 0.6  # share of the points found below which a second look is worth it
 MEMORY_NOISE = 0.5  # pixels of the working image
@@ -30,7 +33,8 @@ TYPICAL = 1.39  # median of a squared Mahalanobis distance of two degrees of fre
 class Instant:
     """All that one frame's pose is found from; nothing of it changes while it is looked for.
 
-    T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving: whether there is a velocity.
+    T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
+    whether there is a velocity.
     """
 
     frame: Frame
@@ -52,12 +56,20 @@ class Instant:
 
     def sight(self, prior: Prior, velocity: Array) -> Sightings:
         noise = self.parameters.pixel_noise
-        return sightings.sight(self.cameras, self.images, self.landmarks, prior.T_map_base, self.T_camera_base(velocity), noise)
+        return sightings.sight(
+            self.cameras,
+            self.images,
+            self.landmarks,
+            prior.T_map_base,
+            self.T_camera_base(velocity),
+            noise,
+        )
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A pose and what it rests on. covariance [6, 6]: of its error in base_link. problem: why not to believe it, if it is not."""
+    """A pose and what it rests on. covariance [6, 6]: of its error in base_link. problem: why not
+    to believe it, if it is not."""
 
     sightings: Sightings
     prior: Prior
@@ -68,7 +80,8 @@ class Attempt:
 
 
 def attempt(now: Instant, prior: Prior) -> Attempt:
-    """Sightings and solution from one prediction; if that was far off and many points were not found, again from the solution."""
+    """Sightings and solution from one prediction; if that was far off and many points were not
+    found, again from the solution."""
     seen = now.sight(prior, now.velocity(prior.T_map_base))
     first = solved(now, seen, prior)
     asked = now.frame.present[now.landmarks.camera]
@@ -76,7 +89,10 @@ def attempt(now: Instant, prior: Prior) -> Attempt:
     if first.solution.inliers < 8 or not (few or not now.moving):
         return first
     nearer = Prior(first.solution.T_map_base, prior.covariance)
-    if sightings.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base) <= FAR:
+    if (
+        sightings.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base)
+        <= FAR
+    ):
         return first
     again = now.sight(nearer, now.velocity(nearer.T_map_base))
     return solved(now, again, nearer) if again.found.sum() > seen.found.sum() else first
@@ -88,16 +104,26 @@ def solved(now: Instant, seen: Sightings, prior: Prior, start: Array | None = No
     solution = None
     for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
         T_camera_base = now.T_camera_base(velocity)
-        solution = pnp.solve(T_camera_base, seen.observations, prior, seed=frame.stamp_ns % 2**32, start=start)
+        solution = pnp.solve(
+            T_camera_base, seen.observations, prior, seed=frame.stamp_ns % 2**32, start=start
+        )
         found = now.velocity(solution.T_map_base)
         skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
         if np.abs(found - velocity).max() * skew < 1e-3:
             break
         velocity = found
     assert solution is not None
-    excess = max(1.0, float(np.median(solution.distance[solution.inlier])) / TYPICAL) if solution.inliers else 1.0
-    covariance = np.asarray(np.linalg.inv(solution.information / excess + np.eye(6) * 1e-4), np.float64)
-    return Attempt(seen, prior, solution, T_camera_base, covariance, problem(now, seen, solution, covariance))
+    excess = (
+        max(1.0, float(np.median(solution.distance[solution.inlier])) / TYPICAL)
+        if solution.inliers
+        else 1.0
+    )
+    covariance = np.asarray(
+        np.linalg.inv(solution.information / excess + np.eye(6) * 1e-4), np.float64
+    )
+    return Attempt(
+        seen, prior, solution, T_camera_base, covariance, problem(now, seen, solution, covariance)
+    )
 
 
 def problem(now: Instant, seen: Sightings, solution: Solution, covariance: Array) -> str:
@@ -125,7 +151,9 @@ def held(now: Instant, tried: Attempt, pointers: Pointers, births: Births) -> At
     T_map_camera = base @ geometry.inverse(tried.T_camera_base)
     everywhere = now.parameters.memory == "always" or bool(tried.problem)
     views = [
-        landmark_memory.View(camera, image, now.cameras.lenses[camera], now.cameras.k[camera], T_map_camera[camera])
+        landmark_memory.View(
+            camera, image, now.cameras.lenses[camera], now.cameras.k[camera], T_map_camera[camera]
+        )
         for camera, image in enumerate(now.images.now)
         if image is not None and (everywhere or now.cameras.alone(camera))
     ]
@@ -133,6 +161,8 @@ def held(now: Instant, tried: Attempt, pointers: Pointers, births: Births) -> At
     found = landmark_memory.find(pointers, births, views, MEMORY_NOISE, room)
     if found is None:
         return tried
-    together = replace(tried.sightings, observations=Observations.join([tried.sightings.observations, found]))
+    together = replace(
+        tried.sightings, observations=Observations.join([tried.sightings.observations, found])
+    )
     better = solved(now, together, tried.prior, None if tried.problem else base)
     return better if not better.problem or tried.problem else tried

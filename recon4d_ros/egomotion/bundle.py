@@ -1,10 +1,13 @@
-"""The last few keyframes adjusted together: their poses, the landmarks' depths, and how the cameras of a pair are turned to each other.
+"""The last few keyframes adjusted together: their poses, the landmarks' depths, and how the cameras
+of a pair are turned to each other.
 
-Stereo makes every metre from the angle between two cameras; a hundredth of a degree of error there is a per cent of scale at 20 m, and
-mounts and calibrations are not better than that. Landmarks seen by the pair from several places say what the angle is: points near and far
-agree on one motion only if it is right. Bundle adjustment as in Triggs et al. (2000), section 6, with inverse depths (one number per
-landmark, eliminated in closed form) and the cameras' rotations as further unknowns.
+Stereo makes every metre from the angle between two cameras; a hundredth of a degree of error there
+is a per cent of scale at 20 m, and mounts and calibrations are not better than that. Landmarks seen
+by the pair from several places say what the angle is: points near and far agree on one motion only
+if it is right. Bundle adjustment as in Triggs et al. (2000), section 6, with inverse depths (one
+number per landmark, eliminated in closed form) and the cameras' rotations as further unknowns.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,8 +27,9 @@ ROUNDS = 5
 class Keyframe:
     """Where landmarks were seen at one instant.
 
-    identity, camera [M]; ray [M, 2] normalised; sigma [M]; own [M]: seen by the camera that follows it. T_base_camera: [N, 4, 4]
-    nominal extrinsics at that instant (skew in time included, turns not).
+    identity, camera [M]; ray [M, 2] normalised; sigma [M]; own [M]: seen by the camera that follows
+    it. T_base_camera: [N, 4, 4] nominal extrinsics at that instant (skew in time included, turns
+    not).
     """
 
     T_map_base: Array
@@ -39,7 +43,8 @@ class Keyframe:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """T_map_base: [K, 4, 4]. turn: [N, 3] rotation vectors of the cameras about their own axes, rad. covariance: [3N, 3N] of the turns."""
+    """T_map_base: [K, 4, 4]. turn: [N, 3] rotation vectors of the cameras about their own axes,
+    rad. covariance: [3N, 3N] of the turns."""
 
     T_map_base: Array
     turn: Array
@@ -51,7 +56,8 @@ class Adjusted:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Observations [M] of landmarks [L], each with its anchor: the first keyframe in which its own camera saw it."""
+    """Observations [M] of landmarks [L], each with its anchor: the first keyframe in which its own
+    camera saw it."""
 
     landmark: NDArray[np.int64]
     at: NDArray[np.int64]
@@ -65,14 +71,25 @@ class _Problem:
 
 
 def _arrange(keyframes: list[Keyframe]) -> _Problem | None:
-    """Landmarks seen from at least two keyframes, observations sorted by landmark; None if there are too few."""
+    """Landmarks seen from at least two keyframes, observations sorted by landmark; None if there
+    are too few."""
     identity = np.concatenate([keyframe.identity for keyframe in keyframes])
-    at = np.concatenate([np.full(len(keyframe.identity), index) for index, keyframe in enumerate(keyframes)])
-    camera, own = np.concatenate([keyframe.camera for keyframe in keyframes]), np.concatenate([keyframe.own for keyframe in keyframes])
-    ray, sigma = np.concatenate([keyframe.ray for keyframe in keyframes]), np.concatenate([keyframe.sigma for keyframe in keyframes])
+    at = np.concatenate(
+        [np.full(len(keyframe.identity), index) for index, keyframe in enumerate(keyframes)]
+    )
+    camera, own = (
+        np.concatenate([keyframe.camera for keyframe in keyframes]),
+        np.concatenate([keyframe.own for keyframe in keyframes]),
+    )
+    ray, sigma = (
+        np.concatenate([keyframe.ray for keyframe in keyframes]),
+        np.concatenate([keyframe.sigma for keyframe in keyframes]),
+    )
     own_index = np.flatnonzero(own)
     _, first, places = np.unique(identity[own_index], return_index=True, return_counts=True)
-    anchors = own_index[first[places >= 2]]  # unique gives the first occurrence, and keyframes come oldest first
+    anchors = own_index[
+        first[places >= 2]
+    ]  # unique gives the first occurrence, and keyframes come oldest first
     if len(anchors) < 20:
         return None
     identities = identity[anchors]
@@ -81,11 +98,24 @@ def _arrange(keyframes: list[Keyframe]) -> _Problem | None:
     use[anchors] = False
     order = np.flatnonzero(use)[np.argsort(which[use], kind="stable")]
     rays = np.concatenate([ray[anchors], np.ones((len(anchors), 1))], axis=1)
-    return _Problem(which[order], at[order], camera[order], ray[order], sigma[order], at[anchors], camera[anchors], rays, identities)
+    return _Problem(
+        which[order],
+        at[order],
+        camera[order],
+        ray[order],
+        sigma[order],
+        at[anchors],
+        camera[anchors],
+        rays,
+        identities,
+    )
 
 
-def _blocks(problem: _Problem, poses: Array, T_base_camera: Array, rho: Array) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-    """Residuals [M, 2], Jacobian [M, 2, 6K + 3N] by poses and turns, [M, 2] by inverse depth, and what lies ahead of its camera."""
+def _blocks(
+    problem: _Problem, poses: Array, T_base_camera: Array, rho: Array
+) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
+    """Residuals [M, 2], Jacobian [M, 2, 6K + 3N] by poses and turns, [M, 2] by inverse depth, and
+    what lies ahead of its camera."""
     p, cameras = problem, T_base_camera.shape[1]
     count, rows = len(p.landmark), np.arange(len(p.landmark))
     a_at, a_camera, r = p.anchor_at[p.landmark], p.anchor_camera[p.landmark], rho[p.landmark]
@@ -111,8 +141,13 @@ def _blocks(problem: _Problem, poses: Array, T_base_camera: Array, rho: Array) -
         for row in (0, 1):
             jacobian[rows[:, None], row, columns] += block[:, row]
 
-    add(np.concatenate([-r[:, None, None] * toward, np.cross(toward, base[:, None])], axis=-1), 6 * p.at)
-    add(np.concatenate([r[:, None, None] * back, np.cross(start[:, None], back)], axis=-1), 6 * a_at)
+    add(
+        np.concatenate([-r[:, None, None] * toward, np.cross(toward, base[:, None])], axis=-1),
+        6 * p.at,
+    )
+    add(
+        np.concatenate([r[:, None, None] * back, np.cross(start[:, None], back)], axis=-1), 6 * a_at
+    )
     add(np.cross(lens, q[:, None]), 6 * len(poses) + 3 * p.camera)
     add(np.cross(ray[:, None], back @ mount[:, :3, :3]), 6 * len(poses) + 3 * a_camera)
     shift = np.einsum("mij,mj->mi", between[:, :3, :3], mount[:, :3, 3]) + between[:, :3, 3]
@@ -121,7 +156,8 @@ def _blocks(problem: _Problem, poses: Array, T_base_camera: Array, rho: Array) -
 
 
 def _gram(left: Array, right: Array) -> Array:
-    """left.T @ right for tall matrices, in slices: one large product would wake the BLAS threads, which costs more than it saves here."""
+    """left.T @ right for tall matrices, in slices: one large product would wake the BLAS threads,
+    which costs more than it saves here."""
     rows = 64
     pad = (-len(left)) % rows
     a = np.pad(left, ((0, pad), (0, 0))).reshape(-1, rows, left.shape[1])
@@ -130,13 +166,17 @@ def _gram(left: Array, right: Array) -> Array:
 
 
 def turned(T_base_camera: Array, turn: Array) -> Array:
-    """Extrinsics [..., N, 4, 4] with every camera turned about its own axes by `turn` [N, 3] (rotation vector, rad)."""
+    """Extrinsics [..., N, 4, 4] with every camera turned about its own axes by `turn` [N, 3]
+    (rotation vector, rad)."""
     twist = np.stack([geometry.exp(np.concatenate([np.zeros(3), one])) for one in turn])
     return np.asarray(T_base_camera @ twist, np.float64)
 
 
-def adjust(keyframes: list[Keyframe], start: dict[int, Array], turn: Array, covariance: Array) -> Adjusted | None:
-    """Keyframes (oldest first), landmarks' positions in map by identity, and the turns' prior: [N, 3] and its covariance [3N, 3N].
+def adjust(
+    keyframes: list[Keyframe], start: dict[int, Array], turn: Array, covariance: Array
+) -> Adjusted | None:
+    """Keyframes (oldest first), landmarks' positions in map by identity, and the turns' prior: [N,
+    3] and its covariance [3N, 3N].
 
     The first keyframe stays where it is. None if too few landmarks are shared.
     """
@@ -146,9 +186,13 @@ def adjust(keyframes: list[Keyframe], start: dict[int, Array], turn: Array, cova
     poses = np.stack([keyframe.T_map_base for keyframe in keyframes])
     nominal = np.stack([keyframe.T_base_camera for keyframe in keyframes])
     prior, prior_strength = turn.copy(), np.linalg.inv(covariance)
-    anchor = poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
+    anchor = (
+        poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
+    )
     points = np.stack([start[int(identity)] for identity in problem.identity])
-    depth = np.einsum("lij,lj->li", geometry.inverse(anchor)[:, :3, :3], points - anchor[:, :3, 3])[:, 2]
+    depth = np.einsum("lij,lj->li", geometry.inverse(anchor)[:, :3, :3], points - anchor[:, :3, 3])[
+        :, 2
+    ]
     rho = np.where(depth > 0.3, 1.0 / np.maximum(depth, 0.3), 0.02)
     landmarks, size, hold = len(rho), 6 * len(poses), 6
     edges = np.searchsorted(problem.landmark, np.arange(landmarks))
@@ -170,13 +214,29 @@ def adjust(keyframes: list[Keyframe], start: dict[int, Array], turn: Array, cova
         right = gradient - _gram(edge, (pull / own)[:, None])[:, 0]
         schur[size:, size:] += prior_strength * spread
         right[size:] += spread * prior_strength @ (prior - turn).reshape(-1)
-        schur_inverse = np.asarray(np.linalg.inv(schur[hold:, hold:] + 1e-6 * np.eye(len(right) - hold)), np.float64)
+        schur_inverse = np.asarray(
+            np.linalg.inv(schur[hold:, hold:] + 1e-6 * np.eye(len(right) - hold)), np.float64
+        )
         xi = np.concatenate([np.zeros(hold), schur_inverse @ right[hold:]])
         rho = np.clip(rho + (pull - edge @ xi) / own, 1e-4, 5.0)
-        poses = np.stack([pose @ geometry.exp(xi[6 * k : 6 * k + 6]) for k, pose in enumerate(poses)])
+        poses = np.stack(
+            [pose @ geometry.exp(xi[6 * k : 6 * k + 6]) for k, pose in enumerate(poses)]
+        )
         turn = turn + xi[size:].reshape(-1, 3)
         if np.abs(xi).max() < 1e-6:
             break
-    anchor = poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
-    position = anchor[:, :3, 3] + np.einsum("lij,lj->li", anchor[:, :3, :3], problem.anchor_ray) / rho[:, None]
-    return Adjusted(poses, turn, schur_inverse[size - hold :, size - hold :] * spread, problem.identity, position, spread)
+    anchor = (
+        poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
+    )
+    position = (
+        anchor[:, :3, 3]
+        + np.einsum("lij,lj->li", anchor[:, :3, :3], problem.anchor_ray) / rho[:, None]
+    )
+    return Adjusted(
+        poses,
+        turn,
+        schur_inverse[size - hold :, size - hold :] * spread,
+        problem.identity,
+        position,
+        spread,
+    )

@@ -1,16 +1,28 @@
-"""The car's pose, frame by frame: predicted from odometry or constant velocity, refined with all cameras of the rig together.
+"""The car's pose, frame by frame: predicted from odometry or constant velocity, refined with all
+cameras of the rig together.
 
-Points followed in the images are landmarks with an inverse depth; one robust solver takes the sightings of all cameras, and of the
-engine's pointer memory, at once (see pnp.py). What is known of a landmark's depth decides what it constrains, so the same lines serve
-stereo, surround and one camera. It says when it is lost, goes on predicting with a covariance that grows, and finds its way back.
+Points followed in the images are landmarks with an inverse depth; one robust solver takes the
+sightings of all cameras, and of the engine's pointer memory, at once (see pnp.py). What is known of
+a landmark's depth decides what it constrains, so the same lines serve stereo, surround and one
+camera. It says when it is lost, goes on predicting with a covariance that grows, and finds its way
+back.
 """
+
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import attempts, features, landmark_memory, learning, planting, pnp, prediction
+from recon4d_ros.egomotion import (
+    attempts,
+    features,
+    landmark_memory,
+    learning,
+    planting,
+    pnp,
+    prediction,
+)
 from recon4d_ros.egomotion.attempts import Attempt, Instant
 from recon4d_ros.egomotion.cameras import Cameras, at_their_stamps
 from recon4d_ros.egomotion.features import Landmarks
@@ -20,18 +32,32 @@ from recon4d_ros.egomotion.odometry import OdometryBuffer
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
 from recon4d_ros.egomotion.ruler import Ruler
-from recon4d_ros.types import Calibration, Frame, Geometry, OdometrySample, Pointers, PoseEstimate, Rig, Tracking
+from recon4d_ros.types import (
+    Calibration,
+    Frame,
+    Geometry,
+    OdometrySample,
+    Pointers,
+    PoseEstimate,
+    Rig,
+    Tracking,
+)
 
 Array = NDArray[np.float64]
 
-CONTRADICTION = 40.0  # squared Mahalanobis distance between odometry and images (six degrees of freedom) at which it is left out
+# squared Mahalanobis distance between odometry and images (six degrees of freedom) at which it is
+# left out
+CONTRADICTION = 40.0
 DOUBTED_FRAMES = 10  # for so many frames then
 
 
 class Egomotion:
-    """`estimate` before the engine's step, `observe` after the dynamics. map is base_link at the first frame."""
+    """`estimate` before the engine's step, `observe` after the dynamics. map is base_link at the
+    first frame."""
 
-    def __init__(self, rig: Rig, calibration: Calibration, parameters: EgomotionParameters | None = None) -> None:
+    def __init__(
+        self, rig: Rig, calibration: Calibration, parameters: EgomotionParameters | None = None
+    ) -> None:
         self.parameters = parameters or EgomotionParameters()
         self._cameras = Cameras.of(rig, calibration, self.parameters.features)
         self.reset()
@@ -54,13 +80,20 @@ class Egomotion:
         self._ruler = Ruler()
         self._tracked_once = False
         self._births = landmark_memory.Births.none()
-        self._memory_turn = False  # whether it is looked for in this frame even if the tracks hold: every second one does as well
-        self._places = [np.zeros(3)] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
+        # whether it is looked for in this frame even if the tracks hold: every second one does as
+        # well
+        self._memory_turn = False
+        self._places = [
+            np.zeros(3)
+        ] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
 
-    # -- before the engine ---------------------------------------------------------------------------------------------------------
+    # --- before the engine
 
-    def estimate(self, frame: Frame, odometry: tuple[OdometrySample, ...], pointers: Pointers) -> PoseEstimate:
-        """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it says in `tracking` and `reason`."""
+    def estimate(
+        self, frame: Frame, odometry: tuple[OdometrySample, ...], pointers: Pointers
+    ) -> PoseEstimate:
+        """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it
+        says in `tracking` and `reason`."""
         if self.parameters.odometry != "none":
             self._odometry.add(odometry)
         self._images.take(frame)
@@ -69,42 +102,71 @@ class Egomotion:
         now = self._instant(frame, max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3))
         if self.parameters.memory != "never":
             self._births.update(pointers, self._places[0])
-        motion, said = self._odometry.motion(self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None)
+        motion, said = self._odometry.motion(
+            self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None
+        )
         self._odometry_followed = motion is not None and self.parameters.odometry == "trust"
         if motion is not None and self._odometry_followed:
             return self._follow_odometry(now, motion)
         steady = Prior(
-            self._pose @ geometry.exp(self._velocity * now.seconds), self._unconfirmed.covariance(now.seconds, self._velocity_known)
+            self._pose @ geometry.exp(self._velocity * now.seconds),
+            self._unconfirmed.covariance(now.seconds, self._velocity_known),
         )
         if motion is None:
-            attempt, reason = attempts.attempt(now, steady), said if self.parameters.odometry != "none" else ""
+            attempt, reason = (
+                attempts.attempt(now, steady),
+                said if self.parameters.odometry != "none" else "",
+            )
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
         self._memory_turn = not self._memory_turn
-        if self.parameters.memory == "always" or (self.parameters.memory == "auto" and (self._memory_turn or attempt.problem)):
+        if self.parameters.memory == "always" or (
+            self.parameters.memory == "auto" and (self._memory_turn or attempt.problem)
+        ):
             attempt = attempts.held(now, attempt, pointers, self._births)
         if not attempt.problem:
             return self._tracked(now, attempt, reason)
         told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
-        return self._on_odometry_alone(now, attempt, motion, told) if motion is not None else self._lost(now, attempt, steady, told)
+        return (
+            self._on_odometry_alone(now, attempt, motion, told)
+            if motion is not None
+            else self._lost(now, attempt, steady, told)
+        )
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         self._stamp_ns = frame.stamp_ns
         self._images.adopt(frame, np.ones(len(self._cameras), np.bool_), self._T_map_camera(frame))
-        reason = "first frame: no motion yet" if frame.present.any() else "no camera has sent an image yet"
+        reason = (
+            "first frame: no motion yet"
+            if frame.present.any()
+            else "no camera has sent an image yet"
+        )
         return self._said(frame, Tracking.STARTING, 0, reason)
 
     def _instant(self, frame: Frame, seconds: float) -> Instant:
-        """What this frame's pose is found from; points whose camera saw nothing for too long are not in it."""
+        """What this frame's pose is found from; points whose camera saw nothing for too long are
+        not in it."""
         stale = self._images.forget_stale(frame)
         if stale.any():
             self._landmarks = self._landmarks.keep(~stale[self._landmarks.camera])
         mounts, known = self._mounts.T_base_camera, self._velocity_known
-        return Instant(frame, seconds, self._cameras, mounts, self._images, self._landmarks, self._pose, known, self.parameters)
+        return Instant(
+            frame,
+            seconds,
+            self._cameras,
+            mounts,
+            self._images,
+            self._landmarks,
+            self._pose,
+            known,
+            self.parameters,
+        )
 
     def _follow_odometry(self, now: Instant, motion: Array) -> PoseEstimate:
         """The odometry's motion as it is; the images only keep the landmarks alive."""
-        prior = Prior(self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise))
+        prior = Prior(
+            self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise)
+        )
         velocity = geometry.log(motion) / now.seconds
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, seen.observations)[0]
@@ -112,13 +174,17 @@ class Egomotion:
         attempt = Attempt(seen, prior, solution, T_camera_base, prior.covariance, "")
         self._accept(now, attempt, prior)
         self._unconfirmed.confirmed()
-        return self._said(now.frame, Tracking.TRACKING, solution.inliers, "odometry is trusted as it is")
+        return self._said(
+            now.frame, Tracking.TRACKING, solution.inliers, "odometry is trusted as it is"
+        )
 
     def _with_odometry(self, now: Instant, motion: Array, steady: Prior) -> tuple[Attempt, str]:
         """From the odometry first; from constant velocity where the images disagree with it."""
         told = self._pose @ motion
         covariance = prediction.of_odometry(motion, self.parameters.odometry_noise)
-        loose = Prior(told, np.maximum(covariance, 0) + self._unconfirmed.covariance(now.seconds, known=True))
+        loose = Prior(
+            told, np.maximum(covariance, 0) + self._unconfirmed.covariance(now.seconds, known=True)
+        )
         first, second = (loose, steady) if self._odometry_doubted == 0 else (steady, loose)
         attempt = attempts.attempt(now, first)
         if attempt.problem:
@@ -130,13 +196,19 @@ class Egomotion:
         error = geometry.log(geometry.inverse(attempt.solution.T_map_base) @ told)
         if error @ np.linalg.solve(covariance + attempt.covariance, error) > CONTRADICTION:
             self._odometry_doubted = DOUBTED_FRAMES
-            return attempt, f"odometry contradicts the images by {np.linalg.norm(error[:3]):.2f} m: it is left out"
+            return (
+                attempt,
+                (
+                    f"odometry contradicts the images by {np.linalg.norm(error[:3]):.2f} m: it is"
+                    " left out"
+                ),
+            )
         self._odometry_doubted = max(self._odometry_doubted - 1, 0)
         if self._odometry_doubted:
             return attempt, "odometry contradicted the images a moment ago: it is left out"
         return attempts.solved(now, attempt.sightings, Prior(told, covariance)), ""
 
-    # -- what becomes of an attempt --------------------------------------------------------------------------------------------------
+    # --- what becomes of an attempt
 
     def _tracked(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
         self._accept(now, attempt, Prior(attempt.solution.T_map_base, attempt.covariance))
@@ -144,14 +216,24 @@ class Egomotion:
         self._tracked_once = True
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
 
-    def _on_odometry_alone(self, now: Instant, attempt: Attempt, motion: Array, told: str) -> PoseEstimate:
-        self._accept(now, attempt, Prior(self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise)))
+    def _on_odometry_alone(
+        self, now: Instant, attempt: Attempt, motion: Array, told: str
+    ) -> PoseEstimate:
+        self._accept(
+            now,
+            attempt,
+            Prior(
+                self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise)
+            ),
+        )
         self._unconfirmed.confirmed()
         return self._said(now.frame, Tracking.TRACKING, 0, f"odometry alone: {told}")
 
     def _lost(self, now: Instant, attempt: Attempt, steady: Prior, told: str) -> PoseEstimate:
         """The predicted pose, with a covariance that grows."""
-        growth, velocity = self._unconfirmed.carried_on(now.seconds, steady.covariance, self._velocity)
+        growth, velocity = self._unconfirmed.carried_on(
+            now.seconds, steady.covariance, self._velocity
+        )
         known = self._velocity_known
         self._accept(now, attempt, Prior(steady.T_map_base, growth))
         self._velocity, self._velocity_known = velocity, known  # nothing was learnt of it
@@ -169,7 +251,9 @@ class Egomotion:
         table, seen = self._landmarks, attempt.sightings
         lost = np.zeros(len(table), np.bool_)
         if not attempt.problem and seen.second:
-            agreeing = learning.from_sightings(table, seen, attempt.solution, self._pose, attempt.T_camera_base)
+            agreeing = learning.from_sightings(
+                table, seen, attempt.solution, self._pose, attempt.T_camera_base
+            )
             lost = table.missed >= 2
             if not self._odometry_followed:
                 self._adjust(now.frame, agreeing)
@@ -180,10 +264,13 @@ class Egomotion:
         self._images.adopt(now.frame, seeing, self._T_map_camera(now.frame))
 
     def _adjust(self, frame: Frame, seen: pnp.Observations) -> None:
-        """The adjusted pose, mounts and landmarks become the current ones, where there are keyframes enough to adjust."""
+        """The adjusted pose, mounts and landmarks become the current ones, where there are
+        keyframes enough to adjust."""
         adjusted = self._mounts.remember(frame, self._pose, self._velocity, self._landmarks, seen)
         if adjusted is not None:
-            learning.from_adjustment(self._landmarks, adjusted, self._pose, self._T_camera_base(frame))
+            learning.from_adjustment(
+                self._landmarks, adjusted, self._pose, self._T_camera_base(frame)
+            )
             self._pose = adjusted.T_map_base[-1]
 
     def _T_camera_base(self, frame: Frame) -> Array:
@@ -195,7 +282,15 @@ class Egomotion:
 
     def _said(self, frame: Frame, tracking: Tracking, inliers: int, reason: str) -> PoseEstimate:
         T_map_camera = self._T_map_camera(frame)
-        return PoseEstimate(self._pose.copy(), T_map_camera, tracking, self._covariance.copy(), self._velocity.copy(), inliers, reason)
+        return PoseEstimate(
+            self._pose.copy(),
+            T_map_camera,
+            tracking,
+            self._covariance.copy(),
+            self._velocity.copy(),
+            inliers,
+            reason,
+        )
 
     def _shorten(self, factor: float) -> None:
         """Lengths around the car that are too long by a factor become right."""
@@ -205,15 +300,20 @@ class Egomotion:
         table.variance *= factor**2
         self._velocity[:3] /= factor
 
-    # -- after the engine ----------------------------------------------------------------------------------------------------------
+    # --- after the engine
 
-    def observe(self, frame: Frame, engine: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]) -> None:
-        """Gives landmarks their depth, drops those on movers (mask [N, h, w], True = moving) and finds new ones."""
+    def observe(
+        self, frame: Frame, engine: Geometry, pose: PoseEstimate, mask: NDArray[np.bool_]
+    ) -> None:
+        """Gives landmarks their depth, drops those on movers (mask [N, h, w], True = moving) and
+        finds new ones."""
         cameras, table, looking = self._cameras, self._landmarks, self._images.looking
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = features.rays_to_pixels(rays, cameras.k[table.camera[mine]])
-        seeing = pose.tracking is Tracking.TRACKING and pose.inliers > 0  # else the road says nothing that it has not said before
+        seeing = (
+            pose.tracking is Tracking.TRACKING and pose.inliers > 0
+        )  # else the road says nothing that it has not said before
         if cameras.all_alone and seeing and not self._odometry_followed:
             self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
         learning.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
@@ -224,7 +324,9 @@ class Egomotion:
         camera, pixel = planting.corners(cameras, self._images, looking, table)
         if len(pixel):
             noise, road = self.parameters.pixel_noise, not self._odometry_followed
-            new = planting.planted(cameras, self._images, camera, pixel, engine, pose, mask, self._born, noise, road)
+            new = planting.planted(
+                cameras, self._images, camera, pixel, engine, pose, mask, self._born, noise, road
+            )
             table = table.extend(new)
             self._born += len(pixel)
         self._landmarks = table

@@ -1,4 +1,6 @@
-"""The road as a ruler: where a camera sees it, its height above base_link's ground gives every metre that a lone camera lacks."""
+"""The road as a ruler: where a camera sees it, its height above base_link's ground gives every
+metre that a lone camera lacks."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,13 +8,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LOWEST = 0.3  # metres: a camera lower than this has base_link beside it rather than on the ground, and the rule does not hold
+# metres: a camera lower than this has base_link beside it rather than on the ground, and the rule
+# does not hold
+LOWEST = 0.3
 FARTHEST = 20.0  # metres along the optical axis
-TILT, SHARE = 0.006, 0.03  # rad that the car leans against the road, and the share that the road itself is uneven
+TILT, SHARE = (
+    0.006,
+    0.03,
+)  # rad that the car leans against the road, and the share that the road itself is uneven
 
 
 def inverse_depth(rays: Array, T_base_camera: Array) -> tuple[Array, Array]:
-    """Inverse depth and variance [M] that rays [M, 2] (normalised) have if they end on the ground (base_link z = 0); NaN where none can."""
+    """Inverse depth and variance [M] that rays [M, 2] (normalised) have if they end on the ground
+    (base_link z = 0); NaN where none can."""
     height = float(T_base_camera[2, 3])
     if height < LOWEST:
         return np.full(len(rays), np.nan), np.full(len(rays), np.nan)

@@ -1,4 +1,6 @@
-"""How the cameras are turned against their calibration: learnt from the last few keyframes, adjusted together (see bundle.py)."""
+"""How the cameras are turned against their calibration: learnt from the last few keyframes,
+adjusted together (see bundle.py)."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -18,7 +20,8 @@ Array = NDArray[np.float64]
 
 KEYFRAME_TRAVEL, KEYFRAMES = 1.0, 6  # metres between keyframes, keyframes adjusted together
 MOUNT = 0.001  # rad: how far a camera's mount may be turned from its calibration
-FIXED = 1e-7  # rad: how far one may be that is the measure of the others, or has none to be measured against
+# rad: how far one may be that is the measure of the others, or has none to be measured against
+FIXED = 1e-7
 
 
 class Mounts:
@@ -28,25 +31,45 @@ class Mounts:
         self._cameras = cameras
         self._keyframes: list[Keyframe] = []
         self._turn = np.zeros((len(cameras), 3))
-        loose = np.array([camera > 0 and not cameras.alone(camera) for camera in range(len(cameras))])
+        loose = np.array(
+            [camera > 0 and not cameras.alone(camera) for camera in range(len(cameras))]
+        )
         self._covariance: Array = np.diag(np.repeat(np.where(loose, MOUNT, FIXED) ** 2, 3))
         self.T_base_camera = cameras.T_base_camera.copy()
 
-    def remember(self, frame: Frame, pose: Array, velocity: Array, table: Landmarks, o: Observations) -> Adjusted | None:
-        """A keyframe if the car has gone far enough, and the adjustment when there are enough of them.
+    def remember(
+        self, frame: Frame, pose: Array, velocity: Array, table: Landmarks, o: Observations
+    ) -> Adjusted | None:
+        """A keyframe if the car has gone far enough, and the adjustment when there are enough of
+        them.
 
-        pose [4, 4], velocity [6]: of the car at the frame. o: what was seen there of the table's landmarks, without outliers.
+        pose [4, 4], velocity [6]: of the car at the frame. o: what was seen there of the table's
+        landmarks, without outliers.
         """
         if self._cameras.all_alone:
             return None
-        if self._keyframes and np.linalg.norm(self._keyframes[-1].T_map_base[:3, 3] - pose[:3, 3]) < KEYFRAME_TRAVEL:
+        if (
+            self._keyframes
+            and np.linalg.norm(self._keyframes[-1].T_map_base[:3, 3] - pose[:3, 3])
+            < KEYFRAME_TRAVEL
+        ):
             return None
-        T_base_camera = geometry.inverse(at_their_stamps(self._cameras.T_base_camera, frame, velocity))
+        T_base_camera = geometry.inverse(
+            at_their_stamps(self._cameras.T_base_camera, frame, velocity)
+        )
         own = table.camera[o.landmark] == o.camera
-        self._keyframes.append(Keyframe(pose, T_base_camera, table.identity[o.landmark], o.camera, own, o.ray, o.sigma))
+        self._keyframes.append(
+            Keyframe(pose, T_base_camera, table.identity[o.landmark], o.camera, own, o.ray, o.sigma)
+        )
         if len(self._keyframes) < KEYFRAMES:
             return None
-        start = dict(zip(table.identity.tolist(), table.origin + table.bearing / table.rho[:, None], strict=True))
+        start = dict(
+            zip(
+                table.identity.tolist(),
+                table.origin + table.bearing / table.rho[:, None],
+                strict=True,
+            )
+        )
         keyframes = [_only(keyframe, table.identity) for keyframe in self._keyframes]
         adjusted = bundle.adjust(keyframes, start, self._turn, self._covariance)
         self._keyframes = keyframes[-1:]
@@ -61,5 +84,11 @@ class Mounts:
 def _only(keyframe: Keyframe, identities: NDArray[np.int64]) -> Keyframe:
     """The keyframe's sightings of these landmarks."""
     keep = np.isin(keyframe.identity, identities)
-    seen = (keyframe.identity[keep], keyframe.camera[keep], keyframe.own[keep], keyframe.ray[keep], keyframe.sigma[keep])
+    seen = (
+        keyframe.identity[keep],
+        keyframe.camera[keep],
+        keyframe.own[keep],
+        keyframe.ray[keep],
+        keyframe.sigma[keep],
+    )
     return Keyframe(keyframe.T_map_base, keyframe.T_base_camera, *seen)

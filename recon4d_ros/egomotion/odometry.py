@@ -1,4 +1,5 @@
 """What odometry says of the motion between two instants, and when it is not to be believed."""
+
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
@@ -14,7 +15,8 @@ Array = NDArray[np.float64]
 
 KEEP_NS = 5_000_000_000
 REACH_NS = 250_000_000  # how far beyond the last sample its motion is carried on
-BASIS_NS = 150_000_000  # the motion that is carried on is measured over this time where there are samples for it
+# the motion that is carried on is measured over this time where there are samples for it
+BASIS_NS = 150_000_000
 FASTEST, HARDEST = 90.0, 20.0  # m/s and m/s^2: no car does more; an odometry that does has jumped
 
 
@@ -29,7 +31,8 @@ class OdometryBuffer:
         return len(self._stamps)
 
     def add(self, samples: Iterable[OdometrySample]) -> None:
-        """Takes samples that follow the ones before; a clock that runs backward starts anew; what is not finite is passed over."""
+        """Takes samples that follow the ones before; a clock that runs backward starts anew; what
+        is not finite is passed over."""
         for sample in samples:
             if not np.isfinite(sample.T_odom_base).all():
                 continue
@@ -47,8 +50,9 @@ class OdometryBuffer:
     def at(self, stamp_ns: int) -> Array | None:
         """T_odom_base at a stamp; None where nothing is known.
 
-        Beyond the ends the motion is carried on for at most REACH_NS, and for no more than twice the time that it was measured over:
-        two samples a few milliseconds apart say nothing of a tenth of a second.
+        Beyond the ends the motion is carried on for at most REACH_NS, and for no more than twice
+        the time that it was measured over: two samples a few milliseconds apart say nothing of a
+        tenth of a second.
         """
         if not self._stamps:
             return None
@@ -61,27 +65,41 @@ class OdometryBuffer:
             return None
         first, second = place - 1, place
         if place == len(self._stamps):
-            first, second = min(bisect_left(self._stamps, self._stamps[-1] - BASIS_NS), place - 2), place - 1
+            first, second = (
+                min(bisect_left(self._stamps, self._stamps[-1] - BASIS_NS), place - 2),
+                place - 1,
+            )
         elif place == 0:
             first, second = 0, max(bisect_right(self._stamps, self._stamps[0] + BASIS_NS) - 1, 1)
         a, b = self._stamps[first], self._stamps[second]
         if max(a - stamp_ns, stamp_ns - b) > 2 * (b - a):
             return None
-        return geometry.interpolate(self._poses[first], self._poses[second], (stamp_ns - a) / (b - a))
+        return geometry.interpolate(
+            self._poses[first], self._poses[second], (stamp_ns - a) / (b - a)
+        )
 
     def motion(self, from_ns: int, to_ns: int, velocity: Array | None) -> tuple[Array | None, str]:
-        """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last twist [6], if it is known."""
+        """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last
+        twist [6], if it is known."""
         before, after = self.at(from_ns), self.at(to_ns)
         if before is None or after is None:
             if not self._stamps:
                 return None, ""  # nobody ever promised any
-            return None, "odometry stopped" if self._stamps[-1] < to_ns else "odometry has not reached this frame yet"
+            return None, "odometry stopped" if self._stamps[
+                -1
+            ] < to_ns else "odometry has not reached this frame yet"
         motion = geometry.inverse(before) @ after
         seconds = max((to_ns - from_ns) * 1e-9, 1e-3)
         twist = geometry.log(motion) / seconds
         if np.linalg.norm(twist[:3]) > FASTEST:
-            return None, f"odometry jumped by {np.linalg.norm(motion[:3, 3]):.1f} m in {seconds:.2f} s"
-        if velocity is not None and np.linalg.norm(twist[:3] - velocity[:3]) > HARDEST * seconds + 4.0:
+            return (
+                None,
+                f"odometry jumped by {np.linalg.norm(motion[:3, 3]):.1f} m in {seconds:.2f} s",
+            )
+        if (
+            velocity is not None
+            and np.linalg.norm(twist[:3] - velocity[:3]) > HARDEST * seconds + 4.0
+        ):
             slow, fast = np.linalg.norm(velocity[:3]), np.linalg.norm(twist[:3])
             return None, f"odometry jumped from {slow:.1f} to {fast:.1f} m/s in {seconds:.2f} s"
         return motion, ""

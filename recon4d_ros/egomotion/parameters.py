@@ -1,4 +1,5 @@
 """What a user can set of ego-motion."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,16 +11,32 @@ from recon4d_ros.parameters import parameter
 class EgomotionParameters:
     odometry: str = parameter(
         "prior",
-        "what odometry is for: `none` ignores it, `prior` starts from it and refines, `trust` takes its motion as it is",
+        "what odometry is for: `none` ignores it, `prior` starts from it and refines, `trust` takes"
+        " its motion as it is",
         choices=("none", "prior", "trust"),
     )
-    features: int = parameter(400, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000)
+    features: int = parameter(
+        400, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000
+    )
     memory: str = parameter(
         "auto",
-        "hold the pose against the engine's pointer memory: `always`, `never`, or `auto`, where it was measured to help: cameras without a "
-        "second one beside them, in every second frame, and any camera in every frame while the followed points do not hold the pose",
+        "hold the pose against the engine's pointer memory: `always`, `never`, or `auto`, where it"
+        " was measured to help: cameras without a second one beside them, in every second frame,"
+        " and any camera in every frame while the followed points do not hold the pose",
         choices=("auto", "always", "never"),
     )
-    min_inliers: int = parameter(15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500)
-    pixel_noise: float = parameter(0.5, "standard deviation of a followed point in pixels of the input image", minimum=0.05, maximum=5.0)
-    odometry_noise: float = parameter(0.02, "standard deviation of the odometry's motion, as a share of it", minimum=0.0001, maximum=1.0)
+    min_inliers: int = parameter(
+        15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500
+    )
+    pixel_noise: float = parameter(
+        0.5,
+        "standard deviation of a followed point in pixels of the input image",
+        minimum=0.05,
+        maximum=5.0,
+    )
+    odometry_noise: float = parameter(
+        0.02,
+        "standard deviation of the odometry's motion, as a share of it",
+        minimum=0.0001,
+        maximum=1.0,
+    )

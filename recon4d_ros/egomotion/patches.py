@@ -1,10 +1,14 @@
-"""A followed point brought to rest: its patch, seen as it must look from the new place, aligned with the new image.
+"""A followed point brought to rest: its patch, seen as it must look from the new place, aligned
+with the new image.
 
-A tracker that moves a window as it is finds a point of the road to a pixel or two only: between two frames the road below a car grows by
-half and shears. Where the point is known to be, and the surface around it is taken to lie as the road or to face the camera, the change is
-known beforehand (a plane's homography, to first order), and what is left is a shift. Alignment is inverse-compositional (Baker and
-Matthews, IJCV 2004, section 3.2), on patches normalised for gain and offset, all points of a camera at once.
+A tracker that moves a window as it is finds a point of the road to a pixel or two only: between two
+frames the road below a car grows by half and shears. Where the point is known to be, and the
+surface around it is taken to lie as the road or to face the camera, the change is known beforehand
+(a plane's homography, to first order), and what is left is a shift. Alignment is
+inverse-compositional (Baker and Matthews, IJCV 2004, section 3.2), on patches normalised for gain
+and offset, all points of a camera at once.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,15 +23,27 @@ SIDE, STEP = 8, 1.5  # samples along a patch's side, pixels between them
 SAMPLES = SIDE * SIDE
 ROUNDS = 4
 REACH = 4.0  # samples that a point may be off
-ALIKE, CHANCE = 0.8, 0.5  # normalised correlation of a match, as a share of what noise leaves of it; what no match is below
+ALIKE, CHANCE = (
+    0.8,
+    0.5,
+    # normalised correlation of a match, as a share of what noise leaves of it; what no match is
+    # below
+)
 ROWS = 16  # one row in so many tells an image's noise
-U, V = (((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE, SIDE))[::-1])  # pixels, [SAMPLES]
-WIDE_U, WIDE_V = (((axis.reshape(-1) - (SIDE + 1) / 2) * STEP).astype(np.float32) for axis in np.indices((SIDE + 2, SIDE + 2))[::-1])
+U, V = (
+    ((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32)
+    for axis in np.indices((SIDE, SIDE))[::-1]
+)  # pixels, [SAMPLES]
+WIDE_U, WIDE_V = (
+    ((axis.reshape(-1) - (SIDE + 1) / 2) * STEP).astype(np.float32)
+    for axis in np.indices((SIDE + 2, SIDE + 2))[::-1]
+)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of one camera, and which of the points, from `first` to before `last`, are to be found in the second."""
+    """Two images of one camera, and which of the points, from `first` to before `last`, are to be
+    found in the second."""
 
     here: NDArray[np.uint8]
     there: NDArray[np.uint8]
@@ -36,9 +52,11 @@ class Pair:
 
 
 def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
-    """How a step in one view becomes one in another [M, 2, 2], to first order, both in normalised coordinates (not pixels).
+    """How a step in one view becomes one in another [M, 2, 2], to first order, both in normalised
+    coordinates (not pixels).
 
-    at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there. T_there_here [M, 4, 4].
+    at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there.
+    T_there_here [M, 4, 4].
     """
     plane = normal / (normal * at).sum(-1, keepdims=True)
     homography = T_there_here[:, :3, :3] + T_there_here[:, :3, 3:] * plane[:, None]
@@ -47,18 +65,27 @@ def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
     return (homography[:, :2, :2] - xy[..., None] * homography[:, 2:, :2]) / q[:, 2:, None]
 
 
-def settle(pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M, 2], and how alike it is there [M].
+def settle(
+    pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M,
+    2], and how alike it is there [M].
 
-    That is the normalised correlation (before the last step) as a share of what the second image's noise leaves of it: to be held against
-    ALIKE. warp [M, 2, 2]: how a step in pixels of the first image becomes one in pixels of the second.
+    That is the normalised correlation (before the last step) as a share of what the second image's
+    noise leaves of it: to be held against ALIKE. warp [M, 2, 2]: how a step in pixels of the first
+    image becomes one in pixels of the second.
     """
     at = pixel.astype(np.float32)
-    wide = _sampled([(pair.here, pair) for pair in pairs], at[:, :1] + WIDE_U, at[:, 1:] + WIDE_V).reshape(-1, SIDE + 2, SIDE + 2)
+    wide = _sampled(
+        [(pair.here, pair) for pair in pairs], at[:, :1] + WIDE_U, at[:, 1:] + WIDE_V
+    ).reshape(-1, SIDE + 2, SIDE + 2)
     patch = wide[:, 1:-1, 1:-1].reshape(-1, SAMPLES)
     patch = patch - _mean(patch)
-    slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=1).reshape(len(patch), 2, SAMPLES)
-    # Neither light nor contrast is a shift: what of the slopes looks like one of these is taken out of them.
+    slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=1).reshape(
+        len(patch), 2, SAMPLES
+    )
+    # Neither light nor contrast is a shift: what of the slopes looks like one of these is taken out
+    # of them.
     energy = np.maximum(np.square(patch).sum(1), 1.0)
     slope -= slope.mean(axis=2, keepdims=True)
     slope -= ((slope @ patch[..., None]) / energy[:, None, None]) * patch[:, None]
@@ -78,22 +105,29 @@ def settle(pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array) -> tup
     # Patches of deviation s under noise of deviation n are no more alike than s^2 / (s^2 + n^2).
     variance = np.array([_noise(pair.there) ** 2 for pair in pairs], np.float32)
     noise = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
-    left = np.sqrt(np.maximum(1.0 - noise / energy, 0.0) * np.maximum(1.0 - noise / energy_now, 0.0))
+    left = np.sqrt(
+        np.maximum(1.0 - noise / energy, 0.0) * np.maximum(1.0 - noise / energy_now, 0.0)
+    )
     alike /= np.maximum(left, CHANCE / ALIKE)
     return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0)
 
 
-def _sampled(images: list[tuple[NDArray[np.uint8], Pair]], u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sampled(
+    images: list[tuple[NDArray[np.uint8], Pair]], u: NDArray[np.float32], v: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Values [M, S] at pixels u, v [M, S], each pair's points in its image."""
     out = np.empty(u.shape, np.uint8)
     for image, pair in images:
         mine = slice(pair.first, pair.last)
-        out[mine] = cv2.remap(image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        out[mine] = cv2.remap(
+            image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
     return out.astype(np.float32)
 
 
 def _noise(image: NDArray[np.uint8]) -> float:
-    """Standard deviation of an image's noise in grey levels, from the median of what no slope explains (Immerkaer, CVIU 1996)."""
+    """Standard deviation of an image's noise in grey levels, from the median of what no slope
+    explains (Immerkaer, CVIU 1996)."""
     rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
     across = rows[0] - 2 * rows[1] + rows[2]
     rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]

@@ -1,4 +1,6 @@
-"""New landmarks where an image has room for them: corners, and the first that is known of their depth."""
+"""New landmarks where an image has room for them: corners, and the first that is known of their
+depth."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,16 +17,23 @@ from recon4d_ros.types import Geometry, PoseEstimate
 Array = NDArray[np.float64]
 
 ROOM = 0.2  # share of its points that a camera may lack before new ones are looked for
-ON_ROAD = 0.2  # share of the road's inverse depth by which the engine's may differ from it where both speak of the same
+# share of the road's inverse depth by which the engine's may differ from it where both speak of the
+# same
+ON_ROAD = 0.2
 
 
 def corners(
     cameras: Cameras, images: Images, looking: NDArray[np.bool_], table: Landmarks
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Cameras [K] and pixels [K, 2] of new points, away from those of the table. looking [N]: cameras with an image to find them in."""
+    """Cameras [K] and pixels [K, 2] of new points, away from those of the table. looking [N]:
+    cameras with an image to find them in."""
     wanted = cameras.quota - np.bincount(table.camera, minlength=len(looking))
-    led = np.array([looking[beside[beside < camera]].any() for camera, beside in enumerate(cameras.beside)])
-    finders = np.flatnonzero(looking & ~led & (wanted > ROOM * cameras.quota))  # of cameras side by side the first one that sees leads
+    led = np.array(
+        [looking[beside[beside < camera]].any() for camera, beside in enumerate(cameras.beside)]
+    )
+    finders = np.flatnonzero(
+        looking & ~led & (wanted > ROOM * cameras.quota)
+    )  # of cameras side by side the first one that sees leads
 
     def find(camera: int) -> NDArray[np.float32]:
         image, room = images.now[camera], features.spacing(cameras.lenses[camera], cameras.quota)
@@ -50,9 +59,11 @@ def planted(
     noise: float,
     road: bool,
 ) -> Landmarks:
-    """Landmarks at pixels [M, 2] of cameras [M], but for those on movers (mask [N, h, w]) and those that the camera beside contradicts.
+    """Landmarks at pixels [M, 2] of cameras [M], but for those on movers (mask [N, h, w]) and those
+    that the camera beside contradicts.
 
-    first: their identities count from here. noise: standard deviation of a sighting in input pixels. road: whether it may give depth.
+    first: their identities count from here. noise: standard deviation of a sighting in input
+    pixels. road: whether it may give depth.
     """
     rays = cameras.rays(camera, pixel)
     working = features.rays_to_pixels(rays, cameras.k[camera])
@@ -81,7 +92,9 @@ def planted(
     for one in np.unique(camera).tolist():
         image, at = images.now[one], np.flatnonzero(camera == one)
         assert image is not None
-        seen += sightings.across(cameras, images, one, image, new, at, pixel[at], pose.T_map_base, T_camera_base)
+        seen += sightings.across(
+            cameras, images, one, image, new, at, pixel[at], pose.T_map_base, T_camera_base
+        )
     if not seen:
         return new
     o = sightings.observations(cameras, new, seen, noise)
@@ -95,14 +108,20 @@ def planted(
 def _with_road(
     cameras: Cameras, camera: NDArray[np.int64], rays: Array, rho: Array, variance: Array
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Depths with the road's beside them, of cameras that have no second one to measure with; and which are the road's alone."""
+    """Depths with the road's beside them, of cameras that have no second one to measure with; and
+    which are the road's alone."""
     road, doubt = np.full(len(rho), np.nan), np.full(len(rho), np.nan)
     for one in np.unique(camera).tolist():
         if cameras.alone(one):
-            road[camera == one], doubt[camera == one] = ground.inverse_depth(rays[camera == one], cameras.T_base_camera[one])
+            road[camera == one], doubt[camera == one] = ground.inverse_depth(
+                rays[camera == one], cameras.T_base_camera[one]
+            )
     with np.errstate(invalid="ignore"):
         assumed = np.isnan(rho) & np.isfinite(road)
         both = np.abs(rho - road) < ON_ROAD * road
     weight = np.where(both, variance / (variance + doubt), 0.0)
-    rho, variance = np.where(both, rho + weight * (road - rho), rho), np.where(both, (1.0 - weight) * variance, variance)
+    rho, variance = (
+        np.where(both, rho + weight * (road - rho), rho),
+        np.where(both, (1.0 - weight) * variance, variance),
+    )
     return np.where(assumed, road, rho), np.where(assumed, doubt, variance), assumed

@@ -1,13 +1,18 @@
-"""One robust solver for the pose of a rig: all cameras' observations together, landmarks known to any degree.
+"""One robust solver for the pose of a rig: all cameras' observations together, landmarks known to
+any degree.
 
-A landmark is an inverse depth along a ray from where it was first seen, with a variance. Its uncertainty is projected into the
-image and added to the measurement's own, so a landmark of known depth constrains two directions, and one of unknown depth
-constrains only the distance from its epipolar line: points with and without depth need no separate treatment. (Inverse depth:
-Civera, Davison and Montiel, T-RO 2008, eq. 3-5; the marginal of the depth is eq. 7 of the usual extended Kalman filter.)
+A landmark is an inverse depth along a ray from where it was first seen, with a variance. Its
+uncertainty is projected into the image and added to the measurement's own, so a landmark of known
+depth constrains two directions, and one of unknown depth constrains only the distance from its
+epipolar line: points with and without depth need no separate treatment. (Inverse depth: Civera,
+Davison and Montiel, T-RO 2008, eq. 3-5; the marginal of the depth is eq. 7 of the usual extended
+Kalman filter.)
 
-Outliers: graduated non-convexity with the Geman-McClure loss (Yang, Antonante, Tzoumas and Carlone, RA-L 2020, eq. 12), which
-does not need a start inside the basin; where too few agree, hypotheses from random subsets, scored together in one batch.
+Outliers: graduated non-convexity with the Geman-McClure loss (Yang, Antonante, Tzoumas and Carlone,
+RA-L 2020, eq. 12), which does not need a start inside the basin; where too few agree, hypotheses
+from random subsets, scored together in one batch.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -20,19 +25,26 @@ from recon4d_ros import geometry
 
 Array = NDArray[np.float64]
 
-GATE = 9.0  # squared Mahalanobis distance beyond which an observation is an outlier (two degrees of freedom: 98.9 %)
-SUBSET = 5  # observations per random hypothesis; the minimum for a rig with depth is 3, two more steady it
+# squared Mahalanobis distance beyond which an observation is an outlier (two degrees of freedom:
+# 98.9 %)
+GATE = 9.0
+# observations per random hypothesis; the minimum for a rig with depth is 3, two more steady it
+SUBSET = 5
 HYPOTHESES = 96
-GLANCE, FINALISTS = 64, 12  # observations that all hypotheses are scored on, hypotheses that are then scored on all
+GLANCE, FINALISTS = (
+    64,
+    12,
+)  # observations that all hypotheses are scored on, hypotheses that are then scored on all
 
 
 @dataclass(frozen=True)
 class Observations:
     """M sightings of landmarks.
 
-    origin [M, 3], bearing [M, 3]: in map; the landmark is origin + bearing / rho. rho [M], variance [M]: inverse depth (1/m) and its
-    variance. camera [M]: which camera sees it. ray [M, 2]: where, as normalised coordinates. sigma [M]: standard deviation of ray.
-    landmark [M]: index of the landmark in the caller's table.
+    origin [M, 3], bearing [M, 3]: in map; the landmark is origin + bearing / rho. rho [M], variance
+    [M]: inverse depth (1/m) and its variance. camera [M]: which camera sees it. ray [M, 2]: where,
+    as normalised coordinates. sigma [M]: standard deviation of ray. landmark [M]: index of the
+    landmark in the caller's table.
     """
 
     origin: Array
@@ -52,12 +64,18 @@ class Observations:
 
     @staticmethod
     def join(parts: list[Observations]) -> Observations:
-        return Observations(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Observations)))
+        return Observations(
+            *(
+                np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(Observations)
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Where the base is expected: pose in map and covariance of its error in base_link (v, w order)."""
+    """Where the base is expected: pose in map and covariance of its error in base_link (v, w
+    order)."""
 
     T_map_base: Array
     covariance: Array
@@ -70,7 +88,8 @@ class Prior:
 
 @dataclass(frozen=True)
 class Solution:
-    """distance [M]: squared Mahalanobis distance of every observation. inlier [M]. information: [6, 6] of the observations alone."""
+    """distance [M]: squared Mahalanobis distance of every observation. inlier [M]. information: [6,
+    6] of the observations alone."""
 
     T_map_base: Array
     distance: Array
@@ -92,10 +111,14 @@ def adjoint(pose: Array) -> Array:
 
 
 def _moved(poses: Array, xi: Array) -> Array:
-    """Poses [K, 4, 4] with steps [K, 6] applied on the right: Rodrigues for the rotation, the translation as it is (a retraction)."""
+    """Poses [K, 4, 4] with steps [K, 6] applied on the right: Rodrigues for the rotation, the
+    translation as it is (a retraction)."""
     w = xi[:, 3:]
     angle = np.sqrt((w * w).sum(-1)) / np.pi
-    sine, cosine = np.sinc(angle), 0.5 * np.square(np.sinc(0.5 * angle))  # sin(a) / a and (1 - cos(a)) / a^2, whole at zero
+    sine, cosine = (
+        np.sinc(angle),
+        0.5 * np.square(np.sinc(0.5 * angle)),
+    )  # sin(a) / a and (1 - cos(a)) / a^2, whole at zero
     k = np.zeros((len(xi), 3, 3))
     k[:, 0, 1], k[:, 0, 2], k[:, 1, 2] = -w[:, 2], w[:, 1], -w[:, 0]
     k -= np.swapaxes(k, 1, 2)
@@ -107,22 +130,29 @@ def _moved(poses: Array, xi: Array) -> Array:
 
 
 def _toward(poses: Array, prior: Prior) -> Array:
-    """Step [K, 6] that takes each pose to the prior, the inverse of `_moved` for turns well below a right angle."""
+    """Step [K, 6] that takes each pose to the prior, the inverse of `_moved` for turns well below a
+    right angle."""
     back = np.swapaxes(poses[:, :3, :3], 1, 2)
     turn = back @ prior.T_map_base[:3, :3]
     out = np.empty((len(poses), 6))
     out[:, :3] = (back @ (prior.T_map_base[:3, 3] - poses[:, :3, 3])[..., None])[..., 0]
-    out[:, 3], out[:, 4], out[:, 5] = turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]
+    out[:, 3], out[:, 4], out[:, 5] = (
+        turn[:, 2, 1] - turn[:, 1, 2],
+        turn[:, 0, 2] - turn[:, 2, 0],
+        turn[:, 1, 0] - turn[:, 0, 1],
+    )
     out[:, 3:] *= 0.5
     return out
 
 
 @dataclass(frozen=True)
 class View:
-    """Observations laid out for the solver: the last axis runs over the M observations, so that every operation is one over M numbers.
+    """Observations laid out for the solver: the last axis runs over the M observations, so that
+    every operation is one over M numbers.
 
-    The first axis is 1, or K where each pose has observations of its own. origin, bearing, centre [K, 3, M]; turn [K, 3, 3, M]: rotation
-    of base_link into the seeing camera, centre the base's origin in it; ray [K, 2, M]; rho, variance [K, M]; noise [K, M]: variance of ray.
+    The first axis is 1, or K where each pose has observations of its own. origin, bearing, centre
+    [K, 3, M]; turn [K, 3, 3, M]: rotation of base_link into the seeing camera, centre the base's
+    origin in it; ray [K, 2, M]; rho, variance [K, M]; noise [K, M]: variance of ray.
     """
 
     origin: Array
@@ -137,23 +167,48 @@ class View:
     @staticmethod
     def of(T_camera_base: Array, o: Observations) -> View:
         camera = np.moveaxis(T_camera_base[:, :3], 0, -1).take(o.camera, axis=-1)  # [3, 4, M]
-        turn, centre = np.ascontiguousarray(camera[None, :, :3]), np.ascontiguousarray(camera[None, :, 3])
-        origin, bearing, ray = (np.ascontiguousarray(values.T)[None] for values in (o.origin, o.bearing, o.ray))
-        return View(origin, bearing, o.rho[None], o.variance[None], turn, centre, ray, np.square(o.sigma)[None])
+        turn, centre = (
+            np.ascontiguousarray(camera[None, :, :3]),
+            np.ascontiguousarray(camera[None, :, 3]),
+        )
+        origin, bearing, ray = (
+            np.ascontiguousarray(values.T)[None] for values in (o.origin, o.bearing, o.ray)
+        )
+        return View(
+            origin,
+            bearing,
+            o.rho[None],
+            o.variance[None],
+            turn,
+            centre,
+            ray,
+            np.square(o.sigma)[None],
+        )
 
     def thinned(self, every: int) -> View:
         """One observation in `every`."""
-        return View(*(np.ascontiguousarray(getattr(self, field.name)[..., ::every]) for field in fields(self)))
+        return View(
+            *(
+                np.ascontiguousarray(getattr(self, field.name)[..., ::every])
+                for field in fields(self)
+            )
+        )
 
     def subsets(self, index: NDArray) -> View:
         """For each of K poses the observations index [K, S] of the one set that is here."""
-        return View(*(np.moveaxis(getattr(self, field.name)[0].take(index, axis=-1), -2, 0) for field in fields(self)))
+        return View(
+            *(
+                np.moveaxis(getattr(self, field.name)[0].take(index, axis=-1), -2, 0)
+                for field in fields(self)
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Linear:
-    """residual [K, 2, M]: measured minus predicted ray. along [K, 2, M]: derivative of the prediction by rho. ahead [K, M]: in front of the
-    camera. jacobian [K, 6, 2, M]: of the prediction by xi, for T_map_base exp(xi)."""
+    """residual [K, 2, M]: measured minus predicted ray. along [K, 2, M]: derivative of the
+    prediction by rho. ahead [K, M]: in front of the camera. jacobian [K, 6, 2, M]: of the
+    prediction by xi, for T_map_base exp(xi)."""
 
     residual: Array
     along: Array
@@ -162,12 +217,14 @@ class Linear:
 
 
 def project(T_map_base: Array, T_camera_base: Array, o: Observations) -> Array:
-    """Landmarks times their rho in the seeing cameras' optical frames [K, M, 3], for poses [K, 4, 4]."""
+    """Landmarks times their rho in the seeing cameras' optical frames [K, M, 3], for poses [K, 4,
+    4]."""
     return np.moveaxis(_placed(T_map_base, View.of(T_camera_base, o))[0], 1, 2)
 
 
 def _placed(T_map_base: Array, view: View) -> tuple[Array, Array, Array]:
-    """Landmarks times rho in the camera and in base_link, and the derivative of the former by rho: each [K, 3, M]."""
+    """Landmarks times rho in the camera and in base_link, and the derivative of the former by rho:
+    each [K, 3, M]."""
     back = np.swapaxes(T_map_base[:, :3, :3], 1, 2)
     around = back @ (view.origin - T_map_base[:, :3, 3:])
     rho = view.rho[:, None]
@@ -179,8 +236,11 @@ def _placed(T_map_base: Array, view: View) -> tuple[Array, Array, Array]:
     return q, base, slope
 
 
-def _predicted(q: Array, slope: Array, view: View) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
-    """Residual and its derivative by rho as in `Linear`, the ray [K, 2, M], 1 / z [K, 1, M], and what is in front of the camera [K, M]."""
+def _predicted(
+    q: Array, slope: Array, view: View
+) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
+    """Residual and its derivative by rho as in `Linear`, the ray [K, 2, M], 1 / z [K, 1, M], and
+    what is in front of the camera [K, M]."""
     ahead = q[:, 2] > 1e-3
     over = 1.0 / np.where(ahead, q[:, 2], 1.0)[:, None]
     xy = q[:, :2] * over
@@ -199,45 +259,68 @@ def linearise(T_map_base: Array, view: View) -> Linear:
     # dq_base = -rho v + q x w, as rows: a . (q x w) = (a x q) . w
     np.multiply(toward, -view.rho[:, None, None], out=jacobian[:, :3])
     for row, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
-        np.subtract(toward[:, i] * base[:, j, None], toward[:, j] * base[:, i, None], out=jacobian[:, 3 + row])
+        np.subtract(
+            toward[:, i] * base[:, j, None],
+            toward[:, j] * base[:, i, None],
+            out=jacobian[:, 3 + row],
+        )
     return Linear(residual, along, ahead, jacobian)
 
 
 def whiten(residual: Array, along: Array, view: View) -> tuple[Array, Array]:
-    """Squared Mahalanobis distance [K, M] with the depth's variance marginalised, and the share s [K, M] of `along` that it takes away:
-    the weight matrix is (I - s along along^T) / noise (Sherman-Morrison)."""
+    """Squared Mahalanobis distance [K, M] with the depth's variance marginalised, and the share s
+    [K, M] of `along` that it takes away: the weight matrix is (I - s along along^T) / noise
+    (Sherman-Morrison)."""
     share = view.variance / (view.noise + view.variance * np.square(along).sum(1))
-    return (np.square(residual).sum(1) - share * np.square((along * residual).sum(1))) / view.noise, share
+    return (
+        np.square(residual).sum(1) - share * np.square((along * residual).sum(1))
+    ) / view.noise, share
 
 
-def step(T_map_base: Array, linear: Linear, share: Array, scale: Array, prior: Prior | None) -> tuple[Array, Array]:
-    """One Gauss-Newton step for K poses: new poses [K, 4, 4] and the observations' information [K, 6, 6].
+def step(
+    T_map_base: Array, linear: Linear, share: Array, scale: Array, prior: Prior | None
+) -> tuple[Array, Array]:
+    """One Gauss-Newton step for K poses: new poses [K, 4, 4] and the observations' information [K,
+    6, 6].
 
     scale [K, M]: robust weights divided by the rays' variance. share: as `whiten` gives it.
     """
     count, unknowns, _, seen = linear.jacobian.shape
-    # J^T (I - s a a^T) J: both directions of the image, and less of what lies along the unknown depth
+    # J^T (I - s a a^T) J: both directions of the image, and less of what lies along the unknown
+    # depth
     rows = linear.jacobian.reshape(count, unknowns, 2 * seen)
     weighted = (linear.jacobian * scale[:, None, None]).reshape(count, unknowns, 2 * seen)
-    along = linear.jacobian[:, :, 0] * linear.along[:, None, 0] + linear.jacobian[:, :, 1] * linear.along[:, None, 1]
+    along = (
+        linear.jacobian[:, :, 0] * linear.along[:, None, 0]
+        + linear.jacobian[:, :, 1] * linear.along[:, None, 1]
+    )
     lost = along * (share * scale)[:, None]
-    residual = linear.residual[:, 0] * linear.along[:, 0] + linear.residual[:, 1] * linear.along[:, 1]
+    residual = (
+        linear.residual[:, 0] * linear.along[:, 0] + linear.residual[:, 1] * linear.along[:, 1]
+    )
     information = weighted @ np.swapaxes(rows, 1, 2) - lost @ np.swapaxes(along, 1, 2)
-    gradient = (weighted @ linear.residual.reshape(count, 2 * seen, 1) - lost @ residual[..., None])[..., 0]
+    gradient = (
+        weighted @ linear.residual.reshape(count, 2 * seen, 1) - lost @ residual[..., None]
+    )[..., 0]
     normal = information + 1e-9 * np.eye(6)
     if prior is not None:
         normal = normal + prior.strength
         gradient = gradient + _toward(T_map_base, prior) @ prior.strength
-    return _moved(T_map_base, np.minimum(np.maximum(_solved(normal, gradient), -20.0), 20.0)), information
+    return _moved(
+        T_map_base, np.minimum(np.maximum(_solved(normal, gradient), -20.0), 20.0)
+    ), information
 
 
 def _solved(normal: Array, right: Array) -> Array:
-    """Steps [K, 6] of normal equations [K, 6, 6]; none where these say nothing, as where all that is seen stands at one point."""
+    """Steps [K, 6] of normal equations [K, 6, 6]; none where these say nothing, as where all that
+    is seen stands at one point."""
     try:
         steps = np.linalg.solve(normal, right[..., None])[..., 0]
     except np.linalg.LinAlgError:  # next to such numbers the prior is lost to rounding
         largest = np.maximum(np.abs(normal).max((1, 2)), 1.0)[:, None, None]
-        steps = np.linalg.solve(normal / largest + 1e-12 * np.eye(6), right[..., None] / largest)[..., 0]
+        steps = np.linalg.solve(normal / largest + 1e-12 * np.eye(6), right[..., None] / largest)[
+            ..., 0
+        ]
     return np.where(np.isfinite(steps), steps, 0.0)
 
 
@@ -262,9 +345,19 @@ def anneal(start: Array, view: View, prior: Prior, rounds: int = 10) -> Array:
         distance, share = whiten(linear.residual, linear.along, view)
         if index == 0:
             ahead = distance[linear.ahead]
-            control = float(np.clip(2.0 * np.quantile(ahead, 0.9) / GATE, 1.0, 1e4)) if len(ahead) else 1.0
+            control = (
+                float(np.clip(2.0 * np.quantile(ahead, 0.9) / GATE, 1.0, 1e4))
+                if len(ahead)
+                else 1.0
+            )
         width = control * GATE
-        moved, _ = step(pose, linear, share, linear.ahead * np.square(width / (distance + width)) / view.noise, prior)
+        moved, _ = step(
+            pose,
+            linear,
+            share,
+            linear.ahead * np.square(width / (distance + width)) / view.noise,
+            prior,
+        )
         change = np.linalg.norm(moved[0, :3] - pose[0, :3])
         pose = moved
         if control <= 1.0 and change < 1e-4:
@@ -274,16 +367,20 @@ def anneal(start: Array, view: View, prior: Prior, rounds: int = 10) -> Array:
 
 
 def cost(distance: Array, pose: Array, prior: Prior, share: float = 1.0) -> Array:
-    """Truncated sum of distances [K] plus the prior's (so that a big mover must outweigh the expected motion).
+    """Truncated sum of distances [K] plus the prior's (so that a big mover must outweigh the
+    expected motion).
 
     share: of the observations that are here.
     """
     back = _toward(pose, prior)
-    return np.minimum(distance, GATE).sum(-1) / share + np.einsum("ki,ij,kj->k", back, prior.strength, back)
+    return np.minimum(distance, GATE).sum(-1) / share + np.einsum(
+        "ki,ij,kj->k", back, prior.strength, back
+    )
 
 
 def best(poses: Array, view: View, prior: Prior) -> Array:
-    """The cheapest of poses [K, 4, 4]: the few that a part of the observations likes best go to all (preemption: Nister, ICCV 2003)."""
+    """The cheapest of poses [K, 4, 4]: the few that a part of the observations likes best go to all
+    (preemption: Nister, ICCV 2003)."""
     every = view.rho.shape[1] // GLANCE
     if every > 1:
         rough = cost(distances(poses, view.thinned(every)), poses, prior, 1.0 / every)
@@ -293,7 +390,9 @@ def best(poses: Array, view: View, prior: Prior) -> Array:
 
 def hypotheses(start: Array, view: View, prior: Prior, rng: np.random.Generator) -> Array:
     """Poses [K, 4, 4], each from a few random observations and a prior too weak to hold it."""
-    subset = view.subsets(np.argpartition(rng.random((HYPOTHESES, view.rho.shape[1])), SUBSET, axis=1)[:, :SUBSET])
+    subset = view.subsets(
+        np.argpartition(rng.random((HYPOTHESES, view.rho.shape[1])), SUBSET, axis=1)[:, :SUBSET]
+    )
     loose = Prior(prior.T_map_base, prior.covariance * 16.0)
     poses = np.repeat(start[None], HYPOTHESES, axis=0)
     for _ in range(5):
@@ -304,13 +403,19 @@ def hypotheses(start: Array, view: View, prior: Prior, rng: np.random.Generator)
 
 
 def solve(
-    T_camera_base: Array, o: Observations, prior: Prior, seed: int = 0, enough: float = 0.7, start: Array | None = None
+    T_camera_base: Array,
+    o: Observations,
+    prior: Prior,
+    seed: int = 0,
+    enough: float = 0.7,
+    start: Array | None = None,
 ) -> Solution:
     """The rig's pose from all cameras' observations and a prior.
 
-    T_camera_base: [N, 4, 4], each camera's skew in time already in it. enough: share of inliers above which the annealed solution
-    is taken as it is; below it, random hypotheses compete with it. start: a pose [4, 4] already near, to be polished only.
-    Never raises: without observations the prior comes back.
+    T_camera_base: [N, 4, 4], each camera's skew in time already in it. enough: share of inliers
+    above which the annealed solution is taken as it is; below it, random hypotheses compete with
+    it. start: a pose [4, 4] already near, to be polished only. Never raises: without observations
+    the prior comes back.
     """
     if len(o) == 0:
         return Solution(prior.T_map_base, np.empty(0), np.empty(0, np.bool_), np.zeros((6, 6)), 0.0)
@@ -318,17 +423,31 @@ def solve(
     pose = anneal(prior.T_map_base, view, prior) if start is None else start
     if start is None and len(o) > SUBSET and (distances(pose[None], view) < GATE).mean() < enough:
         rng = np.random.default_rng(seed)
-        candidates = np.concatenate([hypotheses(prior.T_map_base, view, prior, rng), pose[None], prior.T_map_base[None]])
+        candidates = np.concatenate(
+            [hypotheses(prior.T_map_base, view, prior, rng), pose[None], prior.T_map_base[None]]
+        )
         pose = best(candidates, view, prior)
     information = np.zeros((6, 6))
     for _ in range(3):  # polish: Geman-McClure at its final width
         linear = linearise(pose[None], view)
         distance, share = whiten(linear.residual, linear.along, view)
-        moved, informations = step(pose[None], linear, share, linear.ahead * np.square(GATE / (distance + GATE)) / view.noise, prior)
+        moved, informations = step(
+            pose[None],
+            linear,
+            share,
+            linear.ahead * np.square(GATE / (distance + GATE)) / view.noise,
+            prior,
+        )
         information = informations[0]
         change = np.linalg.norm(moved[0, :3] - pose[:3])
         pose = moved[0]
         if change < 1e-4:
             break
     distance = distances(pose[None], view)
-    return Solution(pose, distance[0], distance[0] < GATE, information, float(cost(distance, pose[None], prior)[0]))
+    return Solution(
+        pose,
+        distance[0],
+        distance[0] < GATE,
+        information,
+        float(cost(distance, pose[None], prior)[0]),
+    )

@@ -1,4 +1,6 @@
-"""Where the landmarks are in the new images: followed by their own camera, and looked for in those that look the same way."""
+"""Where the landmarks are in the new images: followed by their own camera, and looked for in those
+that look the same way."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -16,7 +18,10 @@ from recon4d_ros.parallel import each
 
 Array = NDArray[np.float64]
 
-BLIND_SHARE, BLIND_COUNT = 0.2, 10  # a camera that finds a smaller share of so many points shows something else
+BLIND_SHARE, BLIND_COUNT = (
+    0.2,
+    10,
+)  # a camera that finds a smaller share of so many points shows something else
 BORDER = 3.0  # pixels
 TOLERANCE = 1.0  # pixels between a point and where the way there and back ends
 DEPTH_FLOOR = 0.002  # share of an inverse depth that sightings never narrow it below
@@ -24,10 +29,11 @@ DEPTH_FLOOR = 0.002  # share of an inverse depth that sightings never narrow it 
 
 @dataclass(frozen=True)
 class Sightings:
-    """pixel [L, 2], found [L]: the landmarks of a table in their own cameras. guess [L, 2]: where they were looked for.
+    """pixel [L, 2], found [L]: the landmarks of a table in their own cameras. guess [L, 2]: where
+    they were looked for.
 
-    blind [N]: cameras that found next to none of theirs. observations: of the found ones; the last ones, from `second` on, are those on
-    the supposed road once more, without that supposition.
+    blind [N]: cameras that found next to none of theirs. observations: of the found ones; the last
+    ones, from `second` on, are those on the supposed road once more, without that supposition.
     """
 
     pixel: NDArray[np.float32]
@@ -47,15 +53,30 @@ class Seen:
     rays: Array
 
 
-def sight(cameras: Cameras, images: Images, table: Landmarks, T_map_base: Array, T_camera_base: Array, noise: float) -> Sightings:
-    """Follows every camera's points into its new image, and into the images of cameras that look the same way.
+def sight(
+    cameras: Cameras,
+    images: Images,
+    table: Landmarks,
+    T_map_base: Array,
+    T_camera_base: Array,
+    noise: float,
+) -> Sightings:
+    """Follows every camera's points into its new image, and into the images of cameras that look
+    the same way.
 
-    T_map_base [4, 4], T_camera_base [N, 4, 4]: where the rig is expected. noise: standard deviation of a sighting in input pixels.
+    T_map_base [4, 4], T_camera_base [N, 4, 4]: where the rig is expected. noise: standard deviation
+    of a sighting in input pixels.
     """
     pixel, found = table.pixel.copy(), np.zeros(len(table), np.bool_)
     blind = np.zeros(len(cameras), np.bool_)
-    expected = guess(cameras, table, np.arange(len(table)), table.camera, T_map_base, T_camera_base, table.pixel)
-    asked = [camera for camera in range(len(cameras)) if images.before[camera] is not None and (table.camera == camera).any()]
+    expected = guess(
+        cameras, table, np.arange(len(table)), table.camera, T_map_base, T_camera_base, table.pixel
+    )
+    asked = [
+        camera
+        for camera in range(len(cameras))
+        if images.before[camera] is not None and (table.camera == camera).any()
+    ]
 
     def follow(camera: int) -> None:
         """One camera; each writes only where its own landmarks are."""
@@ -63,9 +84,13 @@ def sight(cameras: Cameras, images: Images, table: Landmarks, T_map_base: Array,
         if before is None or after is None:
             return
         if cameras.alone(camera):
-            pixel[mine], found[mine] = features.there(before, after, table.pixel[mine], expected[mine])
+            pixel[mine], found[mine] = features.there(
+                before, after, table.pixel[mine], expected[mine]
+            )
         else:
-            pixel[mine], found[mine] = features.there_and_back(before, after, table.pixel[mine], expected[mine], TOLERANCE)
+            pixel[mine], found[mine] = features.there_and_back(
+                before, after, table.pixel[mine], expected[mine], TOLERANCE
+            )
 
     def tell(camera: int) -> list[Seen]:
         """What of one camera's landmarks is seen, by itself and by those beside it."""
@@ -73,22 +98,57 @@ def sight(cameras: Cameras, images: Images, table: Landmarks, T_map_base: Array,
         mine = np.flatnonzero(table.camera == camera)
         assert before is not None
         if after is None:  # absent: the cameras beside it look for its points
-            return across(cameras, images, camera, before, table, mine, table.pixel[mine], T_map_base, T_camera_base)
+            return across(
+                cameras,
+                images,
+                camera,
+                before,
+                table,
+                mine,
+                table.pixel[mine],
+                T_map_base,
+                T_camera_base,
+            )
         found[mine] &= lens.inside(pixel[mine], BORDER)
         if len(mine) >= BLIND_COUNT and found[mine].mean() < BLIND_SHARE:
             blind[camera], found[mine] = True, False
-            return across(cameras, images, camera, before, table, mine, table.pixel[mine], T_map_base, T_camera_base)
+            return across(
+                cameras,
+                images,
+                camera,
+                before,
+                table,
+                mine,
+                table.pixel[mine],
+                T_map_base,
+                T_camera_base,
+            )
         seen = mine[found[mine]]
         own = Seen(camera, seen, lens.rays(pixel[seen]))
-        return [own, *across(cameras, images, camera, after, table, seen, pixel[seen], T_map_base, T_camera_base)]
+        return [
+            own,
+            *across(
+                cameras, images, camera, after, table, seen, pixel[seen], T_map_base, T_camera_base
+            ),
+        ]
 
     each(follow, asked)
-    settling.settle(cameras, images, table, pixel, found, T_map_base @ geometry.inverse(T_camera_base), T_map_base)
+    settling.settle(
+        cameras,
+        images,
+        table,
+        pixel,
+        found,
+        T_map_base @ geometry.inverse(T_camera_base),
+        T_map_base,
+    )
     seen = [one for each_camera in each(tell, asked) for one in each_camera]
     first = observations(cameras, table, seen, noise)
     doubtful = first.take(table.assumed[first.landmark])
     doubtful = replace(doubtful, variance=np.full(len(doubtful), features.UNKNOWN_VARIANCE))
-    return Sightings(pixel, expected, found, blind, Observations.join([first, doubtful]), len(first))
+    return Sightings(
+        pixel, expected, found, blind, Observations.join([first, doubtful]), len(first)
+    )
 
 
 def guess(
@@ -100,7 +160,8 @@ def guess(
     T_camera_base: Array,
     otherwise: NDArray,
 ) -> NDArray[np.float32]:
-    """Pixels [M, 2] where landmarks should be in cameras [M]; `otherwise` [M, 2] where that is not in the image."""
+    """Pixels [M, 2] where landmarks should be in cameras [M]; `otherwise` [M, 2] where that is not
+    in the image."""
     T_camera_map = T_camera_base @ geometry.inverse(T_map_base)
     place = T_camera_map[camera]
     at = table.bearing[index] + table.rho[index, None] * table.origin[index]
@@ -116,11 +177,30 @@ def guess(
     return pixels
 
 
-def shift(cameras: Cameras, table: Landmarks, sightings: Sightings, T_map_base: Array, T_camera_base: Array) -> float:
-    """Pixels, in the median, between where the points were looked for and where they would be by another pose."""
-    other = guess(cameras, table, np.arange(len(table)), table.camera, T_map_base, T_camera_base, sightings.guess)
+def shift(
+    cameras: Cameras,
+    table: Landmarks,
+    sightings: Sightings,
+    T_map_base: Array,
+    T_camera_base: Array,
+) -> float:
+    """Pixels, in the median, between where the points were looked for and where they would be by
+    another pose."""
+    other = guess(
+        cameras,
+        table,
+        np.arange(len(table)),
+        table.camera,
+        T_map_base,
+        T_camera_base,
+        sightings.guess,
+    )
     there = (sightings.guess != table.pixel).any(-1)
-    return float(np.median(np.linalg.norm(other - sightings.guess, axis=1)[there])) if there.any() else np.inf
+    return (
+        float(np.median(np.linalg.norm(other - sightings.guess, axis=1)[there]))
+        if there.any()
+        else np.inf
+    )
 
 
 def across(
@@ -134,7 +214,8 @@ def across(
     T_map_base: Array,
     T_camera_base: Array,
 ) -> list[Seen]:
-    """This instant's sightings in the cameras that look the same way, of points at `pixel` in `here`, an image of `camera`."""
+    """This instant's sightings in the cameras that look the same way, of points at `pixel` in
+    `here`, an image of `camera`."""
     parts = []
     for other in cameras.beside[camera].tolist():
         there = images.now[other]
@@ -142,24 +223,48 @@ def across(
             continue
         lens = cameras.lenses[other]
         nowhere = np.full((len(index), 2), -100.0)
-        expected = guess(cameras, table, index, np.full(len(index), other), T_map_base, T_camera_base, nowhere)
+        expected = guess(
+            cameras, table, index, np.full(len(index), other), T_map_base, T_camera_base, nowhere
+        )
         inside = lens.inside(expected, BORDER)
-        place, good = features.there_and_back(here, there, pixel[inside], expected[inside], TOLERANCE)
+        place, good = features.there_and_back(
+            here, there, pixel[inside], expected[inside], TOLERANCE
+        )
         good &= lens.inside(place, BORDER)
         parts.append(Seen(other, index[inside][good], lens.rays(place[good])))
     return parts
 
 
-def observations(cameras: Cameras, table: Landmarks, parts: list[Seen], noise: float) -> Observations:
+def observations(
+    cameras: Cameras, table: Landmarks, parts: list[Seen], noise: float
+) -> Observations:
     """The landmarks of a table as they were seen, part by part."""
     index = np.concatenate([np.zeros(0, np.int64), *(part.index for part in parts)])
-    camera = np.repeat(np.array([part.camera for part in parts], np.int64), [len(part.index) for part in parts])
+    camera = np.repeat(
+        np.array([part.camera for part in parts], np.int64), [len(part.index) for part in parts]
+    )
     ray = np.concatenate([np.zeros((0, 2)), *(part.rays for part in parts)])
     sigma = (noise / np.array([lens.focal for lens in cameras.lenses]))[camera]
-    return Observations(table.origin[index], table.bearing[index], table.rho[index], table.variance[index], camera, ray, sigma, index)
+    return Observations(
+        table.origin[index],
+        table.bearing[index],
+        table.rho[index],
+        table.variance[index],
+        camera,
+        ray,
+        sigma,
+        index,
+    )
 
 
 def narrow(table: Landmarks, o: Observations, T_map_base: Array, T_camera_base: Array) -> None:
     """The inverse depths of a table, in place, by what was seen of them from a pose."""
     linear = pnp.linearise(T_map_base[None], pnp.View.of(T_camera_base, o))
-    features.refine(table, o.landmark, linear.residual[0] * linear.ahead, linear.along[0] * linear.ahead, o.sigma, DEPTH_FLOOR)
+    features.refine(
+        table,
+        o.landmark,
+        linear.residual[0] * linear.ahead,
+        linear.along[0] * linear.ahead,
+        o.sigma,
+        DEPTH_FLOOR,
+    )

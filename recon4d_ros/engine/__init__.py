@@ -35,17 +35,27 @@ RUNTIMES = {
 }
 
 
-def load(folder: str | os.PathLike[str], rig: Rig | Calibration | None = None, runtime: str = "", threads: int = 0) -> Engine:
-    """An engine ready to step. runtime: the engine's own by default; threads: 0 lets the runtime choose.
+def load(
+    folder: str | os.PathLike[str],
+    rig: Rig | Calibration | None = None,
+    runtime: str = "",
+    threads: int = 0,
+) -> Engine:
+    """An engine ready to step. runtime: the engine's own by default; threads: 0 lets the runtime
+    choose.
 
-    Raises EngineError with one sentence: folder or file missing, truncated, of another version, for another rig (when its rig or
-    calibration is given), or a runtime that is not known or not installed.
+    Raises EngineError with one sentence: folder or file missing, truncated, of another version, for
+    another rig (when its rig or calibration is given), or a runtime that is not known or not
+    installed.
     """
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
     if isinstance(rig, Rig) and not fits_rig(spec, rig):
-        raise EngineError(f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has {_rig_in_words(rig)}")
+        raise EngineError(
+            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
+            f" {_rig_in_words(rig)}"
+        )
     engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
     if isinstance(rig, Calibration):
         engine.use(rig)
@@ -56,19 +66,27 @@ def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: in
     """The model of an engine, loaded. Raises EngineError as `load` does."""
     where, name = f"engine {folder}", runtime or spec.runtime
     if name not in RUNTIMES:
-        raise EngineError(f"{where}: runtime {name!r} is not known: expected one of {', '.join(RUNTIMES)}")
+        raise EngineError(
+            f"{where}: runtime {name!r} is not known: expected one of {', '.join(RUNTIMES)}"
+        )
     model = check_files(folder, spec)
     suffix = MODEL_OF.get(name, ".onnx")
     if model.suffix != suffix:
-        raise EngineError(f"{where}: holds {spec.model}, which {name} does not run: `recon4d export --runtime {name}` makes one it does")
+        raise EngineError(
+            f"{where}: holds {spec.model}, which {name} does not run: `recon4d export --runtime"
+            f" {name}` makes one it does"
+        )
     module, attribute = RUNTIMES[name]
     try:
         runtime_class = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise EngineError(
-            f"{where}: runtime {name} is not installed here ({error}): pip install {_package(error, name)}, or choose another runtime"
+            f"{where}: runtime {name} is not installed here ({error}): pip install"
+            f" {_package(error, name)}, or choose another runtime"
         ) from None
-    shapes = {key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()}
+    shapes = {
+        key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()
+    }
     try:
         return runtime_class(model, spec, shapes, threads)
     except EngineError as error:
@@ -85,8 +103,9 @@ def _package(error: ImportError, runtime: str) -> str:
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
-    """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo before surround, then by name. None if
-    none does. Engines of learned networks are for who asks for them by name."""
+    """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo
+    before surround, then by name. None if none does. Engines of learned networks are for who asks
+    for them by name."""
     fitting: list[tuple[int, bool, str, Path]] = []
     folder = Path(engines)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -103,12 +122,17 @@ def requirement(spec: EngineSpec) -> str:
     """The rig an engine is made for, in words."""
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
     return (
-        f"a rectified stereo pair (left first) of {size}" if spec.stereo else f"{spec.cameras} camera(s) of {size} (or 2, 4, 8 times that)"
+        f"a rectified stereo pair (left first) of {size}"
+        if spec.stereo
+        else f"{spec.cameras} camera(s) of {size} (or 2, 4, 8 times that)"
     )
 
 
 def _rig_in_words(rig: Rig) -> str:
-    return f"{len(rig.cameras)} camera(s) of {', '.join(sorted({f'{camera.width}x{camera.height}' for camera in rig.cameras}))}"
+    return (
+        f"{len(rig.cameras)} camera(s) of"
+        f" {', '.join(sorted({f'{camera.width}x{camera.height}' for camera in rig.cameras}))}"
+    )
 
 
 def describe(folder: str | os.PathLike[str]) -> str:
@@ -118,12 +142,23 @@ def describe(folder: str | os.PathLike[str]) -> str:
     check_files(folder, spec)
     size = sum((folder / name).stat().st_size for name in (spec.model, *spec.files))
     lines = [
-        f"engine {folder.name}: {spec.network} ({spec.config}), {spec.precision}, {size / 1e6:.2f} MB",
-        f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]}, {'grey' if spec.channels == 1 else 'RGB'}",
+        (
+            f"engine {folder.name}: {spec.network} ({spec.config}), {spec.precision},"
+            f" {size / 1e6:.2f} MB"
+        ),
+        (
+            f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
+            f" {'grey' if spec.channels == 1 else 'RGB'}"
+        ),
         f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + (f"{spec.pointers} pointers of {spec.feature} values" if spec.feature else f"{spec.pointers} pointers"),
+        + (
+            f"{spec.pointers} pointers of {spec.feature} values"
+            if spec.feature
+            else f"{spec.pointers} pointers"
+        ),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
-        "  built with: " + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+        "  built with: "
+        + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
     ]
     try:
         for runtime, report in spec.parity.items():
@@ -133,12 +168,15 @@ def describe(folder: str | os.PathLike[str]) -> str:
         if any("outputs" in report for report in spec.parity.values()):
             lines += ["  " + line for line in parity_lines(spec)]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise EngineError(f"engine {folder}: parity in engine.yaml is not a table of what export measured") from None
+        raise EngineError(
+            f"engine {folder}: parity in engine.yaml is not a table of what export measured"
+        ) from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:
-    """What an exported learned network gives against PyTorch, as a person reads it: one line per runtime, then one per output."""
+    """What an exported learned network gives against PyTorch, as a person reads it: one line per
+    runtime, then one per output."""
     lines, good = [], {}
     for runtime, report in spec.parity.items():
         if "error" in report:
@@ -146,13 +184,22 @@ def parity_lines(spec: EngineSpec) -> list[str]:
             continue
         good[runtime] = report["outputs"]
         lines.append(
-            f"{runtime}: {report['milliseconds']:.1f} ms a step, {report['peak_rss_mib']:.0f} MiB at most, loads in "
-            f"{report['load_seconds']:.1f} s; worst difference from PyTorch {report['worst']:.1e} (relative norm), "
-            f"at most {max(values['holes'] for values in report['outputs'].values()):.3%} of an output none on one side only"
+            f"{runtime}: {report['milliseconds']:.1f} ms a step, {report['peak_rss_mib']:.0f} MiB"
+            f" at most, loads in {report['load_seconds']:.1f} s; worst difference from PyTorch"
+            f" {report['worst']:.1e} (relative norm), at most"
+            f" {max(values['holes'] for values in report['outputs'].values()):.3%} of an output"
+            " none on one side only"
         )
     names = list(next(iter(good.values()), {}))
     width = max(map(len, names), default=0)
     if names:
-        lines.append(f"{'output':{width}}" + "".join(f"  {runtime + ' max':>16}  {'relative':>9}" for runtime in good))
-    lines += [f"{name:{width}}" + "".join(f"  {o[name]['max']:16.2e}  {o[name]['relative']:9.1e}" for o in good.values()) for name in names]
+        lines.append(
+            f"{'output':{width}}"
+            + "".join(f"  {runtime + ' max':>16}  {'relative':>9}" for runtime in good)
+        )
+    lines += [
+        f"{name:{width}}"
+        + "".join(f"  {o[name]['max']:16.2e}  {o[name]['relative']:9.1e}" for o in good.values())
+        for name in names
+    ]
     return lines

@@ -1,6 +1,8 @@
-"""What every engine is to the rest of the package: its specification (engine.yaml) and the one call a frame makes.
+"""What every engine is to the rest of the package: its specification (engine.yaml) and the one call
+a frame makes.
 
-An engine is a folder: a model file of static shapes and `engine.yaml`, which `EngineSpec` mirrors field by field.
+An engine is a folder: a model file of static shapes and `engine.yaml`, which `EngineSpec` mirrors
+field by field.
 """
 
 from __future__ import annotations
@@ -18,27 +20,32 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
 FORMAT = 1  # of engine.yaml; a reader of another number refuses with a sentence
 SPEC_FILE = "engine.yaml"
 STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
-STAND_IN_WARNING = "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
+STAND_IN_WARNING = (
+    "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
+)
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """engine.yaml, field by field.
 
-    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or `surround`). runtime: the default, measured
-    fastest at export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB.
-    working_size: (h, w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name beside engine.yaml,
-    model_sha256: its checksum. checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in the graph's order.
-    options: the network's parameters at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
-    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the graph gives after depth, sigma,
-    confidence and color. files: name: SHA-256 of what lies beside the model file and belongs to it (weights of a large model).
+    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or
+    `surround`). runtime: the default, measured fastest at export (`openvino`, `onnxruntime`).
+    cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h,
+    w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name
+    beside engine.yaml, model_sha256: its checksum. checkpoint_sha256: of the learned weights,
+    `none` without. inputs, outputs: names in the graph's order. options: the network's parameters
+    at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
+    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the
+    graph gives after depth, sigma, confidence and color. files: name: SHA-256 of what lies beside
+    the model file and belongs to it (weights of a large model).
     """
 
     network: str
@@ -73,7 +80,8 @@ class EngineSpec:
 
     @property
     def warning(self) -> str:
-        """What everyone who sees this engine's results has to know first; empty if there is nothing."""
+        """What everyone who sees this engine's results has to know first; empty if there is
+        nothing."""
         return STAND_IN_WARNING if self.checkpoint_sha256 == STAND_IN else ""
 
 
@@ -85,33 +93,43 @@ def _plain(value: Any) -> Any:
 
 
 class Engine(Protocol):
-    """One loaded engine with its memory. Not thread-safe: one caller steps it, in the order of the frames."""
+    """One loaded engine with its memory. Not thread-safe: one caller steps it, in the order of the
+    frames."""
 
     spec: EngineSpec
     forgotten: int
-    """How often the memory held what is not finite since the engine was loaded, and was therefore forgotten as by `reset`."""
+    """How often the memory held what is not finite since the engine was loaded, and was therefore
+    forgotten as by `reset`."""
 
     @property
     def device(self) -> str:
-        """What runs it on what, and what of it is not as it should be: that may show with the first steps."""
+        """What runs it on what, and what of it is not as it should be: that may show with the first
+        steps."""
         ...
 
     def reset(self) -> None:
         """Forgets everything seen: as after loading."""
 
     def step(
-        self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]
+        self,
+        frame: Frame,
+        calibration: Calibration,
+        T_map_camera: NDArray[np.float64],
+        moving_previous: NDArray[np.bool_],
     ) -> Geometry:
         """Depth of one frame, and the memory's next state.
 
-        T_map_camera: [N, 4, 4] poses of the cameras at their own stamps. moving_previous: [N, h, w], what dynamics found moving in the
-        frame before (all False at first): the tokens of that frame enter the memory now, without these pixels. The arrays of the result are
-        the caller's: the next step does not overwrite them. Raises EngineError if a shape is not the engine's or a pose is not finite.
+        T_map_camera: [N, 4, 4] poses of the cameras at their own stamps. moving_previous: [N, h,
+        w], what dynamics found moving in the frame before (all False at first): the tokens of that
+        frame enter the memory now, without these pixels. The arrays of the result are the caller's:
+        the next step does not overwrite them. Raises EngineError if a shape is not the engine's or
+        a pose is not finite.
         """
         ...
 
     def pointers(self) -> Pointers:
-        """A copy of the memory as the last step left it, positions in map; none of a network whose pointers are its own affair."""
+        """A copy of the memory as the last step left it, positions in map; none of a network whose
+        pointers are its own affair."""
         ...
 
     @property
@@ -121,8 +139,9 @@ class Engine(Protocol):
 
     @property
     def scales(self) -> tuple[Scale | None, ...]:
-        """The metric scale of a network that predicts up to scale, by now (None: not known): one for all cameras, or one for each where
-        the network gives each a unit of its own. Empty where none is needed."""
+        """The metric scale of a network that predicts up to scale, by now (None: not known): one
+        for all cameras, or one for each where the network gives each a unit of its own. Empty where
+        none is needed."""
         ...
 
     def close(self) -> None:
@@ -133,26 +152,40 @@ def load_spec(folder: Path) -> EngineSpec:
     """engine.yaml of an engine's folder, checked. Raises EngineError with one sentence."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise EngineError(f"engine {folder}: no such folder: expected one with model.onnx and {SPEC_FILE} (`recon4d export` makes one)")
+        raise EngineError(
+            f"engine {folder}: no such folder: expected one with model.onnx and {SPEC_FILE}"
+            " (`recon4d export` makes one)"
+        )
     path = folder / SPEC_FILE
     if not path.is_file():
-        raise EngineError(f"engine {folder}: {SPEC_FILE} is missing: this is not an engine, or its export was interrupted")
+        raise EngineError(
+            f"engine {folder}: {SPEC_FILE} is missing: this is not an engine, or its export was"
+            " interrupted"
+        )
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise EngineError(f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}") from None
+        raise EngineError(
+            f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(tree, dict):
         raise EngineError(f"engine {folder}: {SPEC_FILE} is not a table of fields")
     if tree.get("format") != FORMAT:
         raise EngineError(
-            f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads format {FORMAT}; export it again"
+            f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads"
+            f" format {FORMAT}; export it again"
         )
     fields = {f.name: f for f in dataclasses.fields(EngineSpec)}
-    required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
     missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields))
     if missing or unknown:
         raise EngineError(
-            f"engine {folder}: {SPEC_FILE} " + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}")
+            f"engine {folder}: {SPEC_FILE} "
+            + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}")
         )
     try:
         for name in ("input_size", "working_size"):
@@ -162,7 +195,10 @@ def load_spec(folder: Path) -> EngineSpec:
         for name in ("cameras", "channels", "pointers", "feature"):
             tree[name] = int(tree[name])
         name = "extra_outputs"
-        tree[name] = {str(key): tuple(int(size) for size in shape) for key, shape in (tree.get(name) or {}).items()}
+        tree[name] = {
+            str(key): tuple(int(size) for size in shape)
+            for key, shape in (tree.get(name) or {}).items()
+        }
         name = "files"
         tree[name] = {str(key): str(value) for key, value in (tree.get(name) or {}).items()}
         for name in ("network", "config", "runtime", "precision", "model", "model_sha256"):
@@ -187,19 +223,23 @@ def load_spec(folder: Path) -> EngineSpec:
     except (TypeError, ValueError, IndexError, AttributeError):
         said = repr(tree[name])
         said = said if len(said) < 80 else said[:77] + "..."
-        raise EngineError(f"engine {folder}: {SPEC_FILE}: {name} is {said}, which is not what this field holds") from None
+        raise EngineError(
+            f"engine {folder}: {SPEC_FILE}: {name} is {said}, which is not what this field holds"
+        ) from None
     return EngineSpec(**tree)
 
 
 def check_files(folder: Path, spec: EngineSpec) -> Path:
-    """The model file; it and those that belong to it are whole and unchanged since export. Raises EngineError."""
+    """The model file; it and those that belong to it are whole and unchanged since export. Raises
+    EngineError."""
     for name, expected in {spec.model: spec.model_sha256, **spec.files}.items():
         path = Path(folder) / name
         if not path.is_file():
             raise EngineError(f"engine {folder}: its model file {name} is missing")
         if sha256_of(path) != expected:
             raise EngineError(
-                f"engine {folder}: {name} ({path.stat().st_size} bytes) is truncated or changed since its export (SHA-256): export it again"
+                f"engine {folder}: {name} ({path.stat().st_size} bytes) is truncated or changed"
+                " since its export (SHA-256): export it again"
             )
     return Path(folder) / spec.model
 
@@ -209,8 +249,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_rectified_pair(k: NDArray[np.float64], T_base_camera: NDArray[np.float64], size: tuple[int, int]) -> bool:
-    """Whether two cameras (left first) are a rectified stereo pair: rows of both see the same points to within half a pixel.
+def is_rectified_pair(
+    k: NDArray[np.float64], T_base_camera: NDArray[np.float64], size: tuple[int, int]
+) -> bool:
+    """Whether two cameras (left first) are a rectified stereo pair: rows of both see the same
+    points to within half a pixel.
 
     k: [2, 3, 3] of images of `size` (h, w). T_base_camera: [2, 4, 4].
     """
@@ -230,23 +273,37 @@ def is_rectified_pair(k: NDArray[np.float64], T_base_camera: NDArray[np.float64]
 def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
     """Raises EngineError if the engine was made for another rig."""
     if len(calibration.names) != spec.cameras:
-        raise EngineError(f"{where} is made for {spec.cameras} camera(s): this rig has {len(calibration.names)}")
-    if tuple(calibration.input_size) != spec.input_size:
-        raise EngineError(f"{where} takes images of {_size(spec.input_size)}: this rig's are {_size(calibration.input_size)}")
-    if tuple(calibration.working_size) != spec.working_size:
-        raise EngineError(f"{where} works at {_size(spec.working_size)}: the calibration was made for {_size(calibration.working_size)}")
-    if spec.stereo and not is_rectified_pair(calibration.k, calibration.T_base_camera, calibration.working_size):
         raise EngineError(
-            f"{where} is made for a rectified stereo pair, left camera first: cameras {', '.join(calibration.names)} are not one"
+            f"{where} is made for {spec.cameras} camera(s): this rig has {len(calibration.names)}"
+        )
+    if tuple(calibration.input_size) != spec.input_size:
+        raise EngineError(
+            f"{where} takes images of {_size(spec.input_size)}: this rig's are"
+            f" {_size(calibration.input_size)}"
+        )
+    if tuple(calibration.working_size) != spec.working_size:
+        raise EngineError(
+            f"{where} works at {_size(spec.working_size)}: the calibration was made for"
+            f" {_size(calibration.working_size)}"
+        )
+    if spec.stereo and not is_rectified_pair(
+        calibration.k, calibration.T_base_camera, calibration.working_size
+    ):
+        raise EngineError(
+            f"{where} is made for a rectified stereo pair, left camera first: cameras"
+            f" {', '.join(calibration.names)} are not one"
         )
 
 
 def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
-    """Whether the engine can serve a rig: same number of cameras, an input size that is the images' (or theirs averaged down by 2, 4 or
-    8)."""
+    """Whether the engine can serve a rig: same number of cameras, an input size that is the images'
+    (or theirs averaged down by 2, 4 or 8)."""
     if len(rig.cameras) != spec.cameras:
         return False
-    sizes = [tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1)) for reduce in REDUCTIONS]
+    sizes = [
+        tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1))
+        for reduce in REDUCTIONS
+    ]
     if spec.input_size not in sizes:
         return False
     return not spec.stereo or is_rectified_rig(rig)
@@ -257,8 +314,15 @@ def is_rectified_rig(rig: Rig) -> bool:
     first = rig.cameras[0]
     return (
         len(rig.cameras) == 2
-        and all((camera.width, camera.height) == (first.width, first.height) and not any(camera.d) for camera in rig.cameras)
-        and is_rectified_pair(np.stack([camera.k for camera in rig.cameras]), rig.T_base_camera, (first.height, first.width))
+        and all(
+            (camera.width, camera.height) == (first.width, first.height) and not any(camera.d)
+            for camera in rig.cameras
+        )
+        and is_rectified_pair(
+            np.stack([camera.k for camera in rig.cameras]),
+            rig.T_base_camera,
+            (first.height, first.width),
+        )
     )
 
 

@@ -1,6 +1,8 @@
-"""The few CUDA calls that the TensorRT runtime needs, checked: device memory, one stream, graphs. Over `cuda-bindings` (NVIDIA's own).
+"""The few CUDA calls that the TensorRT runtime needs, checked: device memory, one stream, graphs.
+Over `cuda-bindings` (NVIDIA's own).
 
-Written against the documentation of cuda.bindings.runtime. No GPU was at hand: nothing here has run yet.
+Written against the documentation of cuda.bindings.runtime. No GPU was at hand: nothing here has run
+yet.
 """
 
 from __future__ import annotations
@@ -41,19 +43,36 @@ class Buffer:
 
     def fill(self, array: NDArray) -> None:
         """From the host, now. array: contiguous."""
-        call(cudart.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice))
-        call(cudart.cudaStreamSynchronize(0))  # from memory that is not pinned the call may end before the copy does
+        call(
+            cudart.cudaMemcpy(
+                self.address,
+                array.ctypes.data,
+                array.nbytes,
+                cudart.cudaMemcpyKind.cudaMemcpyHostToDevice,
+            )
+        )
+        call(
+            cudart.cudaStreamSynchronize(0)
+        )  # from memory that is not pinned the call may end before the copy does
 
     def read(self, array: NDArray) -> None:
         """To the host, now."""
-        call(cudart.cudaMemcpy(array.ctypes.data, self.address, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost))
+        call(
+            cudart.cudaMemcpy(
+                array.ctypes.data,
+                self.address,
+                array.nbytes,
+                cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+            )
+        )
 
     def free(self) -> None:
         call(cudart.cudaFree(self.address))
 
 
 class Pinned:
-    """Page-locked memory of the host, as an array: the only kind that is copied without the host waiting, and inside a graph."""
+    """Page-locked memory of the host, as an array: the only kind that is copied without the host
+    waiting, and inside a graph."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type) -> None:
         import ctypes
@@ -77,11 +96,19 @@ class Stream:
 
     def upload(self, target: Buffer, source: Pinned) -> None:
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(cudart.cudaMemcpyAsync(target.address, source.array.ctypes.data, source.array.nbytes, kind, self._stream))
+        call(
+            cudart.cudaMemcpyAsync(
+                target.address, source.array.ctypes.data, source.array.nbytes, kind, self._stream
+            )
+        )
 
     def download(self, target: Pinned, source: Buffer) -> None:
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(cudart.cudaMemcpyAsync(target.array.ctypes.data, source.address, target.array.nbytes, kind, self._stream))
+        call(
+            cudart.cudaMemcpyAsync(
+                target.array.ctypes.data, source.address, target.array.nbytes, kind, self._stream
+            )
+        )
 
     def zero(self, target: Buffer) -> None:
         call(cudart.cudaMemsetAsync(target.address, 0, target.size, self._stream))
@@ -90,8 +117,13 @@ class Stream:
         call(cudart.cudaStreamSynchronize(self._stream))
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` puts into this stream, as a graph to `launch`. Raises EngineError if it cannot be captured."""
-        call(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        """What `work` puts into this stream, as a graph to `launch`. Raises EngineError if it
+        cannot be captured."""
+        call(
+            cudart.cudaStreamBeginCapture(
+                self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            )
+        )
         try:
             work()
         except BaseException:

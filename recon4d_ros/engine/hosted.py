@@ -1,4 +1,5 @@
-"""The host's side of an engine: what a runtime cannot know of poses, anchors, absent cameras and NaN."""
+"""The host's side of an engine: what a runtime cannot know of poses, anchors, absent cameras and
+NaN."""
 
 from __future__ import annotations
 
@@ -15,15 +16,33 @@ from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers
 
 ANCHOR_GRID = 64.0  # metres: anchors are whole multiples, so that a shift is exact in float32
-ANCHOR_REACH = 100.0  # metres from the anchor at which it follows the car: float32 there is exact to 8 micrometres
+# metres from the anchor at which it follows the car: float32 there is exact to 8 micrometres
+ANCHOR_REACH = 100.0
 LOOK_AT_MEMORY = 32  # steps after which the memory is looked through even if nothing seems wrong
-PARTNER_DEPTHS = (4.0, 10.0, 40.0)  # metres at which a rig neighbour must see a pixel to be matched with
+PARTNER_DEPTHS = (
+    4.0,
+    10.0,
+    40.0,
+)  # metres at which a rig neighbour must see a pixel to be matched with
 
 
 CONSTANT = ("grid", "k", "partner")
-NETWORK_POSITION = "network_position"  # extra output of networks that predict up to scale: [N, 3] camera centres in their own world
-POINTERS = {"pointer_position", "pointer_feature", "pointer_weight", "pointer_age", "pointer_valid"}  # memory that Pointers can say
-NO_POINTERS = Pointers(np.zeros((0, 3)), np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))
+# extra output of networks that predict up to scale: [N, 3] camera centres in their own world
+NETWORK_POSITION = "network_position"
+POINTERS = {
+    "pointer_position",
+    "pointer_feature",
+    "pointer_weight",
+    "pointer_age",
+    "pointer_valid",
+}  # memory that Pointers can say
+NO_POINTERS = Pointers(
+    np.zeros((0, 3)),
+    np.zeros((0, 0), np.float32),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.float32),
+    np.zeros(0, bool),
+)
 
 
 class Runtime(Protocol):
@@ -57,7 +76,9 @@ class HostedEngine:
         self._calibration: Calibration | None = None
         self._constant: dict[str, NDArray] = {}
         one_world = bool(spec.options.get("one_world", True))
-        self._scales = WorldScales(spec.cameras, one_world) if NETWORK_POSITION in spec.extra_outputs else None
+        self._scales = (
+            WorldScales(spec.cameras, one_world) if NETWORK_POSITION in spec.extra_outputs else None
+        )
 
     @property
     def device(self) -> str:
@@ -70,7 +91,8 @@ class HostedEngine:
             self._scales.reset()
 
     def use(self, calibration: Calibration) -> None:
-        """Takes a calibration as the rig's. Raises EngineError if the engine was made for another rig."""
+        """Takes a calibration as the rig's. Raises EngineError if the engine was made for another
+        rig."""
         if calibration is self._calibration:
             return
         check_fits(self.spec, calibration, self._where)
@@ -78,7 +100,11 @@ class HostedEngine:
         self._calibration = calibration
 
     def step(
-        self, frame: Frame, calibration: Calibration, T_map_camera: NDArray[np.float64], moving_previous: NDArray[np.bool_]
+        self,
+        frame: Frame,
+        calibration: Calibration,
+        T_map_camera: NDArray[np.float64],
+        moving_previous: NDArray[np.bool_],
     ) -> Geometry:
         self.use(calibration)
         spec = self.spec
@@ -91,7 +117,9 @@ class HostedEngine:
         anchor, shift = self._follow(T_map_camera)
         pose = T_map_camera.copy()
         pose[:, :3, 3] -= anchor
-        moving = np.ascontiguousarray(moving_previous).view(np.uint8)  # 0 or 1: only zero or not matters
+        moving = np.ascontiguousarray(moving_previous).view(
+            np.uint8
+        )  # 0 or 1: only zero or not matters
         outputs = empty_outputs(spec)
         frame_inputs: dict[str, NDArray] = {
             "images": np.ascontiguousarray(frame.images),
@@ -99,18 +127,31 @@ class HostedEngine:
             "pose": pose.astype(np.float32),
             "anchor_shift": shift.astype(np.float32),
             "moving": moving,
-            "metres_per_unit": self._scales.metres_per_unit()[:1] if self._scales else np.zeros(1, np.float32),
+            "metres_per_unit": self._scales.metres_per_unit()[:1]
+            if self._scales
+            else np.zeros(1, np.float32),
         }
-        self._runtime.run({name: array for name, array in frame_inputs.items() if name in spec.inputs} | self._constant, outputs)
+        self._runtime.run(
+            {name: array for name, array in frame_inputs.items() if name in spec.inputs}
+            | self._constant,
+            outputs,
+        )
         depth, sigma, confidence = outputs["depth"], outputs["sigma"], outputs["confidence"]
-        finite = {name: np.isfinite(array) for name, array in outputs.items() if array.dtype != np.uint8}
+        finite = {
+            name: np.isfinite(array) for name, array in outputs.items() if array.dtype != np.uint8
+        }
         none = ~(finite["depth"] & finite["sigma"] & finite["confidence"] & (depth > 0))
-        forgotten = self._forget_what_is_not_finite(seems_wrong=bool(none.all()) or not all(known.all() for known in finite.values()))
+        forgotten = self._forget_what_is_not_finite(
+            seems_wrong=bool(none.all()) or not all(known.all() for known in finite.values())
+        )
         if self._scales:
             if not forgotten:  # else the next step's positions are of another world
                 there = frame.present & finite[NETWORK_POSITION].all(1)
                 self._scales.observe(outputs[NETWORK_POSITION], T_map_camera[:, :3, 3], there)
-            metres, relative_sigma = (values[:, None, None] for values in (self._scales.metres_per_unit(), self._scales.relative_sigma()))
+            metres, relative_sigma = (
+                values[:, None, None]
+                for values in (self._scales.metres_per_unit(), self._scales.relative_sigma())
+            )
             depth *= metres
             np.hypot(sigma * metres, depth * relative_sigma, out=sigma)
             none |= metres == 0
@@ -135,8 +176,16 @@ class HostedEngine:
     @property
     def memory_fill(self) -> float:
         """Share of what the memory's tensors named *_valid say is in use."""
-        filled = [self._runtime.memory(name) > 0.5 for name in self.spec.options["memory"] if name.endswith("_valid")]
-        filled = filled if not POINTERS <= self.spec.options["memory"].keys() else [self._runtime.memory("pointer_valid") > 0.5]
+        filled = [
+            self._runtime.memory(name) > 0.5
+            for name in self.spec.options["memory"]
+            if name.endswith("_valid")
+        ]
+        filled = (
+            filled
+            if not POINTERS <= self.spec.options["memory"].keys()
+            else [self._runtime.memory("pointer_valid") > 0.5]
+        )
         return sum(int(part.sum()) for part in filled) / max(1, sum(part.size for part in filled))
 
     @property
@@ -147,21 +196,27 @@ class HostedEngine:
         self._runtime.close()
 
     def _forget_what_is_not_finite(self, *, seems_wrong: bool) -> bool:
-        """Whether all was forgotten, and counted: a number that is not finite stays in the memory and spreads.
+        """Whether all was forgotten, and counted: a number that is not finite stays in the memory
+        and spreads.
 
         Reading the whole memory costs, so it is done when a step seems wrong, and now and then.
         """
         self._steps += 1
         if not seems_wrong and self._steps % LOOK_AT_MEMORY:
             return False
-        if all(np.isfinite(self._runtime.memory(name)).all() for name in self.spec.options["memory"]):
+        if all(
+            np.isfinite(self._runtime.memory(name)).all() for name in self.spec.options["memory"]
+        ):
             return False
         self.forgotten += 1
         self.reset()
         return True
 
-    def _follow(self, T_map_camera: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The anchor, which moves along if the car has left it behind, and by how much it moved, in metres."""
+    def _follow(
+        self, T_map_camera: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The anchor, which moves along if the car has left it behind, and by how much it moved, in
+        metres."""
         car = T_map_camera[:, :3, 3].mean(0)
         nearest = np.round(car / ANCHOR_GRID) * ANCHOR_GRID
         if self._anchor is None:
@@ -174,11 +229,14 @@ class HostedEngine:
 
     def _expect(self, name: str, array: NDArray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:
-            raise EngineError(f"{self._where}: {name} has shape {list(array.shape)}: expected {list(shape)}")
+            raise EngineError(
+                f"{self._where}: {name} has shape {list(array.shape)}: expected {list(shape)}"
+            )
 
 
 def constant_inputs(spec: EngineSpec, calibration: Calibration) -> dict[str, NDArray]:
-    """Those inputs of the graph that stay as they are over a drive (CONSTANT): always the same arrays."""
+    """Those inputs of the graph that stay as they are over a drive (CONSTANT): always the same
+    arrays."""
     constant = {
         "grid": np.ascontiguousarray(calibration.grid, np.float32),
         "k": np.ascontiguousarray(calibration.k, np.float32),
@@ -191,17 +249,23 @@ def constant_inputs(spec: EngineSpec, calibration: Calibration) -> dict[str, NDA
 def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
     """Arrays for a step to fill."""
     n, (h, w) = spec.cameras, spec.working_size
-    outputs: dict[str, NDArray] = {name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")}
+    outputs: dict[str, NDArray] = {
+        name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")
+    }
     outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
-    return outputs | {name: np.empty(shape, np.float32) for name, shape in spec.extra_outputs.items()}
+    return outputs | {
+        name: np.empty(shape, np.float32) for name, shape in spec.extra_outputs.items()
+    }
 
 
 def rig_partners(calibration: Calibration, stride: int) -> NDArray[np.float32]:
-    """[N, y, x] for each pixel at 1 / stride of the working size, the other camera that sees it at most of PARTNER_DEPTHS (the one whose
-    image centre is nearest to it), -1 where none does."""
+    """[N, y, x] for each pixel at 1 / stride of the working size, the other camera that sees it at
+    most of PARTNER_DEPTHS (the one whose image centre is nearest to it), -1 where none does."""
     n, (h, w) = len(calibration.names), calibration.working_size
     v, u = np.meshgrid(
-        np.arange(h // stride) * stride + (stride - 1) / 2, np.arange(w // stride) * stride + (stride - 1) / 2, indexing="ij"
+        np.arange(h // stride) * stride + (stride - 1) / 2,
+        np.arange(w // stride) * stride + (stride - 1) / 2,
+        indexing="ij",
     )
     pixels = np.stack([u, v, np.ones_like(u)], -1)
     T_camera_base = inverse(calibration.T_base_camera)
@@ -218,7 +282,13 @@ def rig_partners(calibration: Calibration, stride: int) -> NDArray[np.float32]:
                 point = (rays * depth) @ relative[:3, :3].T + relative[:3, 3]
                 z = np.maximum(point[..., 2], 1e-3)
                 q = point / z[..., None] @ calibration.k[j].T
-                seen = (point[..., 2] > 0.3) & (q[..., 0] >= 0) & (q[..., 0] <= w - 1) & (q[..., 1] >= 0) & (q[..., 1] <= h - 1)
+                seen = (
+                    (point[..., 2] > 0.3)
+                    & (q[..., 0] >= 0)
+                    & (q[..., 0] <= w - 1)
+                    & (q[..., 1] >= 0)
+                    & (q[..., 1] <= h - 1)
+                )
                 score += seen * (2 - np.abs(q[..., 0] / w - 0.5) - np.abs(q[..., 1] / h - 0.5))
             better = score > np.maximum(best[i], 1.0)
             best[i] = np.where(better, score, best[i])

@@ -1,7 +1,7 @@
 """ONNX Runtime: the CPU everywhere, and the CUDA provider where there is one.
 
-The CUDA path keeps the memory on the device (OrtValues of the device, bound as inputs and outputs); no GPU was at hand when this was
-written, so it has not run yet.
+The CUDA path keeps the memory on the device (OrtValues of the device, bound as inputs and outputs);
+no GPU was at hand when this was written, so it has not run yet.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from recon4d_ros.engine.base import EngineSpec
 
 
 class OnnxRuntime:
-    """One session; its memory lies in two sets of OrtValues that change roles every step (no copy)."""
+    """One session; its memory lies in two sets of OrtValues that change roles every step (no
+    copy)."""
 
     name = "onnxruntime"
 
-    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
+    def __init__(
+        self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0
+    ):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:
@@ -41,7 +44,8 @@ class OnnxRuntime:
         self.reset()
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
-        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the
+        memory."""
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
@@ -60,11 +64,16 @@ class OnnxRuntime:
 
     def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
         for name, array in memory.items():
-            self._memory[self._now][name] = ort.OrtValue.ortvalue_from_numpy(np.array(array, np.float32), self._place, 0)
+            self._memory[self._now][name] = ort.OrtValue.ortvalue_from_numpy(
+                np.array(array, np.float32), self._place, 0
+            )
 
     def reset(self) -> None:
         self._memory = [
-            {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0) for name, shape in self._shapes.items()}
+            {
+                name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._place, 0)
+                for name, shape in self._shapes.items()
+            }
             for _ in range(2)
         ]
         self._now = 0

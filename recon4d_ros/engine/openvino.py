@@ -13,14 +13,18 @@ from recon4d_ros.engine.base import EngineSpec
 
 
 class OpenVinoRuntime:
-    """One compiled model; its memory lies in two sets of buffers that change roles every step (no copy)."""
+    """One compiled model; its memory lies in two sets of buffers that change roles every step (no
+    copy)."""
 
     name = "openvino"
 
-    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0):
+    def __init__(
+        self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0
+    ):
         core = ov.Core()
         config = {
-            "INFERENCE_PRECISION_HINT": "f32",  # on AMX machines the default is bf16, in which geometry is wrong
+            # on AMX machines the default is bf16, in which geometry is wrong
+            "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
@@ -28,17 +32,27 @@ class OpenVinoRuntime:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         self._compiled = core.compile_model(core.read_model(str(model)), "CPU", config)
         self._request = self._compiled.create_infer_request()
-        self.device = f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), {spec.precision}"
-        self._buffers = [{name: np.zeros(shape, np.float32) for name, shape in memory.items()} for _ in range(2)]
-        self._tensors = [{name: ov.Tensor(array, shared_memory=True) for name, array in buffer.items()} for buffer in self._buffers]
+        self.device = (
+            f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), {spec.precision}"
+        )
+        self._buffers = [
+            {name: np.zeros(shape, np.float32) for name, shape in memory.items()} for _ in range(2)
+        ]
+        self._tensors = [
+            {name: ov.Tensor(array, shared_memory=True) for name, array in buffer.items()}
+            for buffer in self._buffers
+        ]
         self._now = 0
         self._bound: dict[str, NDArray] = {}
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
-        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the
+        memory."""
         before, after = self._tensors[self._now], self._tensors[1 - self._now]
         for name, array in inputs.items():
-            if self._bound.get(name) is not array:  # what stays over a drive (grid, k) is bound once
+            if (
+                self._bound.get(name) is not array
+            ):  # what stays over a drive (grid, k) is bound once
                 self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
                 self._bound[name] = array
         for name in before:

@@ -1,9 +1,12 @@
-"""TensorRT 10: the memory stays on the GPU in two sets of buffers that change roles, and a step is one launch of a captured CUDA graph.
+"""TensorRT 10: the memory stays on the GPU in two sets of buffers that change roles, and a step is
+one launch of a captured CUDA graph.
 
-Written against the TensorRT 10 and cuda-bindings documentation. No GPU was at hand: nothing here has run yet.
+Written against the TensorRT 10 and cuda-bindings documentation. No GPU was at hand: nothing here
+has run yet.
 
-A step is: the frame's inputs up, the network, its outputs down, all in one stream and in one graph; the host waits once, at the end. There
-is a graph for each of the two roles of the memory. Where the network cannot be captured (loops), the same calls are made one by one.
+A step is: the frame's inputs up, the network, its outputs down, all in one stream and in one graph;
+the host waits once, at the end. There is a graph for each of the two roles of the memory. Where the
+network cannot be captured (loops), the same calls are made one by one.
 """
 
 from __future__ import annotations
@@ -28,24 +31,40 @@ class TensorRtRuntime:
 
     name = "tensorrt"
 
-    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0) -> None:
-        """threads: of no meaning here. Raises EngineError if the engine is of another TensorRT or GPU, or its tensors are others."""
+    def __init__(
+        self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0
+    ) -> None:
+        """threads: of no meaning here. Raises EngineError if the engine is of another TensorRT or
+        GPU, or its tensors are others."""
         self.device = f"tensorrt {trt.__version__} on {device_name()}, {spec.precision}"
         logger = trt.Logger(trt.Logger.ERROR)
         trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
         runtime = trt.Runtime(logger)
-        if spec.options.get("version_compatible"):  # such an engine brings code of its own, which this runs
+        if spec.options.get(
+            "version_compatible"
+        ):  # such an engine brings code of its own, which this runs
             runtime.engine_host_code_allowed = True
         self._engine = runtime.deserialize_cuda_engine(model.read_bytes())
         if self._engine is None:
-            raise EngineError(f"{model.name} is not for TensorRT {trt.__version__} on this GPU: `recon4d export --from` builds it here")
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+            raise EngineError(
+                f"{model.name} is not for TensorRT {trt.__version__} on this GPU: `recon4d export"
+                " --from` builds it here"
+            )
+        names = [
+            self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
+        ]
         expected = {*spec.inputs, *spec.outputs}
         if set(names) != expected:
-            raise EngineError(f"{model.name} has other tensors than engine.yaml: {', '.join(sorted(set(names) ^ expected))}")
+            raise EngineError(
+                f"{model.name} has other tensors than engine.yaml:"
+                f" {', '.join(sorted(set(names) ^ expected))}"
+            )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise EngineError(f"{model.name}: TensorRT makes no context to run it in: the GPU's memory may be too small, or in use")
+            raise EngineError(
+                f"{model.name}: TensorRT makes no context to run it in: the GPU's memory may be too"
+                " small, or in use"
+            )
         self._shapes = {name: tuple(shape) for name, shape in memory.items()}
         self._graphs: list[Any] = [None, None]
         self._capture = True
@@ -55,12 +74,20 @@ class TensorRtRuntime:
             self._held = held
             self._stream = Stream()
             held.callback(self._stream.close)
-            self._memory = [{name: self._buffer(4 * int(np.prod(shape))) for name, shape in memory.items()} for _ in range(2)]
-            self._inputs = {name: self._pair(name) for name in names if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory}
+            self._memory = [
+                {name: self._buffer(4 * int(np.prod(shape))) for name, shape in memory.items()}
+                for _ in range(2)
+            ]
+            self._inputs = {
+                name: self._pair(name)
+                for name in names
+                if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory
+            }
             self._outputs = {
                 name: self._pair(name)
                 for name in names
-                if self._mode(name) == trt.TensorIOMode.OUTPUT and name.removeprefix("new_") not in memory
+                if self._mode(name) == trt.TensorIOMode.OUTPUT
+                and name.removeprefix("new_") not in memory
             }
             for name, (_, buffer) in (*self._inputs.items(), *self._outputs.items()):
                 self._point(name, buffer)
@@ -68,9 +95,12 @@ class TensorRtRuntime:
             self._held = held.pop_all()
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
-        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the
+        memory."""
         for name, array in inputs.items():
-            if name not in CONSTANT or self._given.get(name) is not array:  # what stays over a drive is copied once
+            if (
+                name not in CONSTANT or self._given.get(name) is not array
+            ):  # what stays over a drive is copied once
                 np.copyto(self._inputs[name][0].array, array)
                 self._given[name] = array
         self._launch()
@@ -103,7 +133,8 @@ class TensorRtRuntime:
         self._held.close()
 
     def _launch(self) -> None:
-        """One step in the stream: as a graph from the second time on (the first lets TensorRT allocate what it wants)."""
+        """One step in the stream: as a graph from the second time on (the first lets TensorRT
+        allocate what it wants)."""
         for name, buffer in self._memory[self._now].items():
             self._point(name, buffer)
         for name, buffer in self._memory[1 - self._now].items():
@@ -118,7 +149,8 @@ class TensorRtRuntime:
         self._stream.launch(graph)
 
     def _record(self) -> None:
-        """The graph of this role of the memory; its addresses are in it, so there is one for each role."""
+        """The graph of this role of the memory; its addresses are in it, so there is one for each
+        role."""
         try:
             self._graphs[self._now] = self._stream.capture(self._enqueue)
         except EngineError as error:
@@ -137,7 +169,10 @@ class TensorRtRuntime:
         return self._engine.get_tensor_mode(name)
 
     def _pair(self, name: str) -> tuple[Pinned, Buffer]:
-        sizes, kind = self._engine.get_tensor_shape(name), trt.nptype(self._engine.get_tensor_dtype(name))
+        sizes, kind = (
+            self._engine.get_tensor_shape(name),
+            trt.nptype(self._engine.get_tensor_dtype(name)),
+        )
         shape = tuple(sizes[axis] for axis in range(len(sizes)))
         pinned = Pinned(shape, kind)
         self._held.callback(pinned.free)

@@ -1,6 +1,8 @@
-"""PyTorch's ahead-of-time compiled model (model.pt2), for a GPU without TensorRT. The one runtime that needs PyTorch on the vehicle.
+"""PyTorch's ahead-of-time compiled model (model.pt2), for a GPU without TensorRT. The one runtime
+that needs PyTorch on the vehicle.
 
-The memory stays on the device: what a step gives as new memory is handed back to the next one. Measured on a CPU; no GPU was at hand.
+The memory stays on the device: what a step gives as new memory is handed back to the next one.
+Measured on a CPU; no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0) -> None:
+    def __init__(
+        self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0
+    ) -> None:
         place = str(spec.options.get("device", "cuda"))
         if place == "cuda" and not torch.cuda.is_available():
             raise EngineError("it was compiled for a GPU, and there is none here")
@@ -30,7 +34,10 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self._place = torch.device(place)
         self._model = torch._inductor.aoti_load_package(str(model))
-        self.device = f"torch {torch.__version__} on {torch.cuda.get_device_name() if place == 'cuda' else 'CPU'}, {spec.precision}"
+        self.device = (
+            f"torch {torch.__version__} on"
+            f" {torch.cuda.get_device_name() if place == 'cuda' else 'CPU'}, {spec.precision}"
+        )
         self._spec = spec
         self._shapes = dict(memory)
         self._constant: dict[str, tuple[NDArray, torch.Tensor]] = {}
@@ -38,10 +45,19 @@ class TorchRuntime:
         self.reset()
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]) -> None:
-        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the memory."""
-        given = {name: self._on_device(name, array) for name, array in inputs.items()} | self._memory
+        """Fills `outputs` from `inputs` (by name, contiguous) and the memory, and steps the
+        memory."""
+        given = {
+            name: self._on_device(name, array) for name, array in inputs.items()
+        } | self._memory
         with torch.inference_mode():
-            results = dict(zip(self._spec.outputs, self._model(*(given[name] for name in self._spec.inputs)), strict=True))
+            results = dict(
+                zip(
+                    self._spec.outputs,
+                    self._model(*(given[name] for name in self._spec.inputs)),
+                    strict=True,
+                )
+            )
         for name, array in outputs.items():
             np.copyto(array, results[name].cpu().numpy())
         self._memory = {name: results[f"new_{name}"] for name in self._shapes}
@@ -51,10 +67,15 @@ class TorchRuntime:
         return self._memory[name].cpu().numpy()
 
     def remember(self, memory: Mapping[str, NDArray[np.float32]]) -> None:
-        self._memory |= {name: torch.from_numpy(array).to(self._place, copy=True) for name, array in memory.items()}
+        self._memory |= {
+            name: torch.from_numpy(array).to(self._place, copy=True)
+            for name, array in memory.items()
+        }
 
     def reset(self) -> None:
-        self._memory = {name: torch.zeros(shape, device=self._place) for name, shape in self._shapes.items()}
+        self._memory = {
+            name: torch.zeros(shape, device=self._place) for name, shape in self._shapes.items()
+        }
 
     def close(self) -> None:
         del self._model, self._memory, self._constant

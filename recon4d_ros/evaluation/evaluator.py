@@ -1,9 +1,11 @@
 """A run against the truth in its bag, frame by frame while it runs.
 
-Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain poses, the boxes of movers, and a
-thinned cloud. Movers are compared in base_link of their frame, and the truth's cloud and swept volumes are brought to the map by the run's
-own pose of when the car was near them, so that each score says one thing: drift is the trajectory's matter alone.
+Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain
+poses, the boxes of movers, and a thinned cloud. Movers are compared in base_link of their frame,
+and the truth's cloud and swept volumes are brought to the map by the run's own pose of when the car
+was near them, so that each score says one thing: drift is the trajectory's matter alone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
 from recon4d_ros.evaluation.metrics.masks import MaskAccumulator
 from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
 from recon4d_ros.evaluation.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
+from recon4d_ros.evaluation.objects import ObjectsAt, objects_at
 from recon4d_ros.evaluation.truth import TrueObjects, Truth
 from recon4d_ros.evaluation.visibility import box_pixels, project_visible
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping.keys import pack
-from recon4d_ros.preprocess import Preprocessor
-from recon4d_ros.runs.files import ObjectsAt
-from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
+from recon4d_ros.types import Camera, Reconstruction, Rig
 
 MOVING = 1.0  # m/s: slower movers are neither asked for nor held against the estimate
 CONFIDENT = 0.5  # of the engine's confidence: "where it is confident"
@@ -43,7 +45,8 @@ ImageOf = Callable[[int], NDArray | None]
 
 @dataclass(frozen=True)
 class History:
-    """What the picture shows of the errors. truth: [F, 4, 4] T_map_base of the truth, first pose aligned; trajectory: its scores."""
+    """What the picture shows of the errors. truth: [F, 4, 4] T_map_base of the truth, first pose
+    aligned; trajectory: its scores."""
 
     truth: NDArray[np.float64]
     trajectory: TrajectoryScore
@@ -64,7 +67,9 @@ class _Cloud:
 
     def points(self) -> NDArray[np.float32]:
         every = np.concatenate([*self.blocks, np.zeros((0, 3), np.float32)])
-        first = np.unique(pack(np.floor(every / _CLOUD_VOXEL).astype(np.int64)), return_index=True)[1]
+        first = np.unique(pack(np.floor(every / _CLOUD_VOXEL).astype(np.int64)), return_index=True)[
+            1
+        ]
         self.blocks, self.pending = [every[np.sort(first)]], 0
         return self.blocks[0]
 
@@ -83,7 +88,9 @@ class Evaluator:
         self.masks = MaskAccumulator(rig.names)
         self.tracking = TrackingAccumulator()
         self._compared_objects = False
-        self._poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []  # T_map_base, T_world_base
+        self._poses: list[
+            tuple[NDArray[np.float64], NDArray[np.float64]]
+        ] = []  # T_map_base, T_world_base
         self._swept: list[NDArray[np.float64]] = []  # [1, 7] center size yaw in world
         self._swept_last: dict[int, NDArray[np.float64]] = {}
         self._cloud = _Cloud()
@@ -94,13 +101,30 @@ class Evaluator:
 
         def source(images: NDArray) -> ImageOf:
             return lambda n: preprocessor.to_source(images[n], n) if frame.present[n] else None
-        heard = np.isfinite(geometry.confidence).any()  # a recording has none
-        self.add(frame.stamp_ns, frame.stamps_ns, result.pose.T_map_base, source(geometry.depth), source(result.motion.mask),
-                 objects_at(frame.stamp_ns, result.motion.objects), source(geometry.confidence) if heard else None)
 
-    def add(self, stamp_ns: int, stamps_ns: NDArray[np.int64], T_map_base: NDArray[np.float64], depth: ImageOf, mask: ImageOf,
-            objects: ObjectsAt, confidence: ImageOf | None = None) -> None:
-        """One frame set. depth, mask, confidence: camera index -> [height, width] at the source image's size, None = not there."""
+        heard = np.isfinite(geometry.confidence).any()  # a recording has none
+        self.add(
+            frame.stamp_ns,
+            frame.stamps_ns,
+            result.pose.T_map_base,
+            source(geometry.depth),
+            source(result.motion.mask),
+            objects_at(frame.stamp_ns, result.motion.objects),
+            source(geometry.confidence) if heard else None,
+        )
+
+    def add(
+        self,
+        stamp_ns: int,
+        stamps_ns: NDArray[np.int64],
+        T_map_base: NDArray[np.float64],
+        depth: ImageOf,
+        mask: ImageOf,
+        objects: ObjectsAt,
+        confidence: ImageOf | None = None,
+    ) -> None:
+        """One frame set. depth, mask, confidence: camera index -> [height, width] at the source
+        image's size, None = not there."""
         T_world_base = self._truth.pose(stamp_ns)
         if T_world_base is not None:
             self._poses.append((T_map_base, T_world_base))
@@ -108,25 +132,48 @@ class Evaluator:
         true_masks = {}
         for n, camera in enumerate(self._rig.cameras):
             stamp = int(stamps_ns[n])
-            true_mask, true_depth = self._truth.mask(camera.name, stamp), self._truth.depth(camera.name, stamp)
+            true_mask, true_depth = (
+                self._truth.mask(camera.name, stamp),
+                self._truth.depth(camera.name, stamp),
+            )
             if true_mask is not None:
                 true_masks[n] = true_mask
-            self._add_camera(n, camera, stamp, T_map_base, true_mask, true_depth, true_objects, T_world_base, depth, mask, confidence)
+            self._add_camera(
+                n,
+                camera,
+                stamp,
+                T_map_base,
+                true_mask,
+                true_depth,
+                true_objects,
+                T_world_base,
+                depth,
+                mask,
+                confidence,
+            )
         if true_objects is not None and T_world_base is not None:
             self._add_objects(objects, true_objects, true_masks, T_map_base, T_world_base)
 
     def finish(self, map_points: NDArray[np.float32] | None) -> dict:
-        """All scores as plain numbers (for summary.json); a part that the bag has no truth for is absent."""
+        """All scores as plain numbers (for summary.json); a part that the bag has no truth for is
+        absent."""
         self._truth.close()
         metrics: dict = {}
         if history := self.history:
             score = asdict(history.trajectory)
-            metrics["trajectory"] = {name: value for name, value in score.items() if name not in ("errors", "distance")}
-        for name, every, confident in (("depth", self.depth, self.confident), ("lidar_depth", self.lidar, self.lidar_confident)):
+            metrics["trajectory"] = {
+                name: value for name, value in score.items() if name not in ("errors", "distance")
+            }
+        for name, every, confident in (
+            ("depth", self.depth, self.confident),
+            ("lidar_depth", self.lidar, self.lidar_confident),
+        ):
             if every.sums.any():
                 metrics[name] = _depth_metrics(every, confident)
         if self.masks.counts.any():
-            metrics["masks"] = asdict(self.masks.score()) | {"cameras": {name: asdict(self.masks.score(name)) for name in self._rig.names}}
+            metrics["masks"] = asdict(self.masks.score()) | {
+                "cameras": {name: asdict(self.masks.score(name)) for name in self._rig.names}
+            }
         if self._compared_objects:
             metrics["objects"] = asdict(self.tracking.score())
         if map_points is not None and len(map_points):
@@ -134,7 +181,12 @@ class Evaluator:
                 boxes = self.swept
                 inside = int(np.count_nonzero(inside_boxes(map_points, boxes)))
                 share = inside / len(map_points)
-                metrics["map_swept"] = {"points": len(map_points), "inside": inside, "share": share, "boxes": len(boxes.yaw)}
+                metrics["map_swept"] = {
+                    "points": len(map_points),
+                    "inside": inside,
+                    "share": share,
+                    "boxes": len(boxes.yaw),
+                }
             truth = self._cloud.points()
             if len(truth):
                 metrics["cloud"] = asdict(score_cloud(map_points, truth))
@@ -152,8 +204,9 @@ class Evaluator:
     def swept(self) -> Boxes:
         """Where movers were, in map.
 
-        The map of a place is made while the car is near, so a place comes to the map by the run's pose of the frame in which the car was
-        nearest to it. (By the pose of the frame that saw the mover, from afar, half a degree of drift would put it into the walls.)
+        The map of a place is made while the car is near, so a place comes to the map by the run's
+        pose of the frame in which the car was nearest to it. (By the pose of the frame that saw the
+        mover, from afar, half a degree of drift would put it into the walls.)
         """
         every = np.concatenate([*self._swept, np.zeros((0, 7))])
         if not len(every):
@@ -161,12 +214,30 @@ class Evaluator:
         T_map_base, T_world_base = (np.stack(poses) for poses in zip(*self._poses, strict=True))
         nearest = cKDTree(T_world_base[:, :3, 3]).query(every[:, :3])[1]
         T_map_world = (T_map_base @ inverse(T_world_base))[nearest]
-        center = (T_map_world @ np.concatenate([every[:, :3], np.ones((len(every), 1))], axis=1)[..., None])[:, :3, 0]
-        return Boxes(center, every[:, 3:6], every[:, 6] + np.arctan2(T_map_world[:, 1, 0], T_map_world[:, 0, 0]))
+        center = (
+            T_map_world
+            @ np.concatenate([every[:, :3], np.ones((len(every), 1))], axis=1)[..., None]
+        )[:, :3, 0]
+        return Boxes(
+            center,
+            every[:, 3:6],
+            every[:, 6] + np.arctan2(T_map_world[:, 1, 0], T_map_world[:, 0, 0]),
+        )
 
-    def _add_camera(self, n: int, camera: Camera, stamp: int, T_map_base: NDArray[np.float64], true_mask: NDArray[np.bool_] | None,
-                    true_depth: NDArray[np.float32] | None, true_objects: TrueObjects | None, T_world_base: NDArray[np.float64] | None,
-                    depth: ImageOf, mask: ImageOf, confidence: ImageOf | None) -> None:
+    def _add_camera(
+        self,
+        n: int,
+        camera: Camera,
+        stamp: int,
+        T_map_base: NDArray[np.float64],
+        true_mask: NDArray[np.bool_] | None,
+        true_depth: NDArray[np.float32] | None,
+        true_objects: TrueObjects | None,
+        T_world_base: NDArray[np.float64] | None,
+        depth: ImageOf,
+        mask: ImageOf,
+        confidence: ImageOf | None,
+    ) -> None:
         scan = self._truth.points(stamp, _LIDAR_NS)
         estimate = depth(n) if true_depth is not None or scan is not None else None
         sure = confidence(n) if confidence is not None and estimate is not None else None
@@ -178,11 +249,17 @@ class Evaluator:
                 truth[true_mask[thin]] = np.nan  # static pixels only
             self.depth.add(n, estimate[thin], truth)
             if sure is not None:
-                self.confident.add(n, np.where(sure[thin] >= CONFIDENT, estimate[thin], np.nan), truth)
+                self.confident.add(
+                    n, np.where(sure[thin] >= CONFIDENT, estimate[thin], np.nan), truth
+                )
             self._add_cloud_of_depth(camera, true_depth, true_mask, T_map_base)
         if estimate is not None and scan is not None:
             points = self._moved(*scan, stamp)
-            self._cloud.add(transform(T_map_base, points[np.linalg.norm(points, axis=1) < _CLOUD_RANGE]) if n == 0 else points[:0])
+            self._cloud.add(
+                transform(T_map_base, points[np.linalg.norm(points, axis=1) < _CLOUD_RANGE])
+                if n == 0
+                else points[:0]
+            )
             pixels, ranges = project_visible(points, camera)
             self.lidar.add(n, estimate[pixels[:, 1], pixels[:, 0]], ranges)
             if sure is not None:
@@ -192,60 +269,105 @@ class Evaluator:
         if found is not None and true_mask is not None:
             ignore = None
             if true_objects is not None and T_world_base is not None:
-                ignore = _slow_pixels(true_objects, inverse(T_world_base @ camera.T_base_camera), camera)
+                ignore = _slow_pixels(
+                    true_objects, inverse(T_world_base @ camera.T_base_camera), camera
+                )
             self.masks.add(n, found, true_mask, ignore)
 
     def _moved(self, scan_ns: int, points: NDArray[np.float32], stamp: int) -> NDArray[np.float32]:
-        """A scan, in base_link of its own time, brought to base_link of another by the true poses."""
+        """A scan, in base_link of its own time, brought to base_link of another by the true
+        poses."""
         then, now = self._truth.pose(scan_ns), self._truth.pose(stamp)
         return points if then is None or now is None else transform(inverse(now) @ then, points)
 
-    def _add_cloud_of_depth(self, camera: Camera, depth: NDArray[np.float32], moving: NDArray[np.bool_] | None,
-                            T_map_base: NDArray[np.float64]) -> None:
+    def _add_cloud_of_depth(
+        self,
+        camera: Camera,
+        depth: NDArray[np.float32],
+        moving: NDArray[np.bool_] | None,
+        T_map_base: NDArray[np.float64],
+    ) -> None:
         if camera.distortion_model != "none":
             return
         step = max(1, round(np.sqrt(depth.size / _CLOUD_PIXELS)))
-        v, u = np.mgrid[step // 2:depth.shape[0]:step, step // 2:depth.shape[1]:step]
+        v, u = np.mgrid[step // 2 : depth.shape[0] : step, step // 2 : depth.shape[1] : step]
         z = depth[v, u]
         good = z < _CLOUD_RANGE
         if moving is not None:
             good &= ~moving[v, u]
         z, u, v = z[good], u[good], v[good]
-        points = np.stack([(u - camera.k[0, 2]) / camera.k[0, 0] * z, (v - camera.k[1, 2]) / camera.k[1, 1] * z, z], axis=1)
+        points = np.stack(
+            [
+                (u - camera.k[0, 2]) / camera.k[0, 0] * z,
+                (v - camera.k[1, 2]) / camera.k[1, 1] * z,
+                z,
+            ],
+            axis=1,
+        )
         self._cloud.add(transform(T_map_base @ camera.T_base_camera, points).astype(np.float32))
 
-    def _add_objects(self, estimate: ObjectsAt, truth: TrueObjects, masks: dict[int, NDArray[np.bool_]], T_map_base: NDArray[np.float64],
-                     T_world_base: NDArray[np.float64]) -> None:
+    def _add_objects(
+        self,
+        estimate: ObjectsAt,
+        truth: TrueObjects,
+        masks: dict[int, NDArray[np.bool_]],
+        T_map_base: NDArray[np.float64],
+        T_world_base: NDArray[np.float64],
+    ) -> None:
         self._compared_objects = True
         T_base_world, T_base_map = inverse(T_world_base), inverse(T_map_base)
         speed = np.linalg.norm(truth.velocity, axis=1)
         position = transform(T_base_world, truth.boxes.center)
         asked = (speed > MOVING) & (np.linalg.norm(position[:, :2], axis=1) < _OBJECT_RANGE)
         for index in np.flatnonzero(asked).tolist():
-            asked[index] = any(
-                np.count_nonzero(mask & box_pixels(truth.boxes, index, inverse(T_world_base @ self._rig.cameras[n].T_base_camera),
-                                                    self._rig.cameras[n])) >= 300 for n, mask in masks.items()) if masks else True
+            asked[index] = (
+                any(
+                    np.count_nonzero(
+                        mask
+                        & box_pixels(
+                            truth.boxes,
+                            index,
+                            inverse(T_world_base @ self._rig.cameras[n].T_base_camera),
+                            self._rig.cameras[n],
+                        )
+                    )
+                    >= 300
+                    for n, mask in masks.items()
+                )
+                if masks
+                else True
+            )
         kept = speed > _STILL
         every = np.ones(len(estimate.ids), bool)
         self.tracking.add(
-            Movers(estimate.ids, transform(T_base_map, estimate.position), estimate.velocity @ T_base_map[:3, :3].T, every),
-            Movers(truth.ids[kept], position[kept], truth.velocity[kept] @ T_base_world[:3, :3].T, asked[kept]),
+            Movers(
+                estimate.ids,
+                transform(T_base_map, estimate.position),
+                estimate.velocity @ T_base_map[:3, :3].T,
+                every,
+            ),
+            Movers(
+                truth.ids[kept],
+                position[kept],
+                truth.velocity[kept] @ T_base_world[:3, :3].T,
+                asked[kept],
+            ),
         )
         for index in np.flatnonzero(speed > MOVING).tolist():
             center = truth.boxes.center[index]
             last = self._swept_last.get(int(truth.ids[index]))
             if last is None or np.linalg.norm(center - last) > 0.25:
                 self._swept_last[int(truth.ids[index])] = center
-                self._swept.append(np.concatenate([center, truth.boxes.size[index], [truth.boxes.yaw[index]]])[None])
+                self._swept.append(
+                    np.concatenate([center, truth.boxes.size[index], [truth.boxes.yaw[index]]])[
+                        None
+                    ]
+                )
 
 
-def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:
-    """Tracked movers of one frame set as arrays."""
-    columns = {name: np.array([getattr(o, name) for o in objects], np.float64).reshape(-1, 3) for name in ("position", "velocity", "size")}
-    return ObjectsAt(stamp_ns, np.array([o.id for o in objects], np.int64), yaw=np.array([o.yaw for o in objects], np.float64), **columns)
-
-
-def _slow_pixels(objects: TrueObjects, T_camera_world: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_] | None:
+def _slow_pixels(
+    objects: TrueObjects, T_camera_world: NDArray[np.float64], camera: Camera
+) -> NDArray[np.bool_] | None:
     """Pixels of objects that move, but too slowly to be asked for."""
     speed = np.linalg.norm(objects.velocity, axis=1)
     slow = np.flatnonzero((speed > _STILL) & (speed <= MOVING))
@@ -262,12 +384,22 @@ def _depth_metrics(every: DepthAccumulator, confident: DepthAccumulator) -> dict
     metrics = {
         "all": asdict(every.score()),
         "near": asdict(every.score(nearer=NEAR)),
-        "ranges": {f"{low:g}-{high:g}": asdict(every.score(nearer=high, farther=low)) for low, high in ranges},
+        "ranges": {
+            f"{low:g}-{high:g}": asdict(every.score(nearer=high, farther=low))
+            for low, high in ranges
+        },
         "cameras": {name: asdict(every.score(name, nearer=NEAR)) for name in every.cameras},
-        "camera_ranges": {name: {f"{low:g}-{high:g}": asdict(every.score(name, nearer=high, farther=low)) for low, high in ranges}
-                          for name in every.cameras},
+        "camera_ranges": {
+            name: {
+                f"{low:g}-{high:g}": asdict(every.score(name, nearer=high, farther=low))
+                for low, high in ranges
+            }
+            for name in every.cameras
+        },
     }
     if confident.sums.any():
         metrics["near_confident"] = asdict(confident.score(nearer=NEAR))
-        metrics["confident_cameras"] = {name: asdict(confident.score(name, nearer=NEAR)) for name in every.cameras}
+        metrics["confident_cameras"] = {
+            name: asdict(confident.score(name, nearer=NEAR)) for name in every.cameras
+        }
     return metrics

@@ -1,4 +1,5 @@
 """A run's numbers as a person reads them."""
+
 from __future__ import annotations
 
 import math
@@ -10,24 +11,35 @@ _REASONS = 6  # of each kind are told
 
 
 def format_report(summary: Tree) -> str:
-    """Text of what summary.json holds, or of `evaluate_run`'s metrics alone. What was not measured is not mentioned."""
+    """Text of what summary.json holds, or of `evaluate_run`'s metrics alone. What was not measured
+    is not mentioned."""
     metrics: Tree = summary.get("metrics", summary if "frames" not in summary else {})
     return "\n".join([*_run_lines(summary), *_metric_lines(metrics)])
 
 
 def nothing_usable(summary: Tree) -> str:
-    """"" or, of a run that could use no image at all, the sentence that says why."""
+    """ "" or, of a run that could use no image at all, the sentence that says why."""
     if summary["images_used"]:
         return ""
-    what = f"no image of its {summary['frames']} frame sets could be used" if summary["frames"] else "no frame set came together"
-    return f"bag {summary['bag']}: {what}: {most_frequent({**summary['drops'], **summary.get('undecodable', {})})}"
+    what = (
+        f"no image of its {summary['frames']} frame sets could be used"
+        if summary["frames"]
+        else "no frame set came together"
+    )
+    return (
+        f"bag {summary['bag']}: {what}:"
+        f" {most_frequent({**summary['drops'], **summary.get('undecodable', {})})}"
+    )
 
 
 def most_frequent(counts: Mapping[str, int], most: int = 3) -> str:
     """Reasons in one line: `4 x left: too late, 1 x ...`."""
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     more = f", and {len(ordered) - most} other reasons" if len(ordered) > most else ""
-    return (", ".join(f"{count} x {reason}" for reason, count in ordered[:most]) or "no reason was counted") + more
+    return (
+        ", ".join(f"{count} x {reason}" for reason, count in ordered[:most])
+        or "no reason was counted"
+    ) + more
 
 
 def _run_lines(summary: Tree) -> Iterator[str]:
@@ -40,13 +52,25 @@ def _run_lines(summary: Tree) -> Iterator[str]:
     yield f"run          {summary['frames']} frame sets{rate}{memory}"
     if lost := summary.get("not_tracking"):
         yield f"not tracked  {lost} of {summary['frames']} frame sets"
-    for title, key in (("not used", "drops"), ("undecodable", "undecodable"), ("no stamp", "stamps_replaced"), ("map lost", "map_lost")):
+    for title, key in (
+        ("not used", "drops"),
+        ("undecodable", "undecodable"),
+        ("no stamp", "stamps_replaced"),
+        ("map lost", "map_lost"),
+    ):
         yield from _count_lines(title, summary.get(key) or {})
     stages = summary.get("latency_ms", {})
     if stages:
-        yield "latency      " + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items()) + "  (ms, median)"
+        yield (
+            "latency      "
+            + "  ".join(f"{name} {values['p50']:.1f}" for name, values in stages.items())
+            + "  (ms, median)"
+        )
     for scale in filter(None, summary.get("engine", {}).get("metres_per_unit", ())):
-        yield f"scale        {scale['value']:.4g} +- {scale['sigma']:.2g} m per unit of the network ({scale['observations']} baselines)"
+        yield (
+            f"scale        {scale['value']:.4g} +- {scale['sigma']:.2g} m per unit of the network"
+            f" ({scale['observations']} baselines)"
+        )
     if "map_points" in summary:
         yield f"map          {summary['map_points']:,} points"
 
@@ -58,35 +82,56 @@ def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{title:<13}{count} x {reason}"
         title = ""
     if rest := ordered[_REASONS:]:
-        yield f"{'':<13}{sum(count for _, count in rest)} x {len(rest)} other reasons (summary.json has them)"
+        yield (
+            f"{'':<13}{sum(count for _, count in rest)} x {len(rest)} other reasons (summary.json"
+            " has them)"
+        )
 
 
 def _metric_lines(metrics: Tree) -> Iterator[str]:
     if score := metrics.get("trajectory"):
-        yield (f"trajectory   ATE {score['ate_first']:.2f} m ({score['ate']:.2f} m best fit), "
-               f"drift {_percent(score['end_drift'], True)} of {score['path']:.0f} m, segments {_percent(score['segment_drift'], True)}, "
-               f"RPE {100 * score['rpe_translation']:.1f} cm {score['rpe_rotation']:.3f} deg")
+        yield (
+            f"trajectory   ATE {score['ate_first']:.2f} m ({score['ate']:.2f} m best fit), drift"
+            f" {_percent(score['end_drift'], True)} of {score['path']:.0f} m, segments"
+            f" {_percent(score['segment_drift'], True)}, RPE {100 * score['rpe_translation']:.1f}"
+            f" cm {score['rpe_rotation']:.3f} deg"
+        )
     for name, title in (("depth", "depth"), ("lidar_depth", "depth/lidar")):
         if score := metrics.get(name):
             yield from _depth_lines(title, score)
     if score := metrics.get("masks"):
-        yield (f"masks        IoU {_number(score['iou'])}, precision {_number(score['precision'])}, recall {_number(score['recall'])}, "
-               f"static marked {_percent(score['static_marked'])} ({score['movers']} movers)")
+        yield (
+            f"masks        IoU {_number(score['iou'])}, precision {_number(score['precision'])},"
+            f" recall {_number(score['recall'])}, static marked {_percent(score['static_marked'])}"
+            f" ({score['movers']} movers)"
+        )
     if score := metrics.get("objects"):
-        yield (f"objects      MOTA {_number(score['mota'])}, precision {_number(score['precision'])}, recall {_number(score['recall'])}, "
-               f"{score['switches']} id switches, velocity error {_number(score['velocity_error'])} m/s, "
-               f"position {_number(score['position_error'])} m ({score['movers']} sightings)")
+        yield (
+            f"objects      MOTA {_number(score['mota'])}, precision {_number(score['precision'])},"
+            f" recall {_number(score['recall'])}, {score['switches']} id switches, velocity error"
+            f" {_number(score['velocity_error'])} m/s, position {_number(score['position_error'])}"
+            f" m ({score['movers']} sightings)"
+        )
     if score := metrics.get("map_swept"):
-        yield f"map, movers  {_percent(score['share'])} of {score['points']:,} points where movers drove"
+        yield (
+            f"map, movers  {_percent(score['share'])} of {score['points']:,} points where movers"
+            " drove"
+        )
     if score := metrics.get("cloud"):
-        yield (f"map, cloud   accuracy {_number(score['accuracy'])} m ({_percent(score['precision'])} within {score['threshold']:g} m), "
-               f"completion {_number(score['completion'])} m ({_percent(score['recall'])})")
+        yield (
+            f"map, cloud   accuracy {_number(score['accuracy'])} m ({_percent(score['precision'])}"
+            f" within {score['threshold']:g} m), completion {_number(score['completion'])} m"
+            f" ({_percent(score['recall'])})"
+        )
 
 
 def _depth_lines(title: str, score: Tree) -> Iterator[str]:
     def line(values: Tree) -> str:
-        return (f"AbsRel {_number(values['abs_rel'])}  RMSE {values['rmse']:.2f} m  delta {_number(values['delta1'])}  "
-                f"coverage {_number(values['coverage'])}")
+        return (
+            f"AbsRel {_number(values['abs_rel'])}  RMSE {values['rmse']:.2f} m  delta"
+            f" {_number(values['delta1'])}  coverage {_number(values['coverage'])}"
+        )
+
     yield f"{title:<13}< 40 m: {line(score['near'])}"
     if "near_confident" in score:
         yield f"{'':<13}< 40 m, confident: {line(score['near_confident'])}"

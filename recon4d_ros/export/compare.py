@@ -1,6 +1,7 @@
-"""Does a runtime compute what PyTorch computes, how fast, and in how much memory? One process per runtime, without PyTorch.
+"""Does a runtime compute what PyTorch computes, how fast, and in how much memory? One process per
+runtime, without PyTorch.
 
-    python -m recon4d_ros.export.compare FOLDER RUNTIME REFERENCE.npz       one line of JSON
+python -m recon4d_ros.export.compare FOLDER RUNTIME REFERENCE.npz       one line of JSON
 """
 
 from __future__ import annotations
@@ -23,28 +24,41 @@ from recon4d_ros.engine.hosted import Runtime, empty_outputs
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.parity import difference
 from recon4d_ros.export.reference import STEPS, given, memory_before
-from recon4d_ros.statistics import peak_rss_mib
+from recon4d_ros.runs.statistics import peak_rss_mib
 
 REPEATS = 5  # of the timing
 
 
 def compare_apart(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
-    """`compare` in a process of its own; {"error": sentence} if the runtime does not take the model."""
-    command = [sys.executable, "-m", "recon4d_ros.export.compare", str(folder), runtime, str(reference)]
+    """`compare` in a process of its own; {"error": sentence} if the runtime does not take the
+    model."""
+    command = [
+        sys.executable,
+        "-m",
+        "recon4d_ros.export.compare",
+        str(folder),
+        runtime,
+        str(reference),
+    ]
     package = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(command, capture_output=True, text=True, env=_with_package(package))
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])
     said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-    return {"error": said[-1] if done.returncode > 0 else f"killed by signal {-done.returncode} (out of memory?)"}
+    return {
+        "error": said[-1]
+        if done.returncode > 0
+        else f"killed by signal {-done.returncode} (out of memory?)"
+    }
 
 
 def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
-    """milliseconds a step (median), peak_rss_mib, load_seconds; per output, over a few steps (parity.py: difference):
+    """milliseconds a step (median), peak_rss_mib, load_seconds; per output, over a few steps
+    (parity.py: difference):
 
-    `max`, `relative` of the worst step, the runtime on its own memory; `fed`: the worst step's relative one, each step from the reference's
-    memory, so that one that makes nothing of its memory shows; `typical`, `holes` and `off` of the fed steps. worst: the largest
-    relative one.
+    `max`, `relative` of the worst step, the runtime on its own memory; `fed`: the worst step's
+    relative one, each step from the reference's memory, so that one that makes nothing of its
+    memory shows; `typical`, `holes` and `off` of the fed steps. worst: the largest relative one.
     """
     spec = load_spec(folder)
     start = time.perf_counter()
@@ -74,8 +88,11 @@ def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
     }
 
 
-def _differences(engine: Runtime, spec: EngineSpec, expected: Mapping[str, NDArray], *, fed: bool) -> dict[str, dict[str, float]]:
-    """The worst step's differences, per output; on the runtime's own memory, or fed with the reference's before each step."""
+def _differences(
+    engine: Runtime, spec: EngineSpec, expected: Mapping[str, NDArray], *, fed: bool
+) -> dict[str, dict[str, float]]:
+    """The worst step's differences, per output; on the runtime's own memory, or fed with the
+    reference's before each step."""
     worst: dict[str, dict[str, float]] = {}
     for step in range(STEPS):
         if fed or step == 0:
@@ -90,7 +107,9 @@ def _differences(engine: Runtime, spec: EngineSpec, expected: Mapping[str, NDArr
 
 
 def _with_package(package: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    }
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from recon4d_ros.export import ExportArguments
 
 
-def write_onnx(path: Path, arguments: ExportArguments, options: Mapping[str, Any]) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Writes the graph; gives the PyTorch module and the fields of EngineSpec that describe it. Raises ParameterError for unknown
-    options."""
+def write_onnx(
+    path: Path, arguments: ExportArguments, options: Mapping[str, Any]
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Writes the graph; gives the PyTorch module and the fields of EngineSpec that describe it.
+    Raises ParameterError for unknown options."""
     chosen = geometric_options(arguments, options)
     model = GeometricStep(chosen).eval()
     inputs = options_of.frame_inputs(chosen)
@@ -51,7 +53,8 @@ def write_onnx(path: Path, arguments: ExportArguments, options: Mapping[str, Any
 
 
 def measured(folder: Path, model: torch.nn.Module, spec: EngineSpec) -> dict[str, Any]:
-    """Per installed CPU runtime, what parity.in_shares says of it against PyTorch; {"error": sentence} if it does not take the model."""
+    """Per installed CPU runtime, what parity.in_shares says of it against PyTorch; {"error":
+    sentence} if it does not take the model."""
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
         reference = Path(scratch) / "reference.npz"
@@ -67,10 +70,15 @@ def measured(folder: Path, model: torch.nn.Module, spec: EngineSpec) -> dict[str
     return report
 
 
-def geometric_options(arguments: ExportArguments, options: Mapping[str, Any]) -> options_of.GeometricOptions:
+def geometric_options(
+    arguments: ExportArguments, options: Mapping[str, Any]
+) -> options_of.GeometricOptions:
     for name in options:
         if name not in options_of.LIMITS:
-            raise ParameterError(f"option {name!r} is not one of {options_of.NETWORK}'s: {', '.join(options_of.LIMITS)}")
+            raise ParameterError(
+                f"option {name!r} is not one of {options_of.NETWORK}'s:"
+                f" {', '.join(options_of.LIMITS)}"
+            )
     by_config = {} if arguments.config == "stereo" else options_of.SURROUND
     return options_of.GeometricOptions(
         config=arguments.config,

@@ -1,4 +1,5 @@
-"""Building a TensorRT engine from an ONNX one, or saying what is to be run where there is a GPU. Needs no PyTorch."""
+"""Building a TensorRT engine from an ONNX one, or saying what is to be run where there is a GPU.
+Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from recon4d_ros.export.reference import from_runtime
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """How a GPU's engine is built. workspace: GiB of scratch memory, 0: all there is. timing_cache: file that makes the next build faster.
-    hardware_compatible: runs on other GPUs of Ampere or later; version_compatible: with later TensorRT 10."""
+    """How a GPU's engine is built. workspace: GiB of scratch memory, 0: all there is. timing_cache:
+    file that makes the next build faster. hardware_compatible: runs on other GPUs of Ampere or
+    later; version_compatible: with later TensorRT 10."""
 
     workspace: float = 0.0
     timing_cache: Path | None = None
@@ -29,10 +31,27 @@ class GpuOptions:
 
 def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = parser.add_argument_group("building for TensorRT (on the machine that will run it)")
-    gpu.add_argument("--workspace", type=float, default=0.0, metavar="GIB", help="scratch memory while building (default: all)")
-    gpu.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept for the next build")
-    gpu.add_argument("--hardware-compatible", action="store_true", help="runs on other GPUs of Ampere or later too (slower)")
-    gpu.add_argument("--version-compatible", action="store_true", help="runs with later TensorRT 10 too")
+    gpu.add_argument(
+        "--workspace",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="scratch memory while building (default: all)",
+    )
+    gpu.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="measured kernels, kept for the next build",
+    )
+    gpu.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="runs on other GPUs of Ampere or later too (slower)",
+    )
+    gpu.add_argument(
+        "--version-compatible", action="store_true", help="runs with later TensorRT 10 too"
+    )
 
 
 def gpu_options(arguments: argparse.Namespace) -> GpuOptions:
@@ -44,10 +63,14 @@ def gpu_options(arguments: argparse.Namespace) -> GpuOptions:
     )
 
 
-def build_tensorrt(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> EngineSpec:
-    """Builds model.engine in the place of the folder's ONNX, holds it against that, and gives the specification that runs it.
+def build_tensorrt(
+    folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]
+) -> EngineSpec:
+    """Builds model.engine in the place of the folder's ONNX, holds it against that, and gives the
+    specification that runs it.
 
-    Without a GPU: the ONNX one's as it is, and a sentence on what to run on the vehicle. Raises EngineError."""
+    Without a GPU: the ONNX one's as it is, and a sentence on what to run on the vehicle. Raises
+    EngineError."""
     from recon4d_ros.export import tensorrt
 
     reason = tensorrt.available()
@@ -56,13 +79,16 @@ def build_tensorrt(folder: Path, spec: EngineSpec, options: GpuOptions, say: Cal
     for line in operator_lines(folder / spec.model):
         say(line)
     say(
-        f"{reason}: the ONNX is written and checked, the TensorRT engine is not built; on the vehicle run "
-        f"`recon4d export --from THIS_FOLDER --runtime tensorrt --out ANOTHER_FOLDER{_flags(options)}`"
+        f"{reason}: the ONNX is written and checked, the TensorRT engine is not built; on the"
+        " vehicle run `recon4d export --from THIS_FOLDER --runtime tensorrt --out"
+        f" ANOTHER_FOLDER{_flags(options)}`"
     )
     return spec
 
 
-def build_here(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> EngineSpec:
+def build_here(
+    folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]
+) -> EngineSpec:
     """As build_tensorrt, but no GPU or no TensorRT is an EngineError."""
     from recon4d_ros.export import tensorrt
 
@@ -101,10 +127,14 @@ def build_here(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callabl
 
 
 def _agreed_with_pytorch(spec: EngineSpec) -> str:
-    """A CPU runtime that was found to compute what PyTorch does when the ONNX was exported: its own runtime, if it is one."""
+    """A CPU runtime that was found to compute what PyTorch does when the ONNX was exported: its own
+    runtime, if it is one."""
     good = [name for name in CPU_RUNTIMES if "error" not in spec.parity.get(name, {"error": ""})]
     if not good:
-        raise EngineError(f"{spec.model} was never found to compute what PyTorch does, so that TensorRT cannot be held against it")
+        raise EngineError(
+            f"{spec.model} was never found to compute what PyTorch does, so that TensorRT cannot be"
+            " held against it"
+        )
     return spec.runtime if spec.runtime in good else good[0]
 
 
@@ -116,14 +146,27 @@ def operator_lines(model: Path) -> list[str]:
         return []
     report = check_operators(model)
     count = sum(report.operators.values())
-    lines = [f"{count} operators of {len(report.operators)} kinds held against {report.source}: {len(report.problems)} problem(s)"]
+    lines = [
+        f"{count} operators of {len(report.operators)} kinds held against {report.source}:"
+        f" {len(report.problems)} problem(s)"
+    ]
     lines += [f"  {problem}" for problem in report.problems]
-    lines += [f"  {report.plugins} ScatterElements with a reduction, by the plugin that TensorRT brings"] if report.plugins else []
-    return lines if report.cuda_graph else [*lines, "  it has loops: it cannot be captured as a CUDA graph"]
+    lines += (
+        [f"  {report.plugins} ScatterElements with a reduction, by the plugin that TensorRT brings"]
+        if report.plugins
+        else []
+    )
+    return (
+        lines
+        if report.cuda_graph
+        else [*lines, "  it has loops: it cannot be captured as a CUDA graph"]
+    )
 
 
 def _flags(options: GpuOptions) -> str:
     said = [f"--workspace {options.workspace:g}"] if options.workspace else []
     said += [f"--timing-cache {options.timing_cache}"] if options.timing_cache else []
-    said += ["--hardware-compatible"] * options.hardware_compatible + ["--version-compatible"] * options.version_compatible
+    said += ["--hardware-compatible"] * options.hardware_compatible + [
+        "--version-compatible"
+    ] * options.version_compatible
     return "".join(f" {flag}" for flag in said)

@@ -1,4 +1,5 @@
-"""A PyTorch step as an ONNX file of static shapes, checked; the weights of a large one lie beside it."""
+"""A PyTorch step as an ONNX file of static shapes, checked; the weights of a large one lie beside
+it."""
 
 from __future__ import annotations
 
@@ -25,17 +26,26 @@ BUILDERS = ("torch", "onnx", "onnx-ir", "onnxscript", "openvino", "onnxruntime")
 
 
 def write_graph(
-    path: Path, step: torch.nn.Module, frame: Signature, memory: Mapping[str, Sequence[int]], outputs: Sequence[str]
+    path: Path,
+    step: torch.nn.Module,
+    frame: Signature,
+    memory: Mapping[str, Sequence[int]],
+    outputs: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Writes model.onnx (and model.onnx.data); gives the names of the graph's inputs and outputs, in order: `outputs`, then new_ and the
-    memory's names."""
+    """Writes model.onnx (and model.onnx.data); gives the names of the graph's inputs and outputs,
+    in order: `outputs`, then new_ and the memory's names."""
     example = tuple(torch.zeros(shape, dtype=dtype) for dtype, shape in frame.values()) + tuple(
         torch.zeros(tuple(shape)) for shape in memory.values()
     )
     input_names = [*frame, *memory]
     output_names = [*outputs, *(f"new_{name}" for name in memory)]
     size = sum(value.numel() * value.element_size() for value in step.state_dict().values())
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        _quiet("torch.onnx"),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             step,
@@ -68,9 +78,10 @@ def builders() -> dict[str, str]:
 
 
 def _simplify(model: onnx_ir.Model) -> None:
-    """Folds constants, and drops what nobody reads or what is there twice: the exporter's own passes without its rewrite rules, which hold
-    every node against every other one (a pattern with two outputs): 13 of 14 seconds for Point3R at toy size with one camera, growing with
-    the square of the graph, for 9 of 1,821 nodes. Runtimes have such rules themselves."""
+    """Folds constants, and drops what nobody reads or what is there twice: the exporter's own
+    passes without its rewrite rules, which hold every node against every other one (a pattern with
+    two outputs): 13 of 14 seconds for Point3R at toy size with one camera, growing with the square
+    of the graph, for 9 of 1,821 nodes. Runtimes have such rules themselves."""
     optimizer.inline(model)
     for _ in range(2):  # what is folded first tells types and shapes that more can be folded by
         optimizer.fold_constants(model)
@@ -88,10 +99,13 @@ def _simplify(model: onnx_ir.Model) -> None:
 
 
 def _clean(path: Path) -> None:
-    """Names the nodes after the modules they came from, `module/node`, and takes away where in our source that was, which is of no use to a
-    runtime and ties the file to this machine's paths."""
+    """Names the nodes after the modules they came from, `module/node`, and takes away where in our
+    source that was, which is of no use to a runtime and ties the file to this machine's paths."""
     model = onnx.load(str(path), load_external_data=False)
-    graphs = [model.graph, *(a.g for node in model.graph.node for a in node.attribute if a.HasField("g"))]
+    graphs = [
+        model.graph,
+        *(a.g for node in model.graph.node for a in node.attribute if a.HasField("g")),
+    ]
     for graph in graphs:
         for node in graph.node:
             node.name = f"{_module(node)}/{node.name}"
@@ -104,7 +118,8 @@ def _clean(path: Path) -> None:
 
 
 def _module(node: onnx.NodeProto) -> str:
-    """The module that a node came from, e.g. `network.enc_blocks.0.mlp.fc1`; empty for the step itself."""
+    """The module that a node came from, e.g. `network.enc_blocks.0.mlp.fc1`; empty for the step
+    itself."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             return ["", *ast.literal_eval(entry.value)][-2]  # the last one is the operator

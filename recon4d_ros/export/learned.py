@@ -1,6 +1,8 @@
-"""A learned network's step as an engine: from its checkpoint (or stand-in weights) to a folder, with no code of any one network.
+"""A learned network's step as an engine: from its checkpoint (or stand-in weights) to a folder,
+with no code of any one network.
 
-Every stage that holds the weights frees them before the next begins: a network of 3.3 GB is exported in a few times that.
+Every stage that holds the weights frees them before the next begins: a network of 3.3 GB is
+exported in a few times that.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recon4d_ros.export.parity import check_parity
 from recon4d_ros.export.reference import STEPS, from_pytorch
 from recon4d_ros.networks import checkpoint
 from recon4d_ros.networks.step import OUTPUTS, StepOptions
-from recon4d_ros.statistics import peak_rss_mib
+from recon4d_ros.runs.statistics import peak_rss_mib
 
 if TYPE_CHECKING:
     from recon4d_ros.export import ExportArguments
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MODEL = "model.onnx"
-PER_WEIGHT = 4.5  # bytes of memory per byte of weights that exporting takes at most, as measured (docs/export.md)
+# bytes of memory per byte of weights that exporting takes at most, as measured (docs/export.md)
+PER_WEIGHT = 4.5
 
 
 def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say: Say) -> EngineSpec:
-    """Writes model.onnx (and its weights' file) into the folder, checked and compared; gives what is to be written into engine.yaml.
+    """Writes model.onnx (and its weights' file) into the folder, checked and compared; gives what
+    is to be written into engine.yaml.
 
     Raises EngineError or ParameterError, each with a sentence.
     """
@@ -65,14 +69,22 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     network, step, sha256 = make(a, own)
     parameters = sum(value.numel() for value in network.state_dict().values())
     check_memory(a.checkpoint, 4 * parameters, already=1.0)
-    frame, memory = step.frame_inputs(), {name: tuple(shape) for name, shape in step.memory_shapes().items()}
+    frame, memory = (
+        step.frame_inputs(),
+        {name: tuple(shape) for name, shape in step.memory_shapes().items()},
+    )
     extra = tuple(step.extra_outputs)
     spec = replace(
         planned,
         checkpoint_sha256=sha256,
         inputs=(*frame, *memory),
         outputs=(*OUTPUTS, *extra, *(f"new_{name}" for name in memory)),
-        options={**own, "parameters": parameters, "memory": memory, "one_world": getattr(step, "one_world", True)},
+        options={
+            **own,
+            "parameters": parameters,
+            "memory": memory,
+            "one_world": getattr(step, "one_world", True),
+        },
         versions=builders(),
     )
     say(f"PyTorch, {STEPS} steps")
@@ -96,29 +108,44 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     check_parity(parity, spec)
     reference.unlink()
     peak = round(peak_rss_mib(), 1)
-    return finished(folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}})
+    return finished(
+        folder, spec, {"parity": parity, "options": {**spec.options, "export_peak_rss_mib": peak}}
+    )
 
 
 def _quantize(
-    folder: Path, spec: EngineSpec, a: ExportArguments, network: nn.Module, step: nn.Module, length: int, say: Say
+    folder: Path,
+    spec: EngineSpec,
+    a: ExportArguments,
+    network: nn.Module,
+    step: nn.Module,
+    length: int,
+    say: Say,
 ) -> EngineSpec:
-    """The folder's float32 model becomes int8 (quantize.py), and its reference what PyTorch computes on the calibration bag's last frames.
-    Raises EngineError, BagError."""
+    """The folder's float32 model becomes int8 (quantize.py), and its reference what PyTorch
+    computes on the calibration bag's last frames. Raises EngineError, BagError."""
     from recon4d_ros.export import quantize
 
     place = next(name for name, module in step.named_modules() if module is network)
     method: Callable[[], tuple[str, ...]] | None = getattr(network, "quantizable", None)
     if method is None:
-        raise EngineError(f"precision int8: network {a.network} does not say what of it may be int8")
+        raise EngineError(
+            f"precision int8: network {a.network} does not say what of it may be int8"
+        )
     modules = [f"{place}.{name}" for name in method()]
     with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
         say(f"{length} frame sets of {a.calibration} with onnxruntime")
         whole = finished(folder, spec, {})
-        calibrated, held_out = quantize.roll_out(folder, whole, Path(a.calibration), length, Path(scratch))
+        calibrated, held_out = quantize.roll_out(
+            folder, whole, Path(a.calibration), length, Path(scratch)
+        )
         from_pytorch(folder / "reference.npz", step, spec, held_out)
         say(f"calibrating with {len(calibrated)} of them")
         count = quantize.quantize(folder / MODEL, modules, calibrated)
-    return replace(spec, options={**spec.options, "calibration": Path(a.calibration).name, "int8_products": count})
+    return replace(
+        spec,
+        options={**spec.options, "calibration": Path(a.calibration).name, "int8_products": count},
+    )
 
 
 def make(a: ExportArguments, own: Mapping[str, Any]) -> tuple[nn.Module, Any, str]:
@@ -132,23 +159,30 @@ def finished(folder: Path, spec: EngineSpec, fields: Mapping[str, Any]) -> Engin
     """The specification with some fields, and the checksums of the folder's files."""
     beside = [path.name for path in sorted(folder.glob(f"{spec.model}.*"))]
     files = spec.files or {name: sha256_of(folder / name) for name in beside}
-    return replace(spec, model_sha256=spec.model_sha256 or sha256_of(folder / spec.model), files=files, **fields)
+    return replace(
+        spec,
+        model_sha256=spec.model_sha256 or sha256_of(folder / spec.model),
+        files=files,
+        **fields,
+    )
 
 
 def check_memory(source: str, size: int = 0, already: float = 0.0) -> None:
-    """Raises EngineError if there is too little memory for weights of `size` bytes (default: the checkpoint file's); already: how many
-    times they are in memory."""
+    """Raises EngineError if there is too little memory for weights of `size` bytes (default: the
+    checkpoint file's); already: how many times they are in memory."""
     path = Path(source)
     size = size or (path.stat().st_size if path.is_file() else 0)
     needed, free = (PER_WEIGHT - already) * size, psutil.virtual_memory().available
     if needed > free:
         raise EngineError(
-            f"too little memory: exporting {size / 1e9:.1f} GB of weights takes about {needed / 1e9:.0f} GB, {free / 1e9:.1f} GB are free"
+            f"too little memory: exporting {size / 1e9:.1f} GB of weights takes about"
+            f" {needed / 1e9:.0f} GB, {free / 1e9:.1f} GB are free"
         )
 
 
 def lower(network: nn.Module, a: ExportArguments) -> None:
-    """Raises EngineError if the network does not say which of its parts may be computed in less than float32."""
+    """Raises EngineError if the network does not say which of its parts may be computed in less
+    than float32."""
     method = getattr(network, "lower_precision", None)
     if method is None:
         raise EngineError(f"precision {a.precision}: network {a.network} is offered in fp32 only")
@@ -158,6 +192,9 @@ def lower(network: nn.Module, a: ExportArguments) -> None:
 def table(spec: EngineSpec, folder: Path) -> str:
     """The parity report as a person reads it."""
     size = sum((folder / name).stat().st_size for name in (spec.model, *spec.files))
-    head = f"{spec.network}, {spec.options['parameters'] / 1e6:.1f} million parameters, {spec.precision}: {size / 1e6:.0f} MB"
+    head = (
+        f"{spec.network}, {spec.options['parameters'] / 1e6:.1f} million parameters,"
+        f" {spec.precision}: {size / 1e6:.0f} MB"
+    )
     peak = f"exported in {spec.options['export_peak_rss_mib']:.0f} MiB at most"
     return "\n".join([f"{head}, {peak}", *parity_lines(spec), *filter(None, [spec.warning])])

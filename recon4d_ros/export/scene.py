@@ -1,4 +1,5 @@
-"""A small scene to hold an exported graph against PyTorch with: what the host would give it, frame by frame."""
+"""A small scene to hold an exported graph against PyTorch with: what the host would give it, frame
+by frame."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from recon4d_ros.types import Calibration
 
 
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
-    """A wall with texture, 8 m ahead of every camera, seen while the car drives 0.6 m a step sideways to it: rows of one broad noise
-    image."""
+    """A wall with texture, 8 m ahead of every camera, seen while the car drives 0.6 m a step
+    sideways to it: rows of one broad noise image."""
     n, (height, width), (h, w) = spec.cameras, spec.input_size, spec.working_size
     focal, distance, baseline = 0.7 * w, 8.0, 0.5
     rng = np.random.default_rng(7)
@@ -26,8 +27,14 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         across = 0.6 * index + (baseline * camera if spec.stereo else 0.0)
         pose[camera, 0, 3] = across
         start = round(across * per_metre) % (wide.shape[2] - width)
-        images[camera] = (wide[0 if spec.stereo else camera, :, start : start + width, None] * 255).astype(np.uint8)
-    v, u = np.meshgrid((np.arange(h) + 0.5) * height / h - 0.5, (np.arange(w) + 0.5) * width / w - 0.5, indexing="ij")
+        images[camera] = (
+            wide[0 if spec.stereo else camera, :, start : start + width, None] * 255
+        ).astype(np.uint8)
+    v, u = np.meshgrid(
+        (np.arange(h) + 0.5) * height / h - 0.5,
+        (np.arange(w) + 0.5) * width / w - 0.5,
+        indexing="ij",
+    )
     k = np.array([[focal, 0, (w - 1) / 2], [0, focal, (h - 1) / 2], [0, 0, 1]])
     grid = np.tile(np.stack([u, v], -1)[None], (n, 1, 1, 1)).astype(np.float32)
     moving = np.zeros((n, h, w), np.uint8)
@@ -46,7 +53,12 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         base = np.tile(np.eye(4), (n, 1, 1))
         base[:, 0, 3] = np.arange(n) * baseline
         calibration = Calibration(
-            tuple(f"camera_{i}" for i in range(n)), grid, inputs["k"].astype(np.float64), base, spec.input_size, spec.working_size
+            tuple(f"camera_{i}" for i in range(n)),
+            grid,
+            inputs["k"].astype(np.float64),
+            base,
+            spec.input_size,
+            spec.working_size,
         )
         inputs["partner"] = rig_partners(calibration, int(spec.options["stride"]))
     return inputs

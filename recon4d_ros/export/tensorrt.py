@@ -1,9 +1,12 @@
-"""ONNX -> model.engine with TensorRT 10, on the machine that will run it. Needs `tensorrt`; no PyTorch.
+"""ONNX -> model.engine with TensorRT 10, on the machine that will run it. Needs `tensorrt`; no
+PyTorch.
 
-Written against the TensorRT 10 API documentation. No GPU was at hand: nothing below `available` has run yet.
+Written against the TensorRT 10 API documentation. No GPU was at hand: nothing below `available` has
+run yet.
 
-Precision is the graph's own (a strongly typed network): what `recon4d export --precision fp16` left in float32, geometry above all, stays
-so, and TF32 is off. int8 is in the graph as well (quantize.py): no calibrator and no builder flag, which TensorRT 11 no longer has.
+Precision is the graph's own (a strongly typed network): what `recon4d export --precision fp16` left
+in float32, geometry above all, stays so, and TF32 is off. int8 is in the graph as well
+(quantize.py): no calibrator and no builder flag, which TensorRT 11 no longer has.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ def available() -> str:
 
 
 def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> Path:
-    """Builds folder/model.engine from the folder's ONNX. Raises EngineError with what the parser or the builder said."""
+    """Builds folder/model.engine from the folder's ONNX. Raises EngineError with what the parser or
+    the builder said."""
     import tensorrt as trt
 
     logger = _logger()
@@ -47,7 +51,9 @@ def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[st
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(folder / spec.model)):  # from a file, so that the weights beside it are found
+    if not parser.parse_from_file(
+        str(folder / spec.model)
+    ):  # from a file, so that the weights beside it are found
         said = "; ".join(str(parser.get_error(index)) for index in range(min(3, parser.num_errors)))
         raise EngineError(f"TensorRT does not take {spec.model}: {said}")
     config = builder.create_builder_config()
@@ -65,7 +71,9 @@ def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[st
     say(f"building {MODEL} with TensorRT {trt.__version__}")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise EngineError(f"TensorRT cannot build {spec.model}: {logger.last or 'it gave no reason'}")
+        raise EngineError(
+            f"TensorRT cannot build {spec.model}: {logger.last or 'it gave no reason'}"
+        )
     path = folder / MODEL
     path.write_bytes(memoryview(serialized))
     if options.timing_cache:
@@ -86,7 +94,10 @@ def _keep(cache: Path, timings: memoryview, say: Callable[[str], None]) -> None:
     try:
         cache.write_bytes(timings)
     except OSError as error:
-        say(f"warning: --timing-cache {cache} cannot be written ({error.strerror}): the next build takes as long")
+        say(
+            f"warning: --timing-cache {cache} cannot be written ({error.strerror}): the next build"
+            " takes as long"
+        )
 
 
 def _logger() -> Any:
@@ -118,7 +129,9 @@ def _progress() -> Any:
             self._bars: dict[str, tqdm] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._bars[phase_name] = tqdm(total=num_steps, desc=phase_name, file=sys.stderr, leave=parent_phase is None)
+            self._bars[phase_name] = tqdm(
+                total=num_steps, desc=phase_name, file=sys.stderr, leave=parent_phase is None
+            )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             bar = self._bars[phase_name]

@@ -2,6 +2,7 @@
 
 `Mapper` is the stage; `write_cloud` and `read_cloud` are its files (PLY and PCD).
 """
+
 from recon4d_ros.mapping.cloud_files import Cloud, read_cloud, write_cloud
 from recon4d_ros.mapping.mapper import Mapper, MappingParameters
 

@@ -1,4 +1,6 @@
-"""Point clouds on disk: PLY (binary little endian) and PCD (binary), written so that a reader never sees half a file."""
+"""Point clouds on disk: PLY (binary little endian) and PCD (binary), written so that a reader never
+sees half a file."""
+
 from __future__ import annotations
 
 import os
@@ -16,12 +18,21 @@ from recon4d_ros.errors import OutputError, Recon4dError
 SUFFIXES = (".ply", ".pcd")
 PLY_POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("weight", "<f4")])  # packed: 19 bytes
 _PCD_POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("weight", "<f4")])
-_PLY_PROPERTIES = ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue", "float weight")
+_PLY_PROPERTIES = (
+    "float x",
+    "float y",
+    "float z",
+    "uchar red",
+    "uchar green",
+    "uchar blue",
+    "float weight",
+)
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """xyz: [K, 3] float32 metres. rgb: [K, 3] uint8. weight: [K] float32, how much was seen of each point."""
+    """xyz: [K, 3] float32 metres. rgb: [K, 3] uint8. weight: [K] float32, how much was seen of each
+    point."""
 
     xyz: NDArray[np.float32]
     rgb: NDArray[np.uint8]
@@ -41,16 +52,21 @@ def points_of(cloud: Cloud) -> NDArray[np.void]:
 def check_suffix(path: Path) -> None:
     """Raises OutputError where the suffix says no format that we write."""
     if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"cannot write map {path}: the suffix is {path.suffix or 'missing'!r}, expected {' or '.join(SUFFIXES)}")
+        raise OutputError(
+            f"cannot write map {path}: the suffix is {path.suffix or 'missing'!r}, expected"
+            f" {' or '.join(SUFFIXES)}"
+        )
 
 
 def write_cloud(path: str | Path, cloud: Cloud) -> None:
-    """Writes a cloud as the suffix says (.ply or .pcd). Raises OutputError with one sentence where it cannot."""
+    """Writes a cloud as the suffix says (.ply or .pcd). Raises OutputError with one sentence where
+    it cannot."""
     write_points(path, (points_of(cloud),), len(cloud))
 
 
 def write_points(path: str | Path, blocks: Iterable[NDArray[np.void]], count: int) -> None:
-    """Writes `count` points that come in blocks of PLY_POINT, beside the file first and then into its place (atomic)."""
+    """Writes `count` points that come in blocks of PLY_POINT, beside the file first and then into
+    its place (atomic)."""
     path = Path(path)
     check_suffix(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -67,7 +83,10 @@ def write_points(path: str | Path, blocks: Iterable[NDArray[np.void]], count: in
         with suppress(OSError):
             beside.unlink()
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write map {path}: {reason} (expected a folder that exists, can be written and has room)") from None
+        raise OutputError(
+            f"cannot write map {path}: {reason} (expected a folder that exists, can be written and"
+            " has room)"
+        ) from None
 
 
 def _write_ply(file: BinaryIO, blocks: Iterable[NDArray[np.void]], count: int) -> None:
@@ -95,7 +114,8 @@ def _write_pcd(file: BinaryIO, blocks: Iterable[NDArray[np.void]], count: int) -
 
 
 def read_cloud(path: str | Path) -> Cloud:
-    """Reads what `write_cloud` wrote. Raises Recon4dError where the file is missing, truncated or of another layout."""
+    """Reads what `write_cloud` wrote. Raises Recon4dError where the file is missing, truncated or
+    of another layout."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -115,16 +135,30 @@ def _header(file: BinaryIO, last: str) -> Iterator[str]:
 def _body(file: BinaryIO, dtype: np.dtype, count: int, path: Path) -> NDArray[np.void]:
     data = file.read(count * dtype.itemsize)
     if len(data) < count * dtype.itemsize:
-        raise Recon4dError(f"cloud {path} is truncated: {len(data) // dtype.itemsize} points are there, its header says {count}")
+        raise Recon4dError(
+            f"cloud {path} is truncated: {len(data) // dtype.itemsize} points are there, its header"
+            f" says {count}"
+        )
     return np.frombuffer(data, dtype, count)
 
 
 def _read_ply(file: BinaryIO, path: Path) -> Cloud:
     lines = list(_header(file, "end_header"))
-    properties = tuple(line.removeprefix("property ") for line in lines if line.startswith("property "))
-    count = next((int(line.split()[2]) for line in lines if line.startswith("element vertex ")), None)
-    if lines[:2] != ["ply", "format binary_little_endian 1.0"] or properties != _PLY_PROPERTIES or count is None:
-        raise Recon4dError(f"cloud {path} is no PLY of ours: expected binary_little_endian with {', '.join(_PLY_PROPERTIES)}")
+    properties = tuple(
+        line.removeprefix("property ") for line in lines if line.startswith("property ")
+    )
+    count = next(
+        (int(line.split()[2]) for line in lines if line.startswith("element vertex ")), None
+    )
+    if (
+        lines[:2] != ["ply", "format binary_little_endian 1.0"]
+        or properties != _PLY_PROPERTIES
+        or count is None
+    ):
+        raise Recon4dError(
+            f"cloud {path} is no PLY of ours: expected binary_little_endian with"
+            f" {', '.join(_PLY_PROPERTIES)}"
+        )
     body = _body(file, PLY_POINT, count, path)
     return Cloud(body["xyz"].copy(), body["rgb"].copy(), body["weight"].copy())
 
@@ -132,7 +166,9 @@ def _read_ply(file: BinaryIO, path: Path) -> Cloud:
 def _read_pcd(file: BinaryIO, path: Path) -> Cloud:
     lines = list(_header(file, "DATA"))
     if "FIELDS x y z rgb weight" not in lines or lines[-1] != "DATA binary":
-        raise Recon4dError(f"cloud {path} is no PCD of ours: expected binary data with x y z rgb weight")
+        raise Recon4dError(
+            f"cloud {path} is no PCD of ours: expected binary data with x y z rgb weight"
+        )
     count = next(int(line.split()[1]) for line in lines if line.startswith("POINTS "))
     body = _body(file, _PCD_POINT, count, path)
     rgb = np.stack([body["rgb"] >> 16, body["rgb"] >> 8, body["rgb"]], axis=1).astype(np.uint8)

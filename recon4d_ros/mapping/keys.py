@@ -1,8 +1,11 @@
-"""Voxel indices packed into one int64, so that sorting, comparing and hashing a voxel is one machine word.
+"""Voxel indices packed into one int64, so that sorting, comparing and hashing a voxel is one
+machine word.
 
-23 bits for x and y, 17 for z. Indices beyond that wrap; because the map is bounded around the car, an index near the car is
-always told apart from its wrapped twin, so a drive may be of any length (`unpack` is asked near which voxel it is).
+23 bits for x and y, 17 for z. Indices beyond that wrap; because the map is bounded around the car,
+an index near the car is always told apart from its wrapped twin, so a drive may be of any length
+(`unpack` is asked near which voxel it is).
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +23,8 @@ def pack(index: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def unpack_relative(keys: NDArray[np.int64], center: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Voxel indices [K, 3] counted from the voxel `center` [3]: right where nearer to it than half the wrap (4.2 M voxels, 65 k in z)."""
+    """Voxel indices [K, 3] counted from the voxel `center` [3]: right where nearer to it than half
+    the wrap (4.2 M voxels, 65 k in z)."""
     out = np.empty((len(keys), 3), np.int32)
     for axis in range(3):
         half = 1 << (BITS[axis] - 1)

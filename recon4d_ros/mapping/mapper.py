@@ -1,10 +1,13 @@
-"""The static map: a confidence-weighted voxel hash around the car, with free space that takes away what is no longer there.
+"""The static map: a confidence-weighted voxel hash around the car, with free space that takes away
+what is no longer there.
 
-Per frame, at a cost that does not depend on the drive: `_integrate` adds a bounded sample of the frame's static pixels, `_revise` goes
-through the next part of the table and removes what one sees through (evidence as clamped log-odds, as in OctoMap, Hornung et al. 2013),
-what never became sure, and what left the radius. A voxel holds the weighted mean of its points (so a map point is finer than the grid)
-and of their colours, and is part of the map while its evidence says so.
+Per frame, at a cost that does not depend on the drive: `_integrate` adds a bounded sample of the
+frame's static pixels, `_revise` goes through the next part of the table and removes what one sees
+through (evidence as clamped log-odds, as in OctoMap, Hornung et al. 2013), what never became sure,
+and what left the radius. A voxel holds the weighted mean of its points (so a map point is finer
+than the grid) and of their colours, and is part of the map while its evidence says so.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -24,7 +27,8 @@ from recon4d_ros.parallel import each
 from recon4d_ros.parameters import parameter
 from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tracking
 
-# Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight, evidence.
+# Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight,
+# evidence.
 POSITION, COLOR, WEIGHT, EVIDENCE = slice(0, 3), slice(3, 6), 6, 7
 _FREE_PIXELS = 30_000  # of a camera are enough to tell where one sees through
 _NEVER = -(1 << 30)  # the frame in which an empty slot was last seen
@@ -36,47 +40,120 @@ _MAX_WEIGHT = 100.0  # beyond it the mean follows slowly instead of freezing
 class MappingParameters:
     """The static map."""
 
-    voxel_size: float = parameter(0.2, "edge of a voxel, m: at most one map point in each", minimum=0.02, maximum=5.0)
-    radius: float = parameter(60.0, "the map reaches this far around the car, m", minimum=5.0, maximum=1000.0)
-    keep_outside: str = parameter("file", "what leaves the radius is kept for the saved file, or dropped", choices=("file", "drop"))
-    max_voxels: int = parameter(300_000, "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
-                                minimum=1000, maximum=50_000_000)
-    min_range: float = parameter(1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0)
-    max_range: float = parameter(50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0)
-    min_confidence: float = parameter(0.3, "points of lower confidence are not mapped", minimum=0.0, maximum=1.0)
-    max_sigma: float = parameter(1.2, "points of a larger standard deviation in depth are not mapped, m", minimum=0.01, maximum=50.0)
-    edge: float = parameter(0.25, "points beside a larger relative step of inverse depth are not mapped", minimum=0.01, maximum=10.0)
-    mask_margin: int = parameter(3, "pixels around a mover that are not mapped either", minimum=0, maximum=100)
-    points_per_camera: int = parameter(12_000, "pixels of a camera that are looked at per frame, at most", minimum=100, maximum=10_000_000)
-    min_evidence: float = parameter(2.5, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0)
-    max_evidence: float = parameter(6.0, "frames of agreement a voxel remembers: more keep longer what left", minimum=0.5, maximum=100.0)
-    baseline: float = parameter(0.25, "frames count fully as independent when the car moved this far, m", minimum=0.0, maximum=10.0)
-    carve_range: float = parameter(30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0)
-    carve_evidence: float = parameter(2.0, "evidence that one look through a voxel takes away", minimum=0.0, maximum=100.0)
-    revisit_frames: int = parameter(8, "every voxel is revised once in as many frames", minimum=1, maximum=1000)
-    forget_frames: int = parameter(20, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000)
-    max_delta: int = parameter(20_000, "voxels in one map update; the rest follow in the next", minimum=1, maximum=10_000_000)
+    voxel_size: float = parameter(
+        0.2, "edge of a voxel, m: at most one map point in each", minimum=0.02, maximum=5.0
+    )
+    radius: float = parameter(
+        60.0, "the map reaches this far around the car, m", minimum=5.0, maximum=1000.0
+    )
+    keep_outside: str = parameter(
+        "file",
+        "what leaves the radius is kept for the saved file, or dropped",
+        choices=("file", "drop"),
+    )
+    max_voxels: int = parameter(
+        300_000,
+        "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
+        minimum=1000,
+        maximum=50_000_000,
+    )
+    min_range: float = parameter(
+        1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0
+    )
+    max_range: float = parameter(
+        50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0
+    )
+    min_confidence: float = parameter(
+        0.3, "points of lower confidence are not mapped", minimum=0.0, maximum=1.0
+    )
+    max_sigma: float = parameter(
+        1.2,
+        "points of a larger standard deviation in depth are not mapped, m",
+        minimum=0.01,
+        maximum=50.0,
+    )
+    edge: float = parameter(
+        0.25,
+        "points beside a larger relative step of inverse depth are not mapped",
+        minimum=0.01,
+        maximum=10.0,
+    )
+    mask_margin: int = parameter(
+        3, "pixels around a mover that are not mapped either", minimum=0, maximum=100
+    )
+    points_per_camera: int = parameter(
+        12_000,
+        "pixels of a camera that are looked at per frame, at most",
+        minimum=100,
+        maximum=10_000_000,
+    )
+    min_evidence: float = parameter(
+        2.5, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0
+    )
+    max_evidence: float = parameter(
+        6.0,
+        "frames of agreement a voxel remembers: more keep longer what left",
+        minimum=0.5,
+        maximum=100.0,
+    )
+    baseline: float = parameter(
+        0.25,
+        "frames count fully as independent when the car moved this far, m",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    carve_range: float = parameter(
+        30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0
+    )
+    carve_evidence: float = parameter(
+        2.0, "evidence that one look through a voxel takes away", minimum=0.0, maximum=100.0
+    )
+    revisit_frames: int = parameter(
+        8, "every voxel is revised once in as many frames", minimum=1, maximum=1000
+    )
+    forget_frames: int = parameter(
+        20, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000
+    )
+    max_delta: int = parameter(
+        20_000,
+        "voxels in one map update; the rest follow in the next",
+        minimum=1,
+        maximum=10_000_000,
+    )
 
 
 class Mapper:
-    """`mapper(pose, geometry, mask, stamp_ns) -> MapDelta`, once per frame set; `points`, `size` and `save` at any time between."""
+    """`mapper(pose, geometry, mask, stamp_ns) -> MapDelta`, once per frame set; `points`, `size`
+    and `save` at any time between."""
 
-    def __init__(self, calibration: Calibration, parameters: MappingParameters = MappingParameters()) -> None:
+    def __init__(
+        self, calibration: Calibration, parameters: MappingParameters = MappingParameters()
+    ) -> None:
         p = self._parameters = parameters
         self._calibration = calibration
         self._rays = rays(calibration)
         self._step = steps(calibration.working_size, p.points_per_camera)
         # Nearer than this, two steps of the sampling are less than a voxel.
         self._dense = p.voxel_size * calibration.k[:, 0, 0] / (2.0 * self._step[1])
-        self._gate = Gate(p.min_range, p.max_range, p.min_confidence, p.max_sigma, p.edge, p.mask_margin)
+        self._gate = Gate(
+            p.min_range, p.max_range, p.min_confidence, p.max_sigma, p.edge, p.mask_margin
+        )
         self._table = VoxelTable(int(p.max_voxels / 0.6))
         capacity = self._table.capacity
         self._rows = np.zeros((capacity, 8), np.float32)
         self._last_seen = np.zeros(capacity, np.int32)
         self._published = np.zeros(capacity, bool)
         self._waiting = np.zeros(capacity, bool)  # is in _pending
-        self._sent_weight = np.zeros(capacity, np.float32)  # weight when last in a delta; 0 = whoever follows does not have it
-        for array in (self._rows, self._last_seen, self._published, self._waiting, self._sent_weight):
+        self._sent_weight = np.zeros(
+            capacity, np.float32
+        )  # weight when last in a delta; 0 = whoever follows does not have it
+        for array in (
+            self._rows,
+            self._last_seen,
+            self._published,
+            self._waiting,
+            self._sent_weight,
+        ):
             array.fill(0)  # touch every page now: memory does not grow later
         self._spill = Spill() if p.keep_outside == "file" else None
         self.reset()
@@ -88,7 +165,9 @@ class Mapper:
         self._waiting[:] = False
         self._sent_weight[:] = 0
         self._last_seen[:] = _NEVER
-        self._pending = np.zeros(0, np.int64)  # slots that changed and wait for their delta, oldest first, each once
+        self._pending = np.zeros(
+            0, np.int64
+        )  # slots that changed and wait for their delta, oldest first, each once
         self._removed: list[NDArray[np.int64]] = []
         self._sequence = 0
         self._frame = 0
@@ -107,17 +186,24 @@ class Mapper:
 
     @property
     def outside(self) -> int:
-        """Voxels that left the radius and wait in the temporary file (a place driven by twice counts twice)."""
+        """Voxels that left the radius and wait in the temporary file (a place driven by twice
+        counts twice)."""
         return self._spill.count if self._spill else 0
 
-    def __call__(self, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_], stamp_ns: int) -> MapDelta:
-        """One frame. mask: [N, h, w] True on movers. With a lost pose the map stays as it is (the delta is empty but counted).
+    def __call__(
+        self, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_], stamp_ns: int
+    ) -> MapDelta:
+        """One frame. mask: [N, h, w] True on movers. With a lost pose the map stays as it is (the
+        delta is empty but counted).
 
         stamp_ns is not used by the map itself: its deltas are stamped by whoever publishes them.
         """
         if pose.tracking is not Tracking.LOST and np.all(np.isfinite(pose.T_map_camera)):
-            self._center = np.floor(pose.T_map_base[:3, 3] / self._parameters.voxel_size).astype(np.int64)
-            # local: the axes of map, the origin at the corner of the car's voxel, so that float32 is exact enough
+            self._center = np.floor(pose.T_map_base[:3, 3] / self._parameters.voxel_size).astype(
+                np.int64
+            )
+            # local: the axes of map, the origin at the corner of the car's voxel, so that float32
+            # is exact enough
             T_local_camera = pose.T_map_camera.copy()
             T_local_camera[:, :3, 3] -= self._center * self._parameters.voxel_size
             self._revise(T_local_camera, geometry)
@@ -131,7 +217,8 @@ class Mapper:
         return packed["xyz"], packed["rgb"], packed["weight"]
 
     def save(self, path: str | Path) -> int:
-        """Writes the whole map, what left the radius included, as .ply or .pcd; returns how many points. Raises OutputError."""
+        """Writes the whole map, what left the radius included, as .ply or .pcd; returns how many
+        points. Raises OutputError."""
         check_suffix(Path(path))
         inside = np.flatnonzero(self._published)
         if self._spill is None or self._spill.count == 0:
@@ -143,51 +230,75 @@ class Mapper:
         start = 0
         for keys, _ in self._spill.blocks():  # what came back into the radius is there already
             slots = self._table.find(np.ascontiguousarray(keys))
-            keep_mask[start:start + len(keys)] &= ~((slots >= 0) & self._published[slots])
+            keep_mask[start : start + len(keys)] &= ~((slots >= 0) & self._published[slots])
             start += len(keys)
         count = int(np.count_nonzero(keep_mask)) + len(inside)
         write_points(path, self._all_blocks(self._spill, keep_mask, inside), count)
         return count
 
-    def _all_blocks(self, spill: Spill, keep: NDArray[np.bool_], inside: NDArray[np.int64]) -> Iterator[NDArray[np.void]]:
+    def _all_blocks(
+        self, spill: Spill, keep: NDArray[np.bool_], inside: NDArray[np.int64]
+    ) -> Iterator[NDArray[np.void]]:
         start = 0
         for keys, points in spill.blocks():
-            yield points[keep[start:start + len(keys)]]
+            yield points[keep[start : start + len(keys)]]
             start += len(keys)
         yield self._pack_points(inside)
 
     # ---- adding
 
-    def _integrate(self, T_local_camera: NDArray[np.float64], geometry: Geometry, mask: NDArray[np.bool_],
-                   position: NDArray[np.float64]) -> None:
+    def _integrate(
+        self,
+        T_local_camera: NDArray[np.float64],
+        geometry: Geometry,
+        mask: NDArray[np.bool_],
+        position: NDArray[np.float64],
+    ) -> None:
         size = self._parameters.voxel_size
         rows, columns = self._step
-        turn = (self._frame * 7) % (rows * columns) if (rows * columns) % 7 else self._frame % (rows * columns)
+        turn = (
+            (self._frame * 7) % (rows * columns)
+            if (rows * columns) % 7
+            else self._frame % (rows * columns)
+        )
         phase = (turn // columns, turn % columns)
 
         def look(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
             """One camera's voxels and what it says of them."""
-            view = sample(geometry, mask, n, self._rays[n], self._gate, self._step, phase, self._dense[n])
+            view = sample(
+                geometry, mask, n, self._rays[n], self._gate, self._step, phase, self._dense[n]
+            )
             scaled = transform(T_local_camera[n], view.points) / np.float32(size)
             cell = np.floor(scaled)
-            return pack(cell.astype(np.int64) + self._center), _observations(view, np.subtract(scaled, cell, dtype=np.float32), size)
+            return pack(cell.astype(np.int64) + self._center), _observations(
+                view, np.subtract(scaled, cell, dtype=np.float32), size
+            )
 
         said = each(look, range(len(self._dense)))
         keys = np.concatenate([keys for keys, _ in said])
         if len(keys):
-            self._merge(*_group(keys, np.concatenate([rows for _, rows in said], axis=1)), self._independence(position))
+            self._merge(
+                *_group(keys, np.concatenate([rows for _, rows in said], axis=1)),
+                self._independence(position),
+            )
 
     def _independence(self, position: NDArray[np.float64]) -> float:
-        """How much this frame adds to what the last one said: 1 when the car moved by the baseline, a tenth when it stands."""
+        """How much this frame adds to what the last one said: 1 when the car moved by the baseline,
+        a tenth when it stands."""
         baseline = self._parameters.baseline
-        moved = np.inf if self._integrated_at is None else float(np.linalg.norm(position - self._integrated_at))
+        moved = (
+            np.inf
+            if self._integrated_at is None
+            else float(np.linalg.norm(position - self._integrated_at))
+        )
         if moved >= baseline:
             self._integrated_at = position.copy()
             return 1.0
         return max(0.1, moved / baseline)
 
     def _merge(self, keys: NDArray[np.int64], sums: NDArray[np.float32], gain: float) -> None:
-        """Adds grouped observations: keys [K] unique and sorted, sums [9, K] as in `_observations`."""
+        """Adds grouped observations: keys [K] unique and sorted, sums [9, K] as in
+        `_observations`."""
         p = self._parameters
         slots = self._table.find(keys)
         unknown = np.flatnonzero((slots < 0) & (sums[6] > 0))
@@ -201,7 +312,9 @@ class Mapper:
             self._sent_weight[fresh] = 0
         here = slots >= 0
         slots, sums = slots[here], sums[:, here]
-        row = np.ascontiguousarray(self._rows.take(slots, axis=0).T)  # [8, K]: the arithmetic runs along the voxels
+        row = np.ascontiguousarray(
+            self._rows.take(slots, axis=0).T
+        )  # [8, K]: the arithmetic runs along the voxels
         weight = row[WEIGHT] + sums[6]
         share = sums[6] / np.maximum(weight, np.float32(1e-9))  # of what is new in the mean
         mean = sums[:6] / np.maximum(sums[6], np.float32(1e-9))
@@ -209,7 +322,9 @@ class Mapper:
         mean *= share
         row[:6] += mean
         np.minimum(weight, np.float32(_MAX_WEIGHT), out=row[WEIGHT])
-        said = np.float32(gain) * np.minimum(sums[7], np.float32(1.0)) - np.float32(2.0) * np.minimum(sums[8], np.float32(1.0))
+        said = np.float32(gain) * np.minimum(sums[7], np.float32(1.0)) - np.float32(
+            2.0
+        ) * np.minimum(sums[8], np.float32(1.0))
         np.clip(row[EVIDENCE] + said, 0.0, p.max_evidence, out=row[EVIDENCE])
         self._rows[slots] = row.T
         self._last_seen[slots] = self._frame
@@ -217,11 +332,13 @@ class Mapper:
         now = row[EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
         self._unpublish(slots[published & ~now])
         self._publish(slots[~published & now])
-        # A voxel is sent again when it weighs twice what it did: the mean moves less each time, and updates stay few.
+        # A voxel is sent again when it weighs twice what it did: the mean moves less each time, and
+        # updates stay few.
         self._enqueue(slots[published & now & (row[WEIGHT] >= 2.0 * self._sent_weight[slots])])
 
     def _enough(self) -> float:
-        """Evidence that makes a voxel part of the map: at first half of what the frames so far could have given, then the full demand."""
+        """Evidence that makes a voxel part of the map: at first half of what the frames so far
+        could have given, then the full demand."""
         return min(self._parameters.min_evidence, 0.5 * (self._frame + 1))
 
     def _publish(self, slots: NDArray[np.int64]) -> None:
@@ -237,40 +354,57 @@ class Mapper:
     # ---- taking away
 
     def _revise(self, T_local_camera: NDArray[np.float64], geometry: Geometry) -> None:
-        """Goes through what was seen lately and through the next part of the table: removes what one sees through, what stayed unsure,
-        and what left the radius."""
+        """Goes through what was seen lately and through the next part of the table: removes what
+        one sees through, what stayed unsure, and what left the radius."""
         p = self._parameters
         capacity = self._table.capacity
         start, stop = self._cursor, min(self._cursor + -(-capacity // p.revisit_frames), capacity)
         self._cursor = stop % capacity
         part = start + np.flatnonzero(self._table.keys[start:stop] != EMPTY)
-        # A mover is gone soon after it was taken for a part of the world: what is behind it is seen then, while the car is still near.
+        # A mover is gone soon after it was taken for a part of the world: what is behind it is seen
+        # then, while the car is still near.
         turn = self._frame % 2
         lately = turn + 2 * np.flatnonzero(self._last_seen[turn::2] > self._frame - _WATCH_FRAMES)
         slots = np.concatenate([part, lately[(lately < start) | (lately >= stop)]])
-        local = unpack_relative(self._table.keys.take(slots), self._center).T.astype(np.float32, order="C")
+        local = unpack_relative(self._table.keys.take(slots), self._center).T.astype(
+            np.float32, order="C"
+        )
         local += np.float32(0.5)
         local *= np.float32(p.voxel_size)  # [3, K] middles of the voxels
         distance = np.square(local[0]) + np.square(local[1])
         fill = self._table.size / capacity
-        radius = p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2  # room runs out: the farthest go first
+        radius = (
+            p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2
+        )  # room runs out: the farthest go first
         near = np.flatnonzero(distance < np.float32(min(p.carve_range, radius) ** 2))
-        refuted = slots[near[self._seen_through(local.take(near, axis=1), T_local_camera, geometry)]]
-        self._rows[refuted, EVIDENCE] = np.maximum(self._rows[refuted, EVIDENCE] - np.float32(p.carve_evidence), 0.0)
+        refuted = slots[
+            near[self._seen_through(local.take(near, axis=1), T_local_camera, geometry)]
+        ]
+        self._rows[refuted, EVIDENCE] = np.maximum(
+            self._rows[refuted, EVIDENCE] - np.float32(p.carve_evidence), 0.0
+        )
 
-        outside = distance[:len(part)] > np.float32(radius * radius)
+        outside = distance[: len(part)] > np.float32(radius * radius)
         self._forget(part[outside], spill=True)
         part = part[~outside]
-        doubtful = np.concatenate([part[self._published.take(part)], refuted[(refuted < start) | (refuted >= stop)]])
+        doubtful = np.concatenate(
+            [part[self._published.take(part)], refuted[(refuted < start) | (refuted >= stop)]]
+        )
         doubtful = doubtful[self._published.take(doubtful)]
         self._unpublish(doubtful[self._rows[doubtful, EVIDENCE] < 0.5 * self._enough()])
         part = part[self._last_seen.take(part) < self._frame - p.forget_frames]
-        refuted = refuted[(self._rows[refuted, EVIDENCE] <= 0.0) & (self._last_seen.take(refuted) >= self._frame - p.forget_frames)]
+        refuted = refuted[
+            (self._rows[refuted, EVIDENCE] <= 0.0)
+            & (self._last_seen.take(refuted) >= self._frame - p.forget_frames)
+        ]
         stale = np.concatenate([part, refuted])
         self._forget(stale[~self._published.take(stale)], spill=False)
 
-    def _seen_through(self, local: NDArray[np.float32], T_local_camera: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
-        """[K] True where a camera measures a surface with certainty behind the point (local: [3, K])."""
+    def _seen_through(
+        self, local: NDArray[np.float32], T_local_camera: NDArray[np.float64], geometry: Geometry
+    ) -> NDArray[np.bool_]:
+        """[K] True where a camera measures a surface with certainty behind the point (local: [3,
+        K])."""
         p = self._parameters
         h, w = self._calibration.working_size
         coarse = max(1, round(np.sqrt(h * w / _FREE_PIXELS)))
@@ -278,10 +412,15 @@ class Mapper:
         k[:, :2, 2] += 0.5  # a pixel's column and row are its (u, v) floored
         k[:, :2] /= coarse
         rows, columns = -(-h // coarse), -(-w // coarse)
-        project = (k @ inverse(T_local_camera)[:, :3]).astype(np.float32)  # [N, 3, 4]: (u z, v z, z) of a point
+        project = (k @ inverse(T_local_camera)[:, :3]).astype(
+            np.float32
+        )  # [N, 3, 4]: (u z, v z, z) of a point
 
         def look(n: int) -> NDArray[np.int64]:
-            depth, sigma, confidence = (image[n, ::coarse, ::coarse] for image in (geometry.depth, geometry.sigma, geometry.confidence))
+            depth, sigma, confidence = (
+                image[n, ::coarse, ::coarse]
+                for image in (geometry.depth, geometry.sigma, geometry.confidence)
+            )
             limit = free_until(depth, sigma, confidence, p.min_confidence, 1.5 * p.voxel_size)
             u, v, z = project[n, :, :3] @ local + project[n, :, 3:]
             inside = (z > np.float32(0.5)) & (u >= 0) & (v >= 0)
@@ -316,19 +455,25 @@ class Mapper:
     # ---- telling
 
     def _delta(self) -> MapDelta:
-        """What changed since the last delta, at most `max_delta` voxels of it, and all that went."""
+        """What changed since the last delta, at most `max_delta` voxels of it, and all that
+        went."""
         p = self._parameters
         alive = self._published[self._pending]
         self._waiting[self._pending[~alive]] = False
         queued = self._pending[alive]
-        slots, self._pending = queued[:p.max_delta], queued[p.max_delta:].copy()
+        slots, self._pending = queued[: p.max_delta], queued[p.max_delta :].copy()
         self._waiting[slots] = False
         self._sent_weight[slots] = np.maximum(self._rows[slots, WEIGHT], 1e-6)
         packed = self._pack_points(slots)
         removed = np.concatenate([*self._removed, np.zeros(0, np.int64)])
         self._removed = []
         delta = MapDelta(
-            self._sequence, p.voxel_size, self._index(self._table.keys[slots]), packed["xyz"], packed["rgb"], packed["weight"],
+            self._sequence,
+            p.voxel_size,
+            self._index(self._table.keys[slots]),
+            packed["xyz"],
+            packed["rgb"],
+            packed["weight"],
             self._index(removed),
         )
         self._sequence += 1
@@ -347,8 +492,11 @@ class Mapper:
         return out
 
 
-def _observations(view: Samples, offset: NDArray[np.float32], voxel_size: float) -> NDArray[np.float32]:
-    """[9, K] to be summed per voxel: weighted offset (3), weighted colour (3), weight, evidence for, evidence against (movers).
+def _observations(
+    view: Samples, offset: NDArray[np.float32], voxel_size: float
+) -> NDArray[np.float32]:
+    """[9, K] to be summed per voxel: weighted offset (3), weighted colour (3), weight, evidence
+    for, evidence against (movers).
 
     Weight: confidence, less where the depth is less sure than a voxel is wide.
     """
@@ -358,17 +506,22 @@ def _observations(view: Samples, offset: NDArray[np.float32], voxel_size: float)
     np.multiply(offset.T, weight, out=rows[0:3])
     np.multiply(view.colors.T, weight, out=rows[3:6])
     rows[6] = weight
-    rows[7] = np.where(view.moving, 0, 2 * view.confidence)  # what is half sure says as much as a frame can say
+    rows[7] = np.where(
+        view.moving, 0, 2 * view.confidence
+    )  # what is half sure says as much as a frame can say
     rows[8] = np.where(view.moving, 2 * view.confidence, 0)
     return rows
 
 
-def _group(keys: NDArray[np.int64], rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _group(
+    keys: NDArray[np.int64], rows: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Unique keys in order, and the sums of the columns [9, K] of each."""
     order = np.argsort(keys)
     ordered = keys[order]
     new = np.diff(ordered, prepend=ordered[0] - 1) != 0
     group = np.empty(len(keys), np.int64)
     group[order] = np.cumsum(new) - 1
-    # bincount adds in the order of the pixels, whatever order the sort gave to equal keys: the same sums on every machine.
+    # bincount adds in the order of the pixels, whatever order the sort gave to equal keys: the same
+    # sums on every machine.
     return ordered[new], np.stack([np.bincount(group, row) for row in rows]).astype(np.float32)

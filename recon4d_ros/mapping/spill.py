@@ -1,4 +1,6 @@
-"""Voxels that left the radius, kept on disk until the map is saved: the map's memory stays bounded, its file does not forget."""
+"""Voxels that left the radius, kept on disk until the map is saved: the map's memory stays bounded,
+its file does not forget."""
+
 from __future__ import annotations
 
 import tempfile
@@ -14,7 +16,8 @@ _BLOCK = 1 << 18
 
 
 class Spill:
-    """An unnamed temporary file of voxels: it vanishes with the process. A full disk stops the keeping, never the drive."""
+    """An unnamed temporary file of voxels: it vanishes with the process. A full disk stops the
+    keeping, never the drive."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="recon4d_map_", buffering=0)
@@ -45,7 +48,8 @@ class Spill:
             yield records["key"], records["point"]
 
     def latest(self) -> NDArray[np.int64]:
-        """Sorted positions of the records that are the last of their voxel (a place that was driven by twice is there once)."""
+        """Sorted positions of the records that are the last of their voxel (a place that was driven
+        by twice is there once)."""
         if self.count == 0:
             return np.zeros(0, np.int64)
         keys = np.concatenate([keys for keys, _ in self.blocks()])

@@ -1,10 +1,13 @@
-"""A hash table of voxel keys in flat arrays, for thousands of keys at a time and without a Python loop over them.
+"""A hash table of voxel keys in flat arrays, for thousands of keys at a time and without a Python
+loop over them.
 
-Buckets of eight slots (one cache line of int64), two buckets a key may live in, as in bucketized cuckoo hashing (Dietzfelbinger and
-Weidling 2007) without the moving: the second is used where the first is full. A slot never moves while its key lives, so what
-belongs to a voxel sits in arrays beside, at the same slot. Capacity is fixed: cost and memory are the same at the end of a drive as
+Buckets of eight slots (one cache line of int64), two buckets a key may live in, as in bucketized
+cuckoo hashing (Dietzfelbinger and Weidling 2007) without the moving: the second is used where the
+first is full. A slot never moves while its key lives, so what belongs to a voxel sits in arrays
+beside, at the same slot. Capacity is fixed: cost and memory are the same at the end of a drive as
 at its start, and leaving is only an emptied slot (no tombstones, no rebuild).
 """
+
 from __future__ import annotations
 
 import sys
@@ -14,12 +17,16 @@ from numpy.typing import NDArray
 
 LANES = 8
 EMPTY = np.int64(-1)
-# Odd multipliers with well-mixed bits: golden ratio (Knuth's multiplicative hashing) and an independent one.
+# Odd multipliers with well-mixed bits: golden ratio (Knuth's multiplicative hashing) and an
+# independent one.
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
-# Eight booleans read as one integer are 256^lane, or 0: modulo 19 all nine are different, so a look into a table tells the lane.
+# Eight booleans read as one integer are 256^lane, or 0: modulo 19 all nine are different, so a look
+# into a table tells the lane.
 _PRIME = np.uint64(19)
 _LANE = np.full(19, -1)
-_LANE[[int.from_bytes(one.tobytes(), sys.byteorder) % 19 for one in np.eye(LANES, dtype=np.bool_)]] = np.arange(LANES)
+_LANE[
+    [int.from_bytes(one.tobytes(), sys.byteorder) % 19 for one in np.eye(LANES, dtype=np.bool_)]
+] = np.arange(LANES)
 
 
 class VoxelTable:
@@ -72,10 +79,14 @@ class VoxelTable:
         order = np.argsort(bucket, kind="stable")
         sorted_bucket = bucket[order]
         position = np.arange(len(order))
-        first = np.maximum.accumulate(np.where(np.diff(sorted_bucket, prepend=-1) != 0, position, 0))
+        first = np.maximum.accumulate(
+            np.where(np.diff(sorted_bucket, prepend=-1) != 0, position, 0)
+        )
         rank = position - first  # the how-manieth newcomer of its bucket
         wanted = (self._buckets[sorted_bucket] == EMPTY).cumsum(axis=1) == (rank + 1)[:, None]
-        lane = wanted.argmax(axis=1)  # the first lane with rank + 1 free ones up to it is the rank-th free lane
+        lane = wanted.argmax(
+            axis=1
+        )  # the first lane with rank + 1 free ones up to it is the rank-th free lane
         fits = np.take_along_axis(wanted, lane[:, None], axis=1)[:, 0]
         slots = np.full(len(keys), -1)
         slots[order] = np.where(fits, sorted_bucket * LANES + lane, -1)

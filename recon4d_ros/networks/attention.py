@@ -1,6 +1,8 @@
-"""Transformer blocks that the published systems share: ViT encoder and CroCo-style decoder, under the parameter names of their checkpoints.
+"""Transformer blocks that the published systems share: ViT encoder and CroCo-style decoder, under
+the parameter names of their checkpoints.
 
-Shapes: tokens [B, T, C]; a rotation (rotary.py) turns queries and keys; keys [B, T] bool says which tokens may be attended to.
+Shapes: tokens [B, T, C]; a rotation (rotary.py) turns queries and keys; keys [B, T] bool says which
+tokens may be attended to.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 Turn = Callable[[Tensor], Tensor]
 EPSILON = 1e-6
-OUT_OF_SIGHT = -1e4  # a logit whose exponential is nothing beside any other, and a number in float16 too
+OUT_OF_SIGHT = (
+    -1e4
+)  # a logit whose exponential is nothing beside any other, and a number in float16 too
 
 
 def layer_norm(channels: int) -> nn.LayerNorm:
@@ -45,8 +49,19 @@ class CrossAttention(nn.Module):
         self.projv = nn.Linear(channels, channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, y: Tensor, turn_x: Turn | None = None, turn_y: Turn | None = None, keys: Tensor | None = None) -> Tensor:
-        q, k, v = _split(self.projq(x), self.heads), _split(self.projk(y), self.heads), _split(self.projv(y), self.heads)
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        turn_x: Turn | None = None,
+        turn_y: Turn | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = (
+            _split(self.projq(x), self.heads),
+            _split(self.projk(y), self.heads),
+            _split(self.projv(y), self.heads),
+        )
         if turn_x is not None:
             q = turn_x(q)
         if turn_y is not None:
@@ -105,7 +120,8 @@ class DecoderBlock(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """Layer norm whose shift and scale come from a condition (DiT's adaptive norm): x [B, T, C], condition [B, C]."""
+    """Layer norm whose shift and scale come from a condition (DiT's adaptive norm): x [B, T, C],
+    condition [B, C]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -140,8 +156,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, channels, kernel_size=patch, stride=patch)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The tokens are in the network's type; computed in float32 whatever that is: ONNX has no convolution of bfloat16 (opset 18),
-        pixels and points lose nothing on the way in, and it is little work."""
+        """The tokens are in the network's type; computed in float32 whatever that is: ONNX has no
+        convolution of bfloat16 (opset 18), pixels and points lose nothing on the way in, and it is
+        little work."""
         conv = self.proj
         assert conv.bias is not None
         x = F.conv2d(image.float(), conv.weight.float(), conv.bias.float(), conv.stride)
@@ -154,8 +171,11 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-    """Keys that may not be attended to get a logit that no other is as low as. A number and not a mask of bool, whose exported graph guards
-    every row against being masked as a whole: none is here, and the guard reads all products once more and keeps a runtime from computing
-    attention in one piece."""
-    mask = None if keys is None else torch.where(keys, 0.0, OUT_OF_SIGHT).to(q.dtype)[:, None, None, :]
+    """Keys that may not be attended to get a logit that no other is as low as. A number and not a
+    mask of bool, whose exported graph guards every row against being masked as a whole: none is
+    here, and the guard reads all products once more and keeps a runtime from computing attention in
+    one piece."""
+    mask = (
+        None if keys is None else torch.where(keys, 0.0, OUT_OF_SIGHT).to(q.dtype)[:, None, None, :]
+    )
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -1,11 +1,15 @@
-"""Checkpoint files of the published systems: read without running anything in them, recognised, checked, loaded.
+"""Checkpoint files of the published systems: read without running anything in them, recognised,
+checked, loaded.
 
-A file is safetensors, or what torch.save wrote: the parameters alone, or {"model" or "state_dict": parameters, "args": ..., ...}.
-Besides tensors and plain values only argparse.Namespace may be in it (the authors keep their options in one), and the options' model
-string, such as "Point3R(Point3RConfig(enc_depth=24, ...))", is parsed, never evaluated. Names may carry the prefix "module.".
+A file is safetensors, or what torch.save wrote: the parameters alone, or {"model" or "state_dict":
+parameters, "args": ..., ...}. Besides tensors and plain values only argparse.Namespace may be in it
+(the authors keep their options in one), and the options' model string, such as
+"Point3R(Point3RConfig(enc_depth=24, ...))", is parsed, never evaluated. Names may carry the prefix
+"module.".
 
-Every system is a module of this package with `build(configuration) -> nn.Module` and `configuration_of(shapes, model) -> configuration` (a
-frozen dataclass), which raises EngineError where the file asks for what the network cannot do; and for engines `make_step` (step.py).
+Every system is a module of this package with `build(configuration) -> nn.Module` and
+`configuration_of(shapes, model) -> configuration` (a frozen dataclass), which raises EngineError
+where the file asks for what the network cannot do; and for engines `make_step` (step.py).
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ NAMED = 3  # parameters that a sentence names before it says how many more
 
 @dataclass(frozen=True)
 class System:
-    """module: its file in this package; marks: parameters that every checkpoint of it has, and no other system's."""
+    """module: its file in this package; marks: parameters that every checkpoint of it has, and no
+    other system's."""
 
     module: str
     title: str
@@ -55,7 +60,8 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class ModelText:
-    """What a model string says: the names it calls, from the outside in, and all their keyword arguments."""
+    """What a model string says: the names it calls, from the outside in, and all their keyword
+    arguments."""
 
     names: tuple[str, ...]
     arguments: Mapping[str, Any]
@@ -63,7 +69,8 @@ class ModelText:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """parameters by name, without prefix (mapped from the file, not yet read); model: what the options say, if they say it."""
+    """parameters by name, without prefix (mapped from the file, not yet read); model: what the
+    options say, if they say it."""
 
     path: Path
     format: str
@@ -77,7 +84,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file holds: the system and its configuration (None: not recognised, or refused), and all that is missing or wrong."""
+    """What a file holds: the system and its configuration (None: not recognised, or refused), and
+    all that is missing or wrong."""
 
     path: Path
     format: str
@@ -91,20 +99,30 @@ class Description:
         title = self.title or "unknown system"
         lines = [f"{self.path}: {title}, {self.count / 1e6:.1f} million parameters ({self.format})"]
         if self.configuration is not None:
-            values = [(field.name.replace("_", " "), getattr(self.configuration, field.name)) for field in fields(self.configuration)]
+            values = [
+                (field.name.replace("_", " "), getattr(self.configuration, field.name))
+                for field in fields(self.configuration)
+            ]
             width = max((len(name) for name, _ in values), default=0)
             lines += [f"  {name:{width}}  {value}" for name, value in values]
-        return lines + [f"  problem: {problem}" for problem in self.problems] + ([] if self.problems else ["  complete"])
+        return (
+            lines
+            + [f"  problem: {problem}" for problem in self.problems]
+            + ([] if self.problems else ["  complete"])
+        )
 
 
 def identify(path: Path) -> Description:
-    """Which system and configuration a checkpoint file holds, and what is wrong with it. Raises EngineError only if it cannot be read."""
+    """Which system and configuration a checkpoint file holds, and what is wrong with it. Raises
+    EngineError only if it cannot be read."""
     checkpoint = read(path)
     count = sum(value.numel() for value in checkpoint.parameters.values())
     system = _system(checkpoint.shapes)
     if system is None:
         known = ", ".join(each.title for each in SYSTEMS)
-        return Description(path, checkpoint.format, None, None, count, (f"its parameters are of none of {known}",))
+        return Description(
+            path, checkpoint.format, None, None, count, (f"its parameters are of none of {known}",)
+        )
     try:
         configuration, network = _build(system, checkpoint)
     except EngineError as error:
@@ -114,19 +132,24 @@ def identify(path: Path) -> Description:
 
 
 def load(path: Path, name: str) -> nn.Module:
-    """The network `name` (a System's module) with a checkpoint's parameters, in float32, ready to run. Raises EngineError."""
+    """The network `name` (a System's module) with a checkpoint's parameters, in float32, ready to
+    run. Raises EngineError."""
     checkpoint = read(path)
     system = _system(checkpoint.shapes)
     if system is None or system.module != name:
-        raise EngineError(f"{path}: holds {system.title if system else 'an unknown system'}, expected a checkpoint of {name}")
+        raise EngineError(
+            f"{path}: holds {system.title if system else 'an unknown system'}, expected a"
+            f" checkpoint of {name}"
+        )
     _, network = _build(system, checkpoint)
     fill(network, checkpoint)
     return network.eval()
 
 
 def obtain(source: str, name: str) -> tuple[nn.Module, str]:
-    """The network `name` from a checkpoint's file, and the file's SHA-256; or with stand-in weights (stand_in.py) for "stand-in" and
-    "stand-in:FIELD=VALUE,..." (fields of its configuration). Raises EngineError."""
+    """The network `name` from a checkpoint's file, and the file's SHA-256; or with stand-in weights
+    (stand_in.py) for "stand-in" and "stand-in:FIELD=VALUE,..." (fields of its configuration).
+    Raises EngineError."""
     kind, _, fields_given = source.partition(":")
     if kind != stand_in.NAME:
         network = load(Path(source), name)
@@ -139,13 +162,20 @@ def obtain(source: str, name: str) -> tuple[nn.Module, str]:
     return stand_in.fill(_hollow(_module(name), chosen)), stand_in.NAME
 
 
-def make_step(network: nn.Module, name: str, options: StepOptions, own: Mapping[str, Any]) -> nn.Module:
-    """The step of the network `name` for an engine; own: options that only this network has. Raises EngineError."""
+def make_step(
+    network: nn.Module, name: str, options: StepOptions, own: Mapping[str, Any]
+) -> nn.Module:
+    """The step of the network `name` for an engine; own: options that only this network has. Raises
+    EngineError."""
     make = getattr(_module(name), "make_step", None)
     if make is None:
         raise EngineError(f"network {name}: this version has no step for it, which an engine needs")
     for key, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise EngineError(f"network {name}: option {key} is {value!r}: expected a number")
     try:
         return make(network, options, **own)
@@ -161,7 +191,8 @@ def _module(name: str) -> Any:
 
 
 def fill(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Gives a network (which may be on the meta device) a checkpoint's parameters, all of them or EngineError."""
+    """Gives a network (which may be on the meta device) a checkpoint's parameters, all of them or
+    EngineError."""
     problems = mismatches(network, checkpoint.shapes)
     if problems:
         raise EngineError(f"{checkpoint.path}: " + "; ".join(problems))
@@ -169,7 +200,9 @@ def fill(network: nn.Module, checkpoint: Checkpoint) -> None:
     for name, expected in network.state_dict().items():
         value = checkpoint.parameters[name]
         if value.is_floating_point() != expected.is_floating_point():
-            raise EngineError(f"{checkpoint.path}: {name} is of type {value.dtype}, expected {expected.dtype}")
+            raise EngineError(
+                f"{checkpoint.path}: {name} is of type {value.dtype}, expected {expected.dtype}"
+            )
         if not torch.isfinite(value).all():
             raise EngineError(f"{checkpoint.path}: {name} holds values that are not finite")
         values[name] = value.to(expected.dtype)
@@ -177,7 +210,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def mismatches(network: nn.Module, found: Shapes) -> list[str]:
-    """What keeps parameters of these shapes from being the network's: one sentence per kind, none if nothing does."""
+    """What keeps parameters of these shapes from being the network's: one sentence per kind, none
+    if nothing does."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     both = [name for name in expected if name in found and found[name] != expected[name]]
     wrong = [f"{name} {_size(found[name])}, expected {_size(expected[name])}" for name in both]
@@ -186,7 +220,11 @@ def mismatches(network: nn.Module, found: Shapes) -> list[str]:
         ("not expected", [name for name in found if name not in expected]),
         ("of another shape", wrong),
     )
-    return [f"{len(names)} of {len(expected)} parameters {kind}: {_some(names)}" for kind, names in kinds if names]
+    return [
+        f"{len(names)} of {len(expected)} parameters {kind}: {_some(names)}"
+        for kind, names in kinds
+        if names
+    ]
 
 
 def read(path: Path) -> Checkpoint:
@@ -198,7 +236,10 @@ def read(path: Path) -> Checkpoint:
     else:
         parameters, options, format = *_read_torch(path), "torch"
     if not parameters:
-        raise EngineError(f"{path}: holds no parameters; expected named tensors, or a dictionary with `model` or `state_dict`")
+        raise EngineError(
+            f"{path}: holds no parameters; expected named tensors, or a dictionary with `model` or"
+            " `state_dict`"
+        )
     stripped = {name.removeprefix(PREFIX): value for name, value in parameters.items()}
     if len(stripped) < len(parameters):
         raise EngineError(f"{path}: holds parameters both with and without the prefix `{PREFIX}`")
@@ -206,7 +247,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def parse_model(text: str, where: object = "model string") -> ModelText:
-    """Reads nested calls with literal arguments, "A(B(x=1, y=('exp', -inf, inf)))", as text. Anything else is an EngineError."""
+    """Reads nested calls with literal arguments, "A(B(x=1, y=('exp', -inf, inf)))", as text.
+    Anything else is an EngineError."""
     names: list[str] = []
     arguments: dict[str, Any] = {}
 
@@ -225,9 +267,19 @@ def parse_model(text: str, where: object = "model string") -> ModelText:
         if len(text) > LONGEST_MODEL_TEXT:
             raise ValueError("too long")
         visit(ast.parse(text.strip(), mode="eval").body)
-    except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         shown = text if len(text) < 80 else text[:77] + "..."
-        raise EngineError(f"{where}: cannot read the model string {shown!r} ({error}); expected NAME(NAME(key=value, ...))") from None
+        raise EngineError(
+            f"{where}: cannot read the model string {shown!r} ({error}); expected"
+            " NAME(NAME(key=value, ...))"
+        ) from None
     return ModelText(tuple(names), arguments)
 
 
@@ -242,7 +294,12 @@ def _literal(node: ast.expr) -> Any:
         return tuple(_literal(item) for item in node.elts)
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "float" and len(node.args) == 1:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "float"
+        and len(node.args) == 1
+    ):
         return float(_literal(node.args[0]))  # float('inf')
     raise ValueError("expected literal values")
 
@@ -250,24 +307,39 @@ def _literal(node: ast.expr) -> Any:
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL (\S+)", str(error))
         if kind:
             text = (
-                f"holds an object of class {kind[1]}; only tensors, plain values and argparse.Namespace are read (no code can run)"
+                f"holds an object of class {kind[1]}; only tensors, plain values and"
+                " argparse.Namespace are read (no code can run)"
             )
             raise EngineError(f"{path}: {text}") from None
         raise EngineError(f"{path}: not a checkpoint that torch.save wrote, or damaged") from None
     except Exception as error:  # damaged archives and pickles raise nearly anything
-        raise EngineError(f"{path}: not a checkpoint that torch.save wrote, or damaged ({type(error).__name__})") from None
+        raise EngineError(
+            f"{path}: not a checkpoint that torch.save wrote, or damaged ({type(error).__name__})"
+        ) from None
     if not isinstance(content, dict):
-        raise EngineError(f"{path}: holds a {type(content).__name__}, expected named tensors, or a dictionary with `model` or `state_dict`")
-    inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)), content)
+        raise EngineError(
+            f"{path}: holds a {type(content).__name__}, expected named tensors, or a dictionary"
+            " with `model` or `state_dict`"
+        )
+    inner = next(
+        (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)),
+        content,
+    )
     args = content.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
     model = options.get("model") if isinstance(options, dict) else None
-    parameters = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    parameters = {
+        name: value
+        for name, value in inner.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     return parameters, model if isinstance(model, str) else None
 
 
@@ -275,16 +347,22 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError:
-        raise EngineError(f"{path}: reading it needs the package safetensors (pip install safetensors)") from None
+        raise EngineError(
+            f"{path}: reading it needs the package safetensors (pip install safetensors)"
+        ) from None
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("model")
+            return {name: file.get_tensor(name) for name in file.keys()}, (
+                file.metadata() or {}
+            ).get("model")
     except (SafetensorError, OSError) as error:
         raise EngineError(f"{path}: not a safetensors file, or damaged ({error})") from None
 
 
 def _system(shapes: Shapes) -> System | None:
-    return next((system for system in SYSTEMS if all(mark in shapes for mark in system.marks)), None)
+    return next(
+        (system for system in SYSTEMS if all(mark in shapes for mark in system.marks)), None
+    )
 
 
 def _build(system: System, checkpoint: Checkpoint) -> tuple[Any, nn.Module]:
@@ -295,7 +373,10 @@ def _build(system: System, checkpoint: Checkpoint) -> tuple[Any, nn.Module]:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise EngineError(f"{checkpoint.path}: {system.title} is recognised, but this version has no network for it") from None
+        raise EngineError(
+            f"{checkpoint.path}: {system.title} is recognised, but this version has no network"
+            " for it"
+        ) from None
     try:
         configuration = module.configuration_of(checkpoint.shapes, checkpoint.model)
         return configuration, _hollow(module, configuration)
@@ -304,17 +385,22 @@ def _build(system: System, checkpoint: Checkpoint) -> tuple[Any, nn.Module]:
 
 
 def _hollow(module: Any, configuration: Any) -> nn.Module:
-    """A system's network without values. Raises EngineError for a configuration that asks for more than any network has."""
+    """A system's network without values. Raises EngineError for a configuration that asks for more
+    than any network has."""
     for field in fields(configuration):
         value = getattr(configuration, field.name)
         if isinstance(value, int) and not 1 <= value <= LARGEST_SIZE:
-            raise EngineError(f"{field.name.replace('_', ' ')} is {value}: expected 1 to {LARGEST_SIZE}")
+            raise EngineError(
+                f"{field.name.replace('_', ' ')} is {value}: expected 1 to {LARGEST_SIZE}"
+            )
     with torch.device("meta"):
         return module.build(configuration)
 
 
 def _some(names: list[str]) -> str:
-    return "; ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return "; ".join(names[:NAMED]) + (
+        f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:

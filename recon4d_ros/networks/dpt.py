@@ -1,4 +1,5 @@
-"""The dense prediction head of DUSt3R and its heirs: four sets of tokens -> one map at the image's size (Ranftl et al., DPT, 2021)."""
+"""The dense prediction head of DUSt3R and its heirs: four sets of tokens -> one map at the image's
+size (Ranftl et al., DPT, 2021)."""
 
 from __future__ import annotations
 
@@ -8,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYERS = (96, 192, 384, 768)  # channels of the pyramid's levels, from fine (stride 4) to coarse (stride 32)
+LAYERS = (
+    96,
+    192,
+    384,
+    768,
+)  # channels of the pyramid's levels, from fine (stride 4) to coarse (stride 32)
 
 
 class DenseHead(nn.Module):
-    """tokens: four [B, T, C_i] on one grid of patches -> [B, out, H, W]. `channels` are the four C_i."""
+    """tokens: four [B, T, C_i] on one grid of patches -> [B, out, H, W]. `channels` are the four
+    C_i."""
 
     def __init__(self, channels: Sequence[int], out: int, width: int = 256) -> None:
         super().__init__()
@@ -35,12 +42,16 @@ class DenseHead(nn.Module):
         )
 
     def forward(self, tokens: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-        maps = [level(x.transpose(1, 2).unflatten(2, grid)) for level, x in zip(self.act_postprocess, tokens, strict=True)]
+        maps = [
+            level(x.transpose(1, 2).unflatten(2, grid))
+            for level, x in zip(self.act_postprocess, tokens, strict=True)
+        ]
         return self.head(self.scratch(maps))
 
 
 class _Pyramid(nn.Module):
-    """Checkpoints hold the layers' convolutions under two names, layer1_rn .. layer4_rn and layer_rn.0 .. 3; the second one counts."""
+    """Checkpoints hold the layers' convolutions under two names, layer1_rn .. layer4_rn and
+    layer_rn.0 .. 3; the second one counts."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,8 +64,12 @@ class _Pyramid(nn.Module):
         self.refinenet4 = _Fusion(width)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        fine, middle, coarse, coarsest = (layer(x) for layer, x in zip(self.layer_rn, maps, strict=True))
-        path = self.refinenet4(coarsest)[:, :, : coarse.shape[2], : coarse.shape[3]]  # an odd grid was rounded up
+        fine, middle, coarse, coarsest = (
+            layer(x) for layer, x in zip(self.layer_rn, maps, strict=True)
+        )
+        path = self.refinenet4(coarsest)[
+            :, :, : coarse.shape[2], : coarse.shape[3]
+        ]  # an odd grid was rounded up
         path = self.refinenet3(path, coarse)
         path = self.refinenet2(path, middle)
         return self.refinenet1(path, fine)
@@ -66,7 +81,9 @@ class _Fusion(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.out_conv = nn.Conv2d(width, width, 1)
-        self.resConfUnit1 = _Residual(width)  # of no use in the coarsest level, where checkpoints hold it all the same
+        self.resConfUnit1 = _Residual(
+            width
+        )  # of no use in the coarsest level, where checkpoints hold it all the same
         self.resConfUnit2 = _Residual(width)
 
     def forward(self, path: Tensor, level: Tensor | None = None) -> Tensor:
@@ -95,8 +112,8 @@ def _double(x: Tensor) -> Tensor:
 
 
 def points_and_confidence(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 4, H, W] -> points [B, H, W, 3] whose distance grows as exp(.) - 1, and confidence [B, H, W] of at least 1 (DUSt3R's "exp"
-    modes)."""
+    """[B, 4, H, W] -> points [B, H, W, 3] whose distance grows as exp(.) - 1, and confidence [B, H,
+    W] of at least 1 (DUSt3R's "exp" modes)."""
     x = x.float()
     xyz = x[:, :3].permute(0, 2, 3, 1)
     distance = xyz.norm(dim=-1, keepdim=True)

@@ -1,9 +1,12 @@
-"""Driv3R (Fei et al., "Learning Dense 4D Reconstruction for Autonomous Driving", 2024), under its checkpoints' names.
+"""Driv3R (Fei et al., "Learning Dense 4D Reconstruction for Autonomous Driving", 2024), under its
+checkpoints' names.
 
-Each camera is a stream of its own. DUSt3R (Wang et al., 2024) sees its images in pairs: the frame before, as far as the memory recalls it
-(Spann3R, Wang and Agapito, 2024), and the frame now; two decoders talk, two dense heads give the points of both, in the camera frame of the
-stream's first image, up to scale. What the frame before turned out to be, as key and value, is offered to the memory. How a memory grows
-and is pruned is sensor_memory.py's matter, the order of things within a frame driv3r_stream.py's.
+Each camera is a stream of its own. DUSt3R (Wang et al., 2024) sees its images in pairs: the frame
+before, as far as the memory recalls it (Spann3R, Wang and Agapito, 2024), and the frame now; two
+decoders talk, two dense heads give the points of both, in the camera frame of the stream's first
+image, up to scale. What the frame before turned out to be, as key and value, is offered to the
+memory. How a memory grows and is pruned is sensor_memory.py's matter, the order of things within a
+frame driv3r_stream.py's.
 """
 
 from __future__ import annotations
@@ -43,16 +46,25 @@ class Configuration:
     def __post_init__(self) -> None:
         depths = self.encoder_depth, self.decoder_depth, self.value_depth
         if min(depths) < 1 or self.decoder_depth < 4 or max(depths) > 99:
-            raise EngineError(f"expected 1..99 encoder, 4..99 decoder and 1..99 value blocks, got {depths[0]}, {depths[1]} and {depths[2]}")
-        check_heads((self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads))
+            raise EngineError(
+                f"expected 1..99 encoder, 4..99 decoder and 1..99 value blocks, got {depths[0]},"
+                f" {depths[1]} and {depths[2]}"
+            )
+        check_heads(
+            (self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads)
+        )
 
 
-# the only values known of what a model string may ask for: keys and values from the point maps, and values without position embedding
+# the only values known of what a model string may ask for: keys and values from the point maps, and
+# values without position embedding
 FIXED = {"use_feat": False, "mem_pos_enc": False}
 
 
-def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | None) -> Configuration:
-    """What a checkpoint asks for, by the shapes of its parameters (its model string tells no sizes). Raises EngineError."""
+def configuration_of(
+    shapes: Mapping[str, tuple[int, ...]], model: ModelText | None
+) -> Configuration:
+    """What a checkpoint asks for, by the shapes of its parameters (its model string tells no
+    sizes). Raises EngineError."""
     arguments_of(model, FIXED)
     widths = {
         "encoder": math.prod(shapes.get("dust3r.enc_norm.weight", (Configuration.encoder_width,))),
@@ -60,7 +72,9 @@ def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | N
     }
     for name, width in widths.items():
         if width < 1 or width % HEAD_CHANNELS:
-            raise EngineError(f"its {name} has {width} channels, expected a multiple of {HEAD_CHANNELS}")
+            raise EngineError(
+                f"its {name} has {width} channels, expected a multiple of {HEAD_CHANNELS}"
+            )
     return Configuration(
         encoder_depth=depth_of(shapes, "dust3r.enc_blocks"),
         encoder_width=widths["encoder"],
@@ -73,20 +87,24 @@ def configuration_of(shapes: Mapping[str, tuple[int, ...]], model: ModelText | N
 
 
 class PointMap(NamedTuple):
-    """Of B images [H, W]: points [B, H, W, 3] in the stream's frame, confidence [B, H, W] of at least 1."""
+    """Of B images [H, W]: points [B, H, W, 3] in the stream's frame, confidence [B, H, W] of at
+    least 1."""
 
     points: Tensor
     confidence: Tensor
 
 
 class Driv3R(nn.Module):
-    """All methods take B streams side by side; T tokens per image of `grid` = (rows, columns) patches."""
+    """All methods take B streams side by side; T tokens per image of `grid` = (rows, columns)
+    patches."""
 
     def __init__(self, configuration: Configuration = Configuration()) -> None:
         super().__init__()
         c = self.configuration = configuration
         self.dust3r = Dust3R(c)
-        self.value_encoder = nn.ModuleList(EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.value_depth))
+        self.value_encoder = nn.ModuleList(
+            EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.value_depth)
+        )
         self.value_norm = layer_norm(c.encoder_width)
         self.value_out = nn.Linear(c.encoder_width, c.encoder_width)
         self.pos_patch_embed = PatchEmbed(c.encoder_width, PATCH)
@@ -97,35 +115,52 @@ class Driv3R(nn.Module):
         self.attn_head_2 = _key_head(c)
 
     def lower_precision(self, dtype: torch.dtype) -> Driv3R:
-        """Transformers in bfloat16 or float16; rotations, heads, the memory's attention and all geometry stay in float32."""
+        """Transformers in bfloat16 or float16; rotations, heads, the memory's attention and all
+        geometry stay in float32."""
         self.to(dtype)
-        for part in (self.dust3r.downstream_head1, self.dust3r.downstream_head2, self.norm_q, self.norm_k, self.norm_v):
+        for part in (
+            self.dust3r.downstream_head1,
+            self.dust3r.downstream_head2,
+            self.norm_q,
+            self.norm_k,
+            self.norm_v,
+        ):
             part.float()
         return self
 
     def quantizable(self) -> tuple[str, ...]:
-        """The modules whose products with weights may be computed in int8: transformers and the heads' pyramids. What remains: what sees
-        pixels or points, what the memory is searched with, the last layers of the heads."""
+        """The modules whose products with weights may be computed in int8: transformers and the
+        heads' pyramids. What remains: what sees pixels or points, what the memory is searched with,
+        the last layers of the heads."""
         blocks = ("enc_blocks", "decoder_embed", "dec_blocks", "dec_blocks2")
-        heads = (f"downstream_head{i}.dpt.{part}" for i in (1, 2) for part in ("act_postprocess", "scratch"))
+        heads = (
+            f"downstream_head{i}.dpt.{part}"
+            for i in (1, 2)
+            for part in ("act_postprocess", "scratch")
+        )
         return ("value_encoder", *(f"dust3r.{name}" for name in (*blocks, *heads)))
 
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in -1..1, H and W multiples of 16 -> tokens [B, T, encoder_width]."""
         return self.dust3r.encode(images)
 
-    def decode(self, before: Tensor, now: Tensor, grid: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Two images' tokens [B, T, encoder_width] -> for each what its head wants: the tokens, and [B, T, decoder_width] after half, three
-        quarters, all of the blocks."""
+    def decode(
+        self, before: Tensor, now: Tensor, grid: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Two images' tokens [B, T, encoder_width] -> for each what its head wants: the tokens, and
+        [B, T, decoder_width] after half, three quarters, all of the blocks."""
         return self.dust3r.decode(before, now, grid)
 
-    def predict(self, before: list[Tensor], now: list[Tensor], grid: tuple[int, int]) -> tuple[PointMap, PointMap]:
+    def predict(
+        self, before: list[Tensor], now: list[Tensor], grid: tuple[int, int]
+    ) -> tuple[PointMap, PointMap]:
         """The heads, on what decode() gave."""
         net = self.dust3r
         return net.downstream_head1(before, grid), net.downstream_head2(now, grid)
 
     def key(self, tokens: Tensor, decoded: Tensor) -> Tensor:
-        """Under what the frame before is remembered: its tokens [B, T, encoder_width] and their last decoder state."""
+        """Under what the frame before is remembered: its tokens [B, T, encoder_width] and their
+        last decoder state."""
         return self.attn_head_1(torch.cat([tokens, decoded], -1))
 
     def query(self, tokens: Tensor, decoded: Tensor) -> Tensor:
@@ -133,7 +168,8 @@ class Driv3R(nn.Module):
         return self.attn_head_2(torch.cat([tokens, decoded], -1))
 
     def value(self, points: Tensor) -> Tensor:
-        """What is remembered of points [B, H, W, 3]: [B, T, encoder_width], to which its key is added."""
+        """What is remembered of points [B, H, W, 3]: [B, T, encoder_width], to which its key is
+        added."""
         x = self.pos_patch_embed(points.permute(0, 3, 1, 2).to(self.value_out.weight.dtype))
         for block in self.value_encoder:
             x = block(x)
@@ -152,31 +188,44 @@ def make_step(network: Driv3R, options: StepOptions, **own: float) -> nn.Module:
 
 
 class Dust3R(nn.Module):
-    """Two decoders over one encoder: the first speaks for the frame that the points refer to, the second for the other one."""
+    """Two decoders over one encoder: the first speaks for the frame that the points refer to, the
+    second for the other one."""
 
     def __init__(self, c: Configuration) -> None:
         super().__init__()
         self.configuration = c
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_width))  # of the pretraining: in every checkpoint, of no use here
+        self.mask_token = nn.Parameter(
+            torch.zeros(1, 1, c.decoder_width)
+        )  # of the pretraining: in every checkpoint, of no use here
         self.patch_embed = PatchEmbed(c.encoder_width, PATCH)
-        self.enc_blocks = nn.ModuleList(EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.encoder_depth))
+        self.enc_blocks = nn.ModuleList(
+            EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.encoder_depth)
+        )
         self.enc_norm = layer_norm(c.encoder_width)
         self.decoder_embed = nn.Linear(c.encoder_width, c.decoder_width)
-        self.dec_blocks = nn.ModuleList(DecoderBlock(c.decoder_width, c.decoder_heads) for _ in range(c.decoder_depth))
+        self.dec_blocks = nn.ModuleList(
+            DecoderBlock(c.decoder_width, c.decoder_heads) for _ in range(c.decoder_depth)
+        )
         self.dec_norm = layer_norm(c.decoder_width)
-        self.dec_blocks2 = nn.ModuleList(DecoderBlock(c.decoder_width, c.decoder_heads) for _ in range(c.decoder_depth))
+        self.dec_blocks2 = nn.ModuleList(
+            DecoderBlock(c.decoder_width, c.decoder_heads) for _ in range(c.decoder_depth)
+        )
         self.downstream_head1 = Head(c)
         self.downstream_head2 = Head(c)
 
     def encode(self, images: Tensor) -> Tensor:
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        turn = grid_rotation(grid, self.configuration.encoder_width // self.configuration.encoder_heads, images)
+        turn = grid_rotation(
+            grid, self.configuration.encoder_width // self.configuration.encoder_heads, images
+        )
         x = self.patch_embed(images.to(self.mask_token.dtype))
         for block in self.enc_blocks:
             x = block(x, turn)
         return self.enc_norm(x)
 
-    def decode(self, before: Tensor, now: Tensor, grid: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
+    def decode(
+        self, before: Tensor, now: Tensor, grid: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         c = self.configuration
         turn = grid_rotation(grid, c.decoder_width // c.decoder_heads, now)
         x, y = self.decoder_embed(before), self.decoder_embed(now)
@@ -185,13 +234,20 @@ class Dust3R(nn.Module):
             x, y = first(x, y, turn, turn), second(y, x, turn, turn)
             states.append((x, y))
         half, most = states[c.decoder_depth // 2 - 1], states[c.decoder_depth * 3 // 4 - 1]
-        return [before, half[0], most[0], self.dec_norm(x)], [now, half[1], most[1], self.dec_norm(y)]
+        return [before, half[0], most[0], self.dec_norm(x)], [
+            now,
+            half[1],
+            most[1],
+            self.dec_norm(y),
+        ]
 
 
 class Head(nn.Module):
     def __init__(self, c: Configuration) -> None:
         super().__init__()
-        self.dpt = DenseHead((c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width), 4)
+        self.dpt = DenseHead(
+            (c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width), 4
+        )
 
     def forward(self, decoded: list[Tensor], grid: tuple[int, int]) -> PointMap:
         return PointMap(*points_and_confidence(self.dpt([x.float() for x in decoded], grid)))

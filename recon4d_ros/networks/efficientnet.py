@@ -1,4 +1,5 @@
-"""EfficientNet-B5 (Tan and Le, ICML 2019) with TensorFlow's padding, under timm's parameter names, without classifier."""
+"""EfficientNet-B5 (Tan and Le, ICML 2019) with TensorFlow's padding, under timm's parameter names,
+without classifier."""
 
 from __future__ import annotations
 
@@ -6,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# of each stage: kernel, stride of its first block, expansion, channels, blocks (B0's, times 1.6 in width and 2.2 in depth)
-STAGES = ((3, 1, 1, 24, 3), (3, 2, 6, 40, 5), (5, 2, 6, 64, 5), (3, 2, 6, 128, 7), (5, 1, 6, 176, 7), (5, 2, 6, 304, 9), (3, 1, 6, 512, 3))
+# of each stage: kernel, stride of its first block, expansion, channels, blocks (B0's, times 1.6 in
+# width and 2.2 in depth)
+STAGES = (
+    (3, 1, 1, 24, 3),
+    (3, 2, 6, 40, 5),
+    (5, 2, 6, 64, 5),
+    (3, 2, 6, 128, 7),
+    (5, 1, 6, 176, 7),
+    (5, 2, 6, 304, 9),
+    (3, 1, 6, 512, 3),
+)
 STEM, HEAD = 48, 2048
 USED = 3  # stages that the decoders read; the others are there because every checkpoint has them
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +33,12 @@ class EfficientNetB5(nn.Module):
         stages, before = [], STEM
         for kernel, stride, expansion, channels, blocks in STAGES:
             first = _block(before, channels, kernel, stride, expansion)
-            stages.append(nn.Sequential(first, *(_block(channels, channels, kernel, 1, expansion) for _ in range(blocks - 1))))
+            stages.append(
+                nn.Sequential(
+                    first,
+                    *(_block(channels, channels, kernel, 1, expansion) for _ in range(blocks - 1)),
+                )
+            )
             before = channels
         self.blocks = nn.Sequential(*stages)
         self.conv_head = nn.Conv2d(before, HEAD, 1, bias=False)
@@ -31,7 +46,9 @@ class EfficientNetB5(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """image [N, 3, h, w] in 0..1 -> features at a half, a quarter and an eighth of its size."""
-        mean, deviation = (torch.tensor(x, device=image.device)[:, None, None] for x in (MEAN, DEVIATION))
+        mean, deviation = (
+            torch.tensor(x, device=image.device)[:, None, None] for x in (MEAN, DEVIATION)
+        )
         x = F.silu(self.bn1(self.conv_stem((image - mean) / deviation)))
         half = self.blocks[0](x)
         quarter = self.blocks[1](half)
@@ -41,13 +58,20 @@ class EfficientNetB5(nn.Module):
 class SameConv(nn.Conv2d):
     """TensorFlow's padding: as little as gives ceil(size / stride), the odd pixel at the end."""
 
-    def __init__(self, before: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, before: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__(before, channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        down, across = (max(kernel - stride if size % stride == 0 else kernel - size % stride, 0) for size in x.shape[-2:])
-        return super().forward(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
+        down, across = (
+            max(kernel - stride if size % stride == 0 else kernel - size % stride, 0)
+            for size in x.shape[-2:]
+        )
+        return super().forward(
+            F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
+        )
 
 
 class SqueezeExcite(nn.Module):
@@ -57,7 +81,9 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.conv_expand(F.silu(self.conv_reduce(x.mean((2, 3), keepdim=True)))))
+        return x * torch.sigmoid(
+            self.conv_expand(F.silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
+        )
 
 
 class SeparableBlock(nn.Module):
@@ -78,7 +104,9 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    def __init__(self, before: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, before: int, channels: int, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         inside = before * expansion
         self.residual = stride == 1 and before == channels

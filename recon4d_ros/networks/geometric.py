@@ -1,16 +1,20 @@
-"""`recon4d_geometric`: depth and memory from geometry alone, no learned weights, as one static-shape graph `step`.
+"""`recon4d_geometric`: depth and memory from geometry alone, no learned weights, as one
+static-shape graph `step`.
 
-Read `GeometricStep.forward` from top to bottom: it is one frame. Images become rectified working images and light-robust descriptors; a
-volume of matching scores is filled between rig neighbours and over time; the pointer memory is projected in as a further cue; semi-global
-aggregation and a parabola give inverse depth; the match itself gives confidence and sigma; the most telling pixel of each cell becomes a
-token that enters the memory at the start of the *next* step, when what moved is known.
+Read `GeometricStep.forward` from top to bottom: it is one frame. Images become rectified working
+images and light-robust descriptors; a volume of matching scores is filled between rig neighbours
+and over time; the pointer memory is projected in as a further cue; semi-global aggregation and a
+parabola give inverse depth; the match itself gives confidence and sigma; the most telling pixel of
+each cell becomes a token that enters the memory at the start of the *next* step, when what moved is
+known.
 
-Two configurations of the same step: `stereo` for a rectified pair (volume of disparities, one batched product, both views from one volume)
-and `surround` for any other rig (one camera included): plane sweep against one neighbour per pixel and against an older frame of the same
-camera.
+Two configurations of the same step: `stereo` for a rectified pair (volume of disparities, one
+batched product, both views from one volume) and `surround` for any other rig (one camera included):
+plane sweep against one neighbour per pixel and against an older frame of the same camera.
 
-Names: n cameras; (H, W) input, (h, w) working and (y, x) volume sizes; m pointers; t tokens; positions in metres from an anchor that the
-host moves along with the car, so that float32 is exact to a fraction of a millimetre on a drive of any length.
+Names: n cameras; (H, W) input, (h, w) working and (y, x) volume sizes; m pointers; t tokens;
+positions in metres from an anchor that the host moves along with the car, so that float32 is exact
+to a fraction of a millimetre on a drive of any length.
 """
 
 from __future__ import annotations
@@ -46,13 +50,16 @@ class GeometricStep(nn.Module):
     def __init__(self, options: GeometricOptions):
         super().__init__()
         o = self.o = options
-        self.register_buffer("inverse_depths", torch.arange(o.planes) / ((o.planes - 1) * o.near), persistent=False)
+        self.register_buffer(
+            "inverse_depths", torch.arange(o.planes) / ((o.planes - 1) * o.near), persistent=False
+        )
 
-    # ---------------------------------------------------------------------------------------------------------------- one frame
+    # ---------------------------------------------------------------------------------------------
+    # one frame
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1; color [n, h, w, channels] uint8;
-        memory...)."""
+        """(frame_inputs..., memory...) -> (depth [n, h, w] m, 0 = none; sigma m; confidence 0..1;
+        color [n, h, w, channels] uint8; memory...)."""
         o = self.o
         names = [*frame_inputs(o), *memory_shapes(o)]
         at = dict(zip(names, tensors, strict=True))
@@ -73,13 +80,19 @@ class GeometricStep(nn.Module):
         if o.stereo:
             matched = self.match_pair(grey, k, pose, cue)
             inverse, spread, confidence = self.recall(at, *matched)
-            new = {"before_inverse": inverse, "before_sure": confidence * present[:, None, None], "before_pose": pose}
+            new = {
+                "before_inverse": inverse,
+                "before_sure": confidence * present[:, None, None],
+                "before_pose": pose,
+            }
         else:
             inverse, spread, confidence, new = self.match_rig(grey, at, cue)
         confidence = confidence * present[:, None, None]
 
         # full resolution
-        depth, sigma, confidence_full = self.upsample(inverse, spread, confidence, covered.to(torch.float32))
+        depth, sigma, confidence_full = self.upsample(
+            inverse, spread, confidence, covered.to(torch.float32)
+        )
 
         # what the next step will remember
         memory, pointer_pixel = self.judge(memory, seen, inverse, confidence, present)
@@ -99,7 +112,8 @@ class GeometricStep(nn.Module):
         }
         return depth, sigma, confidence_full, color, *(new[name] for name in memory_shapes(o))
 
-    # ---------------------------------------------------------------------------------------------------------------- images
+    # ---------------------------------------------------------------------------------------------
+    # images
 
     def scaled_k(self, k: Tensor, s: int) -> Tensor:
         """Intrinsics of pixels of s x s working pixels, whose centres lie between these."""
@@ -107,16 +121,22 @@ class GeometricStep(nn.Module):
         shift = torch.tensor([[0.0, 0.0, (s - 1) / 2], [0.0, 0.0, (s - 1) / 2], [0.0, 0.0, 0.0]])
         return (k - shift) * scale
 
-    # ---------------------------------------------------------------------------------------------------------------- matching
+    # ---------------------------------------------------------------------------------------------
+    # matching
 
-    def match_pair(self, grey: Tensor, k: Tensor, pose: Tensor, cue: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Inverse depth, its standard deviation and confidence, each [2, 2y, 2x], of a rectified pair."""
+    def match_pair(
+        self, grey: Tensor, k: Tensor, pose: Tensor, cue: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inverse depth, its standard deviation and confidence, each [2, 2y, 2x], of a rectified
+        pair."""
         o = self.o
         half = F.avg_pool2d(grey, o.stride // 2)
         descriptors = soft_census(half, CENSUS_5)
         raw = rectified_scores(descriptors[0], descriptors[1], o.planes)[None]  # [1, y, x, D]
         baseline = (pose[1, :3, 3] - pose[0, :3, 3]).square().sum().sqrt().clamp_min(1e-3)
-        to_inverse = 1 / (self.scaled_k(k, o.stride)[0, 0, 0] * baseline)  # of one volume pixel of disparity
+        to_inverse = 1 / (
+            self.scaled_k(k, o.stride)[0, 0, 0] * baseline
+        )  # of one volume pixel of disparity
         plane_inverse = torch.arange(o.planes - 1, -1, -1, dtype=torch.float32) * to_inverse
         scores = raw + self.cue_scores((cue[0][:1], cue[1][:1]), plane_inverse, to_inverse)
         total = semi_global(scores, o.step_penalty, o.jump_penalty)
@@ -127,12 +147,16 @@ class GeometricStep(nn.Module):
         # twice as fine: which of the surfaces around a pixel is its own, then its sub-pixel place
         fine = soft_census(half, CENSUS_8)
         around = disparity[:, None]
-        surfaces = torch.cat([around, F.max_pool2d(around, 3, 1, 1), -F.max_pool2d(-around, 3, 1, 1)], 1)
+        surfaces = torch.cat(
+            [around, F.max_pool2d(around, 3, 1, 1), -F.max_pool2d(-around, 3, 1, 1)], 1
+        )
         surfaces = F.interpolate(surfaces, scale_factor=2.0, mode="nearest") * 2
         like = self.likeness(fine, surfaces, 3)
         own = like[:, 0] + 0.02  # a surface of a neighbour has to be better, not as good
         chosen = torch.where(
-            like[:, 1] > torch.maximum(own, like[:, 2]), surfaces[:, 1], torch.where(like[:, 2] > own, surfaces[:, 2], surfaces[:, 0])
+            like[:, 1] > torch.maximum(own, like[:, 2]),
+            surfaces[:, 1],
+            torch.where(like[:, 2] > own, surfaces[:, 2], surfaces[:, 0]),
         )
         steps = torch.tensor([-1.0, 0.0, 1.0])[None, :, None, None]
         like = self.likeness(fine, chosen[:, None] + steps, 5)
@@ -156,53 +180,87 @@ class GeometricStep(nn.Module):
         return inverse, to_inverse * 0.7 * spread.clamp(0.1, 1.0), confidence
 
     def likeness(self, descriptors: Tensor, disparity: Tensor, window: int) -> Tensor:
-        """How well both views of a pair [2, C, y, x] match each other at disparities [2, K, y, x] of their own pixels, averaged over a
-        window: [2, K, y, x]."""
+        """How well both views of a pair [2, C, y, x] match each other at disparities [2, K, y, x]
+        of their own pixels, averaged over a window: [2, K, y, x]."""
         _, c, y, x = descriptors.shape
         options = disparity.shape[1]
-        columns, rows = torch.arange(x, dtype=torch.float32) * (2 / (x - 1)) - 1, torch.arange(y, dtype=torch.float32) * (2 / (y - 1)) - 1
+        columns, rows = (
+            torch.arange(x, dtype=torch.float32) * (2 / (x - 1)) - 1,
+            torch.arange(y, dtype=torch.float32) * (2 / (y - 1)) - 1,
+        )
         place = torch.stack([columns[None, :].expand(y, x), rows[:, None].expand(y, x)], -1)
         way = torch.tensor([[-2 / (x - 1), 0.0], [2 / (x - 1), 0.0]])[:, None, None, None]
         grid = (place + disparity[..., None] * way).reshape(2, options * y, x, 2)
-        sampled = F.grid_sample(descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-        return F.avg_pool2d((sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1), window, 1, window // 2)
+        sampled = F.grid_sample(
+            descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True
+        )
+        return F.avg_pool2d(
+            (sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1),
+            window,
+            1,
+            window // 2,
+        )
 
-    def recall(self, at: dict[str, Tensor], inverse: Tensor, spread: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Match over time: where the pair has no sure depth (hidden from one of the two, or outside its image), the depth of the frame
-        before as seen from here, without what moved in it; it fades from frame to frame. Each [2, 2y, 2x]."""
+    def recall(
+        self, at: dict[str, Tensor], inverse: Tensor, spread: Tensor, confidence: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Match over time: where the pair has no sure depth (hidden from one of the two, or outside
+        its image), the depth of the frame before as seen from here, without what moved in it; it
+        fades from frame to frame. Each [2, 2y, 2x]."""
         o = self.o
         count, rows, columns = inverse.shape
-        moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[:, 0, :rows, :columns]
+        moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[
+            :, 0, :rows, :columns
+        ]
         known = at["before_sure"] * (moved == 0).to(torch.float32)
         shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))
         k = self.scaled_k(at["k"], o.depth_stride)
         rays = self.rays(k, (rows, columns))
         move = Projection.between(rays, at["pose"], at["before_pose"] - shift, k, torch.ones(count))
-        q = [constant + slope * at["before_inverse"] for constant, slope in zip(move.constant, move.slope, strict=True)]
+        q = [
+            constant + slope * at["before_inverse"]
+            for constant, slope in zip(move.constant, move.slope, strict=True)
+        ]
         ahead = (q[2] > 1e-3) & (known > 0)
         z = torch.where(ahead, q[2], 1.0)
         u, v = (q[0] / z).round(), (q[1] / z).round()
         inside = ahead & (u >= 0) & (u <= columns - 1) & (v >= 0) & (v <= rows - 1)
         camera = torch.arange(count, dtype=torch.float32)[:, None, None]
-        index = torch.where(inside, (camera * rows + v) * columns + u, float(count * rows * columns)).to(torch.int64).reshape(-1)
+        index = (
+            torch.where(inside, (camera * rows + v) * columns + u, float(count * rows * columns))
+            .to(torch.int64)
+            .reshape(-1)
+        )
         own = (at["before_inverse"] / z).reshape(-1)
-        nearest = torch.zeros(count * rows * columns + 1).scatter_reduce(0, index, own, "amax", include_self=True)
+        nearest = torch.zeros(count * rows * columns + 1).scatter_reduce(
+            0, index, own, "amax", include_self=True
+        )
         front = known.reshape(-1) * (own >= nearest[index]).to(torch.float32)
-        sure = torch.zeros(count * rows * columns + 1).scatter_reduce(0, index, front, "amax", include_self=True)
+        sure = torch.zeros(count * rows * columns + 1).scatter_reduce(
+            0, index, front, "amax", include_self=True
+        )
         there, sure = (tensor[:-1].reshape(count, 1, rows, columns) for tensor in (nearest, sure))
-        hole = (there == 0).to(torch.float32)  # between the pixels that a surface spreads over as it comes nearer
+        hole = (there == 0).to(
+            torch.float32
+        )  # between the pixels that a surface spreads over as it comes nearer
         there = (there + hole * F.max_pool2d(there, 3, 1, 1))[:, 0]
         sure = o.fade * (sure + hole * F.max_pool2d(sure, 3, 1, 1))[:, 0]
         better = sure > confidence
-        return torch.where(better, there, inverse), torch.where(better, 2 * spread, spread), torch.maximum(sure, confidence)
+        return (
+            torch.where(better, there, inverse),
+            torch.where(better, 2 * spread, spread),
+            torch.maximum(sure, confidence),
+        )
 
     def match_rig(
         self, grey: Tensor, at: dict[str, Tensor], cue: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Inverse depth, its standard deviation and confidence, each [n, y, x], of any rig; and the older frames for the next step.
+        """Inverse depth, its standard deviation and confidence, each [n, y, x], of any rig; and the
+        older frames for the next step.
 
-        Every pixel is matched over time with an older frame of its camera, and with the rig neighbour that sees it, if one does. The
-        neighbour, which sees movers where they are, counts for more.
+        Every pixel is matched over time with an older frame of its camera, and with the rig
+        neighbour that sees it, if one does. The neighbour, which sees movers where they are, counts
+        for more.
         """
         o = self.o
         present, pose = at["present"], at["pose"]
@@ -216,7 +274,11 @@ class GeometricStep(nn.Module):
         over_rig = None
         if o.cameras > 1:
             over_rig = Projection.to_partners(rays, at["partner"], pose, k, present)
-            stack = F.pad(descriptors, (0, 0, 1, 1)).permute(1, 0, 2, 3).reshape(1, descriptors.shape[1], -1, descriptors.shape[3])
+            stack = (
+                F.pad(descriptors, (0, 0, 1, 1))
+                .permute(1, 0, 2, 3)
+                .reshape(1, descriptors.shape[1], -1, descriptors.shape[3])
+            )
             beside = sweep_scores(descriptors, stack, *over_rig, self.inverse_depths)
             raw = torch.where(beside != 0, 0.7 * beside + 0.3 * raw, raw)
         bin_width = 1 / ((o.planes - 1) * o.near)
@@ -224,8 +286,8 @@ class GeometricStep(nn.Module):
         position, _, curvature, margin = winner(semi_global(scores, o.step_penalty, o.jump_penalty))
         inverse = position * bin_width
 
-        # what the match is worth: how alike, how far off the runner-up, how much parallax there is, and whether the other image's depth
-        # agrees
+        # what the match is worth: how alike, how far off the runner-up, how much parallax there is,
+        # and whether the other image's depth agrees
         alike = torch.gather(raw, -1, position.round().to(torch.int64).unsqueeze(-1)).squeeze(-1)
         texture = descriptors.square().sum(1)
         alike = (alike / texture.clamp_min(0.3)).clamp(0.0, 1.0)
@@ -235,29 +297,54 @@ class GeometricStep(nn.Module):
             better = parallax_rig > 0
             parallax = torch.maximum(parallax, parallax_rig)
             agreement = torch.where(better, torch.maximum(agreement, agreement_rig), agreement)
-        spread = (o.precision / parallax.clamp_min(1e-3) + 0.1 * bin_width).clamp(0.15 * bin_width, 1 / o.near)
+        spread = (o.precision / parallax.clamp_min(1e-3) + 0.1 * bin_width).clamp(
+            0.15 * bin_width, 1 / o.near
+        )
         relative = spread / inverse.clamp_min(1e-4)
-        product = alike * (margin / (margin + 0.5)) * agreement / (1 + (relative / 0.2).square()) * (curvature > 1e-5).to(alike.dtype)
+        product = (
+            alike
+            * (margin / (margin + 0.5))
+            * agreement
+            / (1 + (relative / 0.2).square())
+            * (curvature > 1e-5).to(alike.dtype)
+        )
         confidence = product.clamp_min(
             1e-12
-        ).sqrt()  # four factors: the root brings them to the scale of a single one (0.5: depth off by 15 %)
+            # four factors: the root brings them to the scale of a single one (0.5: depth off by 15
+            # %)
+        ).sqrt()
         confidence = torch.where(inverse > 1 / o.far, confidence, 0.0)
 
         empty = following["valid"] < 0.5  # the slot of the frame to come is free: this one takes it
-        current = {"descriptor": descriptors, "inverse": inverse * (confidence > 0.1).to(inverse.dtype), "pose": pose, "valid": present}
+        current = {
+            "descriptor": descriptors,
+            "inverse": inverse * (confidence > 0.1).to(inverse.dtype),
+            "pose": pose,
+            "valid": present,
+        }
         new = {f"key_{name}": tensor for name, tensor in key.items()}
-        new |= {f"next_{name}": choose(empty, current[name], tensor) for name, tensor in following.items()}
+        new |= {
+            f"next_{name}": choose(empty, current[name], tensor)
+            for name, tensor in following.items()
+        }
         return inverse, spread, confidence, new
 
     def older_frames(self, at: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The frame to match with, and the one after it, which takes its place once the camera has moved on far enough from that one: so
-        the baseline lies between one and two times keyframe_motion (or is one frame's motion, if that is more)."""
+        """The frame to match with, and the one after it, which takes its place once the camera has
+        moved on far enough from that one: so the baseline lies between one and two times
+        keyframe_motion (or is one frame's motion, if that is more)."""
         names = ("descriptor", "inverse", "pose", "valid")
-        key, following = ({name: at[f"{which}_{name}"] for name in names} for which in ("key", "next"))
-        shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))  # [1, 4, 4] with the shift in the translation
+        key, following = (
+            {name: at[f"{which}_{name}"] for name in names} for which in ("key", "next")
+        )
+        shift = F.pad(
+            at["anchor_shift"][None, :, None], (3, 0, 0, 1)
+        )  # [1, 4, 4] with the shift in the translation
         key, following = ({**frame, "pose": frame["pose"] - shift} for frame in (key, following))
         moved = (at["pose"][:, :3, 3] - following["pose"][:, :3, 3]).square().sum(1)
-        turn = (moved > self.o.keyframe_motion**2) & (following["valid"] > 0.5) & (at["present"] > 0.5)
+        turn = (
+            (moved > self.o.keyframe_motion**2) & (following["valid"] > 0.5) & (at["present"] > 0.5)
+        )
         key = {name: choose(turn, following[name], key[name]) for name in names}
         following = {**following, "valid": torch.where(turn, 0.0, following["valid"])}
         return key, following
@@ -269,24 +356,34 @@ class GeometricStep(nn.Module):
         v = (torch.arange(y, dtype=torch.float32) - k[:, 1, 2, None]) / k[:, 1, 1, None]
         return u[:, None, :], v[:, :, None]
 
-    def cue_scores(self, cue: tuple[Tensor, Tensor], plane_inverse: Tensor, bin_width: Tensor | float) -> Tensor:
+    def cue_scores(
+        self, cue: tuple[Tensor, Tensor], plane_inverse: Tensor, bin_width: Tensor | float
+    ) -> Tensor:
         """Scores [B, y, x, D] that pointers give to the planes around their own inverse depth."""
         inverse, spread = (tensor.unsqueeze(-1) for tensor in cue)
         width = torch.maximum(spread, torch.as_tensor(bin_width))
         near = torch.exp(-0.5 * ((plane_inverse - inverse) / width).square())
         return self.o.cue * near * (inverse > 0).to(near.dtype)
 
-    # ---------------------------------------------------------------------------------------------------------------- full resolution
+    # ---------------------------------------------------------------------------------------------
+    # full resolution
 
-    def upsample(self, inverse: Tensor, spread: Tensor, confidence: Tensor, covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Depth, sigma, confidence [n, h, w]: bilinear on surfaces, nearest at jumps so that no pixel hangs between two surfaces."""
+    def upsample(
+        self, inverse: Tensor, spread: Tensor, confidence: Tensor, covered: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Depth, sigma, confidence [n, h, w]: bilinear on surfaces, nearest at jumps so that no
+        pixel hangs between two surfaces."""
         size = self.o.working_size
         high = F.max_pool2d(inverse[:, None], 3, 1, 1)[:, 0]
         low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)[:, 0]
         jump = (high - low) > 4 * spread + 0.1 * inverse
         marked = torch.where(jump, -spread, spread)  # the sign travels along
-        smooth = F.interpolate(inverse[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        block = F.interpolate(torch.stack([inverse, marked, confidence], 1), size=size, mode="nearest")
+        smooth = F.interpolate(inverse[:, None], size=size, mode="bilinear", align_corners=False)[
+            :, 0
+        ]
+        block = F.interpolate(
+            torch.stack([inverse, marked, confidence], 1), size=size, mode="nearest"
+        )
         flat = torch.where(block[:, 1] < 0, block[:, 0], smooth)
         sure = block[:, 2] * covered
         sure = torch.where(flat > 1 / self.o.far, sure, 0.0)
@@ -294,7 +391,8 @@ class GeometricStep(nn.Module):
         sigma = depth * depth * block[:, 1].abs()
         return depth, sigma, torch.where(depth > 0, sure, 0.0)
 
-    # ---------------------------------------------------------------------------------------------------------------- memory
+    # ---------------------------------------------------------------------------------------------
+    # memory
 
     def remember(self, at: dict[str, Tensor]) -> Memory:
         """The memory in the new anchor, with the last frame's tokens, without what moved in it."""
@@ -305,9 +403,15 @@ class GeometricStep(nn.Module):
             hit = moving[pixel.clamp_min(0).to(torch.int64)] * (pixel >= 0).to(torch.float32)
             return (hit == 0).to(torch.float32)
 
-        valid = at["pointer_valid"] * still(at["pointer_pixel"].reshape(-1)).reshape(at["pointer_pixel"].shape).amin(0)
+        valid = at["pointer_valid"] * still(at["pointer_pixel"].reshape(-1)).reshape(
+            at["pointer_pixel"].shape
+        ).amin(0)
         memory = Memory(
-            at["pointer_position"] - at["anchor_shift"], at["pointer_feature"], at["pointer_weight"] * valid, at["pointer_age"], valid
+            at["pointer_position"] - at["anchor_shift"],
+            at["pointer_feature"],
+            at["pointer_weight"] * valid,
+            at["pointer_age"],
+            valid,
         )
         tokens = Tokens(
             at["token_position"] - at["anchor_shift"],
@@ -317,38 +421,60 @@ class GeometricStep(nn.Module):
         )
         return fuse(memory, tokens, self.o.merge_radius, at["pose"][:, :3, 3].mean(0))
 
-    def look(self, memory: Memory, grey: Tensor, k: Tensor, pose: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Every pointer in every camera, [n, m] each: u, v (working pixels), z, visible (0 or 1, in the image), match (correlation of its
-        patch)."""
+    def look(
+        self, memory: Memory, grey: Tensor, k: Tensor, pose: Tensor, present: Tensor
+    ) -> dict[str, Tensor]:
+        """Every pointer in every camera, [n, m] each: u, v (working pixels), z, visible (0 or 1, in
+        the image), match (correlation of its patch)."""
         o = self.o
         n, m = o.cameras, o.pointers
         h, w = o.working_size
         rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
-        local = torch.matmul(memory.position[None] - centre[:, None], rotation)  # R^T (p - c) as rows
+        local = torch.matmul(
+            memory.position[None] - centre[:, None], rotation
+        )  # R^T (p - c) as rows
         z = local[..., 2]
         safe = torch.where(z > 0.5, z, 1.0)
         u = local[..., 0] / safe * k[:, 0, 0, None] + k[:, 0, 2, None]
         v = local[..., 1] / safe * k[:, 1, 1, None] + k[:, 1, 2, None]
-        inside = (z > 0.5) & (u >= 0) & (u <= w - 1) & (v >= 0) & (v <= h - 1) & (memory.valid > 0.5) & (present[:, None] > 0.5)
+        inside = (
+            (z > 0.5)
+            & (u >= 0)
+            & (u <= w - 1)
+            & (v >= 0)
+            & (v <= h - 1)
+            & (memory.valid > 0.5)
+            & (present[:, None] > 0.5)
+        )
         visible = inside.to(torch.float32)
         u, v = torch.where(inside, u, 0.0), torch.where(inside, v, 0.0)
-        step = (memory.feature[None, :, SCALE] * k[:, 0, 0, None] / safe).clamp(o.patch_step / 2, o.patch_step * 4)
+        step = (memory.feature[None, :, SCALE] * k[:, 0, 0, None] / safe).clamp(
+            o.patch_step / 2, o.patch_step * 4
+        )
         camera = torch.arange(n, dtype=torch.float32)[:, None].expand(n, m)
-        seen = patches(grey, camera.reshape(-1), torch.stack([u, v], -1).reshape(-1, 2), step.reshape(-1)).reshape(n, m, SCALE)
+        seen = patches(
+            grey, camera.reshape(-1), torch.stack([u, v], -1).reshape(-1, 2), step.reshape(-1)
+        ).reshape(n, m, SCALE)
         correlation = (seen * memory.feature[None, :, :SCALE]).mean(-1)
         return {"u": u, "v": v, "z": safe, "visible": visible, "match": correlation * visible}
 
     def flat_pixel(self, seen: dict[str, Tensor], where: Tensor, stride: int) -> Tensor:
-        """[n, m] int64 index into [n, h / stride, w / stride] of each pointer; one past the end where not `where`."""
+        """[n, m] int64 index into [n, h / stride, w / stride] of each pointer; one past the end
+        where not `where`."""
         o = self.o
         y, x = o.working_size[0] // stride, o.working_size[1] // stride
         u = (seen["u"] / stride).floor().clamp(0, x - 1)
         v = (seen["v"] / stride).floor().clamp(0, y - 1)
         camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
-        return torch.where(where, (camera * y + v) * x + u, float(o.cameras * y * x)).to(torch.int64)
+        return torch.where(where, (camera * y + v) * x + u, float(o.cameras * y * x)).to(
+            torch.int64
+        )
 
-    def pointer_cue(self, memory: Memory, seen: dict[str, Tensor], k: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse depth of the nearest pointer seen again in each volume pixel (0: none), and its standard deviation: [n, y, x] each."""
+    def pointer_cue(
+        self, memory: Memory, seen: dict[str, Tensor], k: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Inverse depth of the nearest pointer seen again in each volume pixel (0: none), and its
+        standard deviation: [n, y, x] each."""
         o = self.o
         y, x = o.volume_size
         count = o.cameras * y * x
@@ -356,20 +482,36 @@ class GeometricStep(nn.Module):
         index = self.flat_pixel(seen, again, o.stride).reshape(-1)
         inverse = (1 / seen["z"]).reshape(-1)
         spread = (memory.feature[None, :, SIGMA] / (seen["z"] * seen["z"])).reshape(-1)
-        nearest = torch.zeros(count + 1).scatter_reduce(0, index, inverse, "amax", include_self=True)
+        nearest = torch.zeros(count + 1).scatter_reduce(
+            0, index, inverse, "amax", include_self=True
+        )
         front = (inverse >= nearest[index]).to(torch.float32)
-        width = torch.zeros(count + 1).scatter_reduce(0, index, spread * front, "amax", include_self=True)
+        width = torch.zeros(count + 1).scatter_reduce(
+            0, index, spread * front, "amax", include_self=True
+        )
         return nearest[:-1].reshape(o.cameras, y, x), width[:-1].reshape(o.cameras, y, x)
 
-    def judge(self, memory: Memory, seen: dict[str, Tensor], inverse: Tensor, confidence: Tensor, present: Tensor) -> tuple[Memory, Tensor]:
-        """Pointers through which something farther is seen lose half their weight, and leave below a quarter; and the working pixel each
-        pointer is seen at where the depth agrees, [n, m], so that the next step can drop those that moved."""
+    def judge(
+        self,
+        memory: Memory,
+        seen: dict[str, Tensor],
+        inverse: Tensor,
+        confidence: Tensor,
+        present: Tensor,
+    ) -> tuple[Memory, Tensor]:
+        """Pointers through which something farther is seen lose half their weight, and leave below
+        a quarter; and the working pixel each pointer is seen at where the depth agrees, [n, m], so
+        that the next step can drop those that moved."""
         o = self.o
         index = self.flat_pixel(seen, seen["visible"] > 0.5, o.depth_stride)
         measured = F.pad(inverse.reshape(-1), (0, 1))[index]
         sure = F.pad(confidence.reshape(-1), (0, 1))[index]
         own = 1 / seen["z"]
-        through = ((measured < 0.75 * own) & (sure > 0.4) & (seen["match"] < o.agree)).to(torch.float32).amax(0)
+        through = (
+            ((measured < 0.75 * own) & (sure > 0.4) & (seen["match"] < o.agree))
+            .to(torch.float32)
+            .amax(0)
+        )
         weight = memory.weight * (1 - 0.5 * through)
         valid = memory.valid * (1 - through * (weight < 0.25).to(torch.float32))
         agrees = ((measured - own).abs() < 0.15 * own) & (seen["visible"] > 0.5)
@@ -389,8 +531,8 @@ class GeometricStep(nn.Module):
         k: Tensor,
         pose: Tensor,
     ) -> tuple[Tokens, Tensor]:
-        """One token per cell: where a pointer is seen again, that point; else the cell's surest and most textured pixel. And its flat
-        working pixel [t]."""
+        """One token per cell: where a pointer is seen again, that point; else the cell's surest and
+        most textured pixel. And its flat working pixel [t]."""
         o = self.o
         n, (h, w), stride = o.token_cameras, o.working_size, o.depth_stride
         y, x = h // stride, w // stride
@@ -402,44 +544,73 @@ class GeometricStep(nn.Module):
         rough = (small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)).abs()[:, 0]
         value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
         value = value[:, : rows * side, : columns * side]
-        cells = value.reshape(n, rows, side, columns, side).permute(0, 1, 3, 2, 4).reshape(n * rows * columns, side * side)
-        place = cells.argmax(1).to(torch.float32)  # below 2^24; TensorRT divides no integers the way PyTorch does
+        cells = (
+            value.reshape(n, rows, side, columns, side)
+            .permute(0, 1, 3, 2, 4)
+            .reshape(n * rows * columns, side * side)
+        )
+        place = cells.argmax(1).to(
+            torch.float32
+        )  # below 2^24; TensorRT divides no integers the way PyTorch does
         down = (place / side).floor()
         cell = torch.arange(n * rows * columns)
         camera, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         u = ((column * side).to(torch.float32) + (place - down * side) + 0.5) * stride - 0.5
         v = ((row * side).to(torch.float32) + down + 0.5) * stride - 0.5
 
-        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score and index packed in one float32: exact
-        # below 2^24)
+        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score
+        # and index packed in one float32: exact below 2^24)
         m = o.pointers
         levels = 2**24 // m - 2
         again = seen["match"][:n] > o.agree
-        own_cell = (torch.arange(n, dtype=torch.float32)[:, None] * rows + (seen["v"][:n] / o.cell).floor().clamp(0, rows - 1)) * columns
+        own_cell = (
+            torch.arange(n, dtype=torch.float32)[:, None] * rows
+            + (seen["v"][:n] / o.cell).floor().clamp(0, rows - 1)
+        ) * columns
         own_cell = own_cell + (seen["u"][:n] / o.cell).floor().clamp(0, columns - 1)
-        own_cell = torch.where(again, own_cell, float(n * rows * columns)).to(torch.int64).reshape(-1)
+        own_cell = (
+            torch.where(again, own_cell, float(n * rows * columns)).to(torch.int64).reshape(-1)
+        )
         merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
         packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
-        best = torch.zeros(n * rows * columns + 1).scatter_reduce(0, own_cell, packed.reshape(-1), "amax", include_self=True)[:-1]
+        best = torch.zeros(n * rows * columns + 1).scatter_reduce(
+            0, own_cell, packed.reshape(-1), "amax", include_self=True
+        )[:-1]
         chosen = (best - 1 - ((best - 1) / m).floor() * m).clamp(0, m - 1).to(torch.int64)
         hit = best > 0
         u = torch.where(hit, seen["u"].reshape(-1)[camera * m + chosen], u)
         v = torch.where(hit, seen["v"].reshape(-1)[camera * m + chosen], v)
 
         # its point, patch and weight
-        flat = (camera * y + (v / stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (u / stride).floor().clamp(0, x - 1).to(
-            torch.int64
-        )
+        flat = (camera * y + (v / stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (
+            u / stride
+        ).floor().clamp(0, x - 1).to(torch.int64)
         own_inverse, own_spread = inverse[:n].reshape(-1)[flat], spread[:n].reshape(-1)[flat]
         sure = confidence[:n].reshape(-1)[flat]
         depth = 1 / own_inverse.clamp_min(1 / o.far)
         sigma = depth * depth * own_spread
         own_k, own_pose = k[camera], pose[camera]
-        ray = torch.stack([(u - own_k[:, 0, 2]) / own_k[:, 0, 0], (v - own_k[:, 1, 2]) / own_k[:, 1, 1], torch.ones_like(u)], 1)
-        position = torch.matmul(own_pose[:, :3, :3], (ray * depth[:, None])[:, :, None])[:, :, 0] + own_pose[:, :3, 3]
-        patch = patches(grey, camera.to(torch.float32), torch.stack([u, v], 1), torch.full_like(u, o.patch_step))
-        feature = torch.cat([patch, (o.patch_step * depth / own_k[:, 0, 0])[:, None], sigma[:, None]], 1)
-        textured = patch.square().mean(1) > 0.5  # (deviation / (deviation + 2/255))^2: patches of nothing but noise hold no pose
+        ray = torch.stack(
+            [
+                (u - own_k[:, 0, 2]) / own_k[:, 0, 0],
+                (v - own_k[:, 1, 2]) / own_k[:, 1, 1],
+                torch.ones_like(u),
+            ],
+            1,
+        )
+        position = (
+            torch.matmul(own_pose[:, :3, :3], (ray * depth[:, None])[:, :, None])[:, :, 0]
+            + own_pose[:, :3, 3]
+        )
+        patch = patches(
+            grey, camera.to(torch.float32), torch.stack([u, v], 1), torch.full_like(u, o.patch_step)
+        )
+        feature = torch.cat(
+            [patch, (o.patch_step * depth / own_k[:, 0, 0])[:, None], sigma[:, None]], 1
+        )
+        textured = (
+            patch.square().mean(1) > 0.5
+        )  # (deviation / (deviation + 2/255))^2: patches of nothing but noise hold no pose
         # a pointer seen again where the depth disagrees is no confirmation
         expected = 1 / seen["z"].reshape(-1)[camera * m + chosen]
         contradicted = hit & ((own_inverse - expected).abs() > 3 * own_spread + 0.1 * expected)

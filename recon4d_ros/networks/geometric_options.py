@@ -1,4 +1,5 @@
-"""`recon4d_geometric`: what is fixed at export, and the names, types and shapes that follow from it."""
+"""`recon4d_geometric`: what is fixed at export, and the names, types and shapes that follow from
+it."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ NETWORK = "recon4d_geometric"
 class GeometricOptions:
     """Fixed at export. Sizes in working pixels unless named otherwise.
 
-    stride: working pixels per volume pixel. planes: of the volume (stereo: disparities 0..planes-1 volume pixels; surround: inverse depths
-    from 0 to 1 / near). near, far: metres. step_penalty, jump_penalty: of semi-global matching, in units of a perfect match. cell: side of
-    the square that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres. keyframe_motion: metres a camera
-    moves before its older frame is replaced. cue: weight of a pointer's projection, in units of a perfect match. agree: correlation from
-    which a patch counts as seen again. precision: standard deviation of a match in volume pixels (surround). floor: confidence below which
-    a pixel gets no depth. fade: what a depth recalled from the frame before keeps of its confidence (stereo).
+    stride: working pixels per volume pixel. planes: of the volume (stereo: disparities 0..planes-1
+    volume pixels; surround: inverse depths from 0 to 1 / near). near, far: metres. step_penalty,
+    jump_penalty: of semi-global matching, in units of a perfect match. cell: side of the square
+    that offers one token. patch_step: pixels between a patch's samples. merge_radius: metres.
+    keyframe_motion: metres a camera moves before its older frame is replaced. cue: weight of a
+    pointer's projection, in units of a perfect match. agree: correlation from which a patch counts
+    as seen again. precision: standard deviation of a match in volume pixels (surround). floor:
+    confidence below which a pixel gets no depth. fade: what a depth recalled from the frame before
+    keeps of its confidence (stereo).
     """
 
     config: str
@@ -52,19 +56,33 @@ class GeometricOptions:
         """Raises ParameterError."""
         for name, (kind, least, most) in LIMITS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not least <= value <= most:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if kind is int else int | float)
+                or not least <= value <= most
+            ):
                 what = "a whole number" if kind is int else "a number"
-                raise ParameterError(f"option {name} is {value!r}: expected {what} from {least:g} to {most:g}")
+                raise ParameterError(
+                    f"option {name} is {value!r}: expected {what} from {least:g} to {most:g}"
+                )
         if self.far <= self.near:
-            raise ParameterError(f"option far is {self.far:g}: expected more than near, {self.near:g}")
+            raise ParameterError(
+                f"option far is {self.far:g}: expected more than near, {self.near:g}"
+            )
         if self.stereo and self.stride % 2:
-            raise ParameterError(f"option stride is {self.stride}: expected an even number in config stereo")
+            raise ParameterError(
+                f"option stride is {self.stride}: expected an even number in config stereo"
+            )
         if any(size % self.stride for size in self.working_size):
             height, width = self.working_size
-            raise ParameterError(f"option stride is {self.stride}: expected a divisor of the working size, {height}x{width}")
+            raise ParameterError(
+                f"option stride is {self.stride}: expected a divisor of the working size,"
+                f" {height}x{width}"
+            )
         if self.cell % self.depth_stride or self.cell > min(self.working_size):
             raise ParameterError(
-                f"option cell is {self.cell}: expected a multiple of {self.depth_stride} up to the working size's {min(self.working_size)}"
+                f"option cell is {self.cell}: expected a multiple of {self.depth_stride} up to the"
+                f" working size's {min(self.working_size)}"
             )
 
     @property
@@ -77,7 +95,8 @@ class GeometricOptions:
 
     @property
     def depth_stride(self) -> int:
-        """Working pixels per pixel of the depth before it is brought to full resolution: a pair's is refined to twice its volume's."""
+        """Working pixels per pixel of the depth before it is brought to full resolution: a pair's
+        is refined to twice its volume's."""
         return self.stride // 2 if self.stereo else self.stride
 
     @property
@@ -87,7 +106,11 @@ class GeometricOptions:
 
     @property
     def tokens(self) -> int:
-        return self.token_cameras * (self.working_size[0] // self.cell) * (self.working_size[1] // self.cell)
+        return (
+            self.token_cameras
+            * (self.working_size[0] // self.cell)
+            * (self.working_size[1] // self.cell)
+        )
 
 
 LIMITS: dict[str, tuple[type, float, float]] = {
@@ -113,18 +136,22 @@ SURROUND = {"stride": 2, "planes": 40, "patch_step": 1.0, "floor": 0.3}
 
 
 def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Names, types and shapes of what a step takes beside the memory, in order: those of networks/step.py, and for a rig of more than one
-    without a pair, partner: per volume pixel the index of the rig neighbour to match with, -1 for none."""
+    """Names, types and shapes of what a step takes beside the memory, in order: those of
+    networks/step.py, and for a rig of more than one without a pair, partner: per volume pixel the
+    index of the rig neighbour to match with, -1 for none."""
     every = step.frame_inputs(step.StepOptions(o.cameras, o.input_size, o.working_size, o.channels))
-    inputs = {name: every[name] for name in ("images", "present", "grid", "k", "pose", "anchor_shift", "moving")}
+    inputs = {
+        name: every[name]
+        for name in ("images", "present", "grid", "k", "pose", "anchor_shift", "moving")
+    }
     if not o.stereo and o.cameras > 1:
         inputs["partner"] = (torch.float32, (o.cameras, *o.volume_size))
     return inputs
 
 
 def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat indices into [n, h, w], -1 for none (and 0 at
-    the start, where nothing is valid)."""
+    """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat
+    indices into [n, h, w], -1 for none (and 0 at the start, where nothing is valid)."""
     n, m, t, (y, x) = o.cameras, o.pointers, o.tokens, o.volume_size
     shapes: dict[str, tuple[int, ...]] = {
         "pointer_position": (m, 3),
@@ -140,9 +167,21 @@ def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
         "token_pixel": (t,),
     }
     if o.stereo:  # the depth of the frame before, for what only one of the two sees now
-        shapes |= {"before_inverse": (2, 2 * y, 2 * x), "before_sure": (2, 2 * y, 2 * x), "before_pose": (2, 4, 4)}
+        shapes |= {
+            "before_inverse": (2, 2 * y, 2 * x),
+            "before_sure": (2, 2 * y, 2 * x),
+            "before_pose": (2, 4, 4),
+        }
     else:
         c = len(CENSUS_8)
-        for name in ("key", "next"):  # the older frame that is matched against, and the one that will take its place
-            shapes |= {f"{name}_descriptor": (n, c, y, x), f"{name}_inverse": (n, y, x), f"{name}_pose": (n, 4, 4), f"{name}_valid": (n,)}
+        for name in (
+            "key",
+            "next",
+        ):  # the older frame that is matched against, and the one that will take its place
+            shapes |= {
+                f"{name}_descriptor": (n, c, y, x),
+                f"{name}_inverse": (n, y, x),
+                f"{name}_pose": (n, 4, 4),
+                f"{name}_valid": (n,),
+            }
     return shapes

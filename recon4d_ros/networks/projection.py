@@ -12,24 +12,32 @@ from recon4d_ros.networks.matching import Triple
 
 
 class Projection(NamedTuple):
-    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y / q_z), q = constant + r * slope, three
-    [n, y, x] each; row [n, y, x] of the source image in the stack of all (0: none)."""
+    """Where the volume's pixels lie in their source images: at inverse depth r in (q_x / q_z, q_y /
+    q_z), q = constant + r * slope, three [n, y, x] each; row [n, y, x] of the source image in the
+    stack of all (0: none)."""
 
     constant: Triple
     slope: Triple
     row: Tensor | float
 
     @staticmethod
-    def between(rays: tuple[Tensor, Tensor], pose_source: Tensor, pose: Tensor, k: Tensor, valid: Tensor) -> Projection:
+    def between(
+        rays: tuple[Tensor, Tensor], pose_source: Tensor, pose: Tensor, k: Tensor, valid: Tensor
+    ) -> Projection:
         """Camera by camera from `pose` to `pose_source` [n, 4, 4]; valid [n]: 0 makes no source."""
         back = torch.matmul(k, pose_source[:, :3, :3].transpose(1, 2)) * valid[:, None, None]
         turn = torch.matmul(back, pose[:, :3, :3])
         move = torch.matmul(back, pose[:, :3, 3:] - pose_source[:, :3, 3:])
-        return Projection(*_along(rays, torch.cat([turn, move], -1).permute(1, 2, 0)[..., None, None]), 0.0)
+        return Projection(
+            *_along(rays, torch.cat([turn, move], -1).permute(1, 2, 0)[..., None, None]), 0.0
+        )
 
     @staticmethod
-    def to_partners(rays: tuple[Tensor, Tensor], partner: Tensor, pose: Tensor, k: Tensor, present: Tensor) -> Projection:
-        """Pixel by pixel to its partner camera (partner [n, y, x], -1 for none), the images stacked with a row of zeros around each."""
+    def to_partners(
+        rays: tuple[Tensor, Tensor], partner: Tensor, pose: Tensor, k: Tensor, present: Tensor
+    ) -> Projection:
+        """Pixel by pixel to its partner camera (partner [n, y, x], -1 for none), the images stacked
+        with a row of zeros around each."""
         n, y, _ = partner.shape
         back = torch.matmul(k, pose[:, :3, :3].transpose(1, 2))[None]
         turn = torch.matmul(back, pose[:, None, :3, :3])  # [from, to, 3, 3]
@@ -43,18 +51,31 @@ class Projection(NamedTuple):
         return Projection(*_along(rays, chosen), partner.clamp_min(0) * (y + 2) + 1)
 
     def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where it is not seen there), and how well the
-        depth found `there` agrees (of the same camera, or of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for
-        equal, 0.6 for unknown."""
+        """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where
+        it is not seen there), and how well the depth found `there` agrees (of the same camera, or
+        of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for equal, 0.6
+        for unknown."""
         n, y, x = inverse.shape
-        q = [constant + slope * inverse for constant, slope in zip(self.constant, self.slope, strict=True)]
+        q = [
+            constant + slope * inverse
+            for constant, slope in zip(self.constant, self.slope, strict=True)
+        ]
         ahead = q[2] > 1e-3
         z = torch.where(ahead, q[2], 1.0)
         u, v = q[0] / z, q[1] / z
         inside = ahead & (u >= 0) & (u <= x - 1) & (v >= 0) & (v <= y - 1)
-        motion = (((self.slope[0] - u * self.slope[2]) / z).square() + ((self.slope[1] - v * self.slope[2]) / z).square()).sqrt()
-        camera = torch.arange(n, dtype=torch.float32)[:, None, None] if isinstance(self.row, float) else (self.row - 1) / (y + 2)
-        pixel = (camera * y + torch.where(inside, v, 0.0).round()) * x + torch.where(inside, u, 0.0).round()
+        motion = (
+            ((self.slope[0] - u * self.slope[2]) / z).square()
+            + ((self.slope[1] - v * self.slope[2]) / z).square()
+        ).sqrt()
+        camera = (
+            torch.arange(n, dtype=torch.float32)[:, None, None]
+            if isinstance(self.row, float)
+            else (self.row - 1) / (y + 2)
+        )
+        pixel = (camera * y + torch.where(inside, v, 0.0).round()) * x + torch.where(
+            inside, u, 0.0
+        ).round()
         found = there.reshape(-1)[pixel.to(torch.int64)]
         error = (inverse / z - found).abs() / tolerance
         agreement = torch.where(found > 0, 1 / (1 + error.square()), 0.6)

@@ -1,4 +1,5 @@
-"""ResNet-18 (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), under torchvision's parameter names."""
+"""ResNet-18 (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), under
+torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # channels, stride of the firs
 
 
 class ResNet18(nn.Module):
-    """Only what the decoders read is computed; the later stages and the classifier are there because every checkpoint has them."""
+    """Only what the decoders read is computed; the later stages and the classifier are there
+    because every checkpoint has them."""
 
     channels = (64, 64, 128)
 
@@ -19,7 +21,12 @@ class ResNet18(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         before = 64
         for i, (channels, stride) in enumerate(STAGES, 1):
-            self.add_module(f"layer{i}", nn.Sequential(BasicBlock(before, channels, stride), BasicBlock(channels, channels, 1)))
+            self.add_module(
+                f"layer{i}",
+                nn.Sequential(
+                    BasicBlock(before, channels, stride), BasicBlock(channels, channels, 1)
+                ),
+            )
             before = channels
         self.fc = nn.Linear(before, 1000)
 
@@ -39,7 +46,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or before != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))

@@ -1,4 +1,5 @@
-"""Stand-in weights: seeded numbers in place of a checkpoint. They let everything be tried and timed; what comes out means nothing."""
+"""Stand-in weights: seeded numbers in place of a checkpoint. They let everything be tried and
+timed; what comes out means nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ NAME = "stand-in"  # in place of a checkpoint's file and of its SHA-256
 
 
 def configuration(network: str, text: str) -> Any:
-    """The published configuration of a network (a module of this package), with the fields that `text` ("depth=2,width=64") gives.
+    """The published configuration of a network (a module of this package), with the fields that
+    `text` ("depth=2,width=64") gives.
 
     Raises EngineError for a field or a value that the network does not have.
     """
@@ -29,12 +31,22 @@ def configuration(network: str, text: str) -> Any:
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in fields:
-            raise EngineError(f"stand-in weights: {network} has no {name!r}: expected some of {', '.join(fields)}")
+            raise EngineError(
+                f"stand-in weights: {network} has no {name!r}: expected some of {', '.join(fields)}"
+            )
         default: Any = fields[name].default
         try:
-            given[name] = value if isinstance(default, str) else type(default)(float(value)) if default is not None else int(value)
+            given[name] = (
+                value
+                if isinstance(default, str)
+                else type(default)(float(value))
+                if default is not None
+                else int(value)
+            )
         except (TypeError, ValueError, OverflowError):
-            raise EngineError(f"stand-in weights: {name} is {value!r}: expected a value such as {default}") from None
+            raise EngineError(
+                f"stand-in weights: {name} is {value!r}: expected a value such as {default}"
+            ) from None
     try:
         return kind(**given)
     except EngineError as error:
@@ -42,7 +54,8 @@ def configuration(network: str, text: str) -> Any:
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Gives a network (which may be on the meta device) numbers of about the size that training leaves, each a function of its name."""
+    """Gives a network (which may be on the meta device) numbers of about the size that training
+    leaves, each a function of its name."""
     values = {}
     for name, like in network.state_dict().items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -1,9 +1,13 @@
-"""What every learned network is to export and to the engines: one static-shape step over named tensors.
+"""What every learned network is to export and to the engines: one static-shape step over named
+tensors.
 
-    step(images, present, grid, k, pose, ..., memory) -> (depth, sigma, confidence, color, ..., memory')
+    step(images, present, grid, k, pose, ..., memory) -> (depth, sigma, confidence, color, ...,
+    memory')
 
-The memory starts as zeros in every runtime; a network whose memory starts otherwise keeps a flag in it that is zero before the first step.
+The memory starts as zeros in every runtime; a network whose memory starts otherwise keeps a flag in
+it that is zero before the first step.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -16,13 +20,15 @@ from torch import Tensor
 Signature = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 OUTPUTS = ("depth", "sigma", "confidence", "color")
-"""First outputs of every step: [N, h, w] float32 metres (0 = none), its standard deviation, [0, 1]; [N, h, w, C] uint8 working image."""
+"""First outputs of every step: [N, h, w] float32 metres (0 = none), its standard deviation, [0, 1];
+[N, h, w, C] uint8 working image."""
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What an engine is built for. Sizes are (height, width). input_size: of the uint8 images; working_size: of the network's input and of
-    its depth. pointers: capacity of the memory, where the network has pointers."""
+    """What an engine is built for. Sizes are (height, width). input_size: of the uint8 images;
+    working_size: of the network's input and of its depth. pointers: capacity of the memory, where
+    the network has pointers."""
 
     cameras: int
     input_size: tuple[int, int]
@@ -34,12 +40,14 @@ class StepOptions:
 class Step(Protocol):
     """A torch.nn.Module with this forward and these tables of names.
 
-    frame_inputs(): those of FRAME_INPUTS that the network uses, in the order of forward's first arguments. memory_shapes(): its memory, all
-    float32, in the order of forward's last arguments and of the results after OUTPUTS and `extra_outputs`.
+    frame_inputs(): those of FRAME_INPUTS that the network uses, in the order of forward's first
+    arguments. memory_shapes(): its memory, all float32, in the order of forward's last arguments
+    and of the results after OUTPUTS and `extra_outputs`.
     """
 
     extra_outputs: tuple[str, ...]
-    # one_world: bool = True      False: every camera's network_position is in a world and a unit of its own
+    # one_world: bool = True      False: every camera's network_position is in a world and a unit of
+    # its own
 
     def frame_inputs(self) -> Signature: ...
 
@@ -51,10 +59,12 @@ class Step(Protocol):
 def frame_inputs(o: StepOptions) -> Signature:
     """Everything the host can give a step, by name.
 
-    images: as they come. present: [N] 1 or 0. grid: [N, h, w, 2] (u, v) in the input image of each working pixel. k: [N, 3, 3] of
-    the working image. pose: [N, 4, 4] T_anchor_camera, metres; the anchor is a point near the car that moves in rare steps of 64 m.
-    anchor_shift: [3] how far it moved since the step before. moving: [N, h, w], not zero where frame t-1 moved. metres_per_unit: [1] the
-    scale of a network that predicts up to scale, as alignment.py has it by now, 0 as long as it is not known.
+    images: as they come. present: [N] 1 or 0. grid: [N, h, w, 2] (u, v) in the input image of each
+    working pixel. k: [N, 3, 3] of the working image. pose: [N, 4, 4] T_anchor_camera, metres; the
+    anchor is a point near the car that moves in rare steps of 64 m. anchor_shift: [3] how far it
+    moved since the step before. moving: [N, h, w], not zero where frame t-1 moved. metres_per_unit:
+    [1] the scale of a network that predicts up to scale, as alignment.py has it by now, 0 as long
+    as it is not known.
     """
     n, (h, w) = o.cameras, o.working_size
     return {

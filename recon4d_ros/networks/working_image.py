@@ -1,4 +1,5 @@
-"""From the cameras' uint8 images to the working images that a network sees: part of the graph, the same for every network."""
+"""From the cameras' uint8 images to the working images that a network sees: part of the graph, the
+same for every network."""
 
 from __future__ import annotations
 
@@ -8,18 +9,23 @@ from torch import Tensor
 
 
 def working_images(images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """images [N, H, W, C] uint8, grid [N, h, w, 2] (u, v) in the input image -> [N, C, h, w] float32 in 0..255, and [N, h, w] bool: where
-    the working image shows something of the input.
+    """images [N, H, W, C] uint8, grid [N, h, w, 2] (u, v) in the input image -> [N, C, h, w]
+    float32 in 0..255, and [N, h, w] bool: where the working image shows something of the input.
 
-    Sampled bilinearly. Where the input is more than twice as fine it is averaged down first, so that nothing is skipped.
+    Sampled bilinearly. Where the input is more than twice as fine it is averaged down first, so
+    that nothing is skipped.
     """
-    x = images.to(torch.float32).permute(0, 3, 1, 2)  # in this order: TensorRT takes uint8 at the door only
+    x = images.to(torch.float32).permute(
+        0, 3, 1, 2
+    )  # in this order: TensorRT takes uint8 at the door only
     coarse = max(1, min(x.shape[2] // grid.shape[1], x.shape[3] // grid.shape[2]) // 2)
     if coarse > 1:
         x = F.avg_pool2d(x, coarse)
     size = torch.tensor([x.shape[3] - 1, x.shape[2] - 1], dtype=torch.float32, device=x.device)
     place = (grid - (coarse - 1) / 2) / coarse * (2 / size) - 1
-    return F.grid_sample(x, place, mode="bilinear", padding_mode="border", align_corners=True), grid[..., 0] > -2
+    return F.grid_sample(
+        x, place, mode="bilinear", padding_mode="border", align_corners=True
+    ), grid[..., 0] > -2
 
 
 def as_rgb(x: Tensor) -> Tensor:

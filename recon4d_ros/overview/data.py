@@ -1,4 +1,5 @@
 """What the picture of a run shows, as plain data."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ class ObjectView:
 
 @dataclass(frozen=True)
 class CameraView:
-    """One camera of the shown frame, at any one size. image: [h, w, 3] RGB. mask: [h, w] bool. depth: [h, w] m, NaN = none."""
+    """One camera of the shown frame, at any one size. image: [h, w, 3] RGB. mask: [h, w] bool.
+    depth: [h, w] m, NaN = none."""
 
     name: str
     image: Pixels
@@ -33,7 +35,8 @@ class CameraView:
 
 @dataclass(frozen=True)
 class Trail:
-    """A mover's way over the map. positions: [K, 3] oldest first. velocity: [3] m/s, size: [3] m, yaw: rad, at the last of them."""
+    """A mover's way over the map. positions: [K, 3] oldest first. velocity: [3] m/s, size: [3] m,
+    yaw: rad, at the last of them."""
 
     id: int
     positions: NDArray[np.float64]
@@ -44,9 +47,11 @@ class Trail:
 
 @dataclass(frozen=True)
 class OverviewData:
-    """All that the picture shows, in map. points: [K, 3], colors: [K, 3]. trajectory: [F, 4, 4]. summary: what summary.json holds.
+    """All that the picture shows, in map. points: [K, 3], colors: [K, 3]. trajectory: [F, 4, 4].
+    summary: what summary.json holds.
 
-    shown_pose: T_map_base of the frame whose cameras are shown. truth: [T, 4, 4], the first pose aligned. distance, errors: [T] m.
+    shown_pose: T_map_base of the frame whose cameras are shown. truth: [T, 4, 4], the first pose
+    aligned. distance, errors: [T] m.
     """
 
     cameras: Sequence[CameraView]

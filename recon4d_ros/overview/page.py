@@ -1,4 +1,5 @@
 """What all parts of the picture share: its size, its colours, and a page measured in pixels."""
+
 from __future__ import annotations
 
 import math
@@ -13,9 +14,19 @@ WIDTH = 2000  # pixels of the picture
 MARGIN, GAP = 28, 12
 BACKGROUND, PANEL, TEXT, FAINT = "#0f1218", "#171b23", "#e8ebf0", "#8b93a3"
 OURS, TRUE, MASK = "#35d0ff", "#ffffff", (255, 64, 129)
-STYLE = {"font.family": "DejaVu Sans", "axes.edgecolor": "#333a47", "axes.labelcolor": FAINT, "xtick.color": FAINT,
-         "ytick.color": FAINT, "axes.facecolor": PANEL, "text.color": TEXT, "axes.titlecolor": TEXT, "axes.grid": True,
-         "grid.color": "#262c37", "axes.axisbelow": True}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": "#333a47",
+    "axes.labelcolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "axes.facecolor": PANEL,
+    "text.color": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.grid": True,
+    "grid.color": "#262c37",
+    "axes.axisbelow": True,
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +38,27 @@ class Page:
     height: int
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        return self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height))
+        return self.figure.add_axes(
+            (
+                x / self.width,
+                1 - (y + height) / self.height,
+                width / self.width,
+                height / self.height,
+            )
+        )
 
-    def text(self, x: float, y: float, text: str, size: float = 12, color: str = TEXT, **style: Any) -> None:
-        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, va=style.pop("va", "top"), **style)
+    def text(
+        self, x: float, y: float, text: str, size: float = 12, color: str = TEXT, **style: Any
+    ) -> None:
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=size,
+            color=color,
+            va=style.pop("va", "top"),
+            **style,
+        )
 
 
 def identity_color(identity: int) -> tuple[float, float, float]:

@@ -1,7 +1,10 @@
-"""One picture of a run: what the cameras saw and what moved, the depth, the map from above with where we and the others drove, the errors.
+"""One picture of a run: what the cameras saw and what moved, the depth, the map from above with
+where we and the others drove, the errors.
 
-Takes plain data and gives pixels; it reads nothing and writes nothing. Works for any number of cameras and any aspect.
+Takes plain data and gives pixels; it reads nothing and writes nothing. Works for any number of
+cameras and any aspect.
 """
+
 from __future__ import annotations
 
 import matplotlib
@@ -35,7 +38,12 @@ def draw_overview(data: OverviewData) -> Pixels:
         depth_scale(page, _TITLE + block.shape[0] + 8)
         panels = panels_of(data)
         side = 560 if panels else 0
-        draw_map(page.axes(MARGIN, map_top, WIDTH - 2 * MARGIN - side - (40 if side else 0), _MAP_HEIGHT), data)
+        draw_map(
+            page.axes(
+                MARGIN, map_top, WIDTH - 2 * MARGIN - side - (40 if side else 0), _MAP_HEIGHT
+            ),
+            data,
+        )
         draw_panels(page, data, panels, WIDTH - MARGIN - side, map_top, side, _MAP_HEIGHT)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()

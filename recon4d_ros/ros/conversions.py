@@ -1,7 +1,10 @@
-"""ROS messages to the core's nouns and back: pure functions, one copy at most (into the message's own buffer).
+"""ROS messages to the core's nouns and back: pure functions, one copy at most (into the message's
+own buffer).
 
-Stamps are integer nanoseconds, poses `T_a_b` 4x4 float64 (see types.py). What cannot be used raises a Recon4dError with its sentence.
+Stamps are integer nanoseconds, poses `T_a_b` 4x4 float64 (see types.py). What cannot be used raises
+a Recon4dError with its sentence.
 """
+
 from __future__ import annotations
 
 import array
@@ -27,8 +30,8 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from recon4d_ros import messages
+from recon4d_ros.cameras.decode import ENCODINGS
 from recon4d_ros.errors import ImageError, MessageError
-from recon4d_ros.images.decode import ENCODINGS
 from recon4d_ros.types import DynamicObject, MapDelta, PoseEstimate, RawImage, Tracking
 
 Array = NDArray[np.float64]
@@ -38,7 +41,8 @@ LOST_COVARIANCE = np.diag([1e6] * 3 + [math.pi**2] * 3)
 _BRIDGE = CvBridge()
 
 
-# --- time, frames, poses -------------------------------------------------------------------------------------------------------------
+# --- time, frames, poses
+
 
 def time_msg(ns: int) -> TimeMsg:
     sec, nanosec = divmod(int(ns), 1_000_000_000)
@@ -50,8 +54,19 @@ def header(ns: int, frame_id: str) -> Header:
 
 
 def pose_matrix(position: Any, orientation: Any, what: str) -> Array:
-    """4x4 pose from a Point or Vector3 in metres and a Quaternion. Raises MessageError if not finite or the quaternion has no length."""
-    values = np.array([position.x, position.y, position.z, orientation.x, orientation.y, orientation.z, orientation.w])
+    """4x4 pose from a Point or Vector3 in metres and a Quaternion. Raises MessageError if not
+    finite or the quaternion has no length."""
+    values = np.array(
+        [
+            position.x,
+            position.y,
+            position.z,
+            orientation.x,
+            orientation.y,
+            orientation.z,
+            orientation.w,
+        ]
+    )
     if not np.all(np.isfinite(values)):
         raise MessageError(f"{what} has a value that is not finite")
     length = float(np.linalg.norm(values[3:]))
@@ -95,10 +110,12 @@ def vector_msg(vector: NDArray) -> Vector3:
     return Vector3(x=x, y=y, z=z)
 
 
-# --- in: images (calibrations and odometry are the core's: messages.py) ---------------------------------------------------------------
+# --- in: images (calibrations and odometry are the core's: messages.py)
+
 
 def raw_image(message: Image | CompressedImage, received_ns: int) -> RawImage:
-    """The message as a RawImage, without a copy, as a bag's would be. Raises ImageError for an encoding that nobody here knows.
+    """The message as a RawImage, without a copy, as a bag's would be. Raises ImageError for an
+    encoding that nobody here knows.
 
     received_ns: monotonic clock of reception, for the latency.
     """
@@ -114,15 +131,29 @@ def _bridged(message: Image, received_ns: int) -> RawImage:
     try:
         pixels = np.ascontiguousarray(_BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8"))
     except (CvBridgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ImageError(f"image encoding {message.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}") from error
+        raise ImageError(
+            f"image encoding {message.encoding!r} is not known: expected one of"
+            f" {', '.join(ENCODINGS)}"
+        ) from error
     height, width = pixels.shape[:2]
-    return RawImage(messages.stamp_ns(message.header.stamp), "rgb8", pixels.reshape(-1), width, height, 3 * width, False, received_ns)
+    return RawImage(
+        messages.stamp_ns(message.header.stamp),
+        "rgb8",
+        pixels.reshape(-1),
+        width,
+        height,
+        3 * width,
+        False,
+        received_ns,
+    )
 
 
-# --- out ------------------------------------------------------------------------------------------------------------------------------
+# --- out
+
 
 def _buffer(values: NDArray) -> array.array:
-    """Bytes of an array as the array.array that a message keeps: one memcpy, no check per element."""
+    """Bytes of an array as the array.array that a message keeps: one memcpy, no check per
+    element."""
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return data
@@ -131,8 +162,15 @@ def _buffer(values: NDArray) -> array.array:
 def image_msg(values: NDArray, encoding: str, ns: int, frame_id: str) -> Image:
     """[h, w] float32 (32FC1) or uint8 (mono8) as an Image."""
     height, width = values.shape[:2]
-    return Image(header=header(ns, frame_id), height=height, width=width, encoding=encoding, is_bigendian=0,
-                 step=values.strides[0] if values.flags.c_contiguous else width * values.itemsize, data=_buffer(values))
+    return Image(
+        header=header(ns, frame_id),
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=values.strides[0] if values.flags.c_contiguous else width * values.itemsize,
+        data=_buffer(values),
+    )
 
 
 def restamp(message: Any, ns: int, frame_id: str) -> None:
@@ -149,15 +187,28 @@ def repaint(message: Image, values: NDArray, ns: int, frame_id: str) -> None:
 
 def camera_info_msg(k: Array, size: tuple[int, int], ns: int, frame_id: str) -> CameraInfo:
     """CameraInfo of a rectified image of size (h, w): no distortion, P = [K | 0]."""
-    message = CameraInfo(header=header(ns, frame_id), height=size[0], width=size[1], distortion_model="plumb_bob", d=[0.0] * 5)
+    message = CameraInfo(
+        header=header(ns, frame_id),
+        height=size[0],
+        width=size[1],
+        distortion_model="plumb_bob",
+        d=[0.0] * 5,
+    )
     message.k = k.reshape(-1)
     message.r = np.eye(3).reshape(-1)
     message.p = np.hstack([k, np.zeros((3, 1))]).reshape(-1)
     return message
 
 
-def cloud_msg(points: NDArray[np.float32], rgb: NDArray[np.uint8], ns: int, frame_id: str, **channels: NDArray[np.float32]) -> PointCloud2:
-    """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K, 3] RGB."""
+def cloud_msg(
+    points: NDArray[np.float32],
+    rgb: NDArray[np.uint8],
+    ns: int,
+    frame_id: str,
+    **channels: NDArray[np.float32],
+) -> PointCloud2:
+    """PointCloud2 x y z rgb and one float32 field per further channel, from [K, 3] metres and [K,
+    3] RGB."""
     rows = np.empty((len(points), 4 + len(channels)), np.float32)
     rows[:, :3] = points
     rows[:, 3] = packed_rgb(rgb)
@@ -167,7 +218,8 @@ def cloud_msg(points: NDArray[np.float32], rgb: NDArray[np.uint8], ns: int, fram
 
 
 def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """0x00RRGGBB in a float32's bits, as PointCloud2's rgb is, of [..., 3]: never NaN, whatever the colour."""
+    """0x00RRGGBB in a float32's bits, as PointCloud2's rgb is, of [..., 3]: never NaN, whatever the
+    colour."""
     wide = rgb.astype(np.uint32)
     return np.asarray((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]).view(np.float32)
 
@@ -181,19 +233,33 @@ def packed_image(color: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _fields(names: tuple[str, ...]) -> list[PointField]:
-    return [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1) for index, name in enumerate(names)]
+    return [
+        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+        for index, name in enumerate(names)
+    ]
 
 
 def rows_msg(rows: NDArray[np.float32], ns: int, frame_id: str, *channels: str) -> PointCloud2:
-    """PointCloud2 of rows [K, 4 + channels]: x y z, rgb as `packed_rgb` gives it, and the channels. Their memory goes into the message as
-    it is."""
+    """PointCloud2 of rows [K, 4 + channels]: x y z, rgb as `packed_rgb` gives it, and the channels.
+    Their memory goes into the message as it is."""
     height, width = 1, len(rows)
     step = 4 * rows.shape[1]
-    return PointCloud2(header=header(ns, frame_id), height=height, width=width, fields=_fields(("x", "y", "z", "rgb", *channels)),
-                       is_bigendian=sys.byteorder == "big", is_dense=False, point_step=step, row_step=step * width, data=_buffer(rows))
+    return PointCloud2(
+        header=header(ns, frame_id),
+        height=height,
+        width=width,
+        fields=_fields(("x", "y", "z", "rgb", *channels)),
+        is_bigendian=sys.byteorder == "big",
+        is_dense=False,
+        point_step=step,
+        row_step=step * width,
+        data=_buffer(rows),
+    )
 
 
-def refill(message: PointCloud2, parts: Iterable[NDArray[np.float32]], ns: int, frame_id: str) -> None:
+def refill(
+    message: PointCloud2, parts: Iterable[NDArray[np.float32]], ns: int, frame_id: str
+) -> None:
     """New rows, part by part, into a cloud of rows_msg that is kept."""
     restamp(message, ns, frame_id)
     data = array.array("B")
@@ -202,26 +268,35 @@ def refill(message: PointCloud2, parts: Iterable[NDArray[np.float32]], ns: int, 
     message.data, message.row_step, message.width = data, len(data), len(data) // message.point_step
 
 
-def odometry_msg(pose: PoseEstimate, T_parent_base: Array, dt: float, ns: int, parent: str, child: str) -> Odometry:
+def odometry_msg(
+    pose: PoseEstimate, T_parent_base: Array, dt: float, ns: int, parent: str, child: str
+) -> Odometry:
     """Pose with covariance in the parent frame, twist in the child's.
 
-    The estimate's covariance is of the error in base_link; the message's is in the parent frame, so its blocks are rotated. The twist is
-    a difference of two poses dt seconds apart, so its covariance is twice the pose's over dt squared. Lost is said with a huge one.
+    The estimate's covariance is of the error in base_link; the message's is in the parent frame, so
+    its blocks are rotated. The twist is a difference of two poses dt seconds apart, so its
+    covariance is twice the pose's over dt squared. Lost is said with a huge one.
     """
     lost = pose.tracking is Tracking.LOST
     covariance = LOST_COVARIANCE if lost else pose.covariance
     turn = np.kron(np.eye(2), T_parent_base[:3, :3])
     message = Odometry(header=header(ns, parent), child_frame_id=child)
     message.pose.pose = pose_msg(T_parent_base)
-    message.pose.covariance = np.ascontiguousarray(turn @ covariance @ turn.T, np.float64).reshape(-1)
+    message.pose.covariance = np.ascontiguousarray(turn @ covariance @ turn.T, np.float64).reshape(
+        -1
+    )
     message.twist.twist.linear = vector_msg(pose.velocity[:3])
     message.twist.twist.angular = vector_msg(pose.velocity[3:])
-    message.twist.covariance = np.ascontiguousarray(covariance * (1.0 if lost else 2.0 / max(dt, 1e-3)**2), np.float64).reshape(-1)
+    message.twist.covariance = np.ascontiguousarray(
+        covariance * (1.0 if lost else 2.0 / max(dt, 1e-3) ** 2), np.float64
+    ).reshape(-1)
     return message
 
 
 def map_update_msg(delta: MapDelta, ns: int, frame_id: str) -> MapUpdate:
-    message = MapUpdate(header=header(ns, frame_id), sequence=delta.sequence, voxel_size=float(delta.voxel_size))
+    message = MapUpdate(
+        header=header(ns, frame_id), sequence=delta.sequence, voxel_size=float(delta.voxel_size)
+    )
     message.changed = cloud_msg(delta.points, delta.colors, ns, frame_id, weight=delta.weights)
     message.changed_keys = _int32(delta.keys)
     message.removed_keys = _int32(delta.removed)
@@ -244,8 +319,15 @@ def _covariance6(position: Array | None, orientation: Array | None = None) -> Ar
 
 
 def object_msg(mover: DynamicObject) -> DynamicObjectMsg:
-    message = DynamicObjectMsg(id=int(mover.id), confidence=float(mover.confidence), age=int(mover.age), missed=int(mover.missed))
-    message.pose.pose.position = Point(x=float(mover.position[0]), y=float(mover.position[1]), z=float(mover.position[2]))
+    message = DynamicObjectMsg(
+        id=int(mover.id),
+        confidence=float(mover.confidence),
+        age=int(mover.age),
+        missed=int(mover.missed),
+    )
+    message.pose.pose.position = Point(
+        x=float(mover.position[0]), y=float(mover.position[1]), z=float(mover.position[2])
+    )
     message.pose.pose.orientation = yaw_msg(mover.yaw)
     message.pose.covariance = _covariance6(mover.position_covariance)
     message.size = vector_msg(mover.size)
@@ -260,20 +342,34 @@ def yaw_msg(yaw: float) -> Quaternion:
 
 
 def objects_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> DynamicObjectArray:
-    return DynamicObjectArray(header=header(ns, frame_id), objects=[object_msg(mover) for mover in movers])
+    return DynamicObjectArray(
+        header=header(ns, frame_id), objects=[object_msg(mover) for mover in movers]
+    )
 
 
 def markers_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> MarkerArray:
-    """Box, velocity arrow (one second long) and label per mover; what was there before is cleared first."""
+    """Box, velocity arrow (one second long) and label per mover; what was there before is cleared
+    first."""
     markers = [Marker(header=header(ns, frame_id), action=Marker.DELETEALL)]
     for mover in movers:
         red, green, blue = mover_color(mover.id)
         message = object_msg(mover)
 
-        def marker(kind: int, name: str, alpha: float, mover: DynamicObject = mover,
-                   color: tuple[float, float, float] = (red, green, blue)) -> Marker:
-            item = Marker(header=header(ns, frame_id), ns=name, id=int(mover.id) & 0x7FFFFFFF, type=kind, action=Marker.ADD,
-                          lifetime=DurationMsg(sec=1))
+        def marker(
+            kind: int,
+            name: str,
+            alpha: float,
+            mover: DynamicObject = mover,
+            color: tuple[float, float, float] = (red, green, blue),
+        ) -> Marker:
+            item = Marker(
+                header=header(ns, frame_id),
+                ns=name,
+                id=int(mover.id) & 0x7FFFFFFF,
+                type=kind,
+                action=Marker.ADD,
+                lifetime=DurationMsg(sec=1),
+            )
             item.pose.orientation.w = 1.0
             item.color.r, item.color.g, item.color.b = color
             item.color.a = alpha
@@ -298,6 +394,9 @@ def _point(position: NDArray) -> Point:
 
 
 def mover_color(identity: int) -> tuple[float, float, float]:
-    """A colour (r, g, b in 0..1) per id, far from its neighbours' (golden ratio steps around the hue circle)."""
+    """A colour (r, g, b in 0..1) per id, far from its neighbours' (golden ratio steps around the
+    hue circle)."""
     hue = 6.0 * ((identity * 0.61803398875) % 1.0)
-    return tuple(float(np.clip(abs((hue + shift) % 6.0 - 3.0) - 1.0, 0.0, 1.0)) for shift in (0.0, 4.0, 2.0))  # type: ignore[return-value]
+    return tuple(
+        float(np.clip(abs((hue + shift) % 6.0 - 3.0) - 1.0, 0.0, 1.0)) for shift in (0.0, 4.0, 2.0)
+    )  # type: ignore[return-value]

@@ -1,4 +1,6 @@
-"""The node's health as numbers, and as /diagnostics and ~/status say it: rates, latencies, drops and why, tracking, memory, engine."""
+"""The node's health as numbers, and as /diagnostics and ~/status say it: rates, latencies, drops
+and why, tracking, memory, engine."""
+
 from __future__ import annotations
 
 import time
@@ -16,7 +18,11 @@ from recon4d_ros.types import Reconstruction, Tracking
 
 WINDOW = 5.0  # seconds that rates and latencies are taken over
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-_TRACKING = {Tracking.STARTING: Status.STARTING, Tracking.TRACKING: Status.TRACKING, Tracking.LOST: Status.LOST}
+_TRACKING = {
+    Tracking.STARTING: Status.STARTING,
+    Tracking.TRACKING: Status.TRACKING,
+    Tracking.LOST: Status.LOST,
+}
 
 
 class Rate:
@@ -33,7 +39,11 @@ class Rate:
     def __call__(self) -> float:
         times = list(self._times)
         recent = [t for t in times if t > time.monotonic() - WINDOW]
-        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+        return (
+            (len(recent) - 1) / (recent[-1] - recent[0])
+            if len(recent) > 1 and recent[-1] > recent[0]
+            else 0.0
+        )
 
     def silence(self) -> float:
         """Seconds since the last event; infinite if there was none."""
@@ -55,7 +65,9 @@ class Health:
         self.cameras = cameras
         self.drops = Tally()
         self.images = {name: Rate() for name in cameras}
-        self.unstamped: Counter[str] = Counter()  # by camera: images without a time stamp, used with their reception's
+        self.unstamped: Counter[str] = (
+            Counter()
+        )  # by camera: images without a time stamp, used with their reception's
         self.frame_sets = Rate()
         self.tracking = Tracking.STARTING
         self.reason = "no frame set yet"
@@ -76,11 +88,18 @@ class Health:
         self.tracking, self.reason = Tracking.STARTING, "reset"
         self.map_losses = {}
 
-    def done(self, result: Reconstruction, stages: Mapping[str, float], cpu: Mapping[str, float], latency: float, voxels: int) -> None:
+    def done(
+        self,
+        result: Reconstruction,
+        stages: Mapping[str, float],
+        cpu: Mapping[str, float],
+        latency: float,
+        voxels: int,
+    ) -> None:
         """One frame set published.
 
-        stages: seconds per stage, publication among them. cpu: processor seconds of the process in the same stages. latency: last image's
-        reception to publication.
+        stages: seconds per stage, publication among them. cpu: processor seconds of the process in
+        the same stages. latency: last image's reception to publication.
         """
         self.frame_sets.tick()
         self.tracking, self.reason = result.pose.tracking, result.pose.reason
@@ -97,22 +116,38 @@ class Health:
         return self._process.memory_info().rss / 2**20
 
     def host_overhead(self) -> float:
-        """Median seconds per camera and frame set spent outside the engine, as the wall's clock has it."""
+        """Median seconds per camera and frame set spent outside the engine, as the wall's clock has
+        it."""
         return self._outside_engine(self._stages)
 
     def host_cpu(self) -> float:
-        """Median processor seconds of this process per camera and frame set outside the engine. Where this is far below the overhead, the
-        node waited: others use the same cores."""
+        """Median processor seconds of this process per camera and frame set outside the engine.
+        Where this is far below the overhead, the node waited: others use the same cores."""
         return self._outside_engine(self._cpu)
 
     def _outside_engine(self, stages: Mapping[str, Iterable[float]]) -> float:
-        return sum(median(times) for name, times in stages.items() if name != "engine") / max(len(self.cameras), 1)
+        return sum(median(times) for name, times in stages.items() if name != "engine") / max(
+            len(self.cameras), 1
+        )
 
     def status_msg(self, stamp_ns: int, frame: str, *, paused: bool) -> Status:
-        message = Status(header=header(stamp_ns, frame), tracking=Status.PAUSED if paused else _TRACKING[self.tracking])
-        message.reason = "paused" if paused else "" if self.tracking is Tracking.TRACKING else self.reason
-        name = f"{self.engine.name} ({self.engine.warning})" if self.engine.warning else self.engine.name
-        message.engine, message.runtime, message.device = name, self.engine.runtime, self.engine.device
+        message = Status(
+            header=header(stamp_ns, frame),
+            tracking=Status.PAUSED if paused else _TRACKING[self.tracking],
+        )
+        message.reason = (
+            "paused" if paused else "" if self.tracking is Tracking.TRACKING else self.reason
+        )
+        name = (
+            f"{self.engine.name} ({self.engine.warning})"
+            if self.engine.warning
+            else self.engine.name
+        )
+        message.engine, message.runtime, message.device = (
+            name,
+            self.engine.runtime,
+            self.engine.device,
+        )
         message.frame_sets, message.rate = self.frame_sets.total, float(self.frame_sets())
         message.latency = float(self._latency[-1]) if self._latency else 0.0
         message.stages = list(self._stages)
@@ -121,13 +156,25 @@ class Health:
         drops = sorted(self.drops().items())
         message.drop_reasons = [f"{source}: {reason}" for (source, reason), _ in drops]
         message.drop_counts = [count for _, count in drops]
-        message.memory_fill, message.map_voxels, message.objects = float(self.memory_fill), int(self.map_voxels), self.objects
+        message.memory_fill, message.map_voxels, message.objects = (
+            float(self.memory_fill),
+            int(self.map_voxels),
+            self.objects,
+        )
         message.gpu_memory = 0.0 if "CPU" in self.engine.device else float("nan")  # see Status.msg
         message.rss = float(self.rss())
         return message
 
-    def diagnostics_msg(self, stamp_ns: int, node: str, *, state: str, waiting: Iterable[str], paused: bool,
-                        silence: float) -> DiagnosticArray:
+    def diagnostics_msg(
+        self,
+        stamp_ns: int,
+        node: str,
+        *,
+        state: str,
+        waiting: Iterable[str],
+        paused: bool,
+        silence: float,
+    ) -> DiagnosticArray:
         """One status per concern, named `<node>: <concern>`.
 
         waiting: what the node still needs. silence: seconds until a camera is said to be silent.
@@ -135,8 +182,17 @@ class Health:
         device = self.engine.device or "none"
 
         def status(name: str, level: bytes, message: str, **values: object) -> DiagnosticStatus:
-            pairs = [KeyValue(key=key.replace("_", " "), value=str(value)) for key, value in values.items()]
-            return DiagnosticStatus(name=f"{node}: {name}", level=level, message=message, hardware_id=device, values=pairs)
+            pairs = [
+                KeyValue(key=key.replace("_", " "), value=str(value))
+                for key, value in values.items()
+            ]
+            return DiagnosticStatus(
+                name=f"{node}: {name}",
+                level=level,
+                message=message,
+                hardware_id=device,
+                values=pairs,
+            )
 
         out = [self._node_status(status, state, list(waiting), paused)]
         if self.engine.warning:
@@ -144,48 +200,113 @@ class Health:
         running = state == "active" and not paused
         if running:
             out.append(self._tracking_status(status))
-        out.append(status("latency", OK, f"{1e3 * percentile(self._latency, 50):.0f} ms in the median",
-                          p50_ms=f"{1e3 * percentile(self._latency, 50):.1f}", p95_ms=f"{1e3 * percentile(self._latency, 95):.1f}",
-                          host_overhead_per_camera_ms=f"{1e3 * self.host_overhead():.2f}",
-                          host_cpu_per_camera_ms=f"{1e3 * self.host_cpu():.2f}",
-                          **{f"{name}_ms": f"{1e3 * median(times):.1f}" for name, times in self._stages.items()},
-                          **{f"{name}_cpu_ms": f"{1e3 * median(times):.1f}" for name, times in self._cpu.items()}))
-        lost = "".join(f"; {count} voxels lost: {reason}" for reason, count in self.map_losses.items())
-        out.append(status("memory", WARN if lost else OK, f"{100 * self.memory_fill:.0f} % of the pointers in use{lost}",
-                          pointers=f"{self.memory_fill:.3f}", map_voxels=self.map_voxels,
-                          map_voxels_lost=sum(self.map_losses.values()), rss_MiB=f"{self.rss():.0f}"))
+        out.append(
+            status(
+                "latency",
+                OK,
+                f"{1e3 * percentile(self._latency, 50):.0f} ms in the median",
+                p50_ms=f"{1e3 * percentile(self._latency, 50):.1f}",
+                p95_ms=f"{1e3 * percentile(self._latency, 95):.1f}",
+                host_overhead_per_camera_ms=f"{1e3 * self.host_overhead():.2f}",
+                host_cpu_per_camera_ms=f"{1e3 * self.host_cpu():.2f}",
+                **{
+                    f"{name}_ms": f"{1e3 * median(times):.1f}"
+                    for name, times in self._stages.items()
+                },
+                **{
+                    f"{name}_cpu_ms": f"{1e3 * median(times):.1f}"
+                    for name, times in self._cpu.items()
+                },
+            )
+        )
+        lost = "".join(
+            f"; {count} voxels lost: {reason}" for reason, count in self.map_losses.items()
+        )
+        out.append(
+            status(
+                "memory",
+                WARN if lost else OK,
+                f"{100 * self.memory_fill:.0f} % of the pointers in use{lost}",
+                pointers=f"{self.memory_fill:.3f}",
+                map_voxels=self.map_voxels,
+                map_voxels_lost=sum(self.map_losses.values()),
+                rss_MiB=f"{self.rss():.0f}",
+            )
+        )
         drops = self.drops()
         out += [self._camera_status(status, name, drops, running, silence) for name in self.cameras]
-        others = {f"{source}: {reason}": count for (source, reason), count in drops.items() if source not in self.cameras}
-        out.append(status("inputs", WARN if others else OK, f"{sum(others.values())} not used" if others else "all used", **others))
+        others = {
+            f"{source}: {reason}": count
+            for (source, reason), count in drops.items()
+            if source not in self.cameras
+        }
+        out.append(
+            status(
+                "inputs",
+                WARN if others else OK,
+                f"{sum(others.values())} not used" if others else "all used",
+                **others,
+            )
+        )
         return DiagnosticArray(header=header(stamp_ns, ""), status=out)
 
-    def _node_status(self, status, state: str, waiting: list[str], paused: bool) -> DiagnosticStatus:
-        values = {"state": state, "engine": self.engine.name, "runtime": self.engine.runtime, "device": self.engine.device,
-                  "frame_sets": self.frame_sets.total, "rate_Hz": f"{self.frame_sets():.2f}"}
+    def _node_status(
+        self, status, state: str, waiting: list[str], paused: bool
+    ) -> DiagnosticStatus:
+        values = {
+            "state": state,
+            "engine": self.engine.name,
+            "runtime": self.engine.runtime,
+            "device": self.engine.device,
+            "frame_sets": self.frame_sets.total,
+            "rate_Hz": f"{self.frame_sets():.2f}",
+        }
         if waiting:
             return status("node", WARN, f"waiting for {'; '.join(waiting)}", **values)
         if paused:
             return status("node", WARN, "paused", **values)
-        return status("node", OK if state == "active" else WARN, f"{state}, {self.frame_sets():.1f} frame sets/s", **values)
+        return status(
+            "node",
+            OK if state == "active" else WARN,
+            f"{state}, {self.frame_sets():.1f} frame sets/s",
+            **values,
+        )
 
     def _tracking_status(self, status) -> DiagnosticStatus:
-        level = {Tracking.TRACKING: OK, Tracking.STARTING: WARN, Tracking.LOST: ERROR}[self.tracking]
-        text = self.tracking.value if self.tracking is Tracking.TRACKING or not self.reason else f"{self.tracking.value}: {self.reason}"
+        level = {Tracking.TRACKING: OK, Tracking.STARTING: WARN, Tracking.LOST: ERROR}[
+            self.tracking
+        ]
+        text = (
+            self.tracking.value
+            if self.tracking is Tracking.TRACKING or not self.reason
+            else f"{self.tracking.value}: {self.reason}"
+        )
         return status("tracking", level, text, objects=self.objects)
 
-    def _camera_status(self, status, name: str, drops: Mapping[tuple[str, str], int], running: bool, silence: float) -> DiagnosticStatus:
+    def _camera_status(
+        self, status, name: str, drops: Mapping[tuple[str, str], int], running: bool, silence: float
+    ) -> DiagnosticStatus:
         mine = {reason: count for (source, reason), count in drops.items() if source == name}
         counts = ((sum(mine.values()), "dropped"), (self.unstamped[name], "without a time stamp"))
         losses = [f"{count} {what}" for count, what in counts if count]
         rate, quiet = self.images[name](), self.images[name].silence()
         if running and quiet > silence:
-            level, text = ERROR, "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s"
+            level, text = (
+                ERROR,
+                "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s",
+            )
         elif losses:
             level, text = WARN, f"{rate:.1f} images/s, {', '.join(losses)}"
         else:
             level, text = OK, f"{rate:.1f} images/s"
-        return status(f"camera {name}", level, text, images=self.images[name].total, without_stamp=self.unstamped[name], **mine)
+        return status(
+            f"camera {name}",
+            level,
+            text,
+            images=self.images[name].total,
+            without_stamp=self.unstamped[name],
+            **mine,
+        )
 
 
 def median(values: Iterable[float]) -> float:

@@ -1,4 +1,6 @@
-"""What the node subscribes to: images, camera_info and odometry in, the core's nouns out; what cannot be used is counted, never raised."""
+"""What the node subscribes to: images, camera_info and odometry in, the core's nouns out; what
+cannot be used is counted, never raised."""
+
 from __future__ import annotations
 
 import time
@@ -15,8 +17,8 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from recon4d_ros.cameras.image_header import compressed_size
 from recon4d_ros.errors import ParameterError, Recon4dError
-from recon4d_ros.images.header import compressed_size
 from recon4d_ros.messages import frame_name, image_size, odometry_sample
 from recon4d_ros.ros.conversions import raw_image, transform_matrix
 from recon4d_ros.ros.entities import making
@@ -28,7 +30,9 @@ PAIR_QUEUE = 10
 
 def sensor_qos() -> QoSProfile:
     """Best effort and a short queue: of images that came while we were busy the newest win."""
-    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
 
 
 def overridable() -> QoSOverridingOptions:
@@ -38,7 +42,9 @@ def overridable() -> QoSOverridingOptions:
 def subscribe(node: Node, kind: type, topic: str) -> message_filters.Subscriber:
     """Raises ParameterError."""
     with making(f"{topic} cannot be subscribed to"):
-        return message_filters.Subscriber(node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable())
+        return message_filters.Subscriber(
+            node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable()
+        )
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,15 @@ class CameraSource:
 
 
 class CalibrationInput:
-    """camera_info of all cameras, from configure on: the rig may depend on it. Passed on as `info(camera, message)`."""
+    """camera_info of all cameras, from configure on: the rig may depend on it. Passed on as
+    `info(camera, message)`."""
 
-    def __init__(self, node: Node, topics: Mapping[str, CameraSource], info: Callable[[str, CameraInfo], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        topics: Mapping[str, CameraSource],
+        info: Callable[[str, CameraInfo], None],
+    ) -> None:
         self._node = node
         self.subscribers: dict[str, message_filters.Subscriber] = {}
         try:
@@ -72,7 +84,8 @@ class CalibrationInput:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """What the pairing needs of an image: it keeps ten, and ten whole images would be 40 MB a camera."""
+    """What the pairing needs of an image: it keeps ten, and ten whole images would be 40 MB a
+    camera."""
 
     header: Header
     width: int
@@ -82,14 +95,29 @@ class ImageSize:
 class CameraInput:
     """Images of one camera.
 
-    Each image goes on as it comes; message_filters pairs it with the camera_info of the same stamp, and a pair whose sizes disagree is
-    reported. So a slow or latched camera_info holds no image back.
+    Each image goes on as it comes; message_filters pairs it with the camera_info of the same stamp,
+    and a pair whose sizes disagree is reported. So a slow or latched camera_info holds no image
+    back.
     """
 
-    def __init__(self, node: Node, name: str, topics: CameraSource, info: message_filters.Subscriber, *,
-                 image: Callable[[str, RawImage, str], None], bad: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        topics: CameraSource,
+        info: message_filters.Subscriber,
+        *,
+        image: Callable[[str, RawImage, str], None],
+        bad: Callable[[str, str], None],
+    ) -> None:
         """image(camera, raw image, frame_id); bad(camera, sentence)."""
-        self._node, self._name, self._topics, self._image, self._bad = node, name, topics, image, bad
+        self._node, self._name, self._topics, self._image, self._bad = (
+            node,
+            name,
+            topics,
+            image,
+            bad,
+        )
         self._subscriber: message_filters.Subscriber | None = None
         self._sizes = message_filters.SimpleFilter()
         self._pairs = message_filters.TimeSynchronizer([self._sizes, info], PAIR_QUEUE)
@@ -100,7 +128,8 @@ class CameraInput:
         return self._subscriber is not None
 
     def connect(self) -> bool:
-        """Subscribe, once the transport is known: `auto` looks at what is published. True when subscribed. Raises ParameterError."""
+        """Subscribe, once the transport is known: `auto` looks at what is published. True when
+        subscribed. Raises ParameterError."""
         if self._subscriber is None and (found := self._resolve()):
             topic, kind = found
             self._subscriber = subscribe(self._node, kind, topic)
@@ -116,7 +145,8 @@ class CameraInput:
             self._subscriber = None
 
     def _resolve(self) -> tuple[str, type] | None:
-        """What to subscribe to: the name before remapping, which a subscription does itself, and the message's type."""
+        """What to subscribe to: the name before remapping, which a subscription does itself, and
+        the message's type."""
         topic = self._topics.image
         if self._topics.transport == "raw":
             return topic, Image
@@ -124,16 +154,23 @@ class CameraInput:
         if self._topics.transport == "compressed":
             return (topic if topic.endswith("/compressed") else beside), CompressedImage
         types = dict(self._node.get_topic_names_and_types())
-        for name, message_type, kind in ((topic, RAW, Image), (topic, COMPRESSED, CompressedImage), (beside, COMPRESSED, CompressedImage)):
+        for name, message_type, kind in (
+            (topic, RAW, Image),
+            (topic, COMPRESSED, CompressedImage),
+            (beside, COMPRESSED, CompressedImage),
+        ):
             resolved = self._node.resolve_topic_name(name)
             if message_type in types.get(resolved, ()) and self._node.count_publishers(resolved):
                 return name, kind
         return None
 
     def _beside(self, topic: str) -> str:
-        """The compressed images of a topic: beside what it is remapped to, unless they are remapped themselves."""
+        """The compressed images of a topic: beside what it is remapped to, unless they are remapped
+        themselves."""
         beside = f"{topic}/compressed"
-        if self._node.resolve_topic_name(beside) != self._node.resolve_topic_name(beside, only_expand=True):
+        if self._node.resolve_topic_name(beside) != self._node.resolve_topic_name(
+            beside, only_expand=True
+        ):
             return beside
         return f"{self._node.resolve_topic_name(topic)}/compressed"
 
@@ -151,18 +188,38 @@ class CameraInput:
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
         width, height = image_size(info)
         if (image.width, image.height) != (width, height):
-            self._bad(self._name, f"image is {image.width}x{image.height} and its camera_info says {width}x{height}")
+            self._bad(
+                self._name,
+                f"image is {image.width}x{image.height} and its camera_info says {width}x{height}",
+            )
 
 
 class OdometryInput:
-    """Odometry as samples of the base's pose, whichever frame of the car it was measured in (that frame's place is on /tf_static)."""
+    """Odometry as samples of the base's pose, whichever frame of the car it was measured in (that
+    frame's place is on /tf_static)."""
 
-    def __init__(self, node: Node, topic: str, base_frame: str, buffer: tf2_ros.Buffer, *,
-                 sample: Callable[[OdometrySample], None], bad: Callable[[str, str], None]) -> None:
-        self._node, self._base_frame, self._buffer, self._sample, self._bad = node, base_frame, buffer, sample, bad
+    def __init__(
+        self,
+        node: Node,
+        topic: str,
+        base_frame: str,
+        buffer: tf2_ros.Buffer,
+        *,
+        sample: Callable[[OdometrySample], None],
+        bad: Callable[[str, str], None],
+    ) -> None:
+        self._node, self._base_frame, self._buffer, self._sample, self._bad = (
+            node,
+            base_frame,
+            buffer,
+            sample,
+            bad,
+        )
         qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
         with making(f"{topic} cannot be subscribed to"):
-            self._subscription = node.create_subscription(Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable())
+            self._subscription = node.create_subscription(
+                Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable()
+            )
 
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)
@@ -171,10 +228,16 @@ class OdometryInput:
         try:
             sample, child = odometry_sample(message), frame_name(message.child_frame_id)
             if child and child != self._base_frame:
-                T_child_base = transform_matrix(self._buffer.lookup_transform(child, self._base_frame, Time()))
+                T_child_base = transform_matrix(
+                    self._buffer.lookup_transform(child, self._base_frame, Time())
+                )
                 sample = OdometrySample(sample.stamp_ns, sample.T_odom_base @ T_child_base)
             self._sample(sample)
         except Recon4dError as error:
             self._bad("odometry", str(error))
         except tf2_ros.TransformException:
-            self._bad("odometry", f"odometry is of frame {child!r}, and no transform from it to {self._base_frame!r} is known")
+            self._bad(
+                "odometry",
+                f"odometry is of frame {child!r}, and no transform from it to {self._base_frame!r}"
+                " is known",
+            )

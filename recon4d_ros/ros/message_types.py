@@ -1,4 +1,5 @@
 """Message classes by name, for a player and a recorder that know no topic beforehand."""
+
 from __future__ import annotations
 
 import importlib
@@ -14,4 +15,6 @@ def message_class(name: str) -> type:
         package, kind, message = name.split("/")
         return getattr(importlib.import_module(f"{package}.{kind}"), message)
     except (ValueError, ImportError, AttributeError) as error:
-        raise MessageError(f"message type {name} is not installed here: is its package built and sourced?") from error
+        raise MessageError(
+            f"message type {name} is not installed here: is its package built and sourced?"
+        ) from error

@@ -1,4 +1,6 @@
-"""`recon4d_node`: the managed lifecycle node. States, parameters and services; what runs between configure and cleanup is a Session."""
+"""`recon4d_node`: the managed lifecycle node. States, parameters and services; what runs between
+configure and cleanup is a Session."""
+
 from __future__ import annotations
 
 import re
@@ -16,8 +18,8 @@ from rclpy.parameter import Parameter
 from recon4d_msgs.srv import SaveMap
 from std_srvs.srv import SetBool, Trigger
 
+from recon4d_ros.cameras.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.errors import ParameterError, Recon4dError
-from recon4d_ros.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.entities import check_topic
@@ -27,7 +29,11 @@ from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, 
 from recon4d_ros.ros.session import Session, Setup
 from recon4d_ros.types import Rig
 
-SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
+SUCCESS, FAILURE, ERROR = (
+    TransitionCallbackReturn.SUCCESS,
+    TransitionCallbackReturn.FAILURE,
+    TransitionCallbackReturn.ERROR,
+)
 TICK, POLL, REPORT = 0.1, 0.01, 1.0  # seconds; on the steady clock: /clock may stand still
 CLOCK_BACK = Duration(seconds=-0.5)  # of /clock: less is jitter
 
@@ -37,6 +43,7 @@ Transition = Callable[["Recon4dNode", LifecycleState], TransitionCallbackReturn]
 
 def explained(transition: Transition) -> Transition:
     """A transition whose exceptions are said: rclpy takes one for ERROR and keeps it to itself."""
+
     @wraps(transition)
     def call(node: Recon4dNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
@@ -44,11 +51,13 @@ def explained(transition: Transition) -> Transition:
         except Exception as error:
             node._explain(error)
             return ERROR
+
     return call
 
 
 class Recon4dNode(LifecycleNode):
-    """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not configure, or ""."""
+    """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not
+    configure, or ""."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(NODE_NAME, **kwargs)
@@ -56,8 +65,14 @@ class Recon4dNode(LifecycleNode):
         self._state = "unconfigured"
         self.failure = ""
         self.finalized = False
-        self._faults = {info.name: sentence for info in parameters.all_parameters() if (sentence := parameters.declare(self, info))}
-        self.add_on_set_parameters_callback(lambda given: parameters.refuse_when_configured(self._session is not None, given))
+        self._faults = {
+            info.name: sentence
+            for info in parameters.all_parameters()
+            if (sentence := parameters.declare(self, info))
+        }
+        self.add_on_set_parameters_callback(
+            lambda given: parameters.refuse_when_configured(self._session is not None, given)
+        )
         self.add_post_set_parameters_callback(self._mended)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -68,7 +83,9 @@ class Recon4dNode(LifecycleNode):
         self.create_timer(POLL, self._poll, clock=steady)
         self.create_timer(REPORT, self._report, clock=steady)
         self._jump = self.get_clock().create_jump_callback(
-            JumpThreshold(min_forward=None, min_backward=CLOCK_BACK, on_clock_change=False), post_callback=self._on_clock_jump)
+            JumpThreshold(min_forward=None, min_backward=CLOCK_BACK, on_clock_change=False),
+            post_callback=self._on_clock_jump,
+        )
 
     @property
     def autostart(self) -> bool:
@@ -79,7 +96,7 @@ class Recon4dNode(LifecycleNode):
         if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
-    # --- transitions ------------------------------------------------------------------------------------------------------------------
+    # --- transitions
 
     @explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -90,7 +107,10 @@ class Recon4dNode(LifecycleNode):
             self._explain(error)
             return FAILURE
         for name in parameters.unknown_overrides(self):
-            self.get_logger().warning(f"parameter {name} is not known and does nothing: `ros2 param list` shows those that are")
+            self.get_logger().warning(
+                f"parameter {name} is not known and does nothing: `ros2 param list` shows those"
+                " that are"
+            )
         self._state = "inactive"
         return SUCCESS
 
@@ -101,7 +121,9 @@ class Recon4dNode(LifecycleNode):
             self._session.activate()
             self._state = "active"
             waiting = self._session.waiting()
-            self.get_logger().info("active" + (f", waiting for {'; '.join(waiting)}" if waiting else ""))
+            self.get_logger().info(
+                "active" + (f", waiting for {'; '.join(waiting)}" if waiting else "")
+            )
         return result
 
     @explained
@@ -126,7 +148,8 @@ class Recon4dNode(LifecycleNode):
 
     @explained
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """A transition failed and said why: back to unconfigured, so that a lifecycle manager can try again."""
+        """A transition failed and said why: back to unconfigured, so that a lifecycle manager can
+        try again."""
         if self._session is not None:
             session, self._session = self._session, None
             session.close()
@@ -148,12 +171,21 @@ class Recon4dNode(LifecycleNode):
                 session.close()
 
     def _explain(self, error: Exception) -> None:
-        """Say why it does not go on: the sentence of what is the user's, the traceback too of what is a bug of ours."""
+        """Say why it does not go on: the sentence of what is the user's, the traceback too of what
+        is a bug of ours."""
         known = isinstance(error, Recon4dError)
-        self.failure = str(error) if known else f"bug, please report it with what the log says: {type(error).__name__}: {error}"
-        self.get_logger().error(self.failure if known else f"{self.failure}\n{''.join(traceback.format_exception(error))}")
+        self.failure = (
+            str(error)
+            if known
+            else f"bug, please report it with what the log says: {type(error).__name__}: {error}"
+        )
+        self.get_logger().error(
+            self.failure
+            if known
+            else f"{self.failure}\n{''.join(traceback.format_exception(error))}"
+        )
 
-    # --- what configure reads ---------------------------------------------------------------------------------------------------------
+    # --- what configure reads
 
     def _setup(self) -> Setup:
         """Raises Recon4dError."""
@@ -166,18 +198,28 @@ class Recon4dNode(LifecycleNode):
             rig, file_topics = chosen(file.rig, own.cameras), file.topics
         names = rig.names if rig is not None else own.cameras
         if not names:
-            raise ParameterError("parameter cameras is empty: expected the cameras' names, or a rig_file that has them")
+            raise ParameterError(
+                "parameter cameras is empty: expected the cameras' names, or a rig_file that has"
+                " them"
+            )
         topics = {}
         for name in names:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-                raise ParameterError(f"camera name {name!r} cannot be part of a topic: expected letters, digits and _, a letter first")
+                raise ParameterError(
+                    f"camera name {name!r} cannot be part of a topic: expected letters, digits and"
+                    " _, a letter first"
+                )
             self._faults |= parameters.declare_camera(self, name)
             self._raise_faults()
             camera = parameters.read_camera(self, name)
             known = file_topics.get(name)
-            topics[name] = CameraSource(camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
-                                        camera.camera_info_topic or (known.camera_info if known else "") or f"/camera/{name}/camera_info",
-                                        camera.transport)
+            topics[name] = CameraSource(
+                camera.image_topic or (known.image if known else "") or f"/camera/{name}/image_raw",
+                camera.camera_info_topic
+                or (known.camera_info if known else "")
+                or f"/camera/{name}/camera_info",
+                camera.transport,
+            )
             check_topic(self, f"{name}.image_topic", topics[name].image)
             check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)
         if own.odom_topic:
@@ -187,7 +229,8 @@ class Recon4dNode(LifecycleNode):
         return Setup(own, algorithm, names, topics, rig)
 
     def _raise_faults(self) -> None:
-        """What was given at start and cannot be taken stays a fault until it is set anew: it must not run on a default."""
+        """What was given at start and cannot be taken stays a fault until it is set anew: it must
+        not run on a default."""
         if self._faults:
             raise ParameterError("; ".join(self._faults.values()))
 
@@ -195,7 +238,7 @@ class Recon4dNode(LifecycleNode):
         for item in given:
             self._faults.pop(item.name, None)
 
-    # --- timers, clock, services ------------------------------------------------------------------------------------------------------
+    # --- timers, clock, services
 
     def _tick(self) -> None:
         """Back to unconfigured if rig, engine or topics turn out to be unusable after configure."""
@@ -218,10 +261,19 @@ class Recon4dNode(LifecycleNode):
         if session is not None and session.active and (session.paused or session.waiting()):
             session.show_status()
         health = session.health if session is not None else Health(())
-        waiting = session.waiting() if session is not None else [self.failure] if self.failure else []
-        self._diagnostics.publish(health.diagnostics_msg(
-            self.get_clock().now().nanoseconds, self.get_name(), state=self._state, waiting=waiting,
-            paused=session is not None and session.paused, silence=self.get_parameter("silence").value))
+        waiting = (
+            session.waiting() if session is not None else [self.failure] if self.failure else []
+        )
+        self._diagnostics.publish(
+            health.diagnostics_msg(
+                self.get_clock().now().nanoseconds,
+                self.get_name(),
+                state=self._state,
+                waiting=waiting,
+                paused=session is not None and session.paused,
+                silence=self.get_parameter("silence").value,
+            )
+        )
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
@@ -229,7 +281,10 @@ class Recon4dNode(LifecycleNode):
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._session is None:
-            response.success, response.message = False, f"the node is {self._state}: there is nothing to reset"
+            response.success, response.message = (
+                False,
+                f"the node is {self._state}: there is nothing to reset",
+            )
             return response
         try:
             self._session.reset("asked for")
@@ -246,24 +301,37 @@ class Recon4dNode(LifecycleNode):
         response.success, response.message = True, "paused" if request.data else "running"
         return response
 
-    def _on_save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> SaveMap.Response:
+    def _on_save_map(
+        self, request: SaveMap.Request, response: SaveMap.Response
+    ) -> SaveMap.Response:
         folder = Path(self.get_parameter("output_folder").value or ".").expanduser()
-        path = Path(request.path).expanduser() if request.path else folder / f"map_{self.get_clock().now().nanoseconds}.ply"
+        path = (
+            Path(request.path).expanduser()
+            if request.path
+            else folder / f"map_{self.get_clock().now().nanoseconds}.ply"
+        )
         try:
             if self._session is None:
                 raise Recon4dError(f"the node is {self._state}: there is no map")
             if not request.path:
                 folder.mkdir(parents=True, exist_ok=True)
             response.points = int(self._session.save_map(path))
-            lost = "".join(f"; {count} voxels are not in it: {reason}" for reason, count in self._session.health.map_losses.items())
-            response.success, response.message = True, f"{response.points} points written to {path}{lost}"
+            lost = "".join(
+                f"; {count} voxels are not in it: {reason}"
+                for reason, count in self._session.health.map_losses.items()
+            )
+            response.success, response.message = (
+                True,
+                f"{response.points} points written to {path}{lost}",
+            )
         except (Recon4dError, OSError, TimeoutError) as error:
             response.success, response.message = False, str(error)
         return response
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT, SIGTERM or its shutdown transition. Returns 0, or 2 if autostart failed (the log has the sentence)."""
+    """Run the node until SIGINT, SIGTERM or its shutdown transition. Returns 0, or 2 if autostart
+    failed (the log has the sentence)."""
     with ros_process(args) as stop:
         node = Recon4dNode()
         executor = lean_executor()
@@ -271,7 +339,10 @@ def main(args: list[str] | None = None) -> int:
         try:
             if node.autostart and not stop.is_set():
                 node.start()
-            spin_until(executor, lambda: stop.is_set() or node.finalized or (node.autostart and bool(node.failure)))
+            spin_until(
+                executor,
+                lambda: stop.is_set() or node.finalized or (node.autostart and bool(node.failure)),
+            )
             return EXIT_BAD_INPUT if node.autostart and node.failure else 0
         finally:
             node.finish()

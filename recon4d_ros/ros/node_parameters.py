@@ -1,4 +1,6 @@
-"""The node's parameters beside the algorithm's, as data: the command line reads the node's parameter files too, without rclpy."""
+"""The node's parameters beside the algorithm's, as data: the command line reads the node's
+parameter files too, without rclpy."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,23 +14,56 @@ NODE_NAME = "recon4d"
 class NodeParameters:
     """What the node needs beside the algorithm: names, frames, files."""
 
-    autostart: bool = parameter(True, "configure and activate at start, without a lifecycle manager; if it fails the process exits with 2")
-    cameras: tuple[str, ...] = parameter((), "names of the cameras, in the rig's order; empty = all of rig_file")
-    rig_file: str = parameter("", "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and /tf_static")
-    engine: str = parameter("", "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig")
+    autostart: bool = parameter(
+        True,
+        "configure and activate at start, without a lifecycle manager; if it fails the process"
+        " exits with 2",
+    )
+    cameras: tuple[str, ...] = parameter(
+        (), "names of the cameras, in the rig's order; empty = all of rig_file"
+    )
+    rig_file: str = parameter(
+        "",
+        "rig file (YAML) with intrinsics and extrinsics; empty = they come from camera_info and"
+        " /tf_static",
+    )
+    engine: str = parameter(
+        "",
+        "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig",
+    )
     odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
-    publish_tf: str = parameter("map_odom_base", "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another's), none",
-                                choices=("map_odom_base", "map_odom", "none"))
+    publish_tf: str = parameter(
+        "map_odom_base",
+        "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another's), none",
+        choices=("map_odom_base", "map_odom", "none"),
+    )
     map_frame: str = parameter("map", "fixed frame of the map")
     odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
     base_frame: str = parameter("base_link", "the car's frame: x forward, y left, z up")
-    map_publish_period: float = parameter(2.0, "seconds between two publications of ~/map (~/map_updates comes every frame)",
-                                          minimum=0.1, maximum=3600.0)
-    path_length: int = parameter(2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000)
-    path_spacing: float = parameter(0.5, "metres between two poses of ~/path", minimum=0.0, maximum=100.0)
-    points_stride: int = parameter(2, "~/points has every so-many-th pixel of every so-many-th row (~/<camera>/depth has all)",
-                                   minimum=1, maximum=32)
-    silence: float = parameter(2.0, "seconds without an image after which /diagnostics calls a camera silent", minimum=0.1, maximum=600.0)
+    map_publish_period: float = parameter(
+        2.0,
+        "seconds between two publications of ~/map (~/map_updates comes every frame)",
+        minimum=0.1,
+        maximum=3600.0,
+    )
+    path_length: int = parameter(
+        2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000
+    )
+    path_spacing: float = parameter(
+        0.5, "metres between two poses of ~/path", minimum=0.0, maximum=100.0
+    )
+    points_stride: int = parameter(
+        2,
+        "~/points has every so-many-th pixel of every so-many-th row (~/<camera>/depth has all)",
+        minimum=1,
+        maximum=32,
+    )
+    silence: float = parameter(
+        2.0,
+        "seconds without an image after which /diagnostics calls a camera silent",
+        minimum=0.1,
+        maximum=600.0,
+    )
     output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
 
 
@@ -36,7 +71,15 @@ class NodeParameters:
 class CameraParameters:
     """Where one camera's messages come from; the names are below `<camera>.`"""
 
-    image_topic: str = parameter("", "images; empty = the rig file's, else /camera/<camera>/image_raw")
-    camera_info_topic: str = parameter("", "calibration; empty = the rig file's, else /camera/<camera>/camera_info")
-    transport: str = parameter("auto", "raw (Image), compressed (CompressedImage), or auto: what is published on image_topic or "
-                               "image_topic/compressed, raw where both are", choices=("auto", "raw", "compressed"))
+    image_topic: str = parameter(
+        "", "images; empty = the rig file's, else /camera/<camera>/image_raw"
+    )
+    camera_info_topic: str = parameter(
+        "", "calibration; empty = the rig file's, else /camera/<camera>/camera_info"
+    )
+    transport: str = parameter(
+        "auto",
+        "raw (Image), compressed (CompressedImage), or auto: what is published on image_topic or "
+        "image_topic/compressed, raw where both are",
+        choices=("auto", "raw", "compressed"),
+    )

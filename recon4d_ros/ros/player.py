@@ -1,7 +1,10 @@
-"""`recon4d_player`: a bag onto DDS at its own pace, as the sensors would: /tf_static latched, /clock, peers waited for, a clean end.
+"""`recon4d_player`: a bag onto DDS at its own pace, as the sensors would: /tf_static latched,
+/clock, peers waited for, a clean end.
 
-While it waits it repeats each camera's first camera_info, so that a node that takes its rig from there can get ready.
+While it waits it repeats each camera's first camera_info, so that a node that takes its rig from
+there can get ready.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,14 +35,17 @@ from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spinning
 
 CLOCK_PERIOD = 0.01  # seconds of wall time between two /clock
 PREROLL_PERIOD = 0.5
-SETTLE = 0.5  # seconds between the last peer's match and the first message: both ends have to know of it
+SETTLE = (
+    0.5  # seconds between the last peer's match and the first message: both ends have to know of it
+)
 LATE_NS = 50_000_000
 ACKNOWLEDGE = Duration(seconds=5)
 
 
 @dataclass(frozen=True)
 class PlayerOptions:
-    """bag: folder or file. rate: bag seconds per second. wait_for: readers that each image topic must have before the start (0 = none).
+    """bag: folder or file. rate: bag seconds per second. wait_for: readers that each image topic
+    must have before the start (0 = none).
 
     timeout: seconds to wait for them. topics: only these (empty = all). truth: /ground_truth/* too.
     """
@@ -58,7 +64,8 @@ class PlayerOptions:
 
 @dataclass
 class Played:
-    """What a run did. late: messages more than 50 ms behind their time; worst_ns: the worst of it."""
+    """What a run did. late: messages more than 50 ms behind their time; worst_ns: the worst of
+    it."""
 
     messages: int = 0
     loops: int = 0
@@ -88,12 +95,20 @@ class Player(Node):
         missing = [topic for topic in options.topics if topic not in reader.topics]
         if missing or not self._outputs:
             has = ", ".join(reader.topics) or "none"
-            raise BagError(f"{reader.path}: no topic {missing[0] if missing else 'to play'}: the bag has {has}")
+            raise BagError(
+                f"{reader.path}: no topic {missing[0] if missing else 'to play'}: the bag has {has}"
+            )
 
     def _wanted(self, topic: str) -> bool:
-        if topic.startswith(TRUTH) and not self._options.truth and topic not in self._options.topics:
+        if (
+            topic.startswith(TRUTH)
+            and not self._options.truth
+            and topic not in self._options.topics
+        ):
             return False
-        return topic not in self._options.exclude and (not self._options.topics or topic in self._options.topics or topic == TF_STATIC)
+        return topic not in self._options.exclude and (
+            not self._options.topics or topic in self._options.topics or topic == TF_STATIC
+        )
 
     def _add(self, topic: str, type_name: str) -> None:
         try:
@@ -103,8 +118,11 @@ class Player(Node):
             self.get_logger().warning(f"{topic} is not played: {error}")
             return
         latched = topic == TF_STATIC
-        qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE,
-                         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
+        qos = QoSProfile(
+            depth=10,
+            reliability=ReliabilityPolicy.RELIABLE,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        )
         self._outputs[topic] = self.create_publisher(kind, topic, qos)
         if type_name in (IMAGE, COMPRESSED_IMAGE):
             self._images.append(self._outputs[topic])
@@ -123,22 +141,35 @@ class Player(Node):
             return
         merged = {}
         for _, _, _, data in self._reader.raw_messages([TF_STATIC]):
-            merged.update({transform.child_frame_id: transform for transform in deserialize_message(data, TFMessage).transforms})
+            merged.update(
+                {
+                    transform.child_frame_id: transform
+                    for transform in deserialize_message(data, TFMessage).transforms
+                }
+            )
         self._outputs[TF_STATIC].publish(TFMessage(transforms=list(merged.values())))
 
     def wait_for_peers(self, stop: Callable[[], bool]) -> None:
-        """Until each image topic has its readers. Raises BagError (there is nobody to play to) after the time-out."""
+        """Until each image topic has its readers. Raises BagError (there is nobody to play to)
+        after the time-out."""
         infos = self._first_infos()
         begin, told, matched = time.monotonic(), 0.0, None
         while not stop():
             now = time.monotonic()
-            lonely = [publisher.topic for publisher in self._images if publisher.get_subscription_count() < self._options.wait_for]
+            lonely = [
+                publisher.topic
+                for publisher in self._images
+                if publisher.get_subscription_count() < self._options.wait_for
+            ]
             matched = None if lonely else matched or now
             if matched is not None and now - matched >= SETTLE * bool(self._options.wait_for):
                 return
             if lonely and now - begin > self._options.timeout:
-                raise BagError(f"after {self._options.timeout:.0f} s nobody reads {lonely[0]}"
-                               f"{f' and {len(lonely) - 1} more' if len(lonely) > 1 else ''}: `--wait-for 0` plays all the same")
+                raise BagError(
+                    f"after {self._options.timeout:.0f} s nobody reads"
+                    f" {lonely[0]}{f' and {len(lonely) - 1} more' if len(lonely) > 1 else ''}:"
+                    " `--wait-for 0` plays all the same"
+                )
             if lonely and now - told >= PREROLL_PERIOD:
                 told = now
                 for topic, data in infos.items():
@@ -146,7 +177,11 @@ class Player(Node):
             time.sleep(0.02)
 
     def _first_infos(self) -> dict[str, bytes]:
-        wanted = [topic for topic, info in self._reader.topics.items() if info.type == CAMERA_INFO and topic in self._outputs]
+        wanted = [
+            topic
+            for topic, info in self._reader.topics.items()
+            if info.type == CAMERA_INFO and topic in self._outputs
+        ]
         found: dict[str, bytes] = {}
         for topic, _, _, data in self._reader.raw_messages(wanted) if wanted else ():
             found.setdefault(topic, bytes(data))
@@ -163,14 +198,24 @@ class Player(Node):
                 break
         if not stop():
             self.played.unacknowledged = [
-                topic for topic, publisher in self._outputs.items() if not publisher.wait_for_all_acked(ACKNOWLEDGE)]
+                topic
+                for topic, publisher in self._outputs.items()
+                if not publisher.wait_for_all_acked(ACKNOWLEDGE)
+            ]
         return self.played
 
     def _play_once(self, stop: Callable[[], bool]) -> None:
         info = self._reader.info()
         pace = _Pace(info.start_ns, self._options.rate)
-        with tqdm(total=round(info.duration_s, 1), unit="s", desc="playing", disable=not sys.stderr.isatty(),
-                  bar_format="{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]") as bar:
+        with tqdm(
+            total=round(info.duration_s, 1),
+            unit="s",
+            desc="playing",
+            disable=not sys.stderr.isatty(),
+            bar_format=(
+                "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
+            ),
+        ) as bar:
             for topic, receive_ns, data in self._messages():
                 self._wait(pace, receive_ns, stop)
                 if stop():
@@ -249,18 +294,51 @@ class _Standing:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="recon4d_player", description="Play a rosbag2 bag (MCAP or sqlite3) over ROS 2, as the sensors would.",
-        epilog="exit codes: 0 played to the end or stopped by a signal, 2 bad bag or nobody to play to. "
-               "~/pause (std_srvs/SetBool) pauses and resumes. Everything after --ros-args goes to ROS.")
+        prog="recon4d_player",
+        description="Play a rosbag2 bag (MCAP or sqlite3) over ROS 2, as the sensors would.",
+        epilog=(
+            "exit codes: 0 played to the end or stopped by a signal, 2 bad bag or nobody to play"
+            " to. ~/pause (std_srvs/SetBool) pauses and resumes. Everything after --ros-args goes"
+            " to ROS."
+        ),
+    )
     parser.add_argument("bag", type=Path, help="bag folder, or one .mcap or .db3 file")
-    parser.add_argument("--rate", type=float, default=1.0, help="bag seconds per second (default 1)")
-    parser.add_argument("--loop", action="store_true", help="start over at the end, until stopped; time jumps back")
-    parser.add_argument("--start-paused", action="store_true", help="wait for ~/pause with data: false")
-    parser.add_argument("--wait-for", type=int, default=1, metavar="N", help="readers each image topic must have at the start (default 1)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for them (default 60)")
-    parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these (default all, and /tf_static in any case)")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="bag seconds per second (default 1)"
+    )
+    parser.add_argument(
+        "--loop", action="store_true", help="start over at the end, until stopped; time jumps back"
+    )
+    parser.add_argument(
+        "--start-paused", action="store_true", help="wait for ~/pause with data: false"
+    )
+    parser.add_argument(
+        "--wait-for",
+        type=int,
+        default=1,
+        metavar="N",
+        help="readers each image topic must have at the start (default 1)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait for them (default 60)",
+    )
+    parser.add_argument(
+        "--topics",
+        nargs="+",
+        default=[],
+        metavar="TOPIC",
+        help="only these (default all, and /tf_static in any case)",
+    )
     parser.add_argument("--exclude", nargs="+", default=[], metavar="TOPIC", help="all but these")
-    parser.add_argument("--truth", action="store_true", help="/ground_truth/* too: left out by default, nothing should see it by accident")
+    parser.add_argument(
+        "--truth",
+        action="store_true",
+        help="/ground_truth/* too: left out by default, nothing should see it by accident",
+    )
     parser.add_argument("--no-clock", action="store_true", help="do not publish /clock")
     return parser
 
@@ -269,8 +347,18 @@ def main(args: list[str] | None = None) -> int:
     """Play; returns the exit code."""
     words, ros = split_ros_args(sys.argv[1:] if args is None else args)
     given = build_parser().parse_args(words)
-    options = PlayerOptions(given.bag, given.rate, given.loop, given.start_paused, given.wait_for, given.timeout, tuple(given.topics),
-                            tuple(given.exclude), given.truth, not given.no_clock)
+    options = PlayerOptions(
+        given.bag,
+        given.rate,
+        given.loop,
+        given.start_paused,
+        given.wait_for,
+        given.timeout,
+        tuple(given.topics),
+        tuple(given.exclude),
+        given.truth,
+        not given.no_clock,
+    )
     try:
         if not (math.isfinite(options.rate) and options.rate > 0):
             raise BagError(f"--rate is {options.rate:g}: expected above 0")
@@ -286,8 +374,13 @@ def main(args: list[str] | None = None) -> int:
     except Recon4dError as error:
         print(f"recon4d_player: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    late = f"{played.late} of them more than {LATE_NS // 1_000_000} ms late (worst {played.worst_ns * 1e-6:.0f} ms)"
-    lost = f"; not acknowledged: {', '.join(played.unacknowledged)}" if played.unacknowledged else ""
+    late = (
+        f"{played.late} of them more than {LATE_NS // 1_000_000} ms late (worst"
+        f" {played.worst_ns * 1e-6:.0f} ms)"
+    )
+    lost = (
+        f"; not acknowledged: {', '.join(played.unacknowledged)}" if played.unacknowledged else ""
+    )
     print(f"played {played.messages} messages, {late}{lost}", flush=True)
     return 0
 

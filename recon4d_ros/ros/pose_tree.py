@@ -1,4 +1,5 @@
 """Who owns which edge of map -> odom -> base_link (REP-105)."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,14 +19,20 @@ Array = NDArray[np.float64]
 LOOKUP_TIMEOUT = Duration(seconds=0.05)
 
 
-def edges(mode: str, frames: Frames, T_map_base: Array, stamp_ns: int, T_odom_base: Array | None) -> list[TransformStamped]:
+def edges(
+    mode: str, frames: Frames, T_map_base: Array, stamp_ns: int, T_odom_base: Array | None
+) -> list[TransformStamped]:
     """The transforms that are ours to send.
 
-    map_odom_base: we are the odometry and correct nothing behind its back, so map -> odom is the identity and odom -> base the pose.
-    map_odom: another node owns odom -> base (T_odom_base at the stamp), so T_map_odom = T_map_base T_odom_base^-1.
+    map_odom_base: we are the odometry and correct nothing behind its back, so map -> odom is the
+    identity and odom -> base the pose. map_odom: another node owns odom -> base (T_odom_base at the
+    stamp), so T_map_odom = T_map_base T_odom_base^-1.
     """
     if mode == "map_odom_base":
-        return [transform_msg(np.eye(4), stamp_ns, frames.map, frames.odom), transform_msg(T_map_base, stamp_ns, frames.odom, frames.base)]
+        return [
+            transform_msg(np.eye(4), stamp_ns, frames.map, frames.odom),
+            transform_msg(T_map_base, stamp_ns, frames.odom, frames.base),
+        ]
     if mode == "map_odom" and T_odom_base is not None:
         return [transform_msg(T_map_base @ inverse(T_odom_base), stamp_ns, frames.map, frames.odom)]
     return []
@@ -50,9 +57,20 @@ class PoseTree:
         T_odom_base = None
         if self._mode == "map_odom":
             try:
-                T_odom_base = transform_matrix(self._buffer.lookup_transform(
-                    self._frames.odom, self._frames.base, Time(nanoseconds=stamp_ns), timeout=LOOKUP_TIMEOUT))
+                T_odom_base = transform_matrix(
+                    self._buffer.lookup_transform(
+                        self._frames.odom,
+                        self._frames.base,
+                        Time(nanoseconds=stamp_ns),
+                        timeout=LOOKUP_TIMEOUT,
+                    )
+                )
             except (tf2_ros.TransformException, MessageError) as error:
-                return f"no {self._frames.odom} -> {self._frames.base} at the frame set's stamp: {error}"
-        self._broadcaster.sendTransform(edges(self._mode, self._frames, T_map_base, stamp_ns, T_odom_base))
+                return (
+                    f"no {self._frames.odom} -> {self._frames.base} at the frame set's stamp:"
+                    f" {error}"
+                )
+        self._broadcaster.sendTransform(
+            edges(self._mode, self._frames, T_map_base, stamp_ns, T_odom_base)
+        )
         return ""

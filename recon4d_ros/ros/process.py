@@ -1,8 +1,11 @@
-"""A ROS process from start to clean end: signals become an event, so that what has to be said last can still be said.
+"""A ROS process from start to clean end: signals become an event, so that what has to be said last
+can still be said.
 
-rclpy's own handlers shut the context down at once, after which nothing can be published, and a signal between init and spin raises
-RCLError. Here the context lives until the caller's block is left.
+rclpy's own handlers shut the context down at once, after which nothing can be published, and a
+signal between init and spin raises RCLError. Here the context lives until the caller's block is
+left.
 """
+
 from __future__ import annotations
 
 import signal
@@ -24,8 +27,8 @@ _PATIENCE = 3.0  # seconds
 def ros_process(args: list[str] | None) -> Iterator[threading.Event]:
     """rclpy from init to shutdown; yields the event that SIGINT or SIGTERM sets.
 
-    A signal that comes again is taken for impatience, and ends the process at once, only after a few seconds: Ctrl-C under `ros2 launch`
-    comes twice, from the terminal and from launch.
+    A signal that comes again is taken for impatience, and ends the process at once, only after a
+    few seconds: Ctrl-C under `ros2 launch` comes twice, from the terminal and from launch.
     """
     stop = threading.Event()
     asked = 0.0
@@ -48,13 +51,15 @@ def ros_process(args: list[str] | None) -> Iterator[threading.Event]:
             rclpy.try_shutdown()
     finally:
         for number, handler in before.items():
-            # Asked to stop, the process is about to end: a second signal must not turn its exit code 0 into a death by SIGINT.
+            # Asked to stop, the process is about to end: a second signal must not turn its exit
+            # code 0 into a death by SIGINT.
             signal.signal(number, signal.SIG_IGN if stop.is_set() else handler)
 
 
 def lean_executor() -> Executor:
-    """One thread, woken by events: rclpy's own executor, which looks through all of a node's entities for each message, takes several times
-    as much of the interpreter from the worker. Where this rclpy has none yet, that one."""
+    """One thread, woken by events: rclpy's own executor, which looks through all of a node's
+    entities for each message, takes several times as much of the interpreter from the worker. Where
+    this rclpy has none yet, that one."""
     try:
         from rclpy.experimental.events_executor import EventsExecutor
     except ImportError:
@@ -75,7 +80,9 @@ def spinning(*nodes: rclpy.node.Node) -> Iterator[Executor]:
     for node in nodes:
         executor.add_node(node)
     end = threading.Event()
-    thread = threading.Thread(target=spin_until, args=(executor, end.is_set), name="executor", daemon=True)
+    thread = threading.Thread(
+        target=spin_until, args=(executor, end.is_set), name="executor", daemon=True
+    )
     thread.start()
     try:
         yield executor

@@ -1,7 +1,9 @@
 """What the node says, and how: one table of outputs, and the class that publishes a Reconstruction.
 
-Messages are built only where somebody listens. Clouds leave as structured arrays whose memory goes into the message as it is.
+Messages are built only where somebody listens. Clouds leave as structured arrays whose memory goes
+into the message as it is.
 """
+
 from __future__ import annotations
 
 import time
@@ -33,7 +35,8 @@ PATH_PERIOD_NS = 1_000_000_000  # ~/path is whole each time, so once a second is
 
 @dataclass(frozen=True)
 class Output:
-    """One published topic. topic: with `<camera>` where there is one each. latched: transient local, for who comes late."""
+    """One published topic. topic: with `<camera>` where there is one each. latched: transient
+    local, for who comes late."""
 
     topic: str
     type: type
@@ -43,21 +46,59 @@ class Output:
 
     def qos(self) -> QoSProfile:
         """Reliable, because a reliable reader (RViz's default) hears only a reliable writer."""
-        return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self.depth, reliability=ReliabilityPolicy.RELIABLE,
-                          durability=DurabilityPolicy.TRANSIENT_LOCAL if self.latched else DurabilityPolicy.VOLATILE)
+        return QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=self.depth,
+            reliability=ReliabilityPolicy.RELIABLE,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL
+            if self.latched
+            else DurabilityPolicy.VOLATILE,
+        )
 
 
 OUTPUTS = (
-    Output("~/points", PointCloud2, "this frame in the base frame: x y z rgb confidence; every points_stride-th pixel"),
-    Output("~/map", PointCloud2, "static world in the map frame: x y z rgb weight; latched, throttled", depth=1, latched=True),
-    Output("~/map_updates", MapUpdate, "voxels added or changed, and voxels removed, since the last", depth=50),
-    Output("~/dynamic_points", PointCloud2, "what moves in this frame, in the base frame: x y z rgb confidence"),
-    Output("~/objects", DynamicObjectArray, "tracked movers in the map frame: stable id, box, velocity, covariances"),
+    Output(
+        "~/points",
+        PointCloud2,
+        "this frame in the base frame: x y z rgb confidence; every points_stride-th pixel",
+    ),
+    Output(
+        "~/map",
+        PointCloud2,
+        "static world in the map frame: x y z rgb weight; latched, throttled",
+        depth=1,
+        latched=True,
+    ),
+    Output(
+        "~/map_updates",
+        MapUpdate,
+        "voxels added or changed, and voxels removed, since the last",
+        depth=50,
+    ),
+    Output(
+        "~/dynamic_points",
+        PointCloud2,
+        "what moves in this frame, in the base frame: x y z rgb confidence",
+    ),
+    Output(
+        "~/objects",
+        DynamicObjectArray,
+        "tracked movers in the map frame: stable id, box, velocity, covariances",
+    ),
     Output("~/objects_markers", MarkerArray, "the movers' boxes, velocities and labels"),
-    Output("~/odometry", Odometry, "odom -> base (map -> base with publish_tf map_odom); covariance is huge while lost", depth=50),
+    Output(
+        "~/odometry",
+        Odometry,
+        "odom -> base (map -> base with publish_tf map_odom); covariance is huge while lost",
+        depth=50,
+    ),
     Output("~/path", Path, "poses in the map frame, once a second"),
     Output("~/status", Status, "the node's state, once per frame set", depth=50),
-    Output("~/<camera>/depth", Image, "32FC1 metres, NaN = none, rectified, at working size, stamped as the source image"),
+    Output(
+        "~/<camera>/depth",
+        Image,
+        "32FC1 metres, NaN = none, rectified, at working size, stamped as the source image",
+    ),
     Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth and mask"),
     Output("~/<camera>/dynamic_mask", Image, "mono8, 255 = moving, same geometry as the depth"),
 )
@@ -65,7 +106,8 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class Frames:
-    """Names of the coordinate frames; camera -> frame_id as its images say it. pose: the parent frame of ~/odometry."""
+    """Names of the coordinate frames; camera -> frame_id as its images say it. pose: the parent
+    frame of ~/odometry."""
 
     map: str
     odom: str
@@ -74,11 +116,26 @@ class Frames:
 
 
 class Publishers:
-    """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole map."""
+    """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole
+    map."""
 
-    def __init__(self, node: LifecycleNode, cameras: tuple[str, ...], frames: Frames, camera_frame: Callable[[str], str], *,
-                 path_length: int, path_spacing: float, points_stride: int = 1) -> None:
-        self._node, self._cameras, self._frames, self._camera_frame = node, cameras, frames, camera_frame
+    def __init__(
+        self,
+        node: LifecycleNode,
+        cameras: tuple[str, ...],
+        frames: Frames,
+        camera_frame: Callable[[str], str],
+        *,
+        path_length: int,
+        path_spacing: float,
+        points_stride: int = 1,
+    ) -> None:
+        self._node, self._cameras, self._frames, self._camera_frame = (
+            node,
+            cameras,
+            frames,
+            camera_frame,
+        )
         self._path: deque[NDArray[np.float64]] = deque(maxlen=path_length)
         self._path_stamps: deque[int] = deque(maxlen=path_length)
         self._path_spacing = path_spacing
@@ -86,11 +143,17 @@ class Publishers:
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
         self._stride = points_stride
-        self._images_kept: dict[str, Image] = {}  # by topic: messages are filled again, which costs less than making them anew
+        self._images_kept: dict[
+            str, Image
+        ] = {}  # by topic: messages are filled again, which costs less than making them anew
         self._infos_kept: dict[str, CameraInfo] = {}
         self._clouds_kept: dict[str, PointCloud2] = {}
-        self._rays: dict[int, NDArray[np.float32]] | None = None  # by stride: [N, 3, pixels] at unit depth
-        self._rows: dict[int, NDArray[np.float32]] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
+        self._rays: dict[int, NDArray[np.float32]] | None = (
+            None  # by stride: [N, 3, pixels] at unit depth
+        )
+        self._rows: dict[
+            int, NDArray[np.float32]
+        ] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
         try:
             for output in OUTPUTS:
@@ -103,7 +166,11 @@ class Publishers:
     def _open(self, output: Output, topic: str) -> None:
         with making(f"{topic} cannot be published"):
             self.publishers[topic] = self._node.create_lifecycle_publisher(
-                output.type, topic, output.qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies())
+                output.type,
+                topic,
+                output.qos(),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
 
     def close(self) -> None:
         for publisher in self.publishers.values():
@@ -111,7 +178,8 @@ class Publishers:
         self.publishers.clear()
 
     def last_words(self, seconds: float) -> None:
-        """Wait until readers that asked for it have all that was sent; for all of them together not longer than this."""
+        """Wait until readers that asked for it have all that was sent; for all of them together not
+        longer than this."""
         end = time.monotonic() + seconds
         for topic, publisher in self.publishers.items():
             if self.wanted(topic):
@@ -122,14 +190,26 @@ class Publishers:
         self._calibration = calibration
         one = np.ones(calibration.working_size, np.float32)
         rays = np.stack([np.moveaxis(unproject(one, k), -1, 0) for k in calibration.k])
-        self._rays = {stride: np.ascontiguousarray(rays[..., ::stride, ::stride]).reshape(len(rays), 3, -1) for stride in {1, self._stride}}
-        self._rows = {stride: np.empty((len(rays), all_rays.shape[2], 5), np.float32) for stride, all_rays in self._rays.items()}
+        self._rays = {
+            stride: np.ascontiguousarray(rays[..., ::stride, ::stride]).reshape(len(rays), 3, -1)
+            for stride in {1, self._stride}
+        }
+        self._rows = {
+            stride: np.empty((len(rays), all_rays.shape[2], 5), np.float32)
+            for stride, all_rays in self._rays.items()
+        }
         for k, name in zip(calibration.k, self._cameras, strict=True):
-            self._infos_kept[f"~/{name}/camera_info"] = conversions.camera_info_msg(k, calibration.working_size, 0, "")
+            self._infos_kept[f"~/{name}/camera_info"] = conversions.camera_info_msg(
+                k, calibration.working_size, 0, ""
+            )
             self._images_kept[f"~/{name}/depth"] = conversions.image_msg(one, "32FC1", 0, "")
-            self._images_kept[f"~/{name}/dynamic_mask"] = conversions.image_msg(one.astype(np.uint8), "mono8", 0, "")
+            self._images_kept[f"~/{name}/dynamic_mask"] = conversions.image_msg(
+                one.astype(np.uint8), "mono8", 0, ""
+            )
         for topic in ("~/points", "~/dynamic_points"):
-            self._clouds_kept[topic] = conversions.rows_msg(np.empty((0, 5), np.float32), 0, "", "confidence")
+            self._clouds_kept[topic] = conversions.rows_msg(
+                np.empty((0, 5), np.float32), 0, "", "confidence"
+            )
 
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
@@ -148,15 +228,31 @@ class Publishers:
         self._clouds(result, stamp)
         self._objects(result, stamp)
         if self.wanted("~/map_updates"):
-            self._send("~/map_updates", conversions.map_update_msg(result.map_delta, stamp, self._frames.map))
+            self._send(
+                "~/map_updates",
+                conversions.map_update_msg(result.map_delta, stamp, self._frames.map),
+            )
         dt = 0.1 if self._last_stamp is None else (stamp - self._last_stamp) * 1e-9
         self._last_stamp = stamp
-        self._send("~/odometry", conversions.odometry_msg(result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base))
+        self._send(
+            "~/odometry",
+            conversions.odometry_msg(
+                result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base
+            ),
+        )
         self._trail(result, stamp)
 
-    def show_map(self, points: NDArray[np.float32], rgb: NDArray[np.uint8], weight: NDArray[np.float32], stamp_ns: int) -> None:
+    def show_map(
+        self,
+        points: NDArray[np.float32],
+        rgb: NDArray[np.uint8],
+        weight: NDArray[np.float32],
+        stamp_ns: int,
+    ) -> None:
         """Publish the whole static map; always, because it is latched for who comes late."""
-        self._send("~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._frames.map, weight=weight))
+        self._send(
+            "~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._frames.map, weight=weight)
+        )
 
     def show_status(self, message: Status) -> None:
         self._send("~/status", message)
@@ -169,38 +265,62 @@ class Publishers:
             if not result.frame.present[i]:
                 continue
             stamp, frame = int(result.frame.stamps_ns[i]), self._camera_frame(name)
-            depth, mask, info = (f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info"))
+            depth, mask, info = (
+                f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info")
+            )
             if self.wanted(depth):
-                conversions.repaint(self._images_kept[depth], result.geometry.depth[i], stamp, frame)
+                conversions.repaint(
+                    self._images_kept[depth], result.geometry.depth[i], stamp, frame
+                )
                 self._send(depth, self._images_kept[depth])
             if self.wanted(mask):
-                conversions.repaint(self._images_kept[mask], result.motion.mask[i].view(np.uint8) * np.uint8(255), stamp, frame)
+                conversions.repaint(
+                    self._images_kept[mask],
+                    result.motion.mask[i].view(np.uint8) * np.uint8(255),
+                    stamp,
+                    frame,
+                )
                 self._send(mask, self._images_kept[mask])
             if self.wanted(info):
                 conversions.restamp(self._infos_kept[info], stamp, frame)
                 self._send(info, self._infos_kept[info])
 
     def _clouds(self, result: Reconstruction, stamp: int) -> None:
-        for topic, stride, only in (("~/points", self._stride, None), ("~/dynamic_points", 1, result.motion.mask)):
+        for topic, stride, only in (
+            ("~/points", self._stride, None),
+            ("~/dynamic_points", 1, result.motion.mask),
+        ):
             if self.wanted(topic):
-                conversions.refill(self._clouds_kept[topic], self._cloud_rows(result, stride, only), stamp, self._frames.base)
+                conversions.refill(
+                    self._clouds_kept[topic],
+                    self._cloud_rows(result, stride, only),
+                    stamp,
+                    self._frames.base,
+                )
                 self._send(topic, self._clouds_kept[topic])
 
-    def _cloud_rows(self, result: Reconstruction, stride: int, only: NDArray[np.bool_] | None) -> list[NDArray[np.float32]]:
-        """Camera by camera [K, 5]: x y z rgb confidence of every `stride`-th pixel that has a depth (and is in `only` [N, h, w]), in
-        base_link at the set's stamp; good until the next call.
+    def _cloud_rows(
+        self, result: Reconstruction, stride: int, only: NDArray[np.bool_] | None
+    ) -> list[NDArray[np.float32]]:
+        """Camera by camera [K, 5]: x y z rgb confidence of every `stride`-th pixel that has a depth
+        (and is in `only` [N, h, w]), in base_link at the set's stamp; good until the next call.
 
-        Each camera's points come from where it was at its own stamp; the cameras write their rows side by side.
+        Each camera's points come from where it was at its own stamp; the cameras write their rows
+        side by side.
         """
         assert self._rays is not None
         geometry = result.geometry
-        T_base_camera = (inverse(result.pose.T_map_base) @ result.pose.T_map_camera).astype(np.float32)
+        T_base_camera = (inverse(result.pose.T_map_base) @ result.pose.T_map_camera).astype(
+            np.float32
+        )
         grid = (slice(None, None, stride), slice(None, None, stride))
         all_rays, room = self._rays[stride], self._rows[stride]
 
         def rows(i: int) -> NDArray[np.float32]:
             depth = geometry.depth[i][grid]
-            index = np.flatnonzero(np.isfinite(depth) if only is None else only[i][grid] & np.isfinite(depth))
+            index = np.flatnonzero(
+                np.isfinite(depth) if only is None else only[i][grid] & np.isfinite(depth)
+            )
             out = room[i, : len(index)]
             points = T_base_camera[i, :3, :3] @ all_rays[i].take(index, 1)
             points *= depth.reshape(-1).take(index)
@@ -210,26 +330,52 @@ class Publishers:
             out[:, 4] = geometry.confidence[i][grid].reshape(-1).take(index)
             return out
 
-        return each(rows, [i for i in np.flatnonzero(result.frame.present).tolist() if only is None or only[i].any()])
+        return each(
+            rows,
+            [
+                i
+                for i in np.flatnonzero(result.frame.present).tolist()
+                if only is None or only[i].any()
+            ],
+        )
 
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):
-            self._send("~/objects", conversions.objects_msg(result.motion.objects, stamp, self._frames.map))
+            self._send(
+                "~/objects", conversions.objects_msg(result.motion.objects, stamp, self._frames.map)
+            )
         if self.wanted("~/objects_markers"):
-            self._send("~/objects_markers", conversions.markers_msg(result.motion.objects, stamp, self._frames.map))
+            self._send(
+                "~/objects_markers",
+                conversions.markers_msg(result.motion.objects, stamp, self._frames.map),
+            )
 
     def _trail(self, result: Reconstruction, stamp: int) -> None:
         pose = result.pose.T_map_base
-        if not self._path or np.linalg.norm(pose[:3, 3] - self._path[-1][:3, 3]) >= self._path_spacing:
+        if (
+            not self._path
+            or np.linalg.norm(pose[:3, 3] - self._path[-1][:3, 3]) >= self._path_spacing
+        ):
             self._path.append(pose)
             self._path_stamps.append(stamp)
         if self.wanted("~/path") and not 0 <= stamp - self._path_sent < PATH_PERIOD_NS:
             self._path_sent = stamp
-            poses = [conversions.pose_stamped_msg(pose, ns, self._frames.map)
-                     for pose, ns in zip(self._path, self._path_stamps, strict=True)]
-            self._send("~/path", Path(header=conversions.header(stamp, self._frames.map), poses=poses))
+            poses = [
+                conversions.pose_stamped_msg(pose, ns, self._frames.map)
+                for pose, ns in zip(self._path, self._path_stamps, strict=True)
+            ]
+            self._send(
+                "~/path", Path(header=conversions.header(stamp, self._frames.map), poses=poses)
+            )
 
 
 def topic_table() -> list[tuple[str, str, str]]:
     """(topic, type, description) of every output, for the README and its test."""
-    return [(output.topic, f"{output.type.__module__.split('.')[0]}/{output.type.__name__}", output.description) for output in OUTPUTS]
+    return [
+        (
+            output.topic,
+            f"{output.type.__module__.split('.')[0]}/{output.type.__name__}",
+            output.description,
+        )
+        for output in OUTPUTS
+    ]

@@ -1,7 +1,9 @@
-"""`recon4d_recorder`: topics from DDS into a rosbag2 bag, byte for byte, with the readers' QoS fitted to the writers'.
+"""`recon4d_recorder`: topics from DDS into a rosbag2 bag, byte for byte, with the readers' QoS
+fitted to the writers'.
 
 Messages stay serialized: nothing is decoded on the way to the file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,20 +26,24 @@ from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.player import split_ros_args
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process
 
-NEVER = frozenset(["/parameter_events", "/rosout"])  # of every node; asked for by name they are recorded
+NEVER = frozenset(
+    ["/parameter_events", "/rosout"]
+)  # of every node; asked for by name they are recorded
 LOOK = 0.2  # seconds between two looks at the graph
 STEADY = 1.0  # seconds without a new topic after which it is said that all are there
 GONE = 1.0
 LAST = 1.5  # seconds a stopped recorder goes on at most, if messages keep coming
-DRAIN = 0.3  # seconds without a message after which a stopped recorder believes that it has them all
+DRAIN = (
+    0.3  # seconds without a message after which a stopped recorder believes that it has them all
+)
 
 
 @dataclass(frozen=True)
 class RecorderOptions:
     """out: a folder that does not exist. topics: names; nodes: all that these nodes publish.
 
-    until_gone: end when this node, once seen, is gone. idle: end so many seconds after the last message (0 = never).
-    sim_time: receive times from /clock.
+    until_gone: end when this node, once seen, is gone. idle: end so many seconds after the last
+    message (0 = never). sim_time: receive times from /clock.
     """
 
     out: Path
@@ -51,21 +57,31 @@ class RecorderOptions:
 
 
 def fitting_qos(writers: Sequence[TopicEndpointInfo]) -> QoSProfile:
-    """The strongest QoS that still matches every writer, with a history deep enough that a burst is kept."""
-    reliable = all(writer.qos_profile.reliability == ReliabilityPolicy.RELIABLE for writer in writers)
-    latched = all(writer.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for writer in writers)
-    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000,
-                      reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-                      durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
+    """The strongest QoS that still matches every writer, with a history deep enough that a burst is
+    kept."""
+    reliable = all(
+        writer.qos_profile.reliability == ReliabilityPolicy.RELIABLE for writer in writers
+    )
+    latched = all(
+        writer.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for writer in writers
+    )
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1000,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
 
 
 class Recorder(Node):
-    """Looks for its topics until it is stopped. counts: messages per topic; lost: those the middleware says it lost."""
+    """Looks for its topics until it is stopped. counts: messages per topic; lost: those the
+    middleware says it lost."""
 
     def __init__(self, writer: BagWriter, options: RecorderOptions) -> None:
         super().__init__("recon4d_recorder")
         if options.sim_time:
             from rclpy.parameter import Parameter
+
             self.set_parameters([Parameter("use_sim_time", value=True)])
         self._writer, self._options = writer, options
         self.counts: Counter[str] = Counter()
@@ -86,7 +102,12 @@ class Recorder(Node):
             writers = self.get_publishers_info_by_topic(topic)
             if writers:
                 self._subscribe(topic, writers)
-        if not self._said_ready and self.counts and time.monotonic() - self._last_new > STEADY and not self._missing():
+        if (
+            not self._said_ready
+            and self.counts
+            and time.monotonic() - self._last_new > STEADY
+            and not self._missing()
+        ):
             self._said_ready = True
             print(f"ready: {len(self.counts)} topics", flush=True)
 
@@ -96,7 +117,10 @@ class Recorder(Node):
         for full in self._options.nodes:
             name = full.rsplit("/", 1)[-1]
             if name in present:
-                wanted |= {topic for topic, _ in self.get_publisher_names_and_types_by_node(name, present[name])} - NEVER
+                wanted |= {
+                    topic
+                    for topic, _ in self.get_publisher_names_and_types_by_node(name, present[name])
+                } - NEVER
         return wanted - set(self._options.exclude)
 
     def _missing(self) -> set[str]:
@@ -121,7 +145,14 @@ class Recorder(Node):
         def take(data: Any) -> None:  # raw: CDR bytes
             self._take(topic, type_name, data, latched)
 
-        self.create_subscription(kind, topic, take, qos, raw=True, event_callbacks=SubscriptionEventCallbacks(message_lost=lost))
+        self.create_subscription(
+            kind,
+            topic,
+            take,
+            qos,
+            raw=True,
+            event_callbacks=SubscriptionEventCallbacks(message_lost=lost),
+        )
         self.counts[topic] += 0
         self._last_new = time.monotonic()
 
@@ -148,7 +179,8 @@ class Recorder(Node):
         self._flush_early(self.get_clock().now().nanoseconds or time.time_ns())
 
     def finished(self) -> bool:
-        """The node waited for is gone, nothing came for `idle` seconds, or the file cannot be written."""
+        """The node waited for is gone, nothing came for `idle` seconds, or the file cannot be
+        written."""
         now = time.monotonic()
         if self.fault is not None:
             return True
@@ -158,7 +190,11 @@ class Recorder(Node):
             self._gone_since = None if present or not self._seen else self._gone_since or now
             if self._gone_since is not None and now - self._gone_since > GONE:
                 return True
-        return self._options.idle > 0 and any(self.counts.values()) and now - self._last_message > self._options.idle
+        return (
+            self._options.idle > 0
+            and any(self.counts.values())
+            and now - self._last_message > self._options.idle
+        )
 
     def idle_for(self, seconds: float) -> bool:
         return time.monotonic() - self._last_message > seconds
@@ -186,15 +222,41 @@ def record(recorder: Recorder, stop: Callable[[], bool]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="recon4d_recorder", description="Record ROS 2 topics into a rosbag2 bag that rosbag2, Foxglove and `recon4d info` read.",
-        epilog="It ends on SIGINT or SIGTERM, with --until-gone or --idle, and always closes the bag. "
-               "exit codes: 0 recorded, 2 nothing recorded or the folder cannot be written.")
+        prog="recon4d_recorder",
+        description=(
+            "Record ROS 2 topics into a rosbag2 bag that rosbag2, Foxglove and `recon4d info` read."
+        ),
+        epilog=(
+            "It ends on SIGINT or SIGTERM, with --until-gone or --idle, and always closes the bag. "
+            "exit codes: 0 recorded, 2 nothing recorded or the folder cannot be written."
+        ),
+    )
     parser.add_argument("--out", type=Path, required=True, help="bag folder to make")
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="topics to record")
-    parser.add_argument("--all-of", nargs="+", default=[], metavar="NODE", help="record all that these nodes publish")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="TOPIC", help="topics of those nodes to leave out")
-    parser.add_argument("--until-gone", default="", metavar="NODE", help="end when this node is gone")
-    parser.add_argument("--idle", type=float, default=0.0, metavar="S", help="end when nothing came for so many seconds (default: never)")
+    parser.add_argument(
+        "--all-of",
+        nargs="+",
+        default=[],
+        metavar="NODE",
+        help="record all that these nodes publish",
+    )
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="TOPIC",
+        help="topics of those nodes to leave out",
+    )
+    parser.add_argument(
+        "--until-gone", default="", metavar="NODE", help="end when this node is gone"
+    )
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="end when nothing came for so many seconds (default: never)",
+    )
     parser.add_argument("--use-sim-time", action="store_true", help="receive times from /clock")
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
     return parser
@@ -207,8 +269,16 @@ def main(args: list[str] | None = None) -> int:
     if not given.topics and not given.all_of:
         print("recon4d_recorder: nothing to record: give --topics or --all-of", file=sys.stderr)
         return EXIT_BAD_INPUT
-    options = RecorderOptions(given.out, tuple(given.topics), tuple(given.all_of), tuple(given.exclude), given.until_gone, given.idle,
-                              given.use_sim_time, given.storage)
+    options = RecorderOptions(
+        given.out,
+        tuple(given.topics),
+        tuple(given.all_of),
+        tuple(given.exclude),
+        given.until_gone,
+        given.idle,
+        given.use_sim_time,
+        given.storage,
+    )
     try:
         with ros_process(ros) as stop, BagWriter(options.out, options.storage) as writer:  # type: ignore[arg-type]
             recorder = Recorder(writer, options)
@@ -216,7 +286,10 @@ def main(args: list[str] | None = None) -> int:
             recorder.close()
             recorder.destroy_node()
         for topic, count in sorted(recorder.counts.items()):
-            print(f"{count:7d}  {topic}" + (f"  ({recorder.lost[topic]} lost)" if recorder.lost[topic] else ""))
+            print(
+                f"{count:7d}  {topic}"
+                + (f"  ({recorder.lost[topic]} lost)" if recorder.lost[topic] else "")
+            )
         if recorder.fault is not None:
             raise recorder.fault
         if not any(recorder.counts.values()):

@@ -1,4 +1,6 @@
-"""The rig as a running graph tells it: intrinsics from camera_info, extrinsics from /tf_static; and what is still missing."""
+"""The rig as a running graph tells it: intrinsics from camera_info, extrinsics from /tf_static; and
+what is still missing."""
+
 from __future__ import annotations
 
 from collections.abc import Collection
@@ -18,12 +20,21 @@ from recon4d_ros.types import Camera, Rig
 class RigSource:
     """Collects one calibration per camera; `rig()` is the rig as soon as all of it is there.
 
-    Once used, a calibration is not replaced: `offer` says in a sentence when a later camera_info contradicts it.
+    Once used, a calibration is not replaced: `offer` says in a sentence when a later camera_info
+    contradicts it.
     """
 
-    def __init__(self, names: tuple[str, ...], buffer: tf2_ros.Buffer, base_frame: str, known: Rig | None = None, *,
-                 rectified: Collection[str] = ()) -> None:
-        """known: the rig of a rig file, which then needs no message. rectified: cameras whose images are, so that P is their matrix."""
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        buffer: tf2_ros.Buffer,
+        base_frame: str,
+        known: Rig | None = None,
+        *,
+        rectified: Collection[str] = (),
+    ) -> None:
+        """known: the rig of a rig file, which then needs no message. rectified: cameras whose
+        images are, so that P is their matrix."""
         self._rectified = frozenset(rectified)
         self._names, self._buffer, self._base_frame, self._known = names, buffer, base_frame, known
         self._infos: dict[str, CameraInfo] = {}
@@ -44,7 +55,8 @@ class RigSource:
         return contradiction(used, camera)
 
     def missing(self) -> list[str]:
-        """What the rig still waits for, one phrase each: `camera_info of front`, `tf base_link->front`, or why a camera_info is no good."""
+        """What the rig still waits for, one phrase each: `camera_info of front`, `tf
+        base_link->front`, or why a camera_info is no good."""
         if self._known is not None:
             return []
         phrases = []
@@ -58,11 +70,14 @@ class RigSource:
         return phrases
 
     def rig(self) -> Rig | None:
-        """The rig, or None while something is missing. Raises CalibrationError if what is there makes no rig."""
+        """The rig, or None while something is missing. Raises CalibrationError if what is there
+        makes no rig."""
         if self._known is None and not self.missing():
             cameras = []
             for name in self._names:
-                transform = self._buffer.lookup_transform(self._base_frame, self._frame(name), Time())
+                transform = self._buffer.lookup_transform(
+                    self._base_frame, self._frame(name), Time()
+                )
                 try:
                     pose = transform_matrix(transform)
                 except MessageError as error:
@@ -82,14 +97,24 @@ class RigSource:
 
 
 def contradiction(used: Camera, new: Camera) -> str:
-    """"" or the sentence that says how a new calibration differs from the one in use (size, or K by more than a hundredth of a pixel)."""
+    """ "" or the sentence that says how a new calibration differs from the one in use (size, or K
+    by more than a hundredth of a pixel)."""
     where = f"camera_info of {used.name}"
     if (used.width, used.height) != (new.width, new.height):
-        return f"{where} is for images of {new.width}x{new.height}: the rig in use is for {used.width}x{used.height}"
+        return (
+            f"{where} is for images of {new.width}x{new.height}: the rig in use is for"
+            f" {used.width}x{used.height}"
+        )
     change = float(np.abs(used.k - new.k).max())
     if change > 0.01:
-        return f"{where} changed its K by {change:.2f} px: the one in use stays until the node is configured again"
+        return (
+            f"{where} changed its K by {change:.2f} px: the one in use stays until the node is"
+            " configured again"
+        )
     same_d = len(used.d) == len(new.d) and np.allclose(used.d, new.d, atol=1e-6)
     if not same_d and (any(used.d) or any(new.d)):
-        return f"{where} changed its distortion: the one in use stays until the node is configured again"
+        return (
+            f"{where} changed its distortion: the one in use stays until the node is configured"
+            " again"
+        )
     return ""

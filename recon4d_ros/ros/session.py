@@ -1,7 +1,10 @@
-"""From configure to cleanup: everything that runs. Messages in, Reconstructor in its own thread, messages out.
+"""From configure to cleanup: everything that runs. Messages in, Reconstructor in its own thread,
+messages out.
 
-    executor's thread: inputs -> Synchronizer -> slot of one | worker's thread: Reconstructor.step -> publishers, /tf
+executor's thread: inputs -> Synchronizer -> slot of one | worker's thread: Reconstructor.step ->
+publishers, /tf
 """
+
 from __future__ import annotations
 
 import time
@@ -30,7 +33,7 @@ from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.worker import Worker
-from recon4d_ros.statistics import map_losses
+from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
@@ -41,7 +44,8 @@ RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' s
 
 @dataclass(frozen=True)
 class Setup:
-    """What configure read: own and the algorithm's parameters, the rig if a file gave it, each camera's topics."""
+    """What configure read: own and the algorithm's parameters, the rig if a file gave it, each
+    camera's topics."""
 
     own: NodeParameters
     algorithm: Parameters
@@ -51,20 +55,27 @@ class Setup:
 
 
 class Session:
-    """Raises Recon4dError if parameters, rig file and engine do not fit; whatever fails, what was opened before it is closed."""
+    """Raises Recon4dError if parameters, rig file and engine do not fit; whatever fails, what was
+    opened before it is closed."""
 
     def __init__(self, node: LifecycleNode, setup: Setup) -> None:
         own = setup.own
         self._node, self._setup = node, setup
         self._log = node.get_logger()
-        self._synchronizer = Synchronizer(setup.cameras, setup.algorithm.sync)  # first: it may refuse, and nothing is open yet
+        self._synchronizer = Synchronizer(
+            setup.cameras, setup.algorithm.sync
+        )  # first: it may refuse, and nothing is open yet
         self.health = Health(setup.cameras)
         self.paused = False
         self.active = False
         self._now = WaitingClock(node.get_clock())
         self._camera_frames: dict[str, str] = {}
-        self._frames = Frames(own.map_frame, own.odom_frame, own.base_frame,
-                              own.map_frame if own.publish_tf == "map_odom" else own.odom_frame)
+        self._frames = Frames(
+            own.map_frame,
+            own.odom_frame,
+            own.base_frame,
+            own.map_frame if own.publish_tf == "map_odom" else own.odom_frame,
+        )
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._reconstructor: Reconstructor | None = None
@@ -73,7 +84,9 @@ class Session:
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
         self._stamp_ns = 0
-        self._last_ns: int | None = None  # stamp of the last frame set of this drive, in the worker's thread
+        self._last_ns: int | None = (
+            None  # stamp of the last frame set of this drive, in the worker's thread
+        )
         with ExitStack() as opened:
             self._open(opened)
             self._opened = opened.pop_all()
@@ -81,24 +94,54 @@ class Session:
     def _open(self, opened: ExitStack) -> None:
         """All that has to be closed again, in that order backward."""
         node, setup, own = self._node, self._setup, self._setup.own
-        self._buffer = tf2_ros.Buffer()  # without the node: its time-outs are wall clock, /clock may stand still
+        self._buffer = (
+            tf2_ros.Buffer()
+        )  # without the node: its time-outs are wall clock, /clock may stand still
         opened.callback(tf2_ros.TransformListener(self._buffer, node).unregister)
         self._source = RigSource(
-            setup.cameras, self._buffer, own.base_frame, setup.rig,
-            rectified=[name for name, topics in setup.topics.items() if is_rectified(node.resolve_topic_name(topics.image))])
-        self._publishers = Publishers(node, setup.cameras, self._frames, lambda name: self._camera_frames.get(name, name),
-                                      path_length=own.path_length, path_spacing=own.path_spacing, points_stride=own.points_stride)
+            setup.cameras,
+            self._buffer,
+            own.base_frame,
+            setup.rig,
+            rectified=[
+                name
+                for name, topics in setup.topics.items()
+                if is_rectified(node.resolve_topic_name(topics.image))
+            ],
+        )
+        self._publishers = Publishers(
+            node,
+            setup.cameras,
+            self._frames,
+            lambda name: self._camera_frames.get(name, name),
+            path_length=own.path_length,
+            path_spacing=own.path_spacing,
+            points_stride=own.points_stride,
+        )
         opened.callback(self._publishers.close)
         self._tree = PoseTree(node, own.publish_tf, self._frames, self._buffer)
         opened.callback(self._tree.close, node)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
         opened.callback(self._calibrations.close)
         self._cameras = [
-            CameraInput(node, name, setup.topics[name], self._calibrations.subscribers[name], image=self._on_image, bad=self._bad)
-            for name in setup.cameras]
+            CameraInput(
+                node,
+                name,
+                setup.topics[name],
+                self._calibrations.subscribers[name],
+                image=self._on_image,
+                bad=self._bad,
+            )
+            for name in setup.cameras
+        ]
         opened.callback(self._disconnect)
         opened.callback(self._close_reconstructor)
-        self._worker = Worker(self._process, displaced=self._displaced, failed=self._step_failed, idle=self._publish_map_if_due)
+        self._worker = Worker(
+            self._process,
+            displaced=self._displaced,
+            failed=self._step_failed,
+            idle=self._publish_map_if_due,
+        )
         opened.callback(self._worker.close)
         if setup.rig is not None:
             self._worker.call(partial(self._load, setup.rig)).result()
@@ -114,14 +157,20 @@ class Session:
         if self._reconstructor is not None:
             self._reconstructor.close()
 
-    # --- lifecycle, in the executor's thread ------------------------------------------------------------------------------------------
+    # --- lifecycle, in the executor's thread
 
     def activate(self) -> None:
         """Raises Recon4dError as `tick`."""
         self._synchronize_anew()
         if self._setup.own.odom_topic:
-            self._odometry = OdometryInput(self._node, self._setup.own.odom_topic, self._setup.own.base_frame, self._buffer,
-                                           sample=self._on_odometry, bad=self._bad)
+            self._odometry = OdometryInput(
+                self._node,
+                self._setup.own.odom_topic,
+                self._setup.own.base_frame,
+                self._buffer,
+                sample=self._on_odometry,
+                bad=self._bad,
+            )
         self.active = True
         self.tick()
 
@@ -143,9 +192,11 @@ class Session:
         self._opened.close()
 
     def tick(self) -> None:
-        """Several times a second: count drops, find the rig, load the engine, subscribe to the images once they can be used.
+        """Several times a second: count drops, find the rig, load the engine, subscribe to the
+        images once they can be used.
 
-        Raises Recon4dError if the rig turns out to be none, the engine does not fit it, or a topic cannot be subscribed to.
+        Raises Recon4dError if the rig turns out to be none, the engine does not fit it, or a topic
+        cannot be subscribed to.
         """
         self._count_sync()
         if self._loading is not None and self._loading.done():
@@ -172,10 +223,11 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
-    # --- services, in the executor's thread -------------------------------------------------------------------------------------------
+    # --- services, in the executor's thread
 
     def reset(self, reason: str) -> None:
-        """Forget the drive, the frame set that waits included. Raises TimeoutError if the worker is stuck."""
+        """Forget the drive, the frame set that waits included. Raises TimeoutError if the worker is
+        stuck."""
         self._worker.discard()
         self._buffer.clear()
         self._synchronize_anew()
@@ -192,7 +244,8 @@ class Session:
                 self._log.warning(str(error))
 
     def save_map(self, path: Path) -> int:
-        """Write the map; returns its points. Raises OutputError, TimeoutError, or Recon4dError while there is no map."""
+        """Write the map; returns its points. Raises OutputError, TimeoutError, or Recon4dError
+        while there is no map."""
         if self._reconstructor is None:
             raise Recon4dError("there is no map yet: the node waits for its rig or its engine")
         return self._call(lambda: self._reconstructor.mapper.save(path), "the map is written")  # type: ignore[union-attr]
@@ -204,13 +257,16 @@ class Session:
         self._publishers.show_status(self.status_msg())
 
     def _call(self, function: Callable, promise: str):
-        """Raises TimeoutError with its sentence if the worker does not come to it in time; it will later."""
+        """Raises TimeoutError with its sentence if the worker does not come to it in time; it will
+        later."""
         future = self._worker.call(function)
         if not wait([future], CALL_TIMEOUT).done:
-            raise TimeoutError(f"the worker is still busy after {CALL_TIMEOUT:g} s: {promise} when it is free")
+            raise TimeoutError(
+                f"the worker is still busy after {CALL_TIMEOUT:g} s: {promise} when it is free"
+            )
         return future.result()
 
-    # --- inputs, in the executor's thread ---------------------------------------------------------------------------------------------
+    # --- inputs, in the executor's thread
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         sentence = self._source.offer(camera, message)
@@ -224,7 +280,10 @@ class Session:
             image = replace(image, stamp_ns=self._node.get_clock().now().nanoseconds)
             self.health.unstamped[camera] += 1
             if self.health.unstamped[camera] == 1:
-                self._log.warning(f"{camera}: images come without a time stamp: the time of reception is taken (counted, said here once)")
+                self._log.warning(
+                    f"{camera}: images come without a time stamp: the time of reception is taken"
+                    " (counted, said here once)"
+                )
         if not self.paused:
             self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
 
@@ -255,15 +314,20 @@ class Session:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
 
-    # --- the worker's thread ----------------------------------------------------------------------------------------------------------
+    # --- the worker's thread
 
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
         reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
         self._publishers.calibrate(reconstructor.calibration)
         engine = reconstructor.engine
-        self.health.engine = EngineInfo(folder.name, engine.spec.runtime, engine.device, engine.spec.warning)
-        self._log.info(f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for {len(rig.cameras)} camera(s)")
+        self.health.engine = EngineInfo(
+            folder.name, engine.spec.runtime, engine.device, engine.spec.warning
+        )
+        self._log.info(
+            f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for"
+            f" {len(rig.cameras)} camera(s)"
+        )
         if engine.spec.warning:
             self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
         self._reconstructor = reconstructor
@@ -273,36 +337,49 @@ class Session:
         if reconstructor is None or not self.active:
             return
         last, self._last_ns = self._last_ns, frame_set.stamp_ns
-        if last is not None and frame_set.stamp_ns < last:  # also where the source began anew while the node was inactive
+        if (
+            last is not None and frame_set.stamp_ns < last
+        ):  # also where the source began anew while the node was inactive
             frame_set = replace(frame_set, jump=Jump.BACKWARD)
         if frame_set.jump is Jump.BACKWARD:
             self._log.info("reset: the images' time jumped back")
             self._buffer.clear()
             self._begin_anew(reset=False)  # the step does it for the algorithm
         elif frame_set.jump is Jump.FORWARD and last is not None:
-            self._log.warning(f"the images' time jumped forward: {(frame_set.stamp_ns - last) * 1e-9:.1f} s that the pose has to bridge")
+            self._log.warning(
+                f"the images' time jumped forward: {(frame_set.stamp_ns - last) * 1e-9:.1f} s that"
+                " the pose has to bridge"
+            )
         forgotten = reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
         if reconstructor.engine.forgotten > forgotten:
             self._bad("engine", "its memory held what is not finite, and was forgotten")
-        if reconstructor.engine.device != self.health.engine.device:  # a CUDA graph that could not be made shows with the first steps
+        if (
+            reconstructor.engine.device != self.health.engine.device
+        ):  # a CUDA graph that could not be made shows with the first steps
             self.health.engine = replace(self.health.engine, device=reconstructor.engine.device)
             self._log.warning(f"engine: it runs on {reconstructor.engine.device}")
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
         start, worked = time.perf_counter(), time.process_time()
         self._stamp_ns = frame_set.stamp_ns
-        sentence = self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
+        sentence = (
+            self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
+        )
         if sentence:
             self._bad("tf", sentence)
         self._publishers.show(result, result.pose.T_map_base)
         published = time.monotonic_ns()
-        received = max((image.received_ns for image in frame_set.images.values()), default=published)
+        received = max(
+            (image.received_ns for image in frame_set.images.values()), default=published
+        )
         stages = {**result.latency, "publish": time.perf_counter() - start}
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
-        self.health.done(result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size)
+        self.health.done(
+            result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
+        )
         self.show_status()
         self._publish_map_if_due()
 
@@ -333,12 +410,15 @@ class Session:
     def _publish_map(self) -> None:
         assert self._reconstructor is not None
         xyz, rgb, weight = self._reconstructor.mapper.points()
-        self._publishers.show_map(np.asarray(xyz, np.float32), rgb, np.asarray(weight, np.float32), self._stamp_ns)
+        self._publishers.show_map(
+            np.asarray(xyz, np.float32), rgb, np.asarray(weight, np.float32), self._stamp_ns
+        )
         self._map_ns, self._map_dirty = time.monotonic_ns(), False
 
 
 class WaitingClock:
-    """The time that the synchronizer's waits are counted in: the wall's, or with use_sim_time /clock's, made monotonic, in ns.
+    """The time that the synchronizer's waits are counted in: the wall's, or with use_sim_time
+    /clock's, made monotonic, in ns.
 
     So a bag that is played slowly, or stands still, is waited for as the car would have been.
     """
@@ -358,6 +438,7 @@ class WaitingClock:
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
     """Drops by (source, reason): each camera's, and `odometry`."""
-    return {**statistics.dropped, **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()}}
-
-
+    return {
+        **statistics.dropped,
+        **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()},
+    }

@@ -1,4 +1,5 @@
 """Inference off the executor's thread: one worker, a slot of one, the newest frame set wins."""
+
 from __future__ import annotations
 
 import threading
@@ -11,7 +12,8 @@ from recon4d_ros.types import FrameSet, Jump
 
 
 def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
-    """`newer` with what must not be lost of the set it displaces: its odometry samples and a jump in time."""
+    """`newer` with what must not be lost of the set it displaces: its odometry samples and a jump
+    in time."""
     if older is None:
         return newer
     jump = older.jump if newer.jump is Jump.NONE or older.jump is Jump.BACKWARD else newer.jump
@@ -19,15 +21,29 @@ def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
 
 
 class Worker:
-    """Runs `process(frame_set)` for the newest frame set, `call`s and `idle()` in one thread, which owns the engine and the map.
+    """Runs `process(frame_set)` for the newest frame set, `call`s and `idle()` in one thread, which
+    owns the engine and the map.
 
-    displaced(frame_set) is told of each set that a newer one displaced before the engine was free. failed(error) is told of an exception
-    that `process` or `idle` let through; the worker goes on.
+    displaced(frame_set) is told of each set that a newer one displaced before the engine was free.
+    failed(error) is told of an exception that `process` or `idle` let through; the worker goes on.
     """
 
-    def __init__(self, process: Callable[[FrameSet], None], *, displaced: Callable[[FrameSet], None], failed: Callable[[Exception], None],
-                 idle: Callable[[], None] = lambda: None, idle_period: float = 0.1) -> None:
-        self._process, self._displaced, self._failed, self._idle, self._idle_period = process, displaced, failed, idle, idle_period
+    def __init__(
+        self,
+        process: Callable[[FrameSet], None],
+        *,
+        displaced: Callable[[FrameSet], None],
+        failed: Callable[[Exception], None],
+        idle: Callable[[], None] = lambda: None,
+        idle_period: float = 0.1,
+    ) -> None:
+        self._process, self._displaced, self._failed, self._idle, self._idle_period = (
+            process,
+            displaced,
+            failed,
+            idle,
+            idle_period,
+        )
         self._condition = threading.Condition()
         self._slot: FrameSet | None = None
         self._calls: list[tuple[Future, Callable[[], Any]]] = []

@@ -1,10 +1,10 @@
 """The files of a run's folder, both ways: what is written is what is read back."""
+
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +13,43 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from recon4d_ros.depth_png import decode_depth, encode_depth
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.evaluation.objects import ObjectsAt
 from recon4d_ros.geometry import quaternion
-from recon4d_ros.images.depth import decode_depth, encode_depth
 from recon4d_ros.types import DynamicObject
-
-
-@dataclass(frozen=True)
-class ObjectsAt:
-    """Tracked movers of one frame set, in map. ids: [K]. position, velocity, size: [K, 3]. yaw: [K]."""
-
-    stamp_ns: int
-    ids: NDArray[np.int64]
-    position: NDArray[np.float64]
-    velocity: NDArray[np.float64]
-    size: NDArray[np.float64]
-    yaw: NDArray[np.float64]
 
 
 def tum_line(stamp_ns: int, pose: NDArray[np.float64]) -> str:
     """`seconds x y z qx qy qz qw`, with all nanoseconds."""
-    values = " ".join(f"{value:.6f}" for value in pose[:3, 3]) + " " + " ".join(f"{value:.9f}" for value in quaternion(pose))
+    values = (
+        " ".join(f"{value:.6f}" for value in pose[:3, 3])
+        + " "
+        + " ".join(f"{value:.9f}" for value in quaternion(pose))
+    )
     return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d} {values}\n"
 
 
 def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Stamps [F] in ns and poses [F, 4, 4] of a TUM file. The stamps keep their nanoseconds. Raises Recon4dError."""
+    """Stamps [F] in ns and poses [F, 4, 4] of a TUM file. The stamps keep their nanoseconds. Raises
+    Recon4dError."""
     stamps, rows = [], []
     try:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if line.strip() and not line.startswith("#"):
                 first, *rest = line.split()
                 if len(rest) != 7:
-                    raise Recon4dError(f"trajectory {path}, line {number}: expected seconds x y z qx qy qz qw, got {len(rest) + 1} values")
+                    raise Recon4dError(
+                        f"trajectory {path}, line {number}: expected seconds x y z qx qy qz qw, got"
+                        f" {len(rest) + 1} values"
+                    )
                 whole, _, fraction = first.partition(".")
                 stamps.append(int(whole) * 1_000_000_000 + int((fraction + "0" * 9)[:9]))
                 rows.append([float(value) for value in rest])
     except OSError as error:
-        raise Recon4dError(f"trajectory {path} cannot be read: {error.strerror} (expected the folder of a run)") from None
+        raise Recon4dError(
+            f"trajectory {path} cannot be read: {error.strerror} (expected the folder of a run)"
+        ) from None
     except ValueError as error:
         raise Recon4dError(f"trajectory {path} is damaged: {error}") from None
     values = np.array(rows).reshape(-1, 7)
@@ -63,12 +62,22 @@ def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 
 def object_entry(o: DynamicObject) -> dict[str, Any]:
     """One mover in map as objects.jsonl has it: metres, m/s, radians."""
+
     def numbers(array: NDArray) -> Any:
         return np.round(np.asarray(array, np.float64), 4).tolist()
-    return {"id": o.id, "position": numbers(o.position), "yaw": round(float(o.yaw), 4), "size": numbers(o.size),
-            "velocity": numbers(o.velocity), "position_covariance": numbers(o.position_covariance),
-            "velocity_covariance": numbers(o.velocity_covariance),
-            "confidence": round(float(o.confidence), 4), "age": int(o.age), "missed": int(o.missed)}
+
+    return {
+        "id": o.id,
+        "position": numbers(o.position),
+        "yaw": round(float(o.yaw), 4),
+        "size": numbers(o.size),
+        "velocity": numbers(o.velocity),
+        "position_covariance": numbers(o.position_covariance),
+        "velocity_covariance": numbers(o.velocity_covariance),
+        "confidence": round(float(o.confidence), 4),
+        "age": int(o.age),
+        "missed": int(o.missed),
+    }
 
 
 def read_objects(path: Path) -> Iterator[ObjectsAt]:
@@ -80,22 +89,33 @@ def read_objects(path: Path) -> Iterator[ObjectsAt]:
                     entry = json.loads(line)
                     every = entry["objects"]
                     names = ("position", "velocity", "size")
-                    columns = {name: np.array([o[name] for o in every], np.float64).reshape(-1, 3) for name in names}
-                    yield ObjectsAt(int(entry["stamp_ns"]), np.array([o["id"] for o in every], np.int64),
-                                    yaw=np.array([o["yaw"] for o in every], np.float64), **columns)
+                    columns = {
+                        name: np.array([o[name] for o in every], np.float64).reshape(-1, 3)
+                        for name in names
+                    }
+                    yield ObjectsAt(
+                        int(entry["stamp_ns"]),
+                        np.array([o["id"] for o in every], np.int64),
+                        yaw=np.array([o["yaw"] for o in every], np.float64),
+                        **columns,
+                    )
                 except (ValueError, KeyError, TypeError) as error:
-                    raise Recon4dError(f"objects {path}, line {number} is damaged: {error}") from None
+                    raise Recon4dError(
+                        f"objects {path}, line {number} is damaged: {error}"
+                    ) from None
     except OSError as error:
         raise Recon4dError(f"objects {path} cannot be read: {error.strerror}") from None
 
 
 def write_depth(path: Path, depth: NDArray[np.float32]) -> None:
-    """16 bit PNG with metres x 256; 0 where there is no depth or it is beyond 255.99 m. Raises OSError."""
+    """16 bit PNG with metres x 256; 0 where there is no depth or it is beyond 255.99 m. Raises
+    OSError."""
     path.write_bytes(encode_depth(depth))
 
 
 def read_depth(path: Path) -> NDArray[np.float32] | None:
-    """Depth [height, width] in m, NaN = none, of a 16 bit PNG with m x 256; None where there is no such file."""
+    """Depth [height, width] in m, NaN = none, of a 16 bit PNG with m x 256; None where there is no
+    such file."""
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.exists() else None
     return None if values is None else decode_depth(np.asarray(values))
 

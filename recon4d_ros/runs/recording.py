@@ -1,7 +1,8 @@
-"""What a running node published, read back from the recorded bag as the Reconstructions that it was made from.
+"""What a running node published, read back from the recorded bag as the Reconstructions that it was
+made from.
 
-So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what a listener heard, not from
-inside the node.
+So that a run over DDS is written, drawn and scored by the same code as `recon4d replay`: from what
+a listener heard, not from inside the node.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import BagReader, ImageEvent
+from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.errors import BagError
 from recon4d_ros.evaluation.report import most_frequent
 from recon4d_ros.mapping import Cloud, write_cloud
-from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.types import (
     Calibration,
     DynamicObject,
@@ -50,11 +51,11 @@ _NO_DELTA = MapDelta(
 
 @dataclass
 class Recording:
-    """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the map as heard over the drive: the last
-    one, and of those before what lay beyond its reach.
+    """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the
+    map as heard over the drive: the last one, and of those before what lay beyond its reach.
 
-    source: the bag that was played, for the pictures. preprocessor: of the rig and engine that ran. A set is what the node's status
-    said of a frame set, with the images published for it.
+    source: the bag that was played, for the pictures. preprocessor: of the rig and engine that ran.
+    A set is what the node's status said of a frame set, with the images published for it.
     """
 
     bag: Path
@@ -67,25 +68,46 @@ class Recording:
     cloud: Cloud = field(default_factory=lambda: _empty())
 
     def frames(self) -> Iterator[Reconstruction]:
-        """Reconstructions in the order of their stamps. Raises BagError if the recording has no frame set."""
+        """Reconstructions in the order of their stamps. Raises BagError if the recording has no
+        frame set."""
         poses, objects, statuses = self._small_messages()
         if not statuses:
-            raise BagError(f"{self.bag}: no frame set was recorded from {self.node}: {most_frequent(self.drops)}")
+            raise BagError(
+                f"{self.bag}: no frame set was recorded from {self.node}:"
+                f" {most_frequent(self.drops)}"
+            )
         working = _ImageStream(
-            self.bag, [f"{self.node}/{name}/{what}" for what in ("depth", "dynamic_mask") for name in self.calibration.names]
+            self.bag,
+            [
+                f"{self.node}/{name}/{what}"
+                for what in ("depth", "dynamic_mask")
+                for name in self.calibration.names
+            ],
         )
         source = _SourceImages(self.source, self.calibration.names)
         slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
         with closing(working), closing(source):
             for stamp in sorted(statuses):
                 if stamp in poses:
-                    yield self._reconstruction(stamp, poses[stamp], objects.get(stamp, ()), statuses[stamp], working, source, slack)
+                    yield self._reconstruction(
+                        stamp,
+                        poses[stamp],
+                        objects.get(stamp, ()),
+                        statuses[stamp],
+                        working,
+                        source,
+                        slack,
+                    )
 
-    def _small_messages(self) -> tuple[dict[int, Any], dict[int, tuple[DynamicObject, ...]], dict[int, Any]]:
+    def _small_messages(
+        self,
+    ) -> tuple[dict[int, Any], dict[int, tuple[DynamicObject, ...]], dict[int, Any]]:
         poses, objects, statuses = {}, {}, {}
         topics = {f"{self.node}/{name}": name for name in ("odometry", "objects", "status", "map")}
         with BagReader(self.bag) as reader:
-            for topic, _, message in reader.messages([topic for topic in topics if topic in reader.topics]):
+            for topic, _, message in reader.messages(
+                [topic for topic in topics if topic in reader.topics]
+            ):
                 stamp = ros.stamp_ns(message.header.stamp)
                 kind = topics[topic]
                 if kind == "odometry":
@@ -93,7 +115,9 @@ class Recording:
                 elif kind == "objects":
                     objects[stamp] = tuple(ros.dynamic_object(entry) for entry in message.objects)
                 elif kind == "status":
-                    self.drops = dict(zip(message.drop_reasons, map(int, message.drop_counts), strict=True))
+                    self.drops = dict(
+                        zip(message.drop_reasons, map(int, message.drop_counts), strict=True)
+                    )
                     if message.frame_sets > 0:
                         statuses[stamp] = message
                         self.latency.append(float(message.latency))
@@ -119,7 +143,11 @@ class Recording:
         present, stamps = np.zeros(count, bool), np.full(count, stamp, np.int64)
         images: dict[str, RawImage] = {}
         for n, name in enumerate(self.calibration.names):
-            found = working.nearest(f"{self.node}/{name}/depth", stamp, slack) if status.present[n] else None
+            found = (
+                working.nearest(f"{self.node}/{name}/depth", stamp, slack)
+                if status.present[n]
+                else None
+            )
             if found is None:
                 continue
             own, message = found
@@ -132,7 +160,9 @@ class Recording:
             if picture is not None:
                 images[name] = picture
         frame, _ = self.preprocessor(FrameSet(stamp, images))
-        color = np.stack([_rectified(frame.images[n], self.calibration.grid[n]) for n in range(count)])
+        color = np.stack(
+            [_rectified(frame.images[n], self.calibration.grid[n]) for n in range(count)]
+        )
         T_map_base = ros.odometry_sample(pose).T_odom_base
         estimate = PoseEstimate(
             T_map_base,
@@ -157,7 +187,8 @@ class Recording:
         )
 
     def save(self, path: Path) -> int:
-        """Write the map as heard; returns its number of points (0 and an empty file if no map was heard)."""
+        """Write the map as heard; returns its number of points (0 and an empty file if no map was
+        heard)."""
         write_cloud(path, self.cloud)
         return len(self.cloud)
 
@@ -167,7 +198,9 @@ class _ImageStream:
 
     def __init__(self, bag: Path, topics: list[str], window_ns: int = 4_000_000_000) -> None:
         self._reader = BagReader(bag)
-        self._messages = self._reader.messages([topic for topic in topics if topic in self._reader.topics])
+        self._messages = self._reader.messages(
+            [topic for topic in topics if topic in self._reader.topics]
+        )
         self._held: dict[str, dict[int, Any]] = {topic: {} for topic in topics}
         self._latest = -1
         self._window = window_ns
@@ -177,7 +210,10 @@ class _ImageStream:
 
     def nearest(self, topic: str, stamp: int, slack: int) -> tuple[int, Any] | None:
         """The message stamped nearest to `stamp`, at most `slack` nanoseconds away."""
-        while self._latest < stamp + self._window // 2 and (following := next(self._messages, None)) is not None:
+        while (
+            self._latest < stamp + self._window // 2
+            and (following := next(self._messages, None)) is not None
+        ):
             name, _, message = following
             own = ros.stamp_ns(message.header.stamp)
             self._latest = max(self._latest, own)
@@ -195,7 +231,9 @@ class _SourceImages:
 
     def __init__(self, bag: Path, cameras: Sequence[str], window_ns: int = 4_000_000_000) -> None:
         self._reader = BagReader(bag)
-        self._events = (event for event in self._reader.events(cameras) if isinstance(event, ImageEvent))
+        self._events = (
+            event for event in self._reader.events(cameras) if isinstance(event, ImageEvent)
+        )
         self._held: dict[tuple[str, int], RawImage] = {}
         self._latest = -1
         self._window = window_ns
@@ -204,7 +242,8 @@ class _SourceImages:
         self._reader.close()
 
     def at(self, camera: str, stamp: int) -> RawImage | None:
-        """None where the bag has no such image; then it is read no farther than where that would be, so that the later ones are found."""
+        """None where the bag has no such image; then it is read no farther than where that would
+        be, so that the later ones are found."""
         while (camera, stamp) not in self._held and self._latest < stamp + self._window // 2:
             event = next(self._events, None)
             if event is None:
@@ -226,7 +265,8 @@ def _empty() -> Cloud:
 
 
 def _joined(before: Cloud, now: Cloud, position: NDArray[np.float64]) -> Cloud:
-    """The map now, and of the map before what lies beyond the reach of the one now: the node's map is bounded around the car."""
+    """The map now, and of the map before what lies beyond the reach of the one now: the node's map
+    is bounded around the car."""
     if not len(now):
         return before
     reach = np.linalg.norm(now.xyz - position, axis=1).max()
@@ -240,4 +280,8 @@ def _cloud(message: Any) -> Cloud:
     rows = ros.point_rows(message, ("x", "y", "z", "rgb", "weight"))
     packed = np.ascontiguousarray(rows["rgb"]).view(np.uint32)
     rgb = np.stack([(packed >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
-    return Cloud(np.stack([rows["x"], rows["y"], rows["z"]], axis=-1), rgb, np.ascontiguousarray(rows["weight"]))
+    return Cloud(
+        np.stack([rows["x"], rows["y"], rows["z"]], axis=-1),
+        rgb,
+        np.ascontiguousarray(rows["weight"]),
+    )

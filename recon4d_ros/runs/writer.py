@@ -1,8 +1,10 @@
-"""The folder that a run leaves: trajectory, map, objects, summary, picture, and every frame's depth and masks where asked for.
+"""The folder that a run leaves: trajectory, map, objects, summary, picture, and every frame's depth
+and masks where asked for.
 
-What is written does not depend on the clock of the machine, but for the latencies in summary.json. Lines are flushed as they come, so a run
-that is stopped leaves what it had.
+What is written does not depend on the clock of the machine, but for the latencies in summary.json.
+Lines are flushed as they come, so a run that is stopped leaves what it had.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,14 +15,14 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
 from recon4d_ros.mapping import read_cloud
-from recon4d_ros.output import writing
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
-from recon4d_ros.preprocess import Preprocessor
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
+from recon4d_ros.runs.output import writing
 from recon4d_ros.types import Reconstruction, Rig
 
 FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
@@ -36,13 +38,23 @@ class SavesMap(Protocol):
 
 
 class RunWriter:
-    """`add` every frame set's result, then `finish` once. Raises OutputError with one sentence where the folder cannot be written."""
+    """`add` every frame set's result, then `finish` once. Raises OutputError with one sentence
+    where the folder cannot be written."""
 
-    def __init__(self, out: str | Path, *, rig: Rig, save_frames: bool = False, force: bool = False,
-                 evaluator: Evaluator | None = None) -> None:
-        """out: must be new or empty, unless `force` (then the files of a run in it are replaced, and nothing else is touched).
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        rig: Rig,
+        save_frames: bool = False,
+        force: bool = False,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        """out: must be new or empty, unless `force` (then the files of a run in it are replaced,
+        and nothing else is touched).
 
-        evaluator: where given, it scores each frame as it comes (with depth and masks, saved or not) and `finish` adds its metrics.
+        evaluator: where given, it scores each frame as it comes (with depth and masks, saved or
+        not) and `finish` adds its metrics.
         """
         self.out = Path(out)
         self._rig = rig
@@ -55,23 +67,35 @@ class RunWriter:
             self._objects = open(self.out / "objects.jsonl", "w", buffering=1)
 
     def add(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
-        """One frame set: a line of the trajectory and of the objects, its images if they are kept, and its scores."""
+        """One frame set: a line of the trajectory and of the objects, its images if they are kept,
+        and its scores."""
         stamp = result.frame.stamp_ns
         with writing(self.out):
             self._trajectory.write(tum_line(stamp, result.pose.T_map_base))
             objects = [object_entry(o) for o in result.motion.objects]
-            self._objects.write(json.dumps({"stamp_ns": stamp, "objects": objects}, separators=(",", ":")) + "\n")
+            self._objects.write(
+                json.dumps({"stamp_ns": stamp, "objects": objects}, separators=(",", ":")) + "\n"
+            )
             if self._save_frames:
                 for n in np.flatnonzero(result.frame.present).tolist():
                     name, own = self._rig.names[n], int(result.frame.stamps_ns[n])
-                    write_depth(self.out / "depth" / name / f"{own}.png", preprocessor.to_source(result.geometry.depth[n], n))
-                    write_mask(self.out / "dynamic" / name / f"{own}.png", preprocessor.to_source(result.motion.mask[n], n))
+                    write_depth(
+                        self.out / "depth" / name / f"{own}.png",
+                        preprocessor.to_source(result.geometry.depth[n], n),
+                    )
+                    write_mask(
+                        self.out / "dynamic" / name / f"{own}.png",
+                        preprocessor.to_source(result.motion.mask[n], n),
+                    )
         self._recorder.add(result, preprocessor)
         if self._evaluator:
             self._evaluator.add_reconstruction(result, preprocessor)
 
-    def finish(self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None) -> dict[str, Any]:
-        """Writes map, summary and picture; returns the summary as written (with `map_points`, and `metrics` where there is truth)."""
+    def finish(
+        self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None
+    ) -> dict[str, Any]:
+        """Writes map, summary and picture; returns the summary as written (with `map_points`, and
+        `metrics` where there is truth)."""
         with writing(self.out):
             self._trajectory.close()
             self._objects.close()
@@ -82,7 +106,9 @@ class RunWriter:
         if metrics is not None:
             summary["metrics"] = metrics
         with writing(self.out):
-            (self.out / "summary.json").write_text(json.dumps(without_nan(summary), indent=1) + "\n")
+            (self.out / "summary.json").write_text(
+                json.dumps(without_nan(summary), indent=1) + "\n"
+            )
         history = self._evaluator.history if self._evaluator else None
         picture = draw_overview(self._recorder.data(cloud, summary, history))
         with writing(self.out):
@@ -93,7 +119,10 @@ class RunWriter:
     def _prepare(self, force: bool) -> None:
         with writing(self.out):
             if self.out.is_dir() and any(self.out.iterdir()) and not force:
-                raise OutputError(f"output folder {self.out} is not empty: expected a new one, or --force to replace the run in it")
+                raise OutputError(
+                    f"output folder {self.out} is not empty: expected a new one, or --force to"
+                    " replace the run in it"
+                )
             self.out.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 (self.out / name).unlink(missing_ok=True)

@@ -1,1 +1,2 @@
-"""The procedural driving world: images, depth, poses, masks and boxes, all exact, the same for the same seed."""
+"""The procedural driving world: images, depth, poses, masks and boxes, all exact, the same for the
+same seed."""

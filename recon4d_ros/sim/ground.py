@@ -1,4 +1,6 @@
-"""What lies on the ground: asphalt, lane markings, crossings, parking strips, pavement, grass, and the shadows on all of it."""
+"""What lies on the ground: asphalt, lane markings, crossings, parking strips, pavement, grass, and
+the shadows on all of it."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,28 +10,47 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.sim.road import CARRIAGEWAY, CYCLE_LANE, KERB, LANE, PARKING, PAVEMENT, SIDE_STREET, Road
+from recon4d_ros.sim.road import (
+    CARRIAGEWAY,
+    CYCLE_LANE,
+    KERB,
+    LANE,
+    PARKING,
+    PAVEMENT,
+    SIDE_STREET,
+    Road,
+)
 from recon4d_ros.sim.solids import ELLIPSOID, Solids
 from recon4d_ros.sim.textures import Layer
 
 _CELL = 1.0  # metres between nodes of the lattice that holds the road's coordinates
 _REACH = 200.0  # metres to each side of the window's middle
-_SNAP = 50.0  # the window moves in such steps, on the world's lattice, so that every window gives the same numbers
+# the window moves in such steps, on the world's lattice, so that every window gives the same
+# numbers
+_SNAP = 50.0
 SHADOW_CELL, SHADOW_REACH = 0.15, 66.0
 
-# Per zone, from the middle outwards: layer, linear colour, texels per metre, texture laid along the road.
-_ZONES = ((Layer.ASPHALT, (0.115, 0.115, 0.12), 64.0, False), (Layer.ASPHALT, (0.21, 0.10, 0.08), 64.0, False),
-          (Layer.COBBLE, (0.15, 0.145, 0.14), 128.0, True), (Layer.PLASTER, (0.34, 0.33, 0.31), 64.0, True),
-          (Layer.PAVERS, (0.26, 0.25, 0.235), 128.0, True), (Layer.GRASS, (0.085, 0.125, 0.035), 64.0, False))
+# Per zone, from the middle outwards: layer, linear colour, texels per metre, texture laid along the
+# road.
+_ZONES = (
+    (Layer.ASPHALT, (0.115, 0.115, 0.12), 64.0, False),
+    (Layer.ASPHALT, (0.21, 0.10, 0.08), 64.0, False),
+    (Layer.COBBLE, (0.15, 0.145, 0.14), 128.0, True),
+    (Layer.PLASTER, (0.34, 0.33, 0.31), 64.0, True),
+    (Layer.PAVERS, (0.26, 0.25, 0.235), 128.0, True),
+    (Layer.GRASS, (0.085, 0.125, 0.035), 64.0, False),
+)
 _EDGES = (CARRIAGEWAY, CYCLE_LANE, PARKING, KERB, PAVEMENT)
-_NO_SECOND_MAP: Any = None  # cv2.remap takes None where the first map holds both coordinates; its stubs do not say so
+_NO_SECOND_MAP: Any = (
+    None  # cv2.remap takes None where the first map holds both coordinates; its stubs do not say so
+)
 _PAINT = np.array((0.62, 0.62, 0.60), np.float32)
 
 
 @dataclass(frozen=True)
 class Surface:
-    """The ground at n points. u, v: metres in the texture's plane; du, dv: the viewing direction there (unit). layer [n], density [n]
-    texels per metre, color [3, n] linear."""
+    """The ground at n points. u, v: metres in the texture's plane; du, dv: the viewing direction
+    there (unit). layer [n], density [n] texels per metre, color [3, n] linear."""
 
     u: NDArray[np.float32]
     v: NDArray[np.float32]
@@ -41,7 +62,8 @@ class Surface:
 
 
 class Ground:
-    """Road coordinates for world points near the car, by interpolation in a lattice of exact ones."""
+    """Road coordinates for world points near the car, by interpolation in a lattice of exact
+    ones."""
 
     def __init__(self, road: Road) -> None:
         self.road = road
@@ -61,12 +83,24 @@ class Ground:
         nodes = np.arange(count) * _CELL
         gx, gy = np.meshgrid(self.origin[0] + nodes, self.origin[1] + nodes)
         s, lateral, heading = self.road.locate(np.stack([gx, gy], -1))
-        self.s_origin = float(np.floor(self.road.locate(np.array(middle))[0] / 237.6) * 237.6)  # 237.6 = 36 x 6.6 = 26.4 x 9
-        self._fields = np.stack([s - self.s_origin, lateral, np.cos(heading), np.sin(heading)], -1).astype(np.float32)
+        self.s_origin = float(
+            np.floor(self.road.locate(np.array(middle))[0] / 237.6) * 237.6
+        )  # 237.6 = 36 x 6.6 = 26.4 x 9
+        self._fields = np.stack(
+            [s - self.s_origin, lateral, np.cos(heading), np.sin(heading)], -1
+        ).astype(np.float32)
 
-    def surface(self, x: NDArray[np.float32], y: NDArray[np.float32], dx: NDArray[np.float32], dy: NDArray[np.float32],
-                minor: NDArray[np.float32], major: NDArray[np.float32]) -> Surface:
-        """The ground at x, y (metres from `origin`) seen along the unit direction dx, dy; minor, major: a pixel's extent there, m."""
+    def surface(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        dx: NDArray[np.float32],
+        dy: NDArray[np.float32],
+        minor: NDArray[np.float32],
+        major: NDArray[np.float32],
+    ) -> Surface:
+        """The ground at x, y (metres from `origin`) seen along the unit direction dx, dy; minor,
+        major: a pixel's extent there, m."""
         fields = sample(self._fields, x / np.float32(_CELL), y / np.float32(_CELL))
         s, lateral, cos, sin = (np.ascontiguousarray(fields[:, i]) for i in range(4))
         along = dx * cos + dy * sin
@@ -89,26 +123,52 @@ class Ground:
         layers, colors, density, laid = (np.array([z[i] for z in _ZONES]) for i in range(4))
         road_wise = laid.astype(bool).take(zone)
         bare = colors.T.astype(np.float32).take(zone, axis=1)
-        color = np.stack([own + paint * (white - own) for own, white in zip(bare, _PAINT, strict=True)])
-        return Surface(np.where(road_wise, s, x), np.where(road_wise, lateral, y), np.where(road_wise, along, dx),
-                       np.where(road_wise, across, dy), layers.astype(np.int16).take(zone), density.astype(np.float32).take(zone), color)
+        color = np.stack(
+            [own + paint * (white - own) for own, white in zip(bare, _PAINT, strict=True)]
+        )
+        return Surface(
+            np.where(road_wise, s, x),
+            np.where(road_wise, lateral, y),
+            np.where(road_wise, along, dx),
+            np.where(road_wise, across, dy),
+            layers.astype(np.int16).take(zone),
+            density.astype(np.float32).take(zone),
+            color,
+        )
 
-    def _markings(self, s: NDArray, lateral: NDArray, away: NDArray, fine_s: NDArray, fine_l: NDArray) -> NDArray[np.float32]:
+    def _markings(
+        self, s: NDArray, lateral: NDArray, away: NDArray, fine_s: NDArray, fine_l: NDArray
+    ) -> NDArray[np.float32]:
         """Share of each point that is painted, anti-aliased over the pixel's extent."""
         paint = _line(away - np.float32(CARRIAGEWAY), 0.08, fine_l)
-        np.maximum(paint, _line(np.abs(lateral - np.float32(LANE / 2)) - np.float32(0.14), 0.06, fine_l), out=paint)
+        np.maximum(
+            paint,
+            _line(np.abs(lateral - np.float32(LANE / 2)) - np.float32(0.14), 0.06, fine_l),
+            out=paint,
+        )
         dash = _line(_phase(s, 9.0), 1.5, fine_s)
         np.maximum(paint, _line(lateral + np.float32(LANE / 2), 0.07, fine_l) * dash, out=paint)
         dots = _line(_phase(s, 1.2), 0.35, fine_s)
         np.maximum(paint, _line(away - np.float32(CYCLE_LANE), 0.06, fine_l) * dots, out=paint)
-        tick = _line(_phase(s, 6.6), 0.05, fine_s) * _line(away - np.float32(0.5 * (CYCLE_LANE + PARKING)), 1.1, fine_l)
+        tick = _line(_phase(s, 6.6), 0.05, fine_s) * _line(
+            away - np.float32(0.5 * (CYCLE_LANE + PARKING)), 1.1, fine_l
+        )
         np.maximum(paint, tick, out=paint)
         return paint
 
     @staticmethod
-    def _cross(q: NDArray, r: NDArray, away: NDArray, zone: NDArray, paint: NDArray, along: NDArray, minor: NDArray,
-               major: NDArray) -> None:
-        """A side street and its zebra crossings, in place. q: metres along the main road from the crossing's middle; r: across it."""
+    def _cross(
+        q: NDArray,
+        r: NDArray,
+        away: NDArray,
+        zone: NDArray,
+        paint: NDArray,
+        along: NDArray,
+        minor: NDArray,
+        major: NDArray,
+    ) -> None:
+        """A side street and its zebra crossings, in place. q: metres along the main road from the
+        crossing's middle; r: across it."""
         beside, out = np.abs(q), np.abs(r)
         near = (beside < 14.0) & (out < 130.0)
         stretch = major - minor
@@ -120,10 +180,23 @@ class Ground:
         zone[near & (zone == 1) & (beside < SIDE_STREET)] = 0
         zone[street] = 0
         paint[near & (beside < SIDE_STREET + 1.0)] = 0.0
-        zebra = _line(beside - np.float32(6.5), 1.5, fine_q) * _line(_phase(r, 1.0), 0.25, fine_r) * (near & (out < CYCLE_LANE))
-        stop = _line(q + np.float32(9.2), 0.2, fine_q) * (near & (r < LANE / 2) & (r > -CARRIAGEWAY))
-        stop += _line(q - np.float32(9.2), 0.2, fine_q) * (near & (r > LANE / 2) & (r < CARRIAGEWAY))
-        dash = _line(r * 0, 1.0, fine_r) * _line(q, 0.06, fine_q) * _line(_phase(r, 6.0), 1.2, fine_r) * (street & (out > PAVEMENT))
+        zebra = (
+            _line(beside - np.float32(6.5), 1.5, fine_q)
+            * _line(_phase(r, 1.0), 0.25, fine_r)
+            * (near & (out < CYCLE_LANE))
+        )
+        stop = _line(q + np.float32(9.2), 0.2, fine_q) * (
+            near & (r < LANE / 2) & (r > -CARRIAGEWAY)
+        )
+        stop += _line(q - np.float32(9.2), 0.2, fine_q) * (
+            near & (r > LANE / 2) & (r < CARRIAGEWAY)
+        )
+        dash = (
+            _line(r * 0, 1.0, fine_r)
+            * _line(q, 0.06, fine_q)
+            * _line(_phase(r, 6.0), 1.2, fine_r)
+            * (street & (out > PAVEMENT))
+        )
         np.maximum(paint, np.maximum(zebra, np.maximum(stop, dash)), out=paint)
         zone[(zebra > 0) & (zone == 1)] = 0
 
@@ -141,7 +214,8 @@ def _line(distance: NDArray, half_width: float, fine: NDArray) -> NDArray[np.flo
 
 
 class Shadows:
-    """Shadows of everything on the ground, drawn from above as the hulls of the solids' projections along the sun's rays."""
+    """Shadows of everything on the ground, drawn from above as the hulls of the solids' projections
+    along the sun's rays."""
 
     def __init__(self, sun: NDArray[np.float64]) -> None:
         self._slope = sun[:2] / sun[2]
@@ -149,21 +223,31 @@ class Shadows:
         self._still = np.zeros((1, 1), np.uint8)
         self.origin = np.zeros(2)
 
-    def draw(self, middle: NDArray[np.float64], still: Solids, still_key: tuple, moving: Solids) -> NDArray[np.uint8]:
-        """Image from above, 255 = full shadow, SHADOW_CELL metres per pixel, its first pixel at `origin`.
+    def draw(
+        self, middle: NDArray[np.float64], still: Solids, still_key: tuple, moving: Solids
+    ) -> NDArray[np.uint8]:
+        """Image from above, 255 = full shadow, SHADOW_CELL metres per pixel, its first pixel at
+        `origin`.
 
-        still_key: what names the set of still solids, whose shadows are kept while it and the window stay.
+        still_key: what names the set of still solids, whose shadows are kept while it and the
+        window stay.
         """
         corner = np.round((middle - SHADOW_REACH) / 12.0) * 12.0
         key = (still_key, corner[0], corner[1])
         if key != self._key:
             self._key, self.origin = key, corner
-            self._still = self._fill(np.zeros((int(2 * SHADOW_REACH / SHADOW_CELL),) * 2, np.uint8), still)
+            self._still = self._fill(
+                np.zeros((int(2 * SHADOW_REACH / SHADOW_CELL),) * 2, np.uint8), still
+            )
         image = self._fill(self._still.copy(), moving)
         return np.asarray(cv2.GaussianBlur(image, (5, 5), 1.0), np.uint8)
 
     def _fill(self, image: NDArray[np.uint8], solids: Solids) -> NDArray[np.uint8]:
-        points = np.where((solids.kind == ELLIPSOID)[:, None, None], _silhouettes(solids), np.repeat(solids.corners, 4, axis=1))
+        points = np.where(
+            (solids.kind == ELLIPSOID)[:, None, None],
+            _silhouettes(solids),
+            np.repeat(solids.corners, 4, axis=1),
+        )
         flat = (points[..., :2] - points[..., 2:] * self._slope - self.origin) / SHADOW_CELL
         inside = (flat.max(1) > 0).all(1) & (flat.min(1) < len(image)).all(1)
         for outline in np.rint(flat[inside] * 16).astype(np.int32):
@@ -177,14 +261,24 @@ def _silhouettes(solids: Solids) -> NDArray[np.float64]:
     z = 1 - (2 * i + 1) / 32.0
     ring = np.sqrt(1 - z * z)
     sphere = np.stack([ring * np.cos(2.4 * i), ring * np.sin(2.4 * i), z], -1)
-    return solids.corners.mean(1)[:, None] + np.einsum("ni,pi,pij->pnj", sphere, solids.radii, solids.frame[:, :, :3])
+    return solids.corners.mean(1)[:, None] + np.einsum(
+        "ni,pi,pij->pnj", sphere, solids.radii, solids.frame[:, :, :3]
+    )
 
 
-def sample(image: NDArray, x: NDArray[np.float32], y: NDArray[np.float32], border: int = cv2.BORDER_REPLICATE) -> NDArray:
-    """Bilinear samples [n, c] of an image at n points (a list, which cv2.remap takes as an image)."""
+def sample(
+    image: NDArray,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    border: int = cv2.BORDER_REPLICATE,
+) -> NDArray:
+    """Bilinear samples [n, c] of an image at n points (a list, which cv2.remap takes as an
+    image)."""
     n, width = len(x), 4096
     rows = max(-(-n // width), 1)
     grid = np.zeros((rows * width, 2), np.float32)
     grid[:n, 0], grid[:n, 1] = x, y
-    out = cv2.remap(image, grid.reshape(rows, width, 2), _NO_SECOND_MAP, cv2.INTER_LINEAR, borderMode=border)
+    out = cv2.remap(
+        image, grid.reshape(rows, width, 2), _NO_SECOND_MAP, cv2.INTER_LINEAR, borderMode=border
+    )
     return out.reshape(rows * width, -1)[:n]

@@ -1,8 +1,11 @@
-"""The road: one smooth centre line without end, made chunk by chunk from a seed, with a side street every few chunks.
+"""The road: one smooth centre line without end, made chunk by chunk from a seed, with a side street
+every few chunks.
 
-Coordinates along it: s, metres along the centre line, and lateral, metres to the left of it. Its heading stays within +-55 degrees of
-world x, so it never meets itself, however long the drive. World frame: z up, the ground is z = 0.
+Coordinates along it: s, metres along the centre line, and lateral, metres to the left of it. Its
+heading stays within +-55 degrees of world x, so it never meets itself, however long the drive.
+World frame: z up, the ground is z = 0.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -28,7 +31,8 @@ SIDE_STREET = 3.6  # half the width of a side street
 
 @dataclass(frozen=True)
 class Crossing:
-    """A side street crosses at `s`. origin: [2] its middle in world; tangent: [2] the main road's direction there."""
+    """A side street crosses at `s`. origin: [2] its middle in world; tangent: [2] the main road's
+    direction there."""
 
     chunk: int
     s: float
@@ -37,7 +41,8 @@ class Crossing:
 
 
 class Road:
-    """The centre line from chunk FIRST_CHUNK up to `length` metres. Same seed, same road, whatever the length."""
+    """The centre line from chunk FIRST_CHUNK up to `length` metres. Same seed, same road, whatever
+    the length."""
 
     def __init__(self, seed: int, length: float) -> None:
         self.seed = seed
@@ -49,7 +54,9 @@ class Road:
         bump = 1.0 - np.cos(2.0 * np.pi * u)  # integrates to 1 over a chunk
         self._curvature = (turns[:, None] * bump / CHUNK).ravel()
         start = np.concatenate([[0.0], np.cumsum(turns)[:-1]])
-        self._heading = (start[:, None] + turns[:, None] * (u - np.sin(2.0 * np.pi * u) / (2.0 * np.pi))).ravel()
+        self._heading = (
+            start[:, None] + turns[:, None] * (u - np.sin(2.0 * np.pi * u) / (2.0 * np.pi))
+        ).ravel()
         middle = self._heading + 0.5 * STEP * self._curvature
         xy = np.cumsum(np.stack([np.cos(middle), np.sin(middle)], -1) * STEP, axis=0)
         self._xy = np.concatenate([np.zeros((1, 2)), xy[:-1]])
@@ -68,8 +75,11 @@ class Road:
         xy, heading = self.place(np.array([s]), np.zeros(1))
         return Crossing(chunk, s, xy[0], np.array([np.cos(heading[0]), np.sin(heading[0])]))
 
-    def place(self, s: NDArray, lateral: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """World xy [..., 2] and heading [...] (radians) at (s, lateral) [...]; beyond the ends the road goes on straight."""
+    def place(
+        self, s: NDArray, lateral: NDArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """World xy [..., 2] and heading [...] (radians) at (s, lateral) [...]; beyond the ends the
+        road goes on straight."""
         s = np.asarray(s, np.float64)
         lateral = np.asarray(lateral, np.float64)
         inside = np.clip(s, self.s_min, self.s_max - 1e-6)
@@ -77,20 +87,36 @@ class Road:
         u = (inside - self._s[index]) / STEP
         a, b = self._heading[index], self._heading[index + 1]
         h00, h10, h01, h11 = _hermite(u)
-        heading = h00 * a + h10 * STEP * self._curvature[index] + h01 * b + h11 * STEP * self._curvature[index + 1]
+        heading = (
+            h00 * a
+            + h10 * STEP * self._curvature[index]
+            + h01 * b
+            + h11 * STEP * self._curvature[index + 1]
+        )
         ta, tb = _direction(a), _direction(b)
-        xy = (h00[..., None] * self._xy[index] + h10[..., None] * STEP * ta + h01[..., None] * self._xy[index + 1]
-              + h11[..., None] * STEP * tb)
+        xy = (
+            h00[..., None] * self._xy[index]
+            + h10[..., None] * STEP * ta
+            + h01[..., None] * self._xy[index + 1]
+            + h11[..., None] * STEP * tb
+        )
         along = _direction(heading)
-        xy = xy + (s - inside)[..., None] * along + lateral[..., None] * np.stack([-along[..., 1], along[..., 0]], -1)
+        xy = (
+            xy
+            + (s - inside)[..., None] * along
+            + lateral[..., None] * np.stack([-along[..., 1], along[..., 0]], -1)
+        )
         return xy, heading
 
     def curvature(self, s: NDArray) -> NDArray[np.float64]:
         """1/m, positive to the left."""
         return np.interp(s, self._s, self._curvature)
 
-    def locate(self, xy: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """(s, lateral, heading) of the nearest point of the centre line for world points [..., 2]."""
+    def locate(
+        self, xy: NDArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(s, lateral, heading) of the nearest point of the centre line for world points [...,
+        2]."""
         _, index = self._tree.query(xy)
         tangent = _direction(self._heading[index])
         offset = xy - self._xy[index]
@@ -98,7 +124,11 @@ class Road:
         ahead = (tangent * offset).sum(-1) / np.maximum(1.0 - self._curvature[index] * lateral, 0.2)
         ahead = np.clip(ahead, -STEP, STEP)
         lateral = lateral - 0.5 * self._curvature[index] * ahead**2
-        return self._s[index] + ahead, lateral, self._heading[index] + self._curvature[index] * ahead
+        return (
+            self._s[index] + ahead,
+            lateral,
+            self._heading[index] + self._curvature[index] * ahead,
+        )
 
     def clearance(self, xy: NDArray) -> float:
         """Smallest distance of world points [K, 2] to the centre line."""
@@ -111,7 +141,8 @@ def has_crossing(seed: int, chunk: int) -> bool:
 
 
 def _turns(seed: int, chunks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Heading change of each chunk in radians: bounded so that the heading stays within its limit."""
+    """Heading change of each chunk in radians: bounded so that the heading stays within its
+    limit."""
     heading, turns = 0.0, []
     for chunk in chunks:
         rng = np.random.default_rng([seed, int(chunk) + 1000, 1])

@@ -1,4 +1,6 @@
-"""From what each pixel sees to light: texture, sun, shadow, haze and sky. Linear RGB, before any camera."""
+"""From what each pixel sees to light: texture, sun, shadow, haze and sky. Linear RGB, before any
+camera."""
+
 from __future__ import annotations
 
 import cv2
@@ -25,23 +27,54 @@ _BLOCK = 49152  # pixels
 _SHARPER = 0.35  # mip levels below the one of the exact footprint
 
 
-def shade(hits: Hits, view: View, T_world_camera: NDArray[np.float64], ground: Ground, atlas: Atlas, shadow: NDArray[np.uint8],
-          shadow_origin: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Light at each pixel, [H, W, 3] float32 linear RGB. shadow: image from above (see ground.Shadows)."""
+def shade(
+    hits: Hits,
+    view: View,
+    T_world_camera: NDArray[np.float64],
+    ground: Ground,
+    atlas: Atlas,
+    shadow: NDArray[np.uint8],
+    shadow_origin: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Light at each pixel, [H, W, 3] float32 linear RGB. shadow: image from above (see
+    ground.Shadows)."""
     light = np.empty((*view.shape, 3), np.float32)
     table = _Table(hits.solids, T_world_camera[:3, :3].T @ SUN)
     x, y = np.broadcast_to(view.x, view.shape), np.broadcast_to(view.y, view.shape)
     rows = max(_BLOCK // view.shape[1], 1)
     for top in range(0, view.shape[0], rows):  # in blocks that stay in the processor's cache
         band = slice(top, top + rows)
-        _shade_band(light[band].reshape(-1, 3), hits.surface[band].ravel(), hits.inverse_depth[band].ravel(), x[band].ravel(),
-                    y[band].ravel(), table, view.focal, T_world_camera, ground, atlas, shadow, shadow_origin)
+        _shade_band(
+            light[band].reshape(-1, 3),
+            hits.surface[band].ravel(),
+            hits.inverse_depth[band].ravel(),
+            x[band].ravel(),
+            y[band].ravel(),
+            table,
+            view.focal,
+            T_world_camera,
+            ground,
+            atlas,
+            shadow,
+            shadow_origin,
+        )
     return light
 
 
-def _shade_band(light: NDArray[np.float32], surface: NDArray[np.int32], inverse: NDArray[np.float32], full_x: NDArray[np.float32],
-                full_y: NDArray[np.float32], table: _Table, focal: float, T_world_camera: NDArray[np.float64], ground: Ground, atlas: Atlas,
-                shadow: NDArray[np.uint8], shadow_origin: NDArray[np.float64]) -> None:
+def _shade_band(
+    light: NDArray[np.float32],
+    surface: NDArray[np.int32],
+    inverse: NDArray[np.float32],
+    full_x: NDArray[np.float32],
+    full_y: NDArray[np.float32],
+    table: _Table,
+    focal: float,
+    T_world_camera: NDArray[np.float64],
+    ground: Ground,
+    atlas: Atlas,
+    shadow: NDArray[np.uint8],
+    shadow_origin: NDArray[np.float64],
+) -> None:
     """`shade` for n pixels, into light [n, 3]."""
     things = np.flatnonzero(surface >= FIRST)
     floor = np.flatnonzero(surface == GROUND)
@@ -59,10 +92,16 @@ def _shade_band(light: NDArray[np.float32], surface: NDArray[np.int32], inverse:
     g_depth = 1.0 / inverse[floor]
     b, lit = _floor(gx, gy, g_depth, focal, T_world_camera, ground, shadow, shadow_origin)
 
-    u, v, du, dv, minor, major, layer, mu, mv = (np.concatenate(pair) for pair in zip(a[:9], b[:9], strict=True))
+    u, v, du, dv, minor, major, layer, mu, mv = (
+        np.concatenate(pair) for pair in zip(a[:9], b[:9], strict=True)
+    )
     texture = _texture(atlas, u, v, du, dv, minor, major, layer)
-    macro = sample(atlas.macro, mu - np.float32(MACRO) * np.floor(mu * np.float32(1 / MACRO)),
-                   mv - np.float32(MACRO) * np.floor(mv * np.float32(1 / MACRO)), cv2.BORDER_WRAP)[:, 0]
+    macro = sample(
+        atlas.macro,
+        mu - np.float32(MACRO) * np.floor(mu * np.float32(1 / MACRO)),
+        mv - np.float32(MACRO) * np.floor(mv * np.float32(1 / MACRO)),
+        cv2.BORDER_WRAP,
+    )[:, 0]
     clear = np.exp(np.concatenate([depth, g_depth]) * np.float32(-1.0 / HAZE_LENGTH))
     macro = macro * clear * np.float32(2.0 / 255.0 / TAPS)
     clear = 1.0 - clear
@@ -75,14 +114,25 @@ def _shade_band(light: NDArray[np.float32], surface: NDArray[np.int32], inverse:
         light[seen, channel] = color
 
 
-def _texture(atlas: Atlas, u: NDArray, v: NDArray, du: NDArray, dv: NDArray, minor: NDArray, major: NDArray,
-             layer: NDArray) -> NDArray[np.uint16]:
-    """Filtered texture [n, 3] uint16, 0..255 x TAPS. u, v, minor, major in texels of the finest level; du, dv a unit direction.
+def _texture(
+    atlas: Atlas,
+    u: NDArray,
+    v: NDArray,
+    du: NDArray,
+    dv: NDArray,
+    minor: NDArray,
+    major: NDArray,
+    layer: NDArray,
+) -> NDArray[np.uint16]:
+    """Filtered texture [n, 3] uint16, 0..255 x TAPS. u, v, minor, major in texels of the finest
+    level; du, dv a unit direction.
 
-    Anisotropic filtering by TAPS samples along du, dv; the taps' levels are staggered, which blends neighbouring levels without
-    sampling each twice.
+    Anisotropic filtering by TAPS samples along du, dv; the taps' levels are staggered, which blends
+    neighbouring levels without sampling each twice.
     """
-    level = np.log2(np.maximum(np.maximum(minor, major * np.float32(1 / TAPS)), np.float32(1e-3))) - np.float32(_SHARPER)
+    level = np.log2(
+        np.maximum(np.maximum(minor, major * np.float32(1 / TAPS)), np.float32(1e-3))
+    ) - np.float32(_SHARPER)
     reach = np.minimum(major, minor * (3 * TAPS))
     total = np.zeros((len(u), 3), np.uint16)
     top = atlas.origin.reshape(-1, 2)
@@ -102,7 +152,8 @@ def _texture(atlas: Atlas, u: NDArray, v: NDArray, du: NDArray, dv: NDArray, min
 
 
 class _Table:
-    """One row per face of the solids in view: all that a pixel needs to know of the face it sees."""
+    """One row per face of the solids in view: all that a pixel needs to know of the face it
+    sees."""
 
     def __init__(self, solids: Solids, sun: NDArray[np.float64]) -> None:
         count = len(solids)
@@ -111,7 +162,9 @@ class _Table:
         self.linear = np.ascontiguousarray(uv[..., :3].reshape(-1, 6).T.astype(np.float32))
         offset = uv[..., 3]
         self.offset = np.ascontiguousarray(np.mod(offset, SIZE).reshape(-1, 2).T.astype(np.float32))
-        self.macro = np.ascontiguousarray(np.mod(offset * MACRO_RATIO, MACRO).reshape(-1, 2).T.astype(np.float32))
+        self.macro = np.ascontiguousarray(
+            np.mod(offset * MACRO_RATIO, MACRO).reshape(-1, 2).T.astype(np.float32)
+        )
         self.distance = np.abs(planes[..., 3]).reshape(-1).astype(np.float32)
         self.density = solids.density.reshape(-1).astype(np.float32)
         self.layer = solids.layer.reshape(-1)
@@ -125,8 +178,11 @@ class _Table:
         self.radii = solids.radii.astype(np.float32)
         self.sun = sun.astype(np.float32)
 
-    def look_up(self, row: NDArray[np.int32], x: NDArray, y: NDArray, depth: NDArray, focal: float) -> tuple[NDArray, ...]:
-        """u, v, du, dv (texels), minor, major (texels), layer, macro u, macro v, lit color [3, n]."""
+    def look_up(
+        self, row: NDArray[np.int32], x: NDArray, y: NDArray, depth: NDArray, focal: float
+    ) -> tuple[NDArray, ...]:
+        """u, v, du, dv (texels), minor, major (texels), layer, macro u, macro v, lit color [3,
+        n]."""
         du = self.linear[0].take(row) * x + self.linear[1].take(row) * y + self.linear[2].take(row)
         dv = self.linear[3].take(row) * x + self.linear[4].take(row) * y + self.linear[5].take(row)
         pu, pv = du * depth, dv * depth
@@ -151,23 +207,39 @@ class _Table:
             around = np.arctan2(local[:, 1], local[:, 0]) * radii[:, 0]
             rise = -local[:, 2]
             u[curved], v[curved] = around * density[curved], rise * density[curved]
-            mu[curved], mv[curved] = u[curved] * MACRO_RATIO + owner * 31, v[curved] * MACRO_RATIO + owner * 17
+            mu[curved], mv[curved] = (
+                u[curved] * MACRO_RATIO + owner * 31,
+                v[curved] * MACRO_RATIO + owner * 17,
+            )
             normal = local / radii**2
             normal[:, 2] *= self.kind[owner] == 1
             normal /= np.linalg.norm(normal, axis=1, keepdims=True)
             facing = np.einsum("ni,nij,j->n", normal, self.frame[owner][:, :, :3], self.sun)
             along = np.stack([x[curved], y[curved], np.ones_like(d)], -1)
-            seen = np.abs(np.einsum("ni,nij,nj->n", normal, self.frame[owner][:, :, :3], along)) / np.linalg.norm(along, axis=1)
+            seen = np.abs(
+                np.einsum("ni,nij,nj->n", normal, self.frame[owner][:, :, :3], along)
+            ) / np.linalg.norm(along, axis=1)
             cosine[curved] = np.maximum(seen, 0.3)
             du[curved], dv[curved] = 1.0, 0.0
-            lit = SKY_LIGHT.astype(np.float32) * 0.8 + SUN_LIGHT.astype(np.float32) * np.maximum(facing, 0.0)[:, None]
+            lit = (
+                SKY_LIGHT.astype(np.float32) * 0.8
+                + SUN_LIGHT.astype(np.float32) * np.maximum(facing, 0.0)[:, None]
+            )
             color[:, curved] = (self.albedo[row[curved]] * lit).T
         major = minor / np.clip(cosine, np.float32(0.04), np.float32(1.0))
         return u, v, du, dv, minor, major, layer, mu, mv, color
 
 
-def _floor(x: NDArray, y: NDArray, depth: NDArray, focal: float, T_world_camera: NDArray[np.float64], ground: Ground,
-           shadow: NDArray[np.uint8], shadow_origin: NDArray[np.float64]) -> tuple[tuple[NDArray, ...], NDArray[np.float32]]:
+def _floor(
+    x: NDArray,
+    y: NDArray,
+    depth: NDArray,
+    focal: float,
+    T_world_camera: NDArray[np.float64],
+    ground: Ground,
+    shadow: NDArray[np.uint8],
+    shadow_origin: NDArray[np.float64],
+) -> tuple[tuple[NDArray, ...], NDArray[np.float32]]:
     """As `_Table.look_up`, for the ground (color unlit), and the light on it [3, n]."""
     r = T_world_camera[:3, :3].astype(np.float32)
     eye = (T_world_camera[:2, 3] - ground.origin).astype(np.float32)
@@ -181,18 +253,41 @@ def _floor(x: NDArray, y: NDArray, depth: NDArray, focal: float, T_world_camera:
     major = minor / np.clip(cosine, np.float32(0.01), np.float32(1.0))
     at = ground.surface(wx, wy, dx, dy, minor, major)
     shift = ((ground.origin - shadow_origin) / SHADOW_CELL).astype(np.float32)
-    shaded = sample(shadow, wx * np.float32(1 / SHADOW_CELL) + shift[0], wy * np.float32(1 / SHADOW_CELL) + shift[1], cv2.BORDER_CONSTANT)
+    shaded = sample(
+        shadow,
+        wx * np.float32(1 / SHADOW_CELL) + shift[0],
+        wy * np.float32(1 / SHADOW_CELL) + shift[1],
+        cv2.BORDER_CONSTANT,
+    )
     sun = 1.0 - shaded[:, 0].astype(np.float32) * np.float32(1 / 255)
-    lit = np.stack([np.float32(sky) + np.float32(light * SUN[2]) * sun for sky, light in zip(SKY_LIGHT, SUN_LIGHT, strict=True)])
-    # World metres to macro texels, on the world's own grid: the lattice's origin is a multiple of metres, so mod keeps it exact.
+    lit = np.stack(
+        [
+            np.float32(sky) + np.float32(light * SUN[2]) * sun
+            for sky, light in zip(SKY_LIGHT, SUN_LIGHT, strict=True)
+        ]
+    )
+    # World metres to macro texels, on the world's own grid: the lattice's origin is a multiple of
+    # metres, so mod keeps it exact.
     macro = 64.0 * MACRO_RATIO
     base = np.mod(ground.origin * macro, MACRO).astype(np.float32)
     u, v = at.u * at.density, at.v * at.density
-    return (u, v, at.du, at.dv, minor * at.density, major * at.density, at.layer, wx * np.float32(macro) + base[0],
-            wy * np.float32(macro) + base[1], at.color), lit
+    return (
+        u,
+        v,
+        at.du,
+        at.dv,
+        minor * at.density,
+        major * at.density,
+        at.layer,
+        wx * np.float32(macro) + base[0],
+        wy * np.float32(macro) + base[1],
+        at.color,
+    ), lit
 
 
-def _sky(x: NDArray, y: NDArray, T_world_camera: NDArray[np.float64], atlas: Atlas) -> NDArray[np.float32]:
+def _sky(
+    x: NDArray, y: NDArray, T_world_camera: NDArray[np.float64], atlas: Atlas
+) -> NDArray[np.float32]:
     """Sky, clouds and far hills: all at infinity."""
     r = T_world_camera[:3, :3].astype(np.float32)
     d = np.stack([r[i, 0] * x + r[i, 1] * y + r[i, 2] for i in range(3)], -1)
@@ -200,11 +295,15 @@ def _sky(x: NDArray, y: NDArray, T_world_camera: NDArray[np.float64], atlas: Atl
     up = np.maximum(d[:, 2], 0.0)
     color = HAZE + (np.sqrt(up)[:, None]) * (ZENITH - HAZE)
     flat = np.float32(110.0) / (up + np.float32(0.12))
-    cloud = sample(atlas.macro, np.mod(d[:, 0] * flat, MACRO), np.mod(d[:, 1] * flat, MACRO), cv2.BORDER_WRAP)
+    cloud = sample(
+        atlas.macro, np.mod(d[:, 0] * flat, MACRO), np.mod(d[:, 1] * flat, MACRO), cv2.BORDER_WRAP
+    )
     share = np.clip((cloud - 1.02) * 3.5, 0.0, 0.85) * np.minimum(up * 6.0, 1.0)[:, None]
     color += share * (np.array([1.05, 1.05, 1.07], np.float32) - color)
     azimuth = np.arctan2(d[:, 1], d[:, 0]) * np.float32(MACRO / (2 * np.pi))
-    ridge = sample(atlas.macro, np.mod(azimuth, MACRO), np.full(len(x), 7.0, np.float32), cv2.BORDER_WRAP)
+    ridge = sample(
+        atlas.macro, np.mod(azimuth, MACRO), np.full(len(x), 7.0, np.float32), cv2.BORDER_WRAP
+    )
     hill = np.clip((0.045 + 0.07 * (ridge - 1.0) - d[:, 2:]) * 400.0, 0.0, 1.0)
     color += hill * (np.array([0.36, 0.45, 0.50], np.float32) - color)
     return color

@@ -1,7 +1,9 @@
 """A drive through the procedural world: images and exact truth for every camera of a rig.
 
-Everything follows from the seed: the same call gives the same bytes, in any process and for any frame on its own.
+Everything follows from the seed: the same call gives the same bytes, in any process and for any
+frame on its own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -34,9 +36,10 @@ _PHASES = 24  # steps of a stride that are drawn
 
 @dataclass(frozen=True)
 class SimObject:
-    """One thing that can move, at one time. T_world_object: [4, 4], centre of its box, x along its heading. size: length, width,
-    height in metres, tight around what is rendered. velocity: [3] m/s in world. yaw_rate: rad/s. kind: car, van, truck, cyclist,
-    pedestrian. moving: faster than MOVING."""
+    """One thing that can move, at one time. T_world_object: [4, 4], centre of its box, x along its
+    heading. size: length, width, height in metres, tight around what is rendered. velocity: [3] m/s
+    in world. yaw_rate: rad/s. kind: car, van, truck, cyclist, pedestrian. moving: faster than
+    MOVING."""
 
     id: int
     kind: str
@@ -51,8 +54,9 @@ class SimObject:
 class Picture:
     """What one camera sees at one time, in its raw (distorted) geometry.
 
-    image: [H, W, 3] uint8 RGB. depth: [H, W] float32, metres along the optical axis, NaN for the sky. instance: [H, W] int32, the id of
-    the SimObject seen, 0 for the static world. moving: [H, W] bool.
+    image: [H, W, 3] uint8 RGB. depth: [H, W] float32, metres along the optical axis, NaN for the
+    sky. instance: [H, W] int32, the id of the SimObject seen, 0 for the static world. moving: [H,
+    W] bool.
     """
 
     image: NDArray[np.uint8]
@@ -65,8 +69,8 @@ class Picture:
 class SimFrame:
     """One frame set with its truth. Lists and arrays follow the rig's order of cameras.
 
-    stamp_ns: time of T_world_base and objects. stamps_ns: each camera's own (equal unless skewed). velocity: [6] twist of base_link
-    in base_link (vx vy vz wx wy wz, m/s and rad/s).
+    stamp_ns: time of T_world_base and objects. stamps_ns: each camera's own (equal unless skewed).
+    velocity: [6] twist of base_link in base_link (vx vy vz wx wy wz, m/s and rad/s).
     """
 
     index: int
@@ -107,7 +111,8 @@ class Scene:
 
 
 class Drive:
-    """A seed's world, its traffic and a renderer. seconds: how long it will be used; costs nothing but planning.
+    """A seed's world, its traffic and a renderer. seconds: how long it will be used; costs nothing
+    but planning.
 
     Drives whose `seconds` fall into the same multiple of HORIZON_S are the same drive.
     """
@@ -144,24 +149,40 @@ class Drive:
         after = {mover.id: mover for mover in self.traffic.movers(t + h)}
         bodies, objects = [], []
         for mover in movers:
-            solids, low, high = _body(mover.body, round(mover.phase * _PHASES / (2 * np.pi)) % _PHASES)
+            solids, low, high = _body(
+                mover.body, round(mover.phase * _PHASES / (2 * np.pi)) % _PHASES
+            )
             bodies.append(solids.moved(mover.pose, mover.id))
             a, b = before.get(mover.id, mover), after.get(mover.id, mover)
             span = h * ((a is not mover) + (b is not mover))
             objects.append(_object(mover, low, high, a.pose, b.pose, max(span, h)))
         free = concatenate(bodies) if bodies else empty()
-        return Scene(t, key, self._still[1], free, concatenate([self._still[1], free]), tuple(objects))
+        return Scene(
+            t, key, self._still[1], free, concatenate([self._still[1], free]), tuple(objects)
+        )
 
-    def render(self, scene: Scene, view: View, sensor: Sensor, T_world_camera: NDArray[np.float64]) -> Picture:
+    def render(
+        self, scene: Scene, view: View, sensor: Sensor, T_world_camera: NDArray[np.float64]
+    ) -> Picture:
         """One camera's picture of a scene."""
         self._ground.move_to(T_world_camera[:2, 3])
         if scene is not self._shaded:  # one drawing serves all cameras of a scene
             self._shaded, middle = scene, self.T_world_base(scene.time)[:2, 3]
             self._shadow = self._shadows.draw(middle, scene.still, scene.chunks, scene.free)
         hits = cast(scene.solids, view, T_world_camera)
-        light = shade(hits, view, T_world_camera, self._ground, self._atlas, self._shadow, self._shadows.origin)
+        light = shade(
+            hits,
+            view,
+            T_world_camera,
+            self._ground,
+            self._atlas,
+            self._shadow,
+            self._shadows.origin,
+        )
         with np.errstate(divide="ignore"):
-            depth = np.where(hits.inverse_depth > 0, np.float32(1.0) / hits.inverse_depth, np.float32(np.nan))
+            depth = np.where(
+                hits.inverse_depth > 0, np.float32(1.0) / hits.inverse_depth, np.float32(np.nan)
+            )
         speeds = {thing.id for thing in scene.objects if thing.moving}
         owners = np.concatenate([[0], hits.solids.instance]).astype(np.int32)
         moves = np.array([owner in speeds for owner in owners.tolist()])
@@ -176,23 +197,42 @@ def _body(body: Body, phase: int) -> tuple[Solids, NDArray[np.float64], NDArray[
     return solids, *models.extent(solids)
 
 
-def _object(mover: Mover, low: NDArray, high: NDArray, before: NDArray, after: NDArray, span: float) -> SimObject:
+def _object(
+    mover: Mover, low: NDArray, high: NDArray, before: NDArray, after: NDArray, span: float
+) -> SimObject:
     pose = mover.pose.copy()
     middle = 0.5 * (low + high)
     pose[:3, 3] += pose[:3, :3] @ middle
-    velocity = (after[:3, 3] + after[:3, :3] @ middle - before[:3, 3] - before[:3, :3] @ middle) / span
+    velocity = (
+        after[:3, 3] + after[:3, :3] @ middle - before[:3, 3] - before[:3, :3] @ middle
+    ) / span
     turned = before[:3, :3].T @ after[:3, :3]
-    return SimObject(mover.id, mover.body.kind, pose, high - low, velocity, float(np.arctan2(turned[1, 0], turned[0, 0]) / span),
-                     bool(np.linalg.norm(velocity) > MOVING))
+    return SimObject(
+        mover.id,
+        mover.body.kind,
+        pose,
+        high - low,
+        velocity,
+        float(np.arctan2(turned[1, 0], turned[0, 0]) / span),
+        bool(np.linalg.norm(velocity) > MOVING),
+    )
 
 
 class Simulator:
     """A drive seen by a rig: any frame on its own, in any order.
 
-    skew_s: the last camera's stamp is this much after the first one's (a rig whose cameras fire one after another).
+    skew_s: the last camera's stamp is this much after the first one's (a rig whose cameras fire one
+    after another).
     """
 
-    def __init__(self, rig: Rig, seconds: float = 20.0, rate: float = 10.0, seed: int = 0, skew_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        seconds: float = 20.0,
+        rate: float = 10.0,
+        seed: int = 0,
+        skew_s: float = 0.0,
+    ) -> None:
         self.rig, self.rate, self.skew_s = rig, rate, skew_s
         self.count = round(seconds * rate)
         self.drive = Drive(seed, seconds)
@@ -206,7 +246,11 @@ class Simulator:
 
     def stamp_ns(self, index: int, camera: int | None = None) -> int:
         """Stamp of a frame, or of one camera's image in it."""
-        late = 0.0 if camera is None or len(self.views) < 2 else self.skew_s * camera / (len(self.views) - 1)
+        late = (
+            0.0
+            if camera is None or len(self.views) < 2
+            else self.skew_s * camera / (len(self.views) - 1)
+        )
         return self.stamp_of(index, self.rate) + round(late * 1e9)
 
     def frame(self, index: int) -> SimFrame:
@@ -221,19 +265,36 @@ class Simulator:
             pose = self.drive.T_world_base(then.time) @ view.camera.T_base_camera
             pictures.append(self.drive.render(then, view, sensor, pose))
             stamps.append(own)
-        return SimFrame(index, stamp, tuple(stamps), tuple(pictures), self.drive.T_world_base(t), self.drive.velocity(t), scene.objects)
+        return SimFrame(
+            index,
+            stamp,
+            tuple(stamps),
+            tuple(pictures),
+            self.drive.T_world_base(t),
+            self.drive.velocity(t),
+            scene.objects,
+        )
 
 
-def simulate(rig: Rig, seconds: float = 20.0, rate: float = 10.0, seed: int = 0, skew_s: float = 0.0,
-             frames: Sequence[int] | None = None) -> Iterator[SimFrame]:
+def simulate(
+    rig: Rig,
+    seconds: float = 20.0,
+    rate: float = 10.0,
+    seed: int = 0,
+    skew_s: float = 0.0,
+    frames: Sequence[int] | None = None,
+) -> Iterator[SimFrame]:
     """The frames of a drive, in order; `frames` chooses some by index."""
     simulator = Simulator(rig, seconds, rate, seed, skew_s)
     for index in range(simulator.count) if frames is None else frames:
         yield simulator.frame(index)
 
 
-def swept_by(objects: Sequence[SimObject], points: NDArray, margin: float = 0.0) -> NDArray[np.bool_]:
-    """Which world points [K, 3] lie inside a moving object's box (grown by `margin` metres): to ask for every frame of a drive."""
+def swept_by(
+    objects: Sequence[SimObject], points: NDArray, margin: float = 0.0
+) -> NDArray[np.bool_]:
+    """Which world points [K, 3] lie inside a moving object's box (grown by `margin` metres): to ask
+    for every frame of a drive."""
     inside = np.zeros(len(points), bool)
     for thing in objects:
         if thing.moving:
@@ -242,4 +303,15 @@ def swept_by(objects: Sequence[SimObject], points: NDArray, margin: float = 0.0)
     return inside
 
 
-__all__ = ["CHUNK", "Camera", "Drive", "Picture", "Scene", "SimFrame", "SimObject", "Simulator", "simulate", "swept_by"]
+__all__ = [
+    "CHUNK",
+    "Camera",
+    "Drive",
+    "Picture",
+    "Scene",
+    "SimFrame",
+    "SimObject",
+    "Simulator",
+    "simulate",
+    "swept_by",
+]

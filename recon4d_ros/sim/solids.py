@@ -1,8 +1,11 @@
-"""Convex solids as arrays: what the world is made of. Boxes, tapered boxes, cylinders and ellipsoids, P of them at once.
+"""Convex solids as arrays: what the world is made of. Boxes, tapered boxes, cylinders and
+ellipsoids, P of them at once.
 
-Every solid is an intersection of up to six half spaces and, for the round ones, one quadric. Each face carries an affine map from space
-to its texture, so that a renderer needs no case by case code. Everything is float64 in the solids' common frame.
+Every solid is an intersection of up to six half spaces and, for the round ones, one quadric. Each
+face carries an affine map from space to its texture, so that a renderer needs no case by case code.
+Everything is float64 in the solids' common frame.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,7 +20,9 @@ PLANES = 6
 FACES = PLANES + 1  # the quadric is the last one
 FLAT, ELLIPSOID, CYLINDER = 0, 1, 2
 _SIGNS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
-_CORNERS_OF_FACE = np.array(((4, 5, 6, 7), (0, 1, 2, 3), (2, 3, 6, 7), (0, 1, 4, 5), (1, 3, 5, 7), (0, 2, 4, 6)))  # +x -x +y -y +z -z
+_CORNERS_OF_FACE = np.array(
+    ((4, 5, 6, 7), (0, 1, 2, 3), (2, 3, 6, 7), (0, 1, 4, 5), (1, 3, 5, 7), (0, 2, 4, 6))
+)  # +x -x +y -y +z -z
 _AXES = np.array(((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)), np.float64)
 # Sign that turns (second - first corner) x (third - first corner) of a face outward.
 _OUTWARD = np.array((-1.0, 1.0, 1.0, -1.0, -1.0, 1.0))
@@ -27,10 +32,12 @@ _OUTWARD = np.array((-1.0, 1.0, 1.0, -1.0, -1.0, 1.0))
 class Solids:
     """P convex solids.
 
-    kind: [P] FLAT, ELLIPSOID or CYLINDER (about its z axis). planes: [P, 6, 4] outward unit normal and offset, n.x <= offset is inside;
-    unused ones are (0, 0, 0, 1). frame: [P, 3, 4] affine map to the solid's own axes, metres. radii: [P, 3]. corners: [P, 8, 3] of a
-    hexahedron around it (x slowest, z fastest). uv: [P, 6, 2, 4] affine maps to texels of each plane's layer. layer: [P, 7].
-    density: [P, 7] texels per metre. color: [P, 7, 3] linear, multiplies the texture x 2. instance: [P] id, 0 = none.
+    kind: [P] FLAT, ELLIPSOID or CYLINDER (about its z axis). planes: [P, 6, 4] outward unit normal
+    and offset, n.x <= offset is inside; unused ones are (0, 0, 0, 1). frame: [P, 3, 4] affine map
+    to the solid's own axes, metres. radii: [P, 3]. corners: [P, 8, 3] of a hexahedron around it (x
+    slowest, z fastest). uv: [P, 6, 2, 4] affine maps to texels of each plane's layer. layer: [P,
+    7]. density: [P, 7] texels per metre. color: [P, 7, 3] linear, multiplies the texture x 2.
+    instance: [P] id, 0 = none.
     """
 
     kind: NDArray[np.uint8]
@@ -61,13 +68,25 @@ class Solids:
         back[:3, :3] = rotation.T
         back[:3, 3] = -rotation.T @ translation
         ids = self.instance if instance is None else np.full(len(self), instance, np.int64)
-        return Solids(self.kind, planes, self.frame @ back, self.radii, self.corners @ rotation.T + translation, self.uv @ back, self.layer,
-                      self.density, self.color, ids)
+        return Solids(
+            self.kind,
+            planes,
+            self.frame @ back,
+            self.radii,
+            self.corners @ rotation.T + translation,
+            self.uv @ back,
+            self.layer,
+            self.density,
+            self.color,
+            ids,
+        )
 
 
 def concatenate(parts: Sequence[Solids]) -> Solids:
     """All solids of `parts`, in order."""
-    return Solids(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Solids)))
+    return Solids(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Solids))
+    )
 
 
 def empty() -> Solids:
@@ -87,11 +106,20 @@ class Skin:
     density: float = 64.0
 
 
-def box(center: Sequence[float], size: Sequence[float], skin: Skin = Skin(), skins: dict[int, Skin] | None = None, *,
-        taper: tuple[float, float, float] = (1.0, 1.0, 0.0), rotation: NDArray[np.float64] | None = None) -> Solids:
-    """A box; its top may be narrower by `taper` (x factor, y factor) and shifted along x by its third value, in metres.
+def box(
+    center: Sequence[float],
+    size: Sequence[float],
+    skin: Skin = Skin(),
+    skins: dict[int, Skin] | None = None,
+    *,
+    taper: tuple[float, float, float] = (1.0, 1.0, 0.0),
+    rotation: NDArray[np.float64] | None = None,
+) -> Solids:
+    """A box; its top may be narrower by `taper` (x factor, y factor) and shifted along x by its
+    third value, in metres.
 
-    skins: other skins for faces by number: 0 front (+x), 1 rear, 2 left (+y), 3 right, 4 top, 5 bottom. rotation: 3x3 about `center`.
+    skins: other skins for faces by number: 0 front (+x), 1 rear, 2 left (+y), 3 right, 4 top, 5
+    bottom. rotation: 3x3 about `center`.
     """
     half = 0.5 * np.asarray(size, np.float64)
     corners = _SIGNS * half
@@ -108,15 +136,25 @@ def box(center: Sequence[float], size: Sequence[float], skin: Skin = Skin(), ski
 
 def ellipsoid(center: Sequence[float], radii: Sequence[float], skin: Skin) -> Solids:
     """An axis-aligned ellipsoid."""
-    return _round(ELLIPSOID, _no_planes(), np.asarray(radii, np.float64), skin, skin).moved(_pose(center, None))
+    return _round(ELLIPSOID, _no_planes(), np.asarray(radii, np.float64), skin, skin).moved(
+        _pose(center, None)
+    )
 
 
-def cylinder(center: Sequence[float], radius: float, height: float, skin: Skin, cap: Skin | None = None,
-             rotation: NDArray[np.float64] | None = None) -> Solids:
+def cylinder(
+    center: Sequence[float],
+    radius: float,
+    height: float,
+    skin: Skin,
+    cap: Skin | None = None,
+    rotation: NDArray[np.float64] | None = None,
+) -> Solids:
     """A cylinder about z (before `rotation`); `cap` is the skin of its two ends."""
     planes = _no_planes()
     planes[4], planes[5] = (0, 0, 1, 0.5 * height), (0, 0, -1, 0.5 * height)
-    return _round(CYLINDER, planes, np.array([radius, radius, 0.5 * height]), skin, cap or skin).moved(_pose(center, rotation))
+    return _round(
+        CYLINDER, planes, np.array([radius, radius, 0.5 * height]), skin, cap or skin
+    ).moved(_pose(center, rotation))
 
 
 def _no_planes() -> NDArray[np.float64]:
@@ -125,26 +163,55 @@ def _no_planes() -> NDArray[np.float64]:
     return planes
 
 
-def _round(kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], skin: Skin, cap: Skin) -> Solids:
+def _round(
+    kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], skin: Skin, cap: Skin
+) -> Solids:
     return _solid(kind, planes, radii, _SIGNS * radii, _AXES, [cap] * PLANES, skin)
 
 
-def _solid(kind: int, planes: NDArray[np.float64], radii: NDArray[np.float64], corners: NDArray[np.float64], normal: NDArray[np.float64],
-           faces: Sequence[Skin], quadric: Skin) -> Solids:
-    """One solid about the origin. normal: [6, 3] of its hexahedron's faces. faces: the skins of the six; quadric: that of the round one."""
-    uv, densities = _face_maps(normal, corners[_CORNERS_OF_FACE], np.array([skin.density for skin in faces]))
+def _solid(
+    kind: int,
+    planes: NDArray[np.float64],
+    radii: NDArray[np.float64],
+    corners: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    faces: Sequence[Skin],
+    quadric: Skin,
+) -> Solids:
+    """One solid about the origin. normal: [6, 3] of its hexahedron's faces. faces: the skins of the
+    six; quadric: that of the round one."""
+    uv, densities = _face_maps(
+        normal, corners[_CORNERS_OF_FACE], np.array([skin.density for skin in faces])
+    )
     skins = [*faces, quadric]
-    layer, color = np.array([skin.layer for skin in skins], np.int16), np.array([skin.color for skin in skins], np.float64)
+    layer, color = (
+        np.array([skin.layer for skin in skins], np.int16),
+        np.array([skin.color for skin in skins], np.float64),
+    )
     density = np.append(densities, quadric.density if kind != FLAT else 1.0)
     frame = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
-    return Solids(np.array([kind], np.uint8), planes[None], frame[None], radii[None], corners[None], uv[None], layer[None], density[None],
-                  color[None], np.zeros(1, np.int64))
+    return Solids(
+        np.array([kind], np.uint8),
+        planes[None],
+        frame[None],
+        radii[None],
+        corners[None],
+        uv[None],
+        layer[None],
+        density[None],
+        color[None],
+        np.zeros(1, np.int64),
+    )
 
 
-def _face_maps(normal: NDArray, corners: NDArray, density: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Affine maps [6, 2, 4] of a box's faces to texels, and their texels per metre [6]. normal: [6, 3]; corners: [6, 4, 3].
+def _face_maps(
+    normal: NDArray, corners: NDArray, density: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Affine maps [6, 2, 4] of a box's faces to texels, and their texels per metre [6]. normal: [6,
+    3]; corners: [6, 4, 3].
 
-    v grows downwards, so that tiles stand upright; on both sides u grows forward, so that one drawing of a car serves both.
+    v grows downwards, so that tiles stand upright; on both sides u grows forward, so that one
+    drawing of a car serves both.
     """
     u_axis = np.zeros((PLANES, 3))
     u_axis[:2, 0], u_axis[:2, 1] = -normal[:2, 1], normal[:2, 0]  # z x normal

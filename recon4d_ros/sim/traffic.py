@@ -1,9 +1,12 @@
-"""Who moves, and where they are at any time: the ego vehicle on its lane, and everyone else around it, each a function of time.
+"""Who moves, and where they are at any time: the ego vehicle on its lane, and everyone else around
+it, each a function of time.
 
-Lanes, cycle lanes and pavements carry endless columns at constant speed (nothing in a column meets itself, and only those near the ego
-vehicle exist); a car drives ahead of and one behind the ego vehicle on its own trajectory, some seconds apart; people, cyclists and
-cars cross, timed by the ego vehicle's passing so that they are seen near; a parked car leaves. Columns give way to what crosses.
+Lanes, cycle lanes and pavements carry endless columns at constant speed (nothing in a column meets
+itself, and only those near the ego vehicle exist); a car drives ahead of and one behind the ego
+vehicle on its own trajectory, some seconds apart; people, cyclists and cars cross, timed by the ego
+vehicle's passing so that they are seen near; a parked car leaves. Columns give way to what crosses.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -32,7 +35,8 @@ _DT = 0.02
 
 @dataclass(frozen=True)
 class Mover:
-    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride, radians."""
+    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride,
+    radians."""
 
     id: int
     body: Body
@@ -42,9 +46,11 @@ class Mover:
 
 @dataclass(frozen=True)
 class Column:
-    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of places that are taken.
+    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of
+    places that are taken.
 
-    overtakes: speed is what it has over the ego vehicle's, and those who cross give way to it (it gives way to nobody).
+    overtakes: speed is what it has over the ego vehicle's, and those who cross give way to it (it
+    gives way to nobody).
     """
 
     number: int
@@ -71,7 +77,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Crosser:
-    """Someone who crosses the road at s (plus `along`): at `lateral` when it is `time`, at `speed` (signed, along lateral).
+    """Someone who crosses the road at s (plus `along`): at `lateral` when it is `time`, at `speed`
+    (signed, along lateral).
 
     They stand still at -reach and +reach before and after.
     """
@@ -96,37 +103,59 @@ class Crosser:
 
 
 class Ego:
-    """The ego vehicle's progress along its lane, planned for a whole horizon: curves slow it, some crossings stop it."""
+    """The ego vehicle's progress along its lane, planned for a whole horizon: curves slow it, some
+    crossings stop it."""
 
     def __init__(self, road: Road, seed: int, horizon_s: float) -> None:
         rng = np.random.default_rng([seed, 5])
         nodes = np.arange(0.0, road.s_max, STEP)
-        wish = np.interp(nodes, np.arange(0.0, road.s_max + 180.0, 90.0), rng.uniform(*CRUISE, size=int(road.s_max / 90.0) + 3))
-        limit = np.minimum(wish, np.sqrt(LATERAL_ACCELERATION / np.maximum(np.abs(road.curvature(nodes)), 1e-4)))
+        wish = np.interp(
+            nodes,
+            np.arange(0.0, road.s_max + 180.0, 90.0),
+            rng.uniform(*CRUISE, size=int(road.s_max / 90.0) + 3),
+        )
+        limit = np.minimum(
+            wish, np.sqrt(LATERAL_ACCELERATION / np.maximum(np.abs(road.curvature(nodes)), 1e-4))
+        )
         for i in range(len(limit) - 2, -1, -1):  # brake in time
             limit[i] = min(limit[i], (limit[i + 1] ** 2 + 2 * BRAKE * STEP) ** 0.5)
-        stops = [crossing.s - 9.0 for i, crossing in enumerate(c for c in road.crossings if c.s > 300.0) if i % 2 == 0]
+        stops = [
+            crossing.s - 9.0
+            for i, crossing in enumerate(c for c in road.crossings if c.s > 300.0)
+            if i % 2 == 0
+        ]
         speeds = _drive(limit, stops, int((horizon_s + 40.0) / _DT))
         kernel = np.exp(-0.5 * (np.arange(-40, 41) / 14.0) ** 2)  # 0.28 s: bounded jerk
         speeds = np.convolve(np.pad(speeds, 40, mode="edge"), kernel / kernel.sum(), mode="valid")
         self._speed = speeds
-        self._s = START_S + np.concatenate([[0.0], np.cumsum(0.5 * (speeds[1:] + speeds[:-1]) * _DT)])
+        self._s = START_S + np.concatenate(
+            [[0.0], np.cumsum(0.5 * (speeds[1:] + speeds[:-1]) * _DT)]
+        )
         self.horizon_s = horizon_s
 
     def s(self, t: NDArray | float) -> NDArray[np.float64]:
-        """Metres along the road at time t (seconds); before 0 and after the horizon at constant speed."""
+        """Metres along the road at time t (seconds); before 0 and after the horizon at constant
+        speed."""
         x = np.asarray(t, np.float64) / _DT
         inside = np.clip(x, 0.0, len(self._s) - 1.001)
         i = inside.astype(np.int64)
         u = inside - i
         v0, v1 = self._speed[i] * _DT, self._speed[i + 1] * _DT
-        value = ((1 + 2 * u) * (1 - u) ** 2 * self._s[i] + u * (1 - u) ** 2 * v0 + u * u * (3 - 2 * u) * self._s[i + 1]
-                 + u * u * (u - 1) * v1)
+        value = (
+            (1 + 2 * u) * (1 - u) ** 2 * self._s[i]
+            + u * (1 - u) ** 2 * v0
+            + u * u * (3 - 2 * u) * self._s[i + 1]
+            + u * u * (u - 1) * v1
+        )
         return value + (x - inside) * np.where(x < 0, self._speed[0], self._speed[-1]) * _DT
 
     def time_at(self, s: float) -> float:
         """When it passes s (the last moment, where it stops there)."""
-        return float(np.searchsorted(self._s, s, side="right") * _DT) if s > START_S else float((s - START_S) / self._speed[0])
+        return (
+            float(np.searchsorted(self._s, s, side="right") * _DT)
+            if s > START_S
+            else float((s - START_S) / self._speed[0])
+        )
 
 
 def _drive(limit: NDArray[np.float64], stops: list[float], steps: int) -> NDArray[np.float64]:
@@ -161,7 +190,9 @@ class Traffic:
     def __init__(self, world: World, horizon_s: float) -> None:
         self.world = world
         self.ego = Ego(world.road, world.seed, horizon_s)
-        self._lead_body, self._tail_body = (Body("car", (world.seed * 7 + i) % VARIANTS) for i in (3, 4))
+        self._lead_body, self._tail_body = (
+            Body("car", (world.seed * 7 + i) % VARIANTS) for i in (3, 4)
+        )
         self._hash = lru_cache(4096)(self._place)
         self._crossers_of = lru_cache(None)(self._make_crossers)
         self._exists = lru_cache(4096)(self._keeps_clear)
@@ -170,43 +201,69 @@ class Traffic:
         self._all_leavers = lru_cache(None)(self._plan_leavers)
 
     def ego_pose(self, t: float) -> NDArray[np.float64]:
-        """T_world_base: on its lane, with the little pitch and roll of a sprung car; base_link stays at z = 0."""
+        """T_world_base: on its lane, with the little pitch and roll of a sprung car; base_link
+        stays at z = 0."""
         pose = self.world.on_road(float(self.ego.s(t)), EGO_LATERAL)
         h = 0.15
         s = self.ego.s(np.array([t - h, t, t + h]))
         speed, acceleration = (s[2] - s[0]) / (2 * h), (s[2] - 2 * s[1] + s[0]) / h**2
         shake = min(speed / 8.0, 1.0)
-        pitch = -0.004 * acceleration + shake * (0.0035 * np.sin(2 * np.pi * 1.3 * t) + 0.002 * np.sin(2 * np.pi * 0.37 * t + 1.0))
-        roll = (0.004 * speed**2 * float(self.world.road.curvature(s[1:2])[0]) + shake * (0.003 * np.sin(2 * np.pi * 0.9 * t + 2.0)))
+        pitch = -0.004 * acceleration + shake * (
+            0.0035 * np.sin(2 * np.pi * 1.3 * t) + 0.002 * np.sin(2 * np.pi * 0.37 * t + 1.0)
+        )
+        roll = 0.004 * speed**2 * float(self.world.road.curvature(s[1:2])[0]) + shake * (
+            0.003 * np.sin(2 * np.pi * 0.9 * t + 2.0)
+        )
         c, d, e, f = np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
-        pose[:3, :3] = pose[:3, :3] @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]]) @ np.array([[1, 0, 0], [0, e, -f], [0, f, e]])
+        pose[:3, :3] = (
+            pose[:3, :3]
+            @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]])
+            @ np.array([[1, 0, 0], [0, e, -f], [0, f, e]])
+        )
         return pose
 
     def movers(self, t: float) -> list[Mover]:
-        """Everyone who can move and is within sight at time t (parked cars too), in a fixed order."""
+        """Everyone who can move and is within sight at time t (parked cars too), in a fixed
+        order."""
         s_ego = float(self.ego.s(t))
-        found = [*self._company(t), *self._column_movers(t, s_ego), *self._crossing_movers(t, s_ego), *self._parked_movers(t, s_ego)]
+        found = [
+            *self._company(t),
+            *self._column_movers(t, s_ego),
+            *self._crossing_movers(t, s_ego),
+            *self._parked_movers(t, s_ego),
+        ]
         return found
 
     def _company(self, t: float) -> Iterator[Mover]:
         lead = float(self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0))) + LEAD_AHEAD
-        yield Mover(101, self._lead_body, self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t)))
+        yield Mover(
+            101, self._lead_body, self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t))
+        )
         tail = float(self.ego.s(t - TAIL_SECONDS)) - TAIL_BEHIND
-        yield Mover(102, self._tail_body, self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)))
+        yield Mover(
+            102,
+            self._tail_body,
+            self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)),
+        )
 
     def _column_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for column in COLUMNS:
             base = self._base(column, t)
             middle = (s_ego - base) / column.spacing
             reach = SIGHT if column.kinds[0] == "car" else 0.6 * SIGHT
-            for j in range(int(np.floor(middle - reach / column.spacing)), int(np.ceil(middle + reach / column.spacing)) + 1):
+            for j in range(
+                int(np.floor(middle - reach / column.spacing)),
+                int(np.ceil(middle + reach / column.spacing)) + 1,
+            ):
                 start, body = self._hash(column, j)
                 if body is None or not self._exists(column, j):
                     continue
                 s = start + float(base)
                 lateral = column.lateral + 0.12 * np.sin(0.5 * t + j)
                 pose = self.world.on_road(s, lateral, 0.0 if column.speed > 0 else np.pi)
-                yield Mover(1_000_000 * (10 + column.number) + j % 1_000_000, body, pose, _stride(body, s))
+                yield Mover(
+                    1_000_000 * (10 + column.number) + j % 1_000_000, body, pose, _stride(body, s)
+                )
 
     def _base(self, column: Column, t: NDArray | float) -> NDArray[np.float64]:
         """How far a column has come at time t."""
@@ -217,11 +274,16 @@ class Traffic:
         """Where the j-th place of a column was at t = 0, and who holds it."""
         rng = np.random.default_rng([self.world.seed, column.number, j + 10_000_000, 6])
         start = j * column.spacing + rng.uniform(-column.jitter, column.jitter)
-        taken, kind, variant = rng.random() < column.keep, column.kinds[int(rng.integers(len(column.kinds)))], int(rng.integers(VARIANTS))
+        taken, kind, variant = (
+            rng.random() < column.keep,
+            column.kinds[int(rng.integers(len(column.kinds)))],
+            int(rng.integers(VARIANTS)),
+        )
         return start, Body(kind, variant) if taken else None
 
     def _keeps_clear(self, column: Column, j: int) -> bool:
-        """Whether a column's j-th never comes near what crosses its lane, or the leaving car on it."""
+        """Whether a column's j-th never comes near what crosses its lane, or the leaving car on
+        it."""
         start, _ = self._hash(column, j)
         half = {"car": 1.3, "cyclist": 0.8}.get(column.kinds[0])
         if half is not None and not column.overtakes:
@@ -234,11 +296,16 @@ class Traffic:
         if column.number == 1:
             for car, leaves_at in self._all_leavers():
                 times = leaves_at + np.arange(0.0, 14.0, 0.5)
-                if np.abs(start + column.speed * times - _leaving(car, times - leaves_at)[0]).min() < 9.0:
+                if (
+                    np.abs(start + column.speed * times - _leaving(car, times - leaves_at)[0]).min()
+                    < 9.0
+                ):
                     return False
         return True
 
-    def _plan_crossers(self) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[Crosser, ...]]:
+    def _plan_crossers(
+        self,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[Crosser, ...]]:
         """Places, times and all who cross during the whole horizon."""
         chunks = range(int(self.ego.s(self.ego.horizon_s) // CHUNK) + 2)
         crossers = tuple(crosser for chunk in chunks for crosser in self._crossers_of(chunk))
@@ -263,7 +330,8 @@ class Traffic:
                 yield Mover(crosser.id, crosser.body, pose, _stride(crosser.body, lateral))
 
     def _make_crossers(self, chunk: int) -> tuple[Crosser, ...]:
-        """Who crosses in a chunk, timed by the ego vehicle's passing: between the car ahead and it, or behind it."""
+        """Who crosses in a chunk, timed by the ego vehicle's passing: between the car ahead and it,
+        or behind it."""
         if chunk < 0:
             return ()
         rng = np.random.default_rng([self.world.seed, chunk + 1000, 7])
@@ -271,7 +339,8 @@ class Traffic:
         made: list[Crosser] = []
 
         def add(kind: str, s: float, delay: float, speed: float, reach: float) -> None:
-            """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on the ego lane, as near as can be."""
+            """`delay`: seconds after the ego vehicle's middle passes s at which the crosser is on
+            the ego lane, as near as can be."""
             body = Body(kind, int(rng.integers(VARIANTS)))
             for more in (0.0, -0.15, 0.15, -0.3, 0.3, *np.arange(1, 9) * 0.35 * np.sign(delay)):
                 time = self.ego.time_at(s - 1.5) + delay + more
@@ -291,11 +360,18 @@ class Traffic:
         else:
             s = chunk * CHUNK + rng.uniform(14.0, 46.0)
             add("pedestrian", s, -1.55, sign * 2.3, 10.5)
-            add("cyclist" if rng.random() < 0.3 else "pedestrian", s + rng.uniform(-9.0, 9.0), 1.9, -sign * 2.0, 10.5)
+            add(
+                "cyclist" if rng.random() < 0.3 else "pedestrian",
+                s + rng.uniform(-9.0, 9.0),
+                1.9,
+                -sign * 2.0,
+                10.5,
+            )
         return tuple(made)
 
     def _lane_is_free(self, crosser: Crosser) -> bool:
-        """Whether the ego vehicle, the cars before and behind it and those that overtake are away while someone is on their lanes."""
+        """Whether the ego vehicle, the cars before and behind it and those that overtake are away
+        while someone is on their lanes."""
         t = crosser.time + np.linspace(-6.0, 6.0, 121)
         on_lane = np.abs(crosser.at(t) - EGO_LATERAL) < crosser.half_length + 1.1
         margin = 3.2 + (1.0 if crosser.half_length > 2.0 else 0.4)
@@ -309,7 +385,10 @@ class Traffic:
             places = (crosser.s - base) / column.spacing
             for j in range(int(places.min()) - 1, int(places.max()) + 2):
                 start, body = self._hash(column, j)
-                if body is not None and (on_lane & (np.abs(start + base - crosser.s) < margin)).any():
+                if (
+                    body is not None
+                    and (on_lane & (np.abs(start + base - crosser.s) < margin)).any()
+                ):
                     return False
         return True
 
@@ -317,18 +396,30 @@ class Traffic:
         for chunk in self.world.around(s_ego):
             for car in self.world.chunk(chunk).parked:
                 if car.leaves:
-                    place, lateral, turn = (float(value[0]) for value in _leaving(car, np.array([t - self.leaving_time(car)])))
+                    place, lateral, turn = (
+                        float(value[0])
+                        for value in _leaving(car, np.array([t - self.leaving_time(car)]))
+                    )
                     if abs(place - s_ego) < SIGHT + 20.0:
-                        yield Mover(car.id, car.body, self.world.on_road(place, lateral, turn + np.pi))
+                        yield Mover(
+                            car.id, car.body, self.world.on_road(place, lateral, turn + np.pi)
+                        )
                 elif abs(car.s - s_ego) < SIGHT + 20.0:
                     yield self._parked_at(car)
 
     def _stand(self, car: Parked) -> Mover:
-        return Mover(car.id, car.body, self.world.on_road(car.s, car.side * PARKED_LATERAL, np.pi if car.side > 0 else 0.0))
+        return Mover(
+            car.id,
+            car.body,
+            self.world.on_road(car.s, car.side * PARKED_LATERAL, np.pi if car.side > 0 else 0.0),
+        )
 
 
-def _leaving(car: Parked, since: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(s, lateral, turn) of a left-parked car that pulls out into the oncoming lane, `since` seconds after it starts."""
+def _leaving(
+    car: Parked, since: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(s, lateral, turn) of a left-parked car that pulls out into the oncoming lane, `since`
+    seconds after it starts."""
     cruise, acceleration = -COLUMNS[0].speed, 2.2
     ramp = cruise / acceleration
     moving = np.maximum(since, 0.0)
@@ -342,4 +433,3 @@ def _leaving(car: Parked, since: NDArray) -> tuple[NDArray[np.float64], NDArray[
 def _stride(body: Body, way: float) -> float:
     """Phase of a walker's stride or a cyclist's pedals after `way` metres."""
     return float(way * {"pedestrian": 4.2, "cyclist": 1.4}.get(body.kind, 0.0))
-

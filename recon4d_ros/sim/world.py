@@ -1,7 +1,9 @@
-"""What stands in the world: houses, trees, lamps, signs, hedges and parked cars, made per chunk of road from the seed.
+"""What stands in the world: houses, trees, lamps, signs, hedges and parked cars, made per chunk of
+road from the seed.
 
 Only the chunks around the car exist at any time, so that a drive may be of any length.
 """
+
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -24,7 +26,8 @@ _KEPT_CHUNKS = 16
 
 @dataclass(frozen=True)
 class Parked:
-    """A parked car. side: +1 left (facing oncoming), -1 right. leaves: it pulls out as the ego vehicle comes."""
+    """A parked car. side: +1 left (facing oncoming), -1 right. leaves: it pulls out as the ego
+    vehicle comes."""
 
     id: int
     s: float
@@ -35,7 +38,8 @@ class Parked:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Scenery of one chunk in world coordinates; parked cars are listed apart, because some of them leave."""
+    """Scenery of one chunk in world coordinates; parked cars are listed apart, because some of them
+    leave."""
 
     scenery: Solids
     parked: tuple[Parked, ...]
@@ -63,7 +67,8 @@ class World:
         return range(int((s - BEHIND) // CHUNK), int((s + AHEAD) // CHUNK) + 1)
 
     def on_road(self, s: float, lateral: float, turn: float = 0.0) -> NDArray[np.float64]:
-        """Pose [4, 4] on the ground at (s, lateral), its x axis along the road, turned left by `turn` radians."""
+        """Pose [4, 4] on the ground at (s, lateral), its x axis along the road, turned left by
+        `turn` radians."""
         xy, heading = self.road.place(np.array(s), np.array(lateral))
         return ground_pose(xy, float(heading) + turn)
 
@@ -79,7 +84,10 @@ class World:
 
     def _free(self, index: int, s: float, half: float) -> bool:
         """Whether s +- half along this chunk stays clear of its side street."""
-        return not has_crossing(self.seed, index) or abs(s - (index + 0.5) * CHUNK) > CROSSING_HALF + half
+        return (
+            not has_crossing(self.seed, index)
+            or abs(s - (index + 0.5) * CHUNK) > CROSSING_HALF + half
+        )
 
     def _row(self, index: int, side: int, rng: np.random.Generator) -> list[Solids]:
         """Houses, gardens and hedges beyond the pavement of one side."""
@@ -87,21 +95,35 @@ class World:
         s = index * CHUNK
         while s < (index + 1) * CHUNK - 6.0:
             width = min(rng.uniform(9.0, 17.0), (index + 1) * CHUNK - s)
-            depth, storeys, setback = rng.uniform(9.0, 14.0), int(rng.integers(1, 6)), rng.choice([0.3, 0.3, 2.5, 4.0])
+            depth, storeys, setback = (
+                rng.uniform(9.0, 14.0),
+                int(rng.integers(1, 6)),
+                rng.choice([0.3, 0.3, 2.5, 4.0]),
+            )
             middle = s + width / 2
             s += width + rng.choice([0.0, 0.4, 3.0, 6.0])
             if not self._free(index, middle, width / 2):
                 continue
             front = side * (PAVEMENT + setback)
             pose = self.on_road(middle, front, side * np.pi / 2)
-            outline = np.array([(x, y) for x in (0.0, depth) for y in np.linspace(-width / 2, width / 2, 5)])
+            outline = np.array(
+                [(x, y) for x in (0.0, depth) for y in np.linspace(-width / 2, width / 2, 5)]
+            )
             fits = self.road.clearance(outline @ pose[:2, :2].T + pose[:2, 3]) > PAVEMENT - 0.6
             if fits and rng.random() < 0.84:
                 parts.append(models.building(width - 0.1, depth, 3.2 * storeys, rng).moved(pose))
                 if setback > 2.0:
-                    parts.append(models.hedge(width * 0.8, rng.uniform(0.8, 1.4), rng).moved(self.on_road(middle, side * (PAVEMENT + 0.5))))
+                    parts.append(
+                        models.hedge(width * 0.8, rng.uniform(0.8, 1.4), rng).moved(
+                            self.on_road(middle, side * (PAVEMENT + 0.5))
+                        )
+                    )
             else:
-                parts.append(models.hedge(width * 0.9, rng.uniform(1.0, 2.0), rng).moved(self.on_road(middle, side * (PAVEMENT + 0.6))))
+                parts.append(
+                    models.hedge(width * 0.9, rng.uniform(1.0, 2.0), rng).moved(
+                        self.on_road(middle, side * (PAVEMENT + 0.6))
+                    )
+                )
                 for _ in range(3):
                     along, out = rng.uniform(-width / 2, width / 2), rng.uniform(2.5, 12.0)
                     spot = self.on_road(middle + along, side * (PAVEMENT + out), rng.uniform(0, 6))
@@ -118,13 +140,21 @@ class World:
             if not self._free(index, s, 1.0):
                 continue
             if slot % 3 == 1:
-                parts.append(models.lamp().moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi)))
+                parts.append(
+                    models.lamp().moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi))
+                )
             elif kind < 0.55:
-                parts.append(models.tree(rng).moved(self.on_road(s, side * 9.6, rng.uniform(0, 6.28))))
+                parts.append(
+                    models.tree(rng).moved(self.on_road(s, side * 9.6, rng.uniform(0, 6.28)))
+                )
             elif kind < 0.7:
-                parts.append(models.sign(rng).moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi)))
+                parts.append(
+                    models.sign(rng).moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi))
+                )
             elif kind < 0.9:
-                parts.append(models.bin_or_box(rng).moved(self.on_road(s, side * rng.choice([9.3, 11.5]))))
+                parts.append(
+                    models.bin_or_box(rng).moved(self.on_road(s, side * rng.choice([9.3, 11.5])))
+                )
         return parts
 
     def _side_street(self, index: int, rng: np.random.Generator) -> list[Solids]:
@@ -135,22 +165,33 @@ class World:
                 out = 32.0
                 while out < 95.0:
                     width, depth = rng.uniform(10.0, 16.0), rng.uniform(8.0, 11.0)
-                    # The house's front (local -x) looks at the side street; its width runs along it.
+                    # The house's front (local -x) looks at the side street; its width runs along
+                    # it.
                     start = self.on_road((index + 0.5) * CHUNK, side * (out + width / 2))
                     shift = np.eye(4)
                     shift[0, 3] = flank * (SIDE_STREET + 3.5)
                     pose = start @ shift @ _yaw(0.0 if flank > 0 else np.pi)
-                    corners = (pose @ np.array([(x, y, 0, 1) for x in (0, depth) for y in (-width / 2, 0, width / 2)]).T)[:2].T
+                    corners = (
+                        pose
+                        @ np.array(
+                            [(x, y, 0, 1) for x in (0, depth) for y in (-width / 2, 0, width / 2)]
+                        ).T
+                    )[:2].T
                     if self.road.clearance(corners) > PAVEMENT + 2.0:
                         if rng.random() < 0.75:
-                            parts.append(models.building(width, depth, 3.2 * int(rng.integers(1, 5)), rng).moved(pose))
+                            parts.append(
+                                models.building(
+                                    width, depth, 3.2 * int(rng.integers(1, 5)), rng
+                                ).moved(pose)
+                            )
                         else:
                             parts.append(models.tree(rng).moved(pose))
                     out += width + rng.choice([0.3, 4.0])
         return parts
 
     def parked(self, index: int) -> tuple[Parked, ...]:
-        """Parked cars of a chunk; in some chunks the left one that is nearest to its middle leaves."""
+        """Parked cars of a chunk; in some chunks the left one that is nearest to its middle
+        leaves."""
         rng = np.random.default_rng([self.seed, index + 1000, 3])
         slots = []
         for side in (1, -1):
@@ -159,7 +200,15 @@ class World:
                 taken, variant, kind = rng.random() < 0.5, int(rng.integers(40)), rng.random()
                 if taken and self._free(index, s, 3.5):
                     body = Body("van" if kind < 0.12 else "car", variant)
-                    slots.append(Parked(2_000_000 + (index - 1) % 20000 * 100 + slot + (50 if side > 0 else 0), s, side, body, False))
+                    slots.append(
+                        Parked(
+                            2_000_000 + (index - 1) % 20000 * 100 + slot + (50 if side > 0 else 0),
+                            s,
+                            side,
+                            body,
+                            False,
+                        )
+                    )
         left = [car for car in slots if car.side > 0 and car.body.kind == "car"]
         if left and not has_crossing(self.seed, index):
             leaver = min(left, key=lambda car: abs(car.s - (index + 0.4) * CHUNK))

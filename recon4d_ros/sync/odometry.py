@@ -1,4 +1,6 @@
-"""Odometry samples on their way to the next set: the door that lets no NaN and no repeated stamp through, and a bounded buffer."""
+"""Odometry samples on their way to the next set: the door that lets no NaN and no repeated stamp
+through, and a bounded buffer."""
+
 from __future__ import annotations
 
 from collections import Counter, deque
@@ -14,7 +16,8 @@ FULL = "buffer full"
 
 
 class OdometryQueue:
-    """Samples in strictly increasing order of stamps, `limit` at most (the oldest goes first). dropped: where drops are counted."""
+    """Samples in strictly increasing order of stamps, `limit` at most (the oldest goes first).
+    dropped: where drops are counted."""
 
     def __init__(self, limit: int, backward_ns: int, dropped: Counter[str]) -> None:
         self._limit = limit
@@ -44,7 +47,8 @@ class OdometryQueue:
             self._dropped[FULL] += 1
 
     def jump_backward(self, stamp_ns: int) -> None:
-        """The images' time was set back to stamp_ns: samples newer than that are from before, unless odometry jumped first."""
+        """The images' time was set back to stamp_ns: samples newer than that are from before,
+        unless odometry jumped first."""
         kept = [sample for sample in self._samples if sample.stamp_ns <= stamp_ns]
         self._dropped[JUMPED] += len(self._samples) - len(kept)
         self._samples = deque(kept)

@@ -1,8 +1,11 @@
-"""Images of many cameras -> sets that belong together. Pure Python, no ROS, no clock of its own: a function of the calls made.
+"""Images of many cameras -> sets that belong together. Pure Python, no ROS, no clock of its own: a
+function of the calls made.
 
-Every image that comes in goes out in exactly one set, or is counted in `statistics` with its camera and a reason. Memory is bounded.
-Two clocks: an image's stamp (the sensors') says what belongs together, `now_ns` (any monotonic clock of reception) how long to wait.
+Every image that comes in goes out in exactly one set, or is counted in `statistics` with its camera
+and a reason. Memory is bounded. Two clocks: an image's stamp (the sensors') says what belongs
+together, `now_ns` (any monotonic clock of reception) how long to wait.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -16,7 +19,8 @@ from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPol
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
 
 SECOND = 1_000_000_000
-_SET_BACK = 3  # images in a row older than one that was used: no disorder on the way, but a short bag that loops
+# images in a row older than one that was used: no disorder on the way, but a short bag that loops
+_SET_BACK = 3
 
 DUPLICATE = "duplicate stamp"
 OLDER = "older than an image that was used"
@@ -32,29 +36,64 @@ class SyncParameters:
     """How images become sets."""
 
     policy: str = parameter(
-        "resilient", "How images are grouped: `exact` (equal stamps, all cameras), `approximate` (within slop, all cameras) or `resilient` "
-        "(bounded wait; a camera that is late or dead is absent and the others go on)", choices=("exact", "approximate", "resilient"))
+        "resilient",
+        "How images are grouped: `exact` (equal stamps, all cameras), `approximate` (within slop,"
+        " all cameras) or `resilient` (bounded wait; a camera that is late or dead is absent and"
+        " the others go on)",
+        choices=("exact", "approximate", "resilient"),
+    )
     slop: float = parameter(
-        0.05, "Largest difference of stamps within a set, s; resilient: from the set's reference, each camera's fixed phase taken off, "
-        "and at most half the period", minimum=0.0, maximum=10.0)
-    max_wait: float = parameter(0.08, "Resilient: longest wait for a set after its first image came in, s", minimum=0.0, maximum=10.0)
+        0.05,
+        "Largest difference of stamps within a set, s; resilient: from the set's reference, each"
+        " camera's fixed phase taken off, and at most half the period",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    max_wait: float = parameter(
+        0.08,
+        "Resilient: longest wait for a set after its first image came in, s",
+        minimum=0.0,
+        maximum=10.0,
+    )
     reorder: float = parameter(
-        0.01, "Resilient: how long a camera's older image may still come in after a newer one, s", minimum=0.0, maximum=1.0)
+        0.01,
+        "Resilient: how long a camera's older image may still come in after a newer one, s",
+        minimum=0.0,
+        maximum=1.0,
+    )
     dead_after: float = parameter(
-        1.0, "Resilient: after this long without an image a camera is not waited for, s", minimum=0.01, maximum=60.0)
-    min_cameras: int = parameter(1, "Sets of fewer images than this are dropped", minimum=1, maximum=64)
+        1.0,
+        "Resilient: after this long without an image a camera is not waited for, s",
+        minimum=0.01,
+        maximum=60.0,
+    )
+    min_cameras: int = parameter(
+        1, "Sets of fewer images than this are dropped", minimum=1, maximum=64
+    )
     queue: int = parameter(16, "Most images held per camera", minimum=1, maximum=1000)
     backward_jump: float = parameter(
-        0.5, "A camera's stamp that is older than its last by more than this means that time was set back (a bag loops); by less, "
-        "three such in a row do, s. One such image alone does not, a second of any camera has to say the same", minimum=0.0, maximum=3600.0)
+        0.5,
+        "A camera's stamp that is older than its last by more than this means that time was set"
+        " back (a bag loops); by less, three such in a row do, s. One such image alone does not, a"
+        " second of any camera has to say the same",
+        minimum=0.0,
+        maximum=3600.0,
+    )
     forward_jump: float = parameter(
-        2.0, "A set that is newer than the last by more than this is marked as a jump, s", minimum=0.01, maximum=3600.0)
-    odometry_queue: int = parameter(2000, "Most odometry samples held until the next set", minimum=1, maximum=100000)
+        2.0,
+        "A set that is newer than the last by more than this is marked as a jump, s",
+        minimum=0.01,
+        maximum=3600.0,
+    )
+    odometry_queue: int = parameter(
+        2000, "Most odometry samples held until the next set", minimum=1, maximum=100000
+    )
 
 
 @dataclass
 class SyncStatistics:
-    """Counts since the start. dropped: (camera, reason) -> images. odometry_dropped: reason -> samples."""
+    """Counts since the start. dropped: (camera, reason) -> images. odometry_dropped: reason ->
+    samples."""
 
     received: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
@@ -67,7 +106,8 @@ class SyncStatistics:
 
 @dataclass(frozen=True)
 class _Aside:
-    """An image that came out of time: the first after time jumped, or one whose stamp is wrong. The next ones tell."""
+    """An image that came out of time: the first after time jumped, or one whose stamp is wrong. The
+    next ones tell."""
 
     camera: str
     image: RawImage
@@ -76,32 +116,50 @@ class _Aside:
 
 
 class Synchronizer:
-    """Groups images into FrameSets in strictly increasing order of stamps (until time jumps backward).
+    """Groups images into FrameSets in strictly increasing order of stamps (until time jumps
+    backward).
 
-    Call `add_image` for each image and `poll` every few milliseconds (or never, offline); both return the sets that became due, and
-    with the resilient policy no image is ever held longer than max_wait beyond the last call (but the first after time jumped, until a
-    second says so too). `flush` at the end gives what is left.
+    Call `add_image` for each image and `poll` every few milliseconds (or never, offline); both
+    return the sets that became due, and with the resilient policy no image is ever held longer than
+    max_wait beyond the last call (but the first after time jumped, until a second says so too).
+    `flush` at the end gives what is left.
     """
 
     def __init__(self, cameras: Sequence[str], parameters: SyncParameters | None = None) -> None:
         p = parameters or SyncParameters()
         if p.min_cameras > len(cameras):
-            raise ParameterError(f"parameter sync.min_cameras is {p.min_cameras}: expected at most the number of cameras, {len(cameras)}")
+            raise ParameterError(
+                f"parameter sync.min_cameras is {p.min_cameras}: expected at most the number of"
+                f" cameras, {len(cameras)}"
+            )
         self.parameters = p
         self.cameras = tuple(cameras)
         self.statistics = SyncStatistics()
-        self._backward, self._forward, self._dead_after = (round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after))
-        self._odometry = OdometryQueue(p.odometry_queue, self._backward, self.statistics.odometry_dropped)
+        self._backward, self._forward, self._dead_after = (
+            round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after)
+        )
+        self._odometry = OdometryQueue(
+            p.odometry_queue, self._backward, self.statistics.odometry_dropped
+        )
         self._policy: Policy
         if p.policy == "resilient":
             slop, max_wait, reorder = (round(s * SECOND) for s in (p.slop, p.max_wait, p.reorder))
-            self._policy = ResilientPolicy(self.cameras, self._drop, slop, max_wait, reorder, self._dead_after, p.queue)
+            self._policy = ResilientPolicy(
+                self.cameras, self._drop, slop, max_wait, reorder, self._dead_after, p.queue
+            )
         else:
-            self._policy = MatchedPolicy(self.cameras, self._drop, round(p.slop * SECOND) if p.policy == "approximate" else 0, p.queue)
+            self._policy = MatchedPolicy(
+                self.cameras,
+                self._drop,
+                round(p.slop * SECOND) if p.policy == "approximate" else 0,
+                p.queue,
+            )
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
-        self._before_jump: dict[str, int] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
+        self._before_jump: dict[
+            str, int
+        ] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
         self._jumped_at_ns = 0
         self._last_stamp_ns: int | None = None
         self._spacing = 0  # ns between the last two sets
@@ -109,14 +167,17 @@ class Synchronizer:
         self._aside: _Aside | None = None
 
     def add_image(self, camera: str, image: RawImage, now_ns: int) -> list[FrameSet]:
-        """Take an image of one of the cameras; the sets that are due. Raises ValueError for a camera that is not the rig's."""
+        """Take an image of one of the cameras; the sets that are due. Raises ValueError for a
+        camera that is not the rig's."""
         if camera not in self.cameras:
             raise ValueError(f"camera {camera!r} is not one of {', '.join(self.cameras)}")
         self.statistics.received[camera] += 1
         if (out := self._out_of_time(camera, image.stamp_ns)) is not None:
             self._set_aside(_Aside(camera, image, now_ns, back=out < 0))
         else:
-            if self._aside is not None and (camera == self._aside.camera or now_ns - self._aside.now_ns > self._dead_after):
+            if self._aside is not None and (
+                camera == self._aside.camera or now_ns - self._aside.now_ns > self._dead_after
+            ):
                 self._end_aside(ALONE)  # time goes on as before
             self._admit(camera, image, now_ns)
         return self.poll(now_ns)
@@ -127,7 +188,8 @@ class Synchronizer:
         return self._policy.count() + (self._aside is not None)
 
     def add_odometry(self, sample: OdometrySample) -> None:
-        """Take an odometry sample; one that is not finite or not newer than the last is counted and dropped."""
+        """Take an odometry sample; one that is not finite or not newer than the last is counted and
+        dropped."""
         self.statistics.odometry_received += 1
         self._odometry.add(sample)
 
@@ -147,7 +209,8 @@ class Synchronizer:
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
-        """Below zero: far older than its camera's last. Above: far newer than every camera's. None: in time."""
+        """Below zero: far older than its camera's last. Above: far newer than every camera's. None:
+        in time."""
         if camera in self._before_jump or not self._newest:
             return None
         back = stamp - self._newest.get(camera, stamp) + self._backward
@@ -182,9 +245,17 @@ class Synchronizer:
         if camera in self._before_jump:
             old = self._before_jump[camera]
             now_newest = max(self._newest.values(), default=stamp)
-            if stamp >= old and abs(stamp - now_newest) > self._backward and now_ns - self._jumped_at_ns <= self._dead_after:
+            if (
+                stamp >= old
+                and abs(stamp - now_newest) > self._backward
+                and now_ns - self._jumped_at_ns <= self._dead_after
+            ):
                 return BEFORE_JUMP
-            del self._before_jump[camera]  # it followed the jump (or, after a while, never will: then its clock is taken as it is)
+            del self._before_jump[
+                camera
+                # it followed the jump (or, after a while, never will: then its clock is taken as it
+                # is)
+            ]
         if camera in self._used and stamp < self._used[camera]:
             self._older[camera] += 1
             if self._older[camera] < _SET_BACK:
@@ -201,7 +272,10 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
-        self._before_jump = {**self._before_jump, **{name: newest for name, newest in self._newest.items() if name != camera}}
+        self._before_jump = {
+            **self._before_jump,
+            **{name: newest for name, newest in self._newest.items() if name != camera},
+        }
         self._newest.clear()
         self._used.clear()
         self._older.clear()
@@ -216,7 +290,9 @@ class Synchronizer:
         for group in groups:
             stamps = sorted(image.stamp_ns for image in group.images.values())
             middle = len(stamps) // 2
-            stamp = stamps[middle] if len(stamps) % 2 else (stamps[middle - 1] + stamps[middle]) // 2
+            stamp = (
+                stamps[middle] if len(stamps) % 2 else (stamps[middle - 1] + stamps[middle]) // 2
+            )
             for camera, image in group.images.items():
                 self._used[camera] = image.stamp_ns
             if len(stamps) < self.parameters.min_cameras:
@@ -229,7 +305,11 @@ class Synchronizer:
 
     def _emit(self, group: Group, stamp: int) -> FrameSet:
         jump, self._jump = self._jump, Jump.NONE
-        if jump is Jump.NONE and self._last_stamp_ns is not None and stamp - self._last_stamp_ns > self._forward:
+        if (
+            jump is Jump.NONE
+            and self._last_stamp_ns is not None
+            and stamp - self._last_stamp_ns > self._forward
+        ):
             jump = Jump.FORWARD
             self.statistics.jumps += 1
         if self._last_stamp_ns is not None:

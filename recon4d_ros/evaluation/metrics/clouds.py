@@ -1,4 +1,6 @@
-"""Point clouds against the truth: how near is what is there, how much is missing, and does anything stand where movers drove."""
+"""Point clouds against the truth: how near is what is there, how much is missing, and does anything
+stand where movers drove."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class CloudScore:
-    """accuracy: median m from a map point to the truth; precision: share of map points within `threshold`. completion: median m from a true
-    point to the map; recall: share of true points within it."""
+    """accuracy: median m from a map point to the truth; precision: share of map points within
+    `threshold`. completion: median m from a true point to the map; recall: share of true points
+    within it."""
 
     accuracy: float
     precision: float
@@ -22,15 +25,22 @@ class CloudScore:
     threshold: float
 
 
-def score_cloud(points: NDArray[np.floating], truth: NDArray[np.floating], threshold: float = 0.3) -> CloudScore:
+def score_cloud(
+    points: NDArray[np.floating], truth: NDArray[np.floating], threshold: float = 0.3
+) -> CloudScore:
     """points [K, 3] against truth [T, 3], in one frame, m."""
     if not len(points) or not len(truth):
         nan = float("nan")
         return CloudScore(nan, nan, nan, nan, threshold)
     to_truth = cKDTree(truth).query(points, workers=-1)[0]
     to_points = cKDTree(points).query(truth, workers=-1)[0]
-    return CloudScore(float(np.median(to_truth)), float(np.mean(to_truth <= threshold)), float(np.median(to_points)),
-                      float(np.mean(to_points <= threshold)), threshold)
+    return CloudScore(
+        float(np.median(to_truth)),
+        float(np.mean(to_truth <= threshold)),
+        float(np.median(to_points)),
+        float(np.mean(to_points <= threshold)),
+        threshold,
+    )
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,11 @@ class Boxes:
     yaw: NDArray[np.float64]
 
 
-def inside_boxes(points: NDArray[np.floating], boxes: Boxes, shrink: float = 0.1, lift: float = 0.25) -> NDArray[np.bool_]:
-    """[K] True for points [K, 3] within any box. shrink: m taken off every side, lift: m off the bottom, where the road is."""
+def inside_boxes(
+    points: NDArray[np.floating], boxes: Boxes, shrink: float = 0.1, lift: float = 0.25
+) -> NDArray[np.bool_]:
+    """[K] True for points [K, 3] within any box. shrink: m taken off every side, lift: m off the
+    bottom, where the road is."""
     hit = np.zeros(len(points), bool)
     if not len(points):
         return hit
@@ -60,6 +73,11 @@ def inside_boxes(points: NDArray[np.floating], boxes: Boxes, shrink: float = 0.1
         along = np.abs(cos * offset[:, 0] + sin * offset[:, 1])
         across = np.abs(cos * offset[:, 1] - sin * offset[:, 0])
         bottom = -0.5 * boxes.size[box, 2] + lift
-        inside = (along <= half[box, 0]) & (across <= half[box, 1]) & (offset[:, 2] >= bottom) & (offset[:, 2] <= half[box, 2])
+        inside = (
+            (along <= half[box, 0])
+            & (across <= half[box, 1])
+            & (offset[:, 2] >= bottom)
+            & (offset[:, 2] <= half[box, 2])
+        )
         hit[point[inside]] = True
     return hit

@@ -16,4 +16,7 @@ def writing(folder: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write output folder {folder}: {reason} (expected one that can be written and has room)") from error
+        raise OutputError(
+            f"cannot write output folder {folder}: {reason} (expected one that can be written and"
+            " has room)"
+        ) from error

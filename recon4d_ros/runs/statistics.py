@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-if TYPE_CHECKING:  # exporters measure their memory with this file: it must not bring in more than it needs
+if (
+    TYPE_CHECKING
+):  # exporters measure their memory with this file: it must not bring in more than it needs
     from recon4d_ros.mapping import Mapper
 
 
 @dataclass
 class RunStatistics:
-    """Per-stage seconds of every frame set, kept whole for exact percentiles (8 bytes a stage: 60 kB for a 2,000-set drive)."""
+    """Per-stage seconds of every frame set, kept whole for exact percentiles (8 bytes a stage: 60
+    kB for a 2,000-set drive)."""
 
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, list[float]] = field(default_factory=dict)
@@ -58,14 +61,19 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def map_losses(mapper: Mapper) -> dict[str, int]:
-    """What the map could not keep of this drive: reason -> voxels (one that is refused again is counted again). Empty if it kept all."""
+    """What the map could not keep of this drive: reason -> voxels (one that is refused again is
+    counted again). Empty if it kept all."""
     spilled = mapper._spill.lost if mapper._spill else 0
-    counts = {"no room in the map (mapping.max_voxels)": mapper.refused, "no room on the disk for what left the radius": spilled}
+    counts = {
+        "no room in the map (mapping.max_voxels)": mapper.refused,
+        "no room on the disk for what left the radius": spilled,
+    }
     return {reason: count for reason, count in counts.items() if count}
 
 
 def peak_rss_mib() -> float:
-    """The most resident memory this program had, MiB (unlike getrusage's, without what the process was before it became this program)."""
+    """The most resident memory this program had, MiB (unlike getrusage's, without what the process
+    was before it became this program)."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 

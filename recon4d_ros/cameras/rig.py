@@ -1,22 +1,25 @@
-"""Rig files: the cameras of one car as YAML, for a car whose bag or /tf_static does not say it, and for the simulator.
+"""Rig files: the cameras of one car as YAML, for a car whose bag or /tf_static does not say it, and
+for the simulator.
 
-    name: my_car
-    cameras:
-      - name: front                   # also the topic's namespace and the frame on /tf_static
-        width: 1600
-        height: 900
-        fx: 1266.4                    # or K: [fx, 0, cx, 0, fy, cy, 0, 0, 1]
-        fy: 1266.4
-        cx: 816.3
-        cy: 491.5
-        distortion_model: plumb_bob   # none (default), plumb_bob, rational_polynomial, equidistant
-        D: [0, 0, 0, 0, 0]
-        translation: [1.7, 0.0, 1.5]  # of the optical frame in base_link, metres
-        rotation_xyzw: [-0.5, 0.5, -0.5, 0.5]
-        image_topic: /camera/front/image_raw/compressed   # optional
-        camera_info_topic: /camera/front/camera_info      # optional
-        own_car_mask: own_car_front.png                   # optional, beside this file: white where the raw image shows the car itself
+name: my_car
+cameras:
+  - name: front                   # also the topic's namespace and the frame on /tf_static
+    width: 1600
+    height: 900
+    fx: 1266.4                    # or K: [fx, 0, cx, 0, fy, cy, 0, 0, 1]
+    fy: 1266.4
+    cx: 816.3
+    cy: 491.5
+    distortion_model: plumb_bob   # none (default), plumb_bob, rational_polynomial, equidistant
+    D: [0, 0, 0, 0, 0]
+    translation: [1.7, 0.0, 1.5]  # of the optical frame in base_link, metres
+    rotation_xyzw: [-0.5, 0.5, -0.5, 0.5]
+    image_topic: /camera/front/image_raw/compressed   # optional
+    camera_info_topic: /camera/front/camera_info      # optional
+    own_car_mask: own_car_front.png                   # optional, beside this file: white where the
+    raw image shows the car itself
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +38,19 @@ from recon4d_ros.types import Camera, Rig
 
 BASE_FRAME = "base_link"  # what rigs are given in, unless the user says otherwise
 _REQUIRED = ("name", "width", "height", "translation", "rotation_xyzw")
-_KNOWN = {*_REQUIRED, "K", "fx", "fy", "cx", "cy", "distortion_model", "D", "image_topic", "camera_info_topic", "own_car_mask"}
+_KNOWN = {
+    *_REQUIRED,
+    "K",
+    "fx",
+    "fy",
+    "cx",
+    "cy",
+    "distortion_model",
+    "D",
+    "image_topic",
+    "camera_info_topic",
+    "own_car_mask",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class RigFile:
 
 
 def load_rig(path: str | Path) -> Rig:
-    """The rig of a YAML rig file. Raises CalibrationError with one sentence if it is missing or says something impossible."""
+    """The rig of a YAML rig file. Raises CalibrationError with one sentence if it is missing or
+    says something impossible."""
     return load_rig_file(path).rig
 
 
@@ -72,9 +88,16 @@ def load_rig_file(path: str | Path) -> RigFile:
     if not isinstance(tree, Mapping) or not isinstance(tree.get("cameras"), list):
         raise CalibrationError(f"{where}: expected `name:` and a list `cameras:`")
     entries = tree["cameras"]
-    cameras = tuple(_camera(entry, f"{where}, camera {index}", path.parent) for index, entry in enumerate(entries))
-    topics = {camera.name: CameraTopics(str(entry.get("image_topic", "")), str(entry.get("camera_info_topic", "")))
-              for camera, entry in zip(cameras, entries, strict=True)}
+    cameras = tuple(
+        _camera(entry, f"{where}, camera {index}", path.parent)
+        for index, entry in enumerate(entries)
+    )
+    topics = {
+        camera.name: CameraTopics(
+            str(entry.get("image_topic", "")), str(entry.get("camera_info_topic", ""))
+        )
+        for camera, entry in zip(cameras, entries, strict=True)
+    }
     try:
         return RigFile(Rig(str(tree.get("name", path.stem)), cameras), topics)
     except CalibrationError as error:
@@ -82,35 +105,53 @@ def load_rig_file(path: str | Path) -> RigFile:
 
 
 def chosen(rig: Rig, names: Sequence[str] | None) -> Rig:
-    """The rig's cameras of these names, in this order; all of them without names. Raises CalibrationError."""
+    """The rig's cameras of these names, in this order; all of them without names. Raises
+    CalibrationError."""
     if not names:
         return rig
     unknown = [name for name in names if name not in rig.names]
     if unknown:
-        raise CalibrationError(f"rig {rig.name} has no camera {unknown[0]}: expected one of {', '.join(rig.names)}")
+        raise CalibrationError(
+            f"rig {rig.name} has no camera {unknown[0]}: expected one of {', '.join(rig.names)}"
+        )
     return Rig(rig.name, tuple(rig.cameras[rig.names.index(name)] for name in names))
 
 
 def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | None = None) -> None:
-    """Write a rig file that `load_rig_file` reads back exactly, masks of the own car beside it. Raises OutputError where it cannot."""
+    """Write a rig file that `load_rig_file` reads back exactly, masks of the own car beside it.
+    Raises OutputError where it cannot."""
     path = Path(path)
     cameras = []
     masks: dict[Path, NDArray[np.uint8]] = {}
     for camera in rig.cameras:
         entry: dict[str, Any] = {
-            "name": camera.name, "width": camera.width, "height": camera.height,
+            "name": camera.name,
+            "width": camera.width,
+            "height": camera.height,
             "K": [float(value) for value in camera.k.ravel()],
-            "distortion_model": camera.distortion_model, "D": [float(value) for value in camera.d],
+            "distortion_model": camera.distortion_model,
+            "D": [float(value) for value in camera.d],
             "translation": [float(value) for value in camera.T_base_camera[:3, 3]],
             "rotation_xyzw": [float(value) for value in quaternion(camera.T_base_camera)],
         }
         named = (topics or {}).get(camera.name, CameraTopics())
-        entry |= {key: value for key, value in (("image_topic", named.image), ("camera_info_topic", named.camera_info)) if value}
+        entry |= {
+            key: value
+            for key, value in (
+                ("image_topic", named.image),
+                ("camera_info_topic", named.camera_info),
+            )
+            if value
+        }
         if camera.own_car is not None:
             entry["own_car_mask"] = f"{path.stem}_own_car_{camera.name.replace('/', '_')}.png"
-            masks[path.parent / entry["own_car_mask"]] = np.asarray(cv2.imencode(".png", camera.own_car.astype(np.uint8) * 255)[1]).ravel()
+            masks[path.parent / entry["own_car_mask"]] = np.asarray(
+                cv2.imencode(".png", camera.own_car.astype(np.uint8) * 255)[1]
+            ).ravel()
         cameras.append(entry)
-    text = yaml.safe_dump({"name": rig.name, "cameras": cameras}, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(
+        {"name": rig.name, "cameras": cameras}, sort_keys=False, default_flow_style=None
+    )
     try:
         for file, encoded in masks.items():
             file.write_bytes(encoded.tobytes())
@@ -123,20 +164,46 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
     if not isinstance(entry, Mapping):
         raise CalibrationError(f"{where}: expected a mapping with {', '.join(_REQUIRED)}")
     if unknown := sorted(set(entry) - _KNOWN, key=str):
-        raise CalibrationError(f"{where}: {unknown[0]!r} is not known: expected one of {', '.join(sorted(_KNOWN))}")
+        raise CalibrationError(
+            f"{where}: {unknown[0]!r} is not known: expected one of {', '.join(sorted(_KNOWN))}"
+        )
     if missing := [key for key in _REQUIRED if key not in entry]:
         raise CalibrationError(f"{where}: {missing[0]} is missing")
     where = f"{where} ({entry['name']})"
     rotation = _numbers(entry, "rotation_xyzw", 4, where)
     if abs(np.linalg.norm(rotation) - 1.0) > 1e-3:  # NaN passes on to Camera, which names it
-        raise CalibrationError(f"{where}: rotation_xyzw has length {np.linalg.norm(rotation):g}: expected a unit quaternion x y z w")
-    pose = np.full((4, 4), np.nan) if np.isnan(rotation).any() else se3_from_quaternion(_numbers(entry, "translation", 3, where), rotation)
+        raise CalibrationError(
+            f"{where}: rotation_xyzw has length {np.linalg.norm(rotation):g}: expected a unit"
+            " quaternion x y z w"
+        )
+    pose = (
+        np.full((4, 4), np.nan)
+        if np.isnan(rotation).any()
+        else se3_from_quaternion(_numbers(entry, "translation", 3, where), rotation)
+    )
     distortion = entry.get("D") or []
-    d = tuple(_numbers({"D": distortion}, "D", len(distortion) if isinstance(distortion, Sequence) else 0, where).tolist())
-    own_car = _own_car(folder / str(entry["own_car_mask"]), where) if "own_car_mask" in entry else None
+    d = tuple(
+        _numbers(
+            {"D": distortion},
+            "D",
+            len(distortion) if isinstance(distortion, Sequence) else 0,
+            where,
+        ).tolist()
+    )
+    own_car = (
+        _own_car(folder / str(entry["own_car_mask"]), where) if "own_car_mask" in entry else None
+    )
     try:
-        return Camera(str(entry["name"]), _size(entry, "width", where), _size(entry, "height", where), _matrix(entry, where), pose,
-                      str(entry.get("distortion_model", "none")), d, own_car)
+        return Camera(
+            str(entry["name"]),
+            _size(entry, "width", where),
+            _size(entry, "height", where),
+            _matrix(entry, where),
+            pose,
+            str(entry.get("distortion_model", "none")),
+            d,
+            own_car,
+        )
     except CalibrationError as error:
         raise CalibrationError(f"{where}: {error}") from error
 
@@ -148,7 +215,10 @@ def _own_car(path: Path, where: str) -> NDArray[np.bool_]:
     except (OSError, cv2.error):  # OpenCV complains of an empty file
         image = None
     if image is None:
-        raise CalibrationError(f"{where}: the mask of the own car {path} cannot be read: expected an image (PNG), white on the own car")
+        raise CalibrationError(
+            f"{where}: the mask of the own car {path} cannot be read: expected an image (PNG),"
+            " white on the own car"
+        )
     return np.asarray(image) > 127
 
 
@@ -157,13 +227,17 @@ def _matrix(entry: Mapping[str, Any], where: str) -> NDArray[np.float64]:
         return _numbers(entry, "K", 9, where).reshape(3, 3)
     if missing := [key for key in ("fx", "fy", "cx", "cy") if key not in entry]:
         raise CalibrationError(f"{where}: {missing[0]} is missing: expected K or fx, fy, cx, cy")
-    fx, fy, cx, cy = (_numbers({key: [entry[key]]}, key, 1, where)[0] for key in ("fx", "fy", "cx", "cy"))
+    fx, fy, cx, cy = (
+        _numbers({key: [entry[key]]}, key, 1, where)[0] for key in ("fx", "fy", "cx", "cy")
+    )
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
 def _size(entry: Mapping[str, Any], key: str, where: str) -> int:
     if not isinstance(entry[key], int) or isinstance(entry[key], bool):
-        raise CalibrationError(f"{where}: {key} is {entry[key]!r}: expected a whole number of pixels")
+        raise CalibrationError(
+            f"{where}: {key} is {entry[key]!r}: expected a whole number of pixels"
+        )
     return int(entry[key])
 
 
@@ -174,5 +248,7 @@ def _numbers(entry: Mapping[str, Any], key: str, count: int, where: str) -> NDAr
     except (TypeError, ValueError):
         array = np.empty(())
     if array.shape != (count,):
-        raise CalibrationError(f"{where}: {key} is {value!r}: expected {count} number{'s' if count != 1 else ''}")
+        raise CalibrationError(
+            f"{where}: {key} is {value!r}: expected {count} number{'s' if count != 1 else ''}"
+        )
     return array

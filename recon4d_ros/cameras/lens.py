@@ -1,5 +1,7 @@
-"""A camera's lens at the resolution the images come at, for a few hundred points per frame: everything that `distortion` works out
-for a whole image is worked out once here, and the inverse is polished to a hundredth of a pixel instead of to the last bit."""
+"""A camera's lens at the resolution the images come at, for a few hundred points per frame:
+everything that `distortion` works out for a whole image is worked out once here, and the inverse is
+polished to a hundredth of a pixel instead of to the last bit."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,17 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.calibration import reduced_size, reduction
-from recon4d_ros.distortion import widest_ray
+from recon4d_ros.cameras.calibration import reduced_size, reduction
+from recon4d_ros.cameras.distortion import widest_ray
 from recon4d_ros.types import Camera
 
 STEP = 1e-4  # of a normalised coordinate, to find derivatives by
-ROUNDS = 12  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off
+ROUNDS = (
+    12  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off
+)
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H, W). widest: tangent of its end."""
+    """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H,
+    W). widest: tangent of its end."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
@@ -35,7 +40,9 @@ class Lens:
         points = np.ascontiguousarray(pixels, np.float64)
         if len(points) == 0 or self.model == "none":
             return (points - self.k[:2, 2]) / self.k[[0, 1], [0, 1]]
-        undistort = cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
+        undistort = (
+            cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
+        )
         rays = np.asarray(undistort(points[:, None], self.k, self.d)[:, 0], np.float64)
         for _ in range(ROUNDS):
             change = (self._distorted(rays) - points) / self.k[[0, 1], [0, 1]]
@@ -45,48 +52,79 @@ class Lens:
         return rays
 
     def pixels(self, rays: NDArray) -> NDArray[np.float64]:
-        """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN beyond the model's range."""
+        """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN
+        beyond the model's range."""
         points = np.ascontiguousarray(rays, np.float64)
         if len(points) == 0 or self.model == "none":
             return points * self.k[[0, 1], [0, 1]] + self.k[:2, 2]
         beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
-        return np.where(beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points)))
+        return np.where(
+            beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
+        )
 
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the model's range."""
+        """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
+        model's range."""
         sides = STEP * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
-        right, left, below, above = np.split(self.pixels(np.concatenate([rays + side for side in sides])), 4)
+        right, left, below, above = np.split(
+            self.pixels(np.concatenate([rays + side for side in sides])), 4
+        )
         return np.stack([right - left, below - above], axis=-1) / (2 * STEP)
 
     def inside(self, pixels: NDArray, margin: float) -> NDArray[np.bool_]:
         """Which pixels [M, 2] lie in the image, `margin` pixels from its border; NaN is outside."""
         height, width = self.size
         with np.errstate(invalid="ignore"):
-            return (pixels >= margin).all(-1) & (pixels[..., 0] <= width - 1 - margin) & (pixels[..., 1] <= height - 1 - margin)
+            return (
+                (pixels >= margin).all(-1)
+                & (pixels[..., 0] <= width - 1 - margin)
+                & (pixels[..., 1] <= height - 1 - margin)
+            )
 
     def _distorted(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.model == "equidistant":
-            return np.asarray(cv2.fisheye.distortPoints(rays[:, None], self.k, self.d)[:, 0], np.float64)
+            return np.asarray(
+                cv2.fisheye.distortPoints(rays[:, None], self.k, self.d)[:, 0], np.float64
+            )
         ones = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
-        return np.asarray(cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64)
+        return np.asarray(
+            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64
+        )
 
 
 def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
-    """The lens of `camera` for its image averaged down to fit an input of `size` (H, W). Raises CalibrationError."""
+    """The lens of `camera` for its image averaged down to fit an input of `size` (H, W). Raises
+    CalibrationError."""
     reduce = reduction(camera, size)
     k = camera.k.copy()
     k[:2] /= reduce
     k[:2, 2] = (camera.k[:2, 2] + 0.5) / reduce - 0.5
     undistorted = camera.distortion_model == "none" or not any(camera.d)
-    model = "none" if undistorted and camera.distortion_model != "equidistant" else camera.distortion_model
-    return Lens(k, np.array(camera.d or (0.0,) * 4, np.float64), model, reduced_size(camera, reduce), widest_ray(camera))
+    model = (
+        "none"
+        if undistorted and camera.distortion_model != "equidistant"
+        else camera.distortion_model
+    )
+    return Lens(
+        k,
+        np.array(camera.d or (0.0,) * 4, np.float64),
+        model,
+        reduced_size(camera, reduce),
+        widest_ray(camera),
+    )
 
 
 def own_car_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """[H, W] of an input of that size, True where the camera's image shows the car itself; None where it does nowhere."""
+    """[H, W] of an input of that size, True where the camera's image shows the car itself; None
+    where it does nowhere."""
     if camera.own_car is None:
         return None
     height, width = reduced_size(camera, reduction(camera, size))
     out = np.zeros(size, np.bool_)
-    out[:height, :width] = cv2.resize(camera.own_car.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    out[:height, :width] = (
+        cv2.resize(
+            camera.own_car.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
+        )
+        > 0
+    )
     return out

@@ -1,20 +1,30 @@
-"""FrameSet -> Frame: each camera's image decoded at the engine's input size, still distorted (the engine samples it by the grid)."""
+"""FrameSet -> Frame: each camera's image decoded at the engine's input size, still distorted (the
+engine samples it by the grid)."""
+
 from __future__ import annotations
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.calibration import OUTSIDE, input_size_for, make_calibration, reduced_size, reduction
-from recon4d_ros.distortion import to_rays
+from recon4d_ros.cameras.calibration import (
+    OUTSIDE,
+    input_size_for,
+    make_calibration,
+    reduced_size,
+    reduction,
+)
+from recon4d_ros.cameras.decode import ENCODINGS, decode, source_size
+from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.errors import CalibrationError, ImageError
-from recon4d_ros.images.decode import ENCODINGS, decode, source_size
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
 
 __all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "input_size_for", "make_calibration"]
 
-_LATTICE = 4  # source pixels between the exactly undistorted ones; between them the map is interpolated, to a fraction of a pixel
+# source pixels between the exactly undistorted ones; between them the map is interpolated, to a
+# fraction of a pixel
+_LATTICE = 4
 
 
 class Preprocessor:
@@ -26,7 +36,10 @@ class Preprocessor:
     def __init__(self, rig: Rig, calibration: Calibration, channels: int) -> None:
         """channels: 1 (grey) or 3 (RGB). Raises CalibrationError."""
         if rig.names != calibration.names:
-            raise CalibrationError(f"the rig has cameras {', '.join(rig.names)}, its calibration {', '.join(calibration.names)}")
+            raise CalibrationError(
+                f"the rig has cameras {', '.join(rig.names)}, its calibration"
+                f" {', '.join(calibration.names)}"
+            )
         self._rig = rig
         self._calibration = calibration
         self._channels = channels
@@ -34,11 +47,15 @@ class Preprocessor:
         self._maps: dict[int, NDArray[np.int16]] = {}
 
     def __call__(self, frame_set: FrameSet) -> tuple[Frame, dict[str, str]]:
-        """The frame, and why an image that was there is not in it (camera -> one sentence): that camera is absent."""
+        """The frame, and why an image that was there is not in it (camera -> one sentence): that
+        camera is absent."""
         cameras = self._rig.cameras
         images = np.zeros((len(cameras), *self._calibration.input_size, self._channels), np.uint8)
         there = [index for index, camera in enumerate(cameras) if camera.name in frame_set.images]
-        faults = each(lambda index: self._fault(index, frame_set.images[cameras[index].name], images[index]), there)
+        faults = each(
+            lambda index: self._fault(index, frame_set.images[cameras[index].name], images[index]),
+            there,
+        )
         present = np.zeros(len(cameras), np.bool_)
         stamps = np.full(len(cameras), frame_set.stamp_ns, np.int64)
         dropped = {}
@@ -51,18 +68,35 @@ class Preprocessor:
         return Frame(frame_set.stamp_ns, images, present, stamps), dropped
 
     def to_source(self, array: NDArray, camera: int) -> NDArray:
-        """A working image's depth or mask [h, w] in the source image's size and unrectified geometry [height, width], nearest neighbour.
+        """A working image's depth or mask [h, w] in the source image's size and unrectified
+        geometry [height, width], nearest neighbour.
 
-        What the working image does not show is NaN (floats), else 0. Depth stays along the optical axis: only pixels move.
+        What the working image does not show is NaN (floats), else 0. Depth stays along the optical
+        axis: only pixels move.
         """
         if camera not in self._maps:
-            self._maps[camera] = _source_map(self._rig.cameras[camera], self._calibration.k[camera], self._calibration.working_size)
+            self._maps[camera] = _source_map(
+                self._rig.cameras[camera],
+                self._calibration.k[camera],
+                self._calibration.working_size,
+            )
         binary = array.dtype == np.bool_
-        pixels = np.ascontiguousarray(array).view(np.uint8) if binary else np.ascontiguousarray(array)
+        pixels = (
+            np.ascontiguousarray(array).view(np.uint8) if binary else np.ascontiguousarray(array)
+        )
         nothing = float("nan") if np.issubdtype(array.dtype, np.floating) else 0.0
-        unused = np.empty(0, np.int16)  # the map's second half, which nearest sampling has no use for
-        border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": nothing}
-        moved: NDArray = np.asarray(cv2.remap(pixels, self._maps[camera], unused, cv2.INTER_NEAREST, **border))  # type: ignore[call-overload]
+        # the map's second half, of no use to nearest sampling
+        unused = np.empty(0, np.int16)
+        moved: NDArray = np.asarray(
+            cv2.remap(
+                pixels,
+                self._maps[camera],
+                unused,
+                cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=nothing,
+            )
+        )
         return moved.view(np.bool_) if binary else moved
 
     def _fault(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> str:
@@ -76,25 +110,44 @@ class Preprocessor:
     def _decode_into(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> None:
         camera, reduce = self._rig.cameras[index], self._reductions[index]
         if image.encoding not in ENCODINGS:
-            raise ImageError(f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}")
+            raise ImageError(
+                f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}"
+            )
         if source_size(image) != (camera.width, camera.height):
             width, height = source_size(image)
-            raise ImageError(f"image is {width}x{height} pixels: its calibration is for {camera.width}x{camera.height}")
+            raise ImageError(
+                f"image is {width}x{height} pixels: its calibration is for"
+                f" {camera.width}x{camera.height}"
+            )
         height, width = reduced_size(camera, reduce)
         out[:height, :width] = decode(image, self._channels, reduce)
 
 
-def _source_map(camera: Camera, k: NDArray[np.float64], working_size: tuple[int, int]) -> NDArray[np.int16]:
-    """[height, width, 2] int16: the working pixel (u, v) nearest to each source pixel; -1 where there is none."""
-    rows, columns = (np.arange(0, size + _LATTICE, _LATTICE, dtype=np.float64) for size in (camera.height, camera.width))
+def _source_map(
+    camera: Camera, k: NDArray[np.float64], working_size: tuple[int, int]
+) -> NDArray[np.int16]:
+    """[height, width, 2] int16: the working pixel (u, v) nearest to each source pixel; -1 where
+    there is none."""
+    rows, columns = (
+        np.arange(0, size + _LATTICE, _LATTICE, dtype=np.float64)
+        for size in (camera.height, camera.width)
+    )
     v, u = np.meshgrid(rows, columns, indexing="ij")
     rays = to_rays(camera, np.stack([u, v], axis=-1))
     working = (rays * (k[0, 0], k[1, 1]) + k[:2, 2]).astype(np.float32)
-    # Linear interpolation of the lattice at every source pixel, as an affine resampling with the pixel centres where they belong.
+    # Linear interpolation of the lattice at every source pixel, as an affine resampling with the
+    # pixel centres where they belong.
     scale = np.array([[1 / _LATTICE, 0, 0], [0, 1 / _LATTICE, 0]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    dense = cv2.warpAffine(working, scale, (camera.width, camera.height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    dense = cv2.warpAffine(
+        working, scale, (camera.width, camera.height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
     height, width = working_size
     with np.errstate(invalid="ignore"):
-        inside = (dense[..., 0] >= -0.5) & (dense[..., 0] < width - 0.5) & (dense[..., 1] >= -0.5) & (dense[..., 1] < height - 0.5)
+        inside = (
+            (dense[..., 0] >= -0.5)
+            & (dense[..., 0] < width - 0.5)
+            & (dense[..., 1] >= -0.5)
+            & (dense[..., 1] < height - 0.5)
+        )
     return np.where(inside[..., None], np.rint(dense), -1).astype(np.int16)

@@ -1,58 +1,90 @@
-"""The rig's calibration for the engine: which pinhole each working image is, and where its pixels lie in the input image.
+"""The rig's calibration for the engine: which pinhole each working image is, and where its pixels
+lie in the input image.
 
-Source image -> (averaged by 2, 4 or 8 on decoding) -> input image [H, W], top left, padded -> (grid) -> working image [h, w], a pinhole.
+Source image -> (averaged by 2, 4 or 8 on decoding) -> input image [H, W], top left, padded ->
+(grid) -> working image [h, w], a pinhole.
 """
+
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.distortion import to_pixels, widest_ray
+from recon4d_ros.cameras.decode import REDUCTIONS
+from recon4d_ros.cameras.distortion import to_pixels, widest_ray
 from recon4d_ros.errors import CalibrationError
-from recon4d_ros.images.decode import REDUCTIONS
 from recon4d_ros.types import Calibration, Camera, Rig
 
-WIDEST_HALF_ANGLE = np.deg2rad(60.0)  # of a working image of a distorted lens: a pinhole stretches its border by 1 / cos^2, 4 at 60 degrees
-OUTSIDE = np.float32(-1e4)  # where a working pixel has no source: far outside, so that sampling gives nothing
+WIDEST_HALF_ANGLE = np.deg2rad(
+    60.0
+    # of a working image of a distorted lens: a pinhole stretches its border by 1 / cos^2, 4 at 60
+    # degrees
+)
+OUTSIDE = np.float32(
+    -1e4
+)  # where a working pixel has no source: far outside, so that sampling gives nothing
 
 Crop = tuple[float, float, float, float]
 
 
-def make_calibration(rig: Rig, input_size: tuple[int, int], working_size: tuple[int, int], crop: Crop | None = None) -> Calibration:
+def make_calibration(
+    rig: Rig, input_size: tuple[int, int], working_size: tuple[int, int], crop: Crop | None = None
+) -> Calibration:
     """A Calibration for input images [H, W] and working images [h, w].
 
-    Each camera's working image is a pinhole with square pixels that is filled by the source image: its view is the one between the
-    middles of the source image's edges (at most 60 degrees to each side for a distorted lens), cut symmetrically to the working
-    image's proportions. crop: parts of that view (left, top, right, bottom, each 0 to 0.9) that are cut away first, e.g. the bonnet.
-    grid holds OUTSIDE where there is no source, or only the own car: valid positions are in [-0.5, W - 0.5] x [-0.5, H - 0.5].
-    Cameras smaller than the input lie at its top left. Raises CalibrationError if a camera does not fit the input even reduced by 8.
+    Each camera's working image is a pinhole with square pixels that is filled by the source image:
+    its view is the one between the middles of the source image's edges (at most 60 degrees to each
+    side for a distorted lens), cut symmetrically to the working image's proportions. crop: parts of
+    that view (left, top, right, bottom, each 0 to 0.9) that are cut away first, e.g. the bonnet.
+    grid holds OUTSIDE where there is no source, or only the own car: valid positions are in [-0.5,
+    W - 0.5] x [-0.5, H - 0.5]. Cameras smaller than the input lie at its top left. Raises
+    CalibrationError if a camera does not fit the input even reduced by 8.
     """
     left, top, right, bottom = crop or (0.0, 0.0, 0.0, 0.0)
     if min(left, top, right, bottom) < 0 or left + right > 0.9 or top + bottom > 0.9:
-        raise CalibrationError(f"crop is {crop}: expected parts of the view (left, top, right, bottom) from 0 to 0.9, 0.9 at most together")
-    k = np.stack([_pinhole(camera, working_size, (left, top, right, bottom)) for camera in rig.cameras])
-    grid = np.stack([_grid(camera, matrix, input_size, working_size) for camera, matrix in zip(rig.cameras, k, strict=True)])
+        raise CalibrationError(
+            f"crop is {crop}: expected parts of the view (left, top, right, bottom) from 0 to 0.9,"
+            " 0.9 at most together"
+        )
+    k = np.stack(
+        [_pinhole(camera, working_size, (left, top, right, bottom)) for camera in rig.cameras]
+    )
+    grid = np.stack(
+        [
+            _grid(camera, matrix, input_size, working_size)
+            for camera, matrix in zip(rig.cameras, k, strict=True)
+        ]
+    )
     return Calibration(rig.names, grid, k, rig.T_base_camera, input_size, working_size)
 
 
 def input_size_for(rig: Rig, working_size: tuple[int, int]) -> tuple[int, int, int]:
-    """(H, W, reduce): the input size for a rig, its images reduced as far as none becomes smaller than the working image."""
-    reduce = max(r for r in REDUCTIONS if r == 1 or all(_fits(working_size, reduced_size(camera, r)) for camera in rig.cameras))
+    """(H, W, reduce): the input size for a rig, its images reduced as far as none becomes smaller
+    than the working image."""
+    reduce = max(
+        r
+        for r in REDUCTIONS
+        if r == 1 or all(_fits(working_size, reduced_size(camera, r)) for camera in rig.cameras)
+    )
     sizes = [reduced_size(camera, reduce) for camera in rig.cameras]
     return max(size[0] for size in sizes), max(size[1] for size in sizes), reduce
 
 
 def reduction(camera: Camera, input_size: tuple[int, int]) -> int:
-    """By how much a camera's images are averaged down so that they fit the input: the least that does. Raises CalibrationError."""
+    """By how much a camera's images are averaged down so that they fit the input: the least that
+    does. Raises CalibrationError."""
     for reduce in REDUCTIONS:
         if _fits(reduced_size(camera, reduce), input_size):
             return reduce
-    raise CalibrationError(f"camera {camera.name}: {camera.width}x{camera.height} pixels, even reduced by {REDUCTIONS[-1]}, "
-                           f"do not fit the input of {input_size[1]}x{input_size[0]}")
+    raise CalibrationError(
+        f"camera {camera.name}: {camera.width}x{camera.height} pixels, even reduced by"
+        f" {REDUCTIONS[-1]}, do not fit the input of {input_size[1]}x{input_size[0]}"
+    )
 
 
 def reduced_size(camera: Camera, reduce: int) -> tuple[int, int]:
-    """(height, width) of a camera's images averaged down: an incomplete block at the border counts."""
+    """(height, width) of a camera's images averaged down: an incomplete block at the border
+    counts."""
     return -(-camera.height // reduce), -(-camera.width // reduce)
 
 
@@ -84,19 +116,30 @@ def _extent(camera: Camera, axis: int, size: int) -> tuple[float, float]:
     pixels = to_pixels(camera, rays)[:, axis]
     inside = rays[np.logical_and(pixels >= -0.5, pixels <= size - 0.5), axis]
     if len(inside) < 2:
-        raise CalibrationError(f"camera {camera.name}: no ray of its {camera.distortion_model} model falls into its image: "
-                               "expected coefficients of an image of this size")
+        raise CalibrationError(
+            f"camera {camera.name}: no ray of its {camera.distortion_model} model falls into its"
+            " image: expected coefficients of an image of this size"
+        )
     return float(inside[0]), float(inside[-1])
 
 
-def _grid(camera: Camera, k: NDArray[np.float64], input_size: tuple[int, int], working_size: tuple[int, int]) -> NDArray[np.float32]:
+def _grid(
+    camera: Camera,
+    k: NDArray[np.float64],
+    input_size: tuple[int, int],
+    working_size: tuple[int, int],
+) -> NDArray[np.float32]:
     reduce = reduction(camera, input_size)
     v, u = np.indices(working_size, np.float64)
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1]], axis=-1)
     pixels = to_pixels(camera, rays)
     edge = 1e-6  # the outermost pixels' edges themselves, computed with rounding
     with np.errstate(invalid="ignore"):
-        inside = np.all((pixels >= -0.5 - edge) & (pixels <= (camera.width - 0.5 + edge, camera.height - 0.5 + edge)), axis=-1)
+        inside = np.all(
+            (pixels >= -0.5 - edge)
+            & (pixels <= (camera.width - 0.5 + edge, camera.height - 0.5 + edge)),
+            axis=-1,
+        )
     if camera.own_car is not None:
         u, v = (np.rint(np.where(inside, pixels[..., axis], 0)).astype(int) for axis in (0, 1))
         inside &= ~camera.own_car[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]

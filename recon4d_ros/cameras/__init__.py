@@ -1,0 +1,1 @@
+"""What reads cameras: rig files, calibration, lenses, decoding; a frame set becomes a frame."""

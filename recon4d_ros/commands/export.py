@@ -1,0 +1,234 @@
+"""`recon4d export`: a network becomes an engine folder."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recon4d_ros.cameras.calibration import input_size_for
+from recon4d_ros.errors import ParameterError
+from recon4d_ros.export import (
+    GEOMETRIC,
+    NETWORKS,
+    ExportArguments,
+    default_export_arguments,
+    export_engine,
+    rebuild,
+)
+from recon4d_ros.export.gpu import add_gpu_arguments, gpu_options
+from recon4d_ros.types import Rig
+
+EPILOG = """examples:
+  recon4d export --rig my_car.yaml --out engines/my_car            the geometric engine, sizes chosen for the rig
+  recon4d export --rig BAG --out engines/my_car                    rig found in a bag
+  recon4d export --network recon4d_geometric --config stereo --cameras 2 --size 370x1226 --channels 1 --out engines/kitti
+  recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --pointers 1024 --out engines/point3r
+  recon4d export --network point3r --checkpoint stand-in --rig BAG --size 224x224 --out engines/try      weights that mean nothing
+  recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --precision int8 --calibration BAG --out engines/i8
+  recon4d export --from engines/point3r --runtime tensorrt --out engines/point3r_gpu       on the vehicle, without PyTorch
+
+a learned network is exported for the rig's cameras (--rig, or --cameras and --image-size); --size is what it sees of each of them.
+"""  # noqa: E501
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="engine folder to write"
+    )
+    parser.add_argument(
+        "--rig",
+        default="",
+        metavar="YAML|BAG|NAME",
+        help=(
+            "rig file, bag, or name of a shipped rig: chooses the cameras and all sizes below that"
+            " are not given"
+        ),
+    )
+    parser.add_argument(
+        "--network",
+        default=GEOMETRIC,
+        help="one of " + ", ".join(NETWORKS) + " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help=(
+            "a learned network's weights (.pth, .safetensors), or `stand-in`: weights without"
+            " meaning, to try it"
+        ),
+    )
+    parser.add_argument(
+        "--config",
+        default="",
+        help="geometric: stereo (rectified pair, left first) or surround (any other rig)",
+    )
+    parser.add_argument("--cameras", type=int, default=0, metavar="N", help="number of cameras")
+    parser.add_argument(
+        "--size",
+        default="",
+        metavar="HxW",
+        help="geometric: input images; learned: what the network sees of each",
+    )
+    parser.add_argument(
+        "--working-size",
+        default="",
+        metavar="hxw",
+        help="geometric: depth, height x width (multiples of 4)",
+    )
+    parser.add_argument(
+        "--image-size",
+        default="",
+        metavar="HxW",
+        help="learned: input images (default: the rig's, else --size)",
+    )
+    parser.add_argument("--channels", type=int, default=0, help="1 grey or 3 RGB (default: 3)")
+    parser.add_argument(
+        "--pointers",
+        type=int,
+        default=0,
+        metavar="M",
+        help="capacity of the memory (default: 2048, learned 1024)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="fp32, fp16, bf16, int8; geometry stays in fp32 (default: fp32)",
+    )
+    parser.add_argument(
+        "--calibration",
+        default="",
+        metavar="BAG",
+        help="int8: a drive like those to come, for the activations' ranges",
+    )
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        help=(
+            "onnx (or auto): the fastest CPU runtime measured; openvino; onnxruntime; tensorrt;"
+            " torch (default: %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the network's own; repeatable",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="build for --runtime tensorrt from this engine's ONNX",
+    )
+    parser.add_argument("--force", action="store_true", help="replace --out")
+    add_gpu_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    gpu = gpu_options(arguments)
+    if arguments.source:
+        rebuild(arguments.source, arguments.out, arguments.runtime, gpu, force=arguments.force)
+    else:
+        options = dict(_option(text) for text in arguments.option)
+        export_engine(
+            arguments.out,
+            _arguments(arguments),
+            force=arguments.force,
+            progress=True,
+            gpu=gpu,
+            **options,
+        )
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _arguments(arguments: argparse.Namespace) -> ExportArguments:
+    rig = _find_rig(arguments.rig) if arguments.rig else None
+    size, image_size = (
+        _parse_size("--size", arguments.size),
+        _parse_size("--image-size", arguments.image_size),
+    )
+    learned = arguments.network != GEOMETRIC
+    chosen: dict[str, Any] = asdict(default_export_arguments(rig)) if rig and not learned else {}
+    if learned:
+        if rig and size:
+            height, width, _ = input_size_for(rig, size)
+            chosen = {"cameras": len(rig.cameras), "input_size": (height, width)}
+        given: dict[str, Any] = {
+            "input_size": image_size or chosen.get("input_size") or size,
+            "working_size": size,
+        }
+    else:
+        given = {
+            "config": arguments.config,
+            "input_size": size,
+            "working_size": _parse_size("--working-size", arguments.working_size),
+        }
+    given |= {
+        "cameras": arguments.cameras,
+        "channels": arguments.channels,
+        "pointers": arguments.pointers or (1024 if learned else 2048),
+    }
+    chosen |= {name: value for name, value in given.items() if value}
+    chosen |= {
+        name: getattr(arguments, name)
+        for name in ("network", "precision", "runtime", "checkpoint", "calibration")
+    }
+    if "cameras" not in chosen or "input_size" not in chosen:
+        raise ParameterError(
+            "expected --size, and --rig or --cameras"
+            if learned
+            else "expected --rig, or --cameras and --size"
+        )
+    chosen.setdefault("config", "learned" if learned else "surround")
+    if "working_size" not in chosen:
+        height, width = chosen["input_size"]
+        across = min(1024 if chosen["config"] == "stereo" else 320, width // 8 * 8)
+        chosen["working_size"] = (max(64, round(across * height / width / 4) * 4), across)
+    return ExportArguments(**chosen)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ParameterError(f"--option {text}: expected NAME=VALUE")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ParameterError(f"--option {name} is {value!r}: expected a number") from None
+
+
+def _parse_size(name: str, text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (
+        height.isdecimal()
+        and width.isdecimal()
+        and 0 < int(height) < 2**16
+        and 0 < int(width) < 2**16
+    ):
+        raise ParameterError(f"{name} is {text!r}: expected HEIGHTxWIDTH, e.g. 370x1226")
+    return int(height), int(width)
+
+
+def _find_rig(name: str) -> Rig:
+    from recon4d_ros import paths
+    from recon4d_ros.bags import BagReader
+    from recon4d_ros.cameras.rig import load_rig
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return load_rig(path)
+    shipped = paths.rigs() / f"{name}.yaml"
+    if not path.exists() and shipped.is_file():
+        return load_rig(shipped)
+    with BagReader(path) as reader:
+        return reader.rig()
