@@ -42,6 +42,7 @@ from recon4d_ros.types import (
     Frame,
     FrameSet,
     Geometry,
+    Jump,
     OdometrySample,
     Pointers,
     PoseEstimate,
@@ -826,15 +827,71 @@ def darkened(shots: Shots, which: range) -> Shots:
 
 
 @pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("surround", SURROUND)])
-@pytest.mark.parametrize("dark", [range(8, 11), range(4, 17)], ids=["short", "long"])
-def test_says_when_it_is_lost_and_recovers(name: str, rig: Rig, dark: range) -> None:
+def test_says_when_it_is_lost_and_recovers(name: str, rig: Rig) -> None:
+    dark = range(8, 11)
     shots = darkened(street(name, 20), dark)
     poses = run(rig, shots)
     assert all(poses[index].tracking is Tracking.LOST and poses[index].reason for index in dark)
+    assert not any(poses[index].usable for index in dark)
     sizes = [np.trace(poses[index].covariance[:3, :3]) for index in dark]
     assert all(b > a for a, b in pairwise(sizes))
-    assert poses[-1].tracking is Tracking.TRACKING
+    assert poses[-1].tracking is Tracking.TRACKING and poses[-1].segment == 0
     assert drift(poses, shots) < 0.08
+
+
+def motions(poses: list[PoseEstimate]) -> np.ndarray:
+    """Metres between frames."""
+    return np.array([error(a.T_map_base, b.T_map_base)[0] for a, b in pairwise(poses)])
+
+
+@pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("surround", SURROUND)])
+def test_a_motion_that_nothing_confirms_is_carried_on_for_a_stated_time_only(
+    name: str, rig: Rig
+) -> None:
+    """0.8 m a frame. In the dark the pose goes on for half a second, then it stays; what follows is
+    a new segment, right in itself."""
+    dark = range(4, 17)
+    shots = darkened(street(name, 20), dark)
+    poses = run(rig, shots)
+    assert all(poses[index].tracking is Tracking.LOST and poses[index].reason for index in dark)
+    steps = motions(poses)
+    assert np.allclose(steps[3:8], 0.8, atol=0.1) and np.allclose(steps[8:16], 0.0, atol=1e-9)
+    assert [pose.segment for pose in poses] == [0] * 9 + [1] * 11
+    assert poses[-1].tracking is Tracking.TRACKING and abs(steps[-1] - 0.8) < 0.03
+
+
+@pytest.mark.parametrize("seconds", [1.0, 30.0])
+def test_a_gap_does_not_teleport(seconds: float) -> None:
+    """8 m/s and no images: the pose is kept, a new segment begins, and the images after the gap are
+    followed from one another."""
+    shots = [
+        (
+            replace(
+                frame,
+                stamp_ns=frame.stamp_ns + round(seconds * 1e9) * (index >= 6),
+                stamps_ns=frame.stamps_ns + round(seconds * 1e9) * (index >= 6),
+            ),
+            *rest,
+        )
+        for index, (frame, *rest) in enumerate(street("stereo", 20))
+    ]
+    poses = run(STEREO, tuple(shots))
+    steps = motions(poses)
+    assert steps[5] < 1e-9 and np.allclose(steps[6:], 0.8, atol=0.05)
+    assert poses[6].tracking is Tracking.LOST and "segment" in poses[6].reason
+    assert [pose.segment for pose in poses] == [0] * 6 + [1] * 14
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[8:])
+
+
+def test_a_jump_of_time_that_was_told_is_a_gap_and_odometry_bridges_it() -> None:
+    shots = street("stereo", 20)[:8]
+    for odometry, segments in ((None, 1), (wheel(shots), 0)):
+        ego = Egomotion(STEREO, calibrate(STEREO))
+        for index, (frame, truth, _) in enumerate(shots):
+            jump = Jump.FORWARD if index == 5 else Jump.NONE
+            pose = ego.estimate(frame, (odometry or {}).get(index, ()), NO_POINTERS, jump)
+            ego.observe(frame, truth, pose, np.zeros(truth.depth.shape, np.bool_))
+        assert pose.segment == segments
 
 
 def without(shots: Shots, cameras: list[int], which: range) -> Shots:

@@ -10,7 +10,7 @@ number per landmark, eliminated in closed form) and the cameras' rotations as fu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,16 @@ class Adjusted:
     identity: NDArray[np.int64]
     position: Array
     residual: float
+
+    def seen_from(self, T_map_base: Array) -> Adjusted:
+        """The same with the last pose at T_map_base [4, 4]: the car does not jump, what is around
+        it moves."""
+        move = T_map_base @ geometry.inverse(self.T_map_base[-1])
+        return replace(
+            self,
+            T_map_base=move @ self.T_map_base,
+            position=geometry.transform(move, self.position),
+        )
 
 
 @dataclass(frozen=True)

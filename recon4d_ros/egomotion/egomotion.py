@@ -36,6 +36,7 @@ from recon4d_ros.types import (
     Calibration,
     Frame,
     Geometry,
+    Jump,
     OdometrySample,
     Pointers,
     PoseEstimate,
@@ -48,6 +49,7 @@ Array = NDArray[np.float64]
 # squared Mahalanobis distance between odometry and images (six degrees of freedom) at which it is
 # left out
 CONTRADICTION = 40.0
+ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
 DOUBTED_FRAMES = 10  # for so many frames then
 
 
@@ -64,7 +66,6 @@ class Egomotion:
 
     def reset(self) -> None:
         """Forget the drive."""
-        self._landmarks = Landmarks.empty()
         self._born = 0
         self._images = Images(len(self._cameras))
         self._mounts = Mounts(self._cameras)
@@ -73,11 +74,21 @@ class Egomotion:
         self._odometry_followed = False  # in the last frame, as it is
         self._stamp_ns: int | None = None
         self._pose = np.eye(4)
+        self._ruler = Ruler()
+        self._segment = 0
+        self._lost_before = False  # in an earlier segment
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        """Nothing is known of the motion, nor of what the images show; the pose stays."""
+        self._landmarks = Landmarks.empty()
+        self._images.forget()
+        self._mounts.start_segment()
         self._covariance = np.eye(6) * 1e-8
+        self._motion_covariance = np.eye(6) * 1e-8
         self._velocity = np.zeros(6)
         self._velocity_known = False
         self._unconfirmed = prediction.Unconfirmed()
-        self._ruler = Ruler()
         self._tracked_once = False
         self._births = landmark_memory.Births.none()
         # whether it is looked for in this frame even if the tracks hold: every second one does as
@@ -90,10 +101,18 @@ class Egomotion:
     # --- before the engine
 
     def estimate(
-        self, frame: Frame, odometry: tuple[OdometrySample, ...], pointers: Pointers
+        self,
+        frame: Frame,
+        odometry: tuple[OdometrySample, ...],
+        pointers: Pointers,
+        jump: Jump = Jump.NONE,
     ) -> PoseEstimate:
         """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it
-        says in `tracking` and `reason`."""
+        says in `tracking` and `reason`.
+
+        jump: whether time jumped forward since the last frame: without odometry over that time a
+        new segment begins, as it does where nothing confirmed the motion for `extrapolate` seconds.
+        """
         if self.parameters.odometry != "none":
             self._odometry.add(odometry)
         self._images.take(frame)
@@ -105,6 +124,11 @@ class Egomotion:
         motion, said = self._odometry.motion(
             self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None
         )
+        unconfirmed = self._unconfirmed.seconds + now.seconds
+        if motion is None and (
+            jump is Jump.FORWARD or unconfirmed > self.parameters.extrapolate + ROUNDING
+        ):
+            return self._begin_anew(frame, unconfirmed)
         self._odometry_followed = motion is not None and self.parameters.odometry == "trust"
         if motion is not None and self._odometry_followed:
             return self._follow_odometry(now, motion)
@@ -134,6 +158,7 @@ class Egomotion:
         )
 
     def _begin(self, frame: Frame) -> PoseEstimate:
+        """The segment's first frame: points are followed from its images."""
         self._stamp_ns = frame.stamp_ns
         self._images.adopt(frame, np.ones(len(self._cameras), np.bool_), self._T_map_camera(frame))
         reason = (
@@ -141,7 +166,20 @@ class Egomotion:
             if frame.present.any()
             else "no camera has sent an image yet"
         )
-        return self._said(frame, Tracking.STARTING, 0, reason)
+        return self._said(frame, self._untracked, 0, reason)
+
+    def _begin_anew(self, frame: Frame, unconfirmed: float) -> PoseEstimate:
+        """A new segment, with this frame as its first. Its pose is the last one that was said, so
+        that odom -> base_link does not jump; where that is from the old segment is not known."""
+        if self._tracked_once:
+            self._segment += 1
+            self._lost_before = True
+        self._start_segment()
+        self._begin(frame)
+        reason = f"nothing confirmed the motion for {unconfirmed:.1f} s"
+        if self._lost_before:
+            reason += ": the pose is kept, a new segment begins"
+        return self._said(frame, self._untracked, 0, reason)
 
     def _instant(self, frame: Frame, seconds: float) -> Instant:
         """What this frame's pose is found from; points whose camera saw nothing for too long are
@@ -231,20 +269,18 @@ class Egomotion:
 
     def _lost(self, now: Instant, attempt: Attempt, steady: Prior, told: str) -> PoseEstimate:
         """The predicted pose, with a covariance that grows."""
-        growth, velocity = self._unconfirmed.carried_on(
-            now.seconds, steady.covariance, self._velocity
-        )
-        known = self._velocity_known
+        growth = self._unconfirmed.carried_on(now.seconds, steady.covariance)
+        velocity, known = self._velocity, self._velocity_known
         self._accept(now, attempt, Prior(steady.T_map_base, growth))
         self._velocity, self._velocity_known = velocity, known  # nothing was learnt of it
-        tracking = Tracking.LOST if self._tracked_once else Tracking.STARTING
-        return self._said(now.frame, tracking, attempt.solution.inliers, told)
+        return self._said(now.frame, self._untracked, attempt.solution.inliers, told)
 
     def _accept(self, now: Instant, attempt: Attempt, found: Prior) -> None:
         """The frame's pose, and what it teaches of the landmarks if the attempt is believed."""
         motion = geometry.inverse(self._pose) @ found.T_map_base
         carry = pnp.adjoint(geometry.inverse(motion))
         self._covariance = carry @ self._covariance @ carry.T + found.covariance
+        self._motion_covariance = found.covariance
         self._velocity, self._velocity_known = geometry.log(motion) / now.seconds, True
         self._pose, self._stamp_ns = found.T_map_base, now.frame.stamp_ns
         self._places = [self._places[1], self._pose[:3, 3].copy()]
@@ -264,14 +300,13 @@ class Egomotion:
         self._images.adopt(now.frame, seeing, self._T_map_camera(now.frame))
 
     def _adjust(self, frame: Frame, seen: pnp.Observations) -> None:
-        """The adjusted pose, mounts and landmarks become the current ones, where there are
-        keyframes enough to adjust."""
+        """The adjusted mounts and landmarks become the current ones, where there are keyframes
+        enough to adjust."""
         adjusted = self._mounts.remember(frame, self._pose, self._velocity, self._landmarks, seen)
         if adjusted is not None:
             learning.from_adjustment(
                 self._landmarks, adjusted, self._pose, self._T_camera_base(frame)
             )
-            self._pose = adjusted.T_map_base[-1]
 
     def _T_camera_base(self, frame: Frame) -> Array:
         """[N, 4, 4]: base at the frame's stamp to each camera at its own."""
@@ -280,6 +315,12 @@ class Egomotion:
     def _T_map_camera(self, frame: Frame) -> Array:
         return np.asarray(self._pose @ geometry.inverse(self._T_camera_base(frame)), np.float64)
 
+    @property
+    def _untracked(self) -> Tracking:
+        """What it is while there is no motion: lost, if there ever was one."""
+        found = self._tracked_once or self._lost_before
+        return Tracking.LOST if found else Tracking.STARTING
+
     def _said(self, frame: Frame, tracking: Tracking, inliers: int, reason: str) -> PoseEstimate:
         T_map_camera = self._T_map_camera(frame)
         return PoseEstimate(
@@ -287,9 +328,11 @@ class Egomotion:
             T_map_camera,
             tracking,
             self._covariance.copy(),
+            self._motion_covariance.copy(),
             self._velocity.copy(),
             inliers,
             reason,
+            self._segment,
         )
 
     def _shorten(self, factor: float) -> None:

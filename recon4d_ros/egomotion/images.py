@@ -24,6 +24,11 @@ class Images:
         self.T_map_camera = np.tile(np.eye(4), (cameras, 1, 1))
         self._seen_ns = np.zeros(cameras, np.int64)
 
+    def forget(self) -> None:
+        """No image to follow points from; the newest ones stay."""
+        self.before = [None] * len(self.before)
+        self._seen_ns[:] = 0
+
     def take(self, frame: Frame) -> None:
         """The frame's images are the newest."""
         images = zip(frame.images, frame.present, strict=True)

@@ -37,6 +37,11 @@ class Mounts:
         self._covariance: Array = np.diag(np.repeat(np.where(loose, MOUNT, FIXED) ** 2, 3))
         self.T_base_camera = cameras.T_base_camera.copy()
 
+    def start_segment(self) -> None:
+        """The keyframes' poses have nothing to do with what follows; the mounts are what they
+        were."""
+        self._keyframes = []
+
     def remember(
         self, frame: Frame, pose: Array, velocity: Array, table: Landmarks, o: Observations
     ) -> Adjusted | None:
@@ -75,6 +80,7 @@ class Mounts:
         self._keyframes = keyframes[-1:]
         if adjusted is None:
             return None
+        adjusted = adjusted.seen_from(pose)
         self._turn, self._covariance = adjusted.turn, adjusted.covariance
         self.T_base_camera = bundle.turned(self._cameras.T_base_camera, self._turn)
         self._keyframes = [replace(self._keyframes[-1], T_map_base=adjusted.T_map_base[-1])]

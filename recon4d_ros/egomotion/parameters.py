@@ -28,6 +28,14 @@ class EgomotionParameters:
     min_inliers: int = parameter(
         15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500
     )
+    extrapolate: float = parameter(
+        0.5,
+        "for so long a motion that neither images nor odometry confirm is carried on, s; then the"
+        " pose stays and a new segment begins: map and memory start anew. A car that brakes by 4"
+        " m/s^2 unseen is 0.5 m off after this time, 2 m after twice of it",
+        minimum=0.0,
+        maximum=10.0,
+    )
     pixel_noise: float = parameter(
         0.5,
         "standard deviation of a followed point in pixels of the input image",

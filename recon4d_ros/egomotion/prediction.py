@@ -9,22 +9,20 @@ from recon4d_ros import geometry
 
 Array = NDArray[np.float64]
 
-STEADY_SECONDS = 1.5  # for so long a motion that nothing confirms is carried on as it was
-
 
 class Unconfirmed:
     """The time since an image or odometry confirmed the motion, and what constant velocity may be
     off by then."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self.seconds = 0.0
         self._told: Array = np.zeros(
             (6, 6)
         )  # what those seconds have added to the pose's covariance
 
     def covariance(self, seconds: float, known: bool) -> Array:
         """[6, 6] after `seconds` more. known: whether there is a velocity at all."""
-        seconds = seconds + self._seconds
+        seconds = seconds + self.seconds
         if known:
             deviation = np.concatenate(
                 [
@@ -44,19 +42,15 @@ class Unconfirmed:
     def confirmed(self) -> None:
         """The motion is confirmed: seconds without confirmation, and what they added to the
         covariance, start anew."""
-        self._seconds, self._told = 0.0, np.zeros((6, 6))
+        self.seconds, self._told = 0.0, np.zeros((6, 6))
 
-    def carried_on(self, seconds: float, covariance: Array, velocity: Array) -> tuple[Array, Array]:
+    def carried_on(self, seconds: float, covariance: Array) -> Array:
         """`seconds` more without confirmation, predicted with this covariance: what they add to the
-        pose's [6, 6], and the velocity."""
-        self._seconds += seconds
+        pose's [6, 6]."""
+        self.seconds += seconds
         growth = np.maximum(covariance - self._told, 1e-8 * np.eye(6))
         self._told = covariance
-        if self._seconds > STEADY_SECONDS:
-            velocity = velocity * np.exp(
-                -seconds
-            )  # nobody knows any more: better to stay than to fly on
-        return np.diag(np.diag(growth)), velocity
+        return np.diag(np.diag(growth))
 
 
 def of_odometry(motion: Array, noise: float) -> Array:
