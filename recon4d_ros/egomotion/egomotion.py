@@ -14,31 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import (
-    attempts,
-    features,
-    landmark_memory,
-    learning,
-    planting,
-    pnp,
-    prediction,
-)
-from recon4d_ros.egomotion.attempts import Attempt, Instant
-from recon4d_ros.egomotion.cameras import Cameras, at_their_stamps
-from recon4d_ros.egomotion.features import Landmarks
-from recon4d_ros.egomotion.images import Images
-from recon4d_ros.egomotion.mounts import Mounts
-from recon4d_ros.egomotion.odometry import OdometryBuffer
+from recon4d_ros.egomotion import klt, landmarks, measure, motion_prior, pnp
+from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.ground_scale import Ruler
+from recon4d_ros.egomotion.landmarks import Landmarks
+from recon4d_ros.egomotion.local_ba import Mounts
+from recon4d_ros.egomotion.measure import Attempt, Instant
+from recon4d_ros.egomotion.motion_prior import OdometryBuffer
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
-from recon4d_ros.egomotion.ruler import Ruler
 from recon4d_ros.types import (
     Calibration,
     Frame,
     Geometry,
     Jump,
     OdometrySample,
-    Pointers,
     PoseEstimate,
     Rig,
     Tracking,
@@ -88,15 +78,8 @@ class Egomotion:
         self._motion_covariance = np.eye(6) * 1e-8
         self._velocity = np.zeros(6)
         self._velocity_known = False
-        self._unconfirmed = prediction.Unconfirmed()
+        self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
-        self._births = landmark_memory.Births.none()
-        # whether it is looked for in this frame even if the tracks hold: every second one does as
-        # well
-        self._memory_turn = False
-        self._places = [
-            np.zeros(3)
-        ] * 2  # base_link at the last two frames: the memory's newest pointers are from the older
 
     # --- before the engine
 
@@ -104,7 +87,6 @@ class Egomotion:
         self,
         frame: Frame,
         odometry: tuple[OdometrySample, ...],
-        pointers: Pointers,
         jump: Jump = Jump.NONE,
     ) -> PoseEstimate:
         """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it
@@ -119,8 +101,6 @@ class Egomotion:
         if self._stamp_ns is None:
             return self._begin(frame)
         now = self._instant(frame, max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3))
-        if self.parameters.memory != "never":
-            self._births.update(pointers, self._places[0])
         motion, said = self._odometry.motion(
             self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None
         )
@@ -138,16 +118,11 @@ class Egomotion:
         )
         if motion is None:
             attempt, reason = (
-                attempts.attempt(now, steady),
+                measure.attempt(now, steady),
                 said if self.parameters.odometry != "none" else "",
             )
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
-        self._memory_turn = not self._memory_turn
-        if self.parameters.memory == "always" or (
-            self.parameters.memory == "auto" and (self._memory_turn or attempt.problem)
-        ):
-            attempt = attempts.held(now, attempt, pointers, self._births)
         if not attempt.problem:
             return self._tracked(now, attempt, reason)
         told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
@@ -203,7 +178,7 @@ class Egomotion:
     def _follow_odometry(self, now: Instant, motion: Array) -> PoseEstimate:
         """The odometry's motion as it is; the images only keep the landmarks alive."""
         prior = Prior(
-            self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise)
+            self._pose @ motion, motion_prior.of_odometry(motion, self.parameters.odometry_noise)
         )
         velocity = geometry.log(motion) / now.seconds
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
@@ -219,14 +194,14 @@ class Egomotion:
     def _with_odometry(self, now: Instant, motion: Array, steady: Prior) -> tuple[Attempt, str]:
         """From the odometry first; from constant velocity where the images disagree with it."""
         told = self._pose @ motion
-        covariance = prediction.of_odometry(motion, self.parameters.odometry_noise)
+        covariance = motion_prior.of_odometry(motion, self.parameters.odometry_noise)
         loose = Prior(
             told, np.maximum(covariance, 0) + self._unconfirmed.covariance(now.seconds, known=True)
         )
         first, second = (loose, steady) if self._odometry_doubted == 0 else (steady, loose)
-        attempt = attempts.attempt(now, first)
+        attempt = measure.attempt(now, first)
         if attempt.problem:
-            other = attempts.attempt(now, second)
+            other = measure.attempt(now, second)
             if not other.problem or other.solution.inliers > attempt.solution.inliers:
                 attempt = other
         if attempt.problem:
@@ -244,7 +219,7 @@ class Egomotion:
         self._odometry_doubted = max(self._odometry_doubted - 1, 0)
         if self._odometry_doubted:
             return attempt, "odometry contradicted the images a moment ago: it is left out"
-        return attempts.solved(now, attempt.sightings, Prior(told, covariance)), ""
+        return measure.solved(now, attempt.sightings, Prior(told, covariance)), ""
 
     # --- what becomes of an attempt
 
@@ -261,7 +236,8 @@ class Egomotion:
             now,
             attempt,
             Prior(
-                self._pose @ motion, prediction.of_odometry(motion, self.parameters.odometry_noise)
+                self._pose @ motion,
+                motion_prior.of_odometry(motion, self.parameters.odometry_noise),
             ),
         )
         self._unconfirmed.confirmed()
@@ -283,12 +259,17 @@ class Egomotion:
         self._motion_covariance = found.covariance
         self._velocity, self._velocity_known = geometry.log(motion) / now.seconds, True
         self._pose, self._stamp_ns = found.T_map_base, now.frame.stamp_ns
-        self._places = [self._places[1], self._pose[:3, 3].copy()]
         table, seen = self._landmarks, attempt.sightings
         lost = np.zeros(len(table), np.bool_)
         if not attempt.problem and seen.second:
-            agreeing = learning.from_sightings(
-                table, seen, attempt.solution, self._pose, attempt.T_camera_base
+            agreeing = landmarks.from_sightings(
+                table,
+                seen.observations,
+                seen.second,
+                seen.found,
+                attempt.solution,
+                self._pose,
+                attempt.T_camera_base,
             )
             lost = table.missed >= 2
             if not self._odometry_followed:
@@ -304,8 +285,8 @@ class Egomotion:
         enough to adjust."""
         adjusted = self._mounts.remember(frame, self._pose, self._velocity, self._landmarks, seen)
         if adjusted is not None:
-            learning.from_adjustment(
-                self._landmarks, adjusted, self._pose, self._T_camera_base(frame)
+            landmarks.from_adjustment(
+                self._landmarks, adjusted.identity, adjusted.position, self._T_map_camera(frame)
             )
 
     def _T_camera_base(self, frame: Frame) -> Array:
@@ -353,21 +334,21 @@ class Egomotion:
         cameras, table, looking = self._cameras, self._landmarks, self._images.looking
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
-        working = features.rays_to_pixels(rays, cameras.k[table.camera[mine]])
+        working = landmarks.rays_to_pixels(rays, cameras.k[table.camera[mine]])
         seeing = (
             pose.tracking is Tracking.TRACKING and pose.inliers > 0
         )  # else the road says nothing that it has not said before
         if cameras.all_alone and seeing and not self._odometry_followed:
             self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
-        learning.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
+        landmarks.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
         moving = np.zeros(len(table), np.bool_)
-        moving[mine] = features.sample(mask, table.camera[mine], working)
+        moving[mine] = landmarks.sample(mask, table.camera[mine], working)
         if moving.any():
             table = table.keep(~moving)
-        camera, pixel = planting.corners(cameras, self._images, looking, table)
+        camera, pixel = klt.corners(cameras, self._images, looking, table)
         if len(pixel):
             noise, road = self.parameters.pixel_noise, not self._odometry_followed
-            new = planting.planted(
+            new = klt.planted(
                 cameras, self._images, camera, pixel, engine, pose, mask, self._born, noise, road
             )
             table = table.extend(new)

@@ -12,11 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import ground
-from recon4d_ros.egomotion.cameras import Cameras
-from recon4d_ros.egomotion.features import Landmarks
+from recon4d_ros.egomotion import camera_rig
+from recon4d_ros.egomotion.camera_rig import Cameras
+from recon4d_ros.egomotion.landmarks import Landmarks
 
 Array = NDArray[np.float64]
+
+FARTHEST = 20.0  # metres along the optical axis
+TILT, SHARE = (
+    0.006,
+    0.03,
+)  # rad that the car leans against the road, and the share that the road itself is uneven
+
+
+def inverse_depth(rays: Array, T_base_camera: Array) -> tuple[Array, Array]:
+    """Inverse depth and variance [M] that rays [M, 2] (normalised) have if they end on the ground
+    (base_link z = 0); NaN where none can."""
+    height = float(T_base_camera[2, 3])
+    if height < camera_rig.LOWEST:
+        return np.full(len(rays), np.nan), np.full(len(rays), np.nan)
+    down = -(np.concatenate([rays, np.ones((len(rays), 1))], axis=1) @ T_base_camera[2, :3])
+    rho = down / height
+    rho = np.where(rho > 1.0 / FARTHEST, rho, np.nan)
+    lean = TILT * np.sqrt(1.0 + (rays**2).sum(-1)) / height
+    return rho, (SHARE * rho) ** 2 + lean**2
+
 
 KNOWN, AGE = (
     0.03,
@@ -88,7 +108,7 @@ def plane(
     spread = np.sqrt(
         np.square(rows) @ np.array([expected**2 + HEAVE**2, LEAN**2, LEAN**2]) + np.square(noise)
     )
-    near = (height > ground.LOWEST) & (np.abs(points[:, 2]) < 3.0 * spread)
+    near = (height > camera_rig.LOWEST) & (np.abs(points[:, 2]) < 3.0 * spread)
     if near.sum() < FEWEST:
         return None
     rows, noise, spread, up = rows[near], noise[near], spread[near], points[near, 2]

@@ -3,21 +3,19 @@ and whether to believe the result."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import landmark_memory, pnp, sightings
-from recon4d_ros.egomotion.cameras import Cameras, at_their_stamps
-from recon4d_ros.egomotion.features import Landmarks
-from recon4d_ros.egomotion.images import Images
-from recon4d_ros.egomotion.landmark_memory import Births
+from recon4d_ros.egomotion import klt, pnp
+from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.klt import Sightings
+from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
-from recon4d_ros.egomotion.pnp import Observations, Prior, Solution
-from recon4d_ros.egomotion.sightings import Sightings
-from recon4d_ros.types import Frame, Pointers
+from recon4d_ros.egomotion.pnp import Prior, Solution
+from recon4d_ros.types import Frame
 
 Array = NDArray[np.float64]
 
@@ -25,7 +23,6 @@ Array = NDArray[np.float64]
 # of the windows to follow points in.
 FAR = 8.0
 FEW = 0.6  # share of the points found below which a second look is worth it
-MEMORY_NOISE = 0.5  # pixels of the working image
 TYPICAL = 1.39  # median of a squared Mahalanobis distance of two degrees of freedom
 
 
@@ -56,7 +53,7 @@ class Instant:
 
     def sight(self, prior: Prior, velocity: Array) -> Sightings:
         noise = self.parameters.pixel_noise
-        return sightings.sight(
+        return klt.sight(
             self.cameras,
             self.images,
             self.landmarks,
@@ -89,10 +86,7 @@ def attempt(now: Instant, prior: Prior) -> Attempt:
     if first.solution.inliers < 8 or not (few or not now.moving):
         return first
     nearer = Prior(first.solution.T_map_base, prior.covariance)
-    if (
-        sightings.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base)
-        <= FAR
-    ):
+    if klt.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base) <= FAR:
         return first
     again = now.sight(nearer, now.velocity(nearer.T_map_base))
     return solved(now, again, nearer) if again.found.sum() > seen.found.sum() else first
@@ -143,26 +137,3 @@ def problem(now: Instant, seen: Sightings, solution: Solution, covariance: Array
     if doubt > 0.05 + 0.1 * moved:
         return f"the motion is known to {doubt:.2f} m only"
     return ""
-
-
-def held(now: Instant, tried: Attempt, pointers: Pointers, births: Births) -> Attempt:
-    """The attempt with the memory's sightings beside those of the tracks."""
-    base = tried.prior.T_map_base if tried.problem else tried.solution.T_map_base
-    T_map_camera = base @ geometry.inverse(tried.T_camera_base)
-    everywhere = now.parameters.memory == "always" or bool(tried.problem)
-    views = [
-        landmark_memory.View(
-            camera, image, now.cameras.lenses[camera], now.cameras.k[camera], T_map_camera[camera]
-        )
-        for camera, image in enumerate(now.images.now)
-        if image is not None and (everywhere or now.cameras.alone(camera))
-    ]
-    room = landmark_memory.PATCHES // max(int(now.frame.present.sum()), 1)
-    found = landmark_memory.find(pointers, births, views, MEMORY_NOISE, room)
-    if found is None:
-        return tried
-    together = replace(
-        tried.sightings, observations=Observations.join([tried.sightings.observations, found])
-    )
-    better = solved(now, together, tried.prior, None if tried.problem else base)
-    return better if not better.problem or tried.problem else tried
