@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 
 from recon4d_ros.geometry import inverse, log
 from recon4d_ros.sim import models
+from recon4d_ros.sim.course import make_place
 from recon4d_ros.sim.ground import Ground, Shadows
 from recon4d_ros.sim.models import Body
 from recon4d_ros.sim.raster import FIRST, cast
 from recon4d_ros.sim.road import CHUNK
+from recon4d_ros.sim.scenario import Scenario, scenario
 from recon4d_ros.sim.sensor import Sensor
 from recon4d_ros.sim.shade import SUN, shade
 from recon4d_ros.sim.solids import FACES, Solids, concatenate, empty
 from recon4d_ros.sim.textures import make_atlas
-from recon4d_ros.sim.traffic import Mover, Traffic
+from recon4d_ros.sim.traffic import Mover
 from recon4d_ros.sim.view import View, make_view
-from recon4d_ros.sim.world import World
 from recon4d_ros.types import Camera, Rig
 
 START_NS = 1_700_000_000_000_000_000  # the stamp of time 0
@@ -111,18 +112,19 @@ class Scene:
 
 
 class Drive:
-    """A seed's world, its traffic and a renderer. seconds: how long it will be used; costs nothing
-    but planning.
+    """A scenario's world, its traffic and a renderer. what: the scenario, or the seed of a city.
+    seconds: how long it will be used; costs nothing but planning.
 
     Drives whose `seconds` fall into the same multiple of HORIZON_S are the same drive.
     """
 
-    def __init__(self, seed: int = 0, seconds: float = HORIZON_S) -> None:
+    def __init__(self, what: int | Scenario = 0, seconds: float = HORIZON_S) -> None:
+        self.scenario = what if isinstance(what, Scenario) else scenario("city", what)
         self.horizon_s = HORIZON_S * max(1, int(np.ceil(seconds / HORIZON_S)))
-        self.seed = seed
-        self.world = World(seed, 14.0 * (self.horizon_s + 60.0))
-        self.traffic = Traffic(self.world, self.horizon_s)
-        self._ground = Ground(self.world.road)
+        seed = self.scenario.seed
+        place = make_place(self.scenario.course, seed, self.horizon_s)
+        self.world, self.traffic = place.world, place.traffic
+        self._ground = Ground(self.world.road, place.ground)
         self._shadows = Shadows(SUN)
         self._atlas = make_atlas(seed)
         self._still: tuple[tuple[int, int], Solids] | None = None
@@ -140,7 +142,7 @@ class Drive:
 
     def scene(self, t: float) -> Scene:
         """Everything near the ego vehicle at time t."""
-        around = self.world.around(float(self.traffic.ego.s(t)))
+        around = self.world.around(self.traffic.station(t))
         key = around.start, around.stop
         if self._still is None or self._still[0] != key:
             self._still = key, concatenate([self.world.chunk(index).scenery for index in around])
@@ -222,7 +224,7 @@ class Simulator:
     """A drive seen by a rig: any frame on its own, in any order.
 
     skew_s: the last camera's stamp is this much after the first one's (a rig whose cameras fire one
-    after another).
+    after another). name: the scenario's (see scenario.py).
     """
 
     def __init__(
@@ -232,11 +234,13 @@ class Simulator:
         rate: float = 10.0,
         seed: int = 0,
         skew_s: float = 0.0,
+        name: str = "city",
     ) -> None:
-        self.rig, self.rate, self.skew_s = rig, rate, skew_s
+        drive = scenario(name, seed)
+        self.rig, self.rate, self.skew_s = drive.rig(rig), rate, skew_s
         self.count = round(seconds * rate)
-        self.drive = Drive(seed, seconds)
-        self.views = [make_view(camera) for camera in rig.cameras]
+        self.drive = Drive(drive, seconds)
+        self.views = [make_view(camera) for camera in self.rig.cameras]
         self.sensors = [Sensor(view, seed, index) for index, view in enumerate(self.views)]
 
     @staticmethod
@@ -283,9 +287,10 @@ def simulate(
     seed: int = 0,
     skew_s: float = 0.0,
     frames: Sequence[int] | None = None,
+    name: str = "city",
 ) -> Iterator[SimFrame]:
-    """The frames of a drive, in order; `frames` chooses some by index."""
-    simulator = Simulator(rig, seconds, rate, seed, skew_s)
+    """The frames of a drive, in order; `frames` chooses some by index. name: the scenario's."""
+    simulator = Simulator(rig, seconds, rate, seed, skew_s, name)
     for index in range(simulator.count) if frames is None else frames:
         yield simulator.frame(index)
 

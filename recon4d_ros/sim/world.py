@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.sim import models
 from recon4d_ros.sim.models import Body
-from recon4d_ros.sim.road import CHUNK, PAVEMENT, SIDE_STREET, Road, has_crossing
+from recon4d_ros.sim.road import CHUNK, PAVEMENT, SIDE_STREET, Road
 from recon4d_ros.sim.solids import Solids, concatenate
 
 BEHIND, AHEAD = 150.0, 230.0  # metres of road kept around the car
@@ -46,11 +46,12 @@ class Chunk:
 
 
 class World:
-    """The static world of a seed. length: metres of road that will be needed."""
+    """The static world of a seed along a road: a city's. Other courses override what a chunk
+    holds."""
 
-    def __init__(self, seed: int = 0, length: float = 8400.0) -> None:
+    def __init__(self, seed: int, road: Road) -> None:
         self.seed = seed
-        self.road = Road(seed, length)
+        self.road = road
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
 
     def chunk(self, index: int) -> Chunk:
@@ -78,14 +79,14 @@ class World:
         for side in (1, -1):
             parts += self._row(index, side, rng)
             parts += self._street_furniture(index, side, rng)
-        if has_crossing(self.seed, index):
+        if self.road.has_crossing(index):
             parts += self._side_street(index, rng)
         return Chunk(concatenate(parts), self.parked(index))
 
     def _free(self, index: int, s: float, half: float) -> bool:
         """Whether s +- half along this chunk stays clear of its side street."""
         return (
-            not has_crossing(self.seed, index)
+            not self.road.has_crossing(index)
             or abs(s - (index + 0.5) * CHUNK) > CROSSING_HALF + half
         )
 
@@ -210,7 +211,7 @@ class World:
                         )
                     )
         left = [car for car in slots if car.side > 0 and car.body.kind == "car"]
-        if left and not has_crossing(self.seed, index):
+        if left and not self.road.has_crossing(index):
             leaver = min(left, key=lambda car: abs(car.s - (index + 0.4) * CHUNK))
             slots[slots.index(leaver)] = Parked(leaver.id, leaver.s, leaver.side, leaver.body, True)
         return tuple(slots)
