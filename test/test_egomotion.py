@@ -429,10 +429,10 @@ def test_a_patch_of_the_road_is_found_where_it_is() -> None:
         at, np.tile(before[2, :3], (len(at), 1)), np.tile(T_there_here, (len(at), 1, 1))
     )
     pair = [patch_alignment.Pair(here, there, 0, len(at))]
-    place, alike = patch_alignment.align(pair, pixel, near, warp)
+    place, alike, _ = patch_alignment.align(pair, pixel, near, warp)
     assert (alike > patch_alignment.ALIKE).mean() > 0.7
     off = np.linalg.norm(place - truth, axis=1)
-    as_it_is, _ = patch_alignment.align(pair, pixel, near, np.tile(np.eye(2), (len(at), 1, 1)))
+    as_it_is, *_ = patch_alignment.align(pair, pixel, near, np.tile(np.eye(2), (len(at), 1, 1)))
     assert np.median(off[alike > patch_alignment.ALIKE]) < 0.2
     assert np.median(np.linalg.norm(as_it_is - truth, axis=1)) > 3 * np.median(off)
     noise = rng.integers(0, 255, there.shape).astype(np.uint8)

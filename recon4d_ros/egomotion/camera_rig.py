@@ -115,13 +115,14 @@ STALE_NS = 1_000_000_000  # a camera that saw nothing for so long restarts its p
 
 
 class Images:
-    """before, now: grey images [H, W] of N cameras; None where there is none. T_map_camera [N, 4,
-    4]: where those before were taken."""
+    """before, now: grey images [H, W] of N cameras; None where there is none. T_map_camera,
+    T_map_base [N, 4, 4]: where camera and car were when those before were taken."""
 
     def __init__(self, cameras: int) -> None:
         self.before: list[Grey | None] = [None] * cameras
         self.now: list[Grey | None] = [None] * cameras
         self.T_map_camera = np.tile(np.eye(4), (cameras, 1, 1))
+        self.T_map_base = self.T_map_camera.copy()
         self._seen_ns = np.zeros(cameras, np.int64)
 
     def forget(self) -> None:
@@ -135,13 +136,18 @@ class Images:
         self.now = each(lambda image: grey(image[0]) if image[1] else None, images)
 
     def adopt(
-        self, frame: Frame, seeing: NDArray[np.bool_], T_map_camera: NDArray[np.float64]
+        self,
+        frame: Frame,
+        seeing: NDArray[np.bool_],
+        T_map_base: NDArray[np.float64],
+        T_map_camera: NDArray[np.float64],
     ) -> None:
         """The newest images of these cameras [N] become the ones that points are followed from."""
         for camera in np.flatnonzero(frame.present & seeing):
             self.before[camera] = self.now[camera]
             self._seen_ns[camera] = frame.stamps_ns[camera]
             self.T_map_camera[camera] = T_map_camera[camera]
+            self.T_map_base[camera] = T_map_base
 
     def forget_stale(self, frame: Frame) -> NDArray[np.bool_]:
         """Which cameras [N] had an image that is now too old to follow points from; they have none

@@ -10,19 +10,22 @@ back.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import klt, landmarks, measure, motion_prior, pnp
 from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
-from recon4d_ros.egomotion.ground_scale import Ruler
+from recon4d_ros.egomotion.ground_scale import Scale
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.local_ba import Mounts
 from recon4d_ros.egomotion.measure import Attempt, Instant
 from recon4d_ros.egomotion.motion_prior import OdometryBuffer
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
+from recon4d_ros.egomotion.road import Road
 from recon4d_ros.types import (
     Calibration,
     Frame,
@@ -40,6 +43,8 @@ Array = NDArray[np.float64]
 # left out
 CONTRADICTION = 40.0
 ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
+FIRST_SCORE, FIRST_LEAD = 0.45, 0.06
+STILL, STILL_TURN = 0.003, 0.0003
 DOUBTED_FRAMES = 10  # for so many frames then
 
 
@@ -52,6 +57,7 @@ class Egomotion:
     ) -> None:
         self.parameters = parameters or EgomotionParameters()
         self._cameras = Cameras.of(rig, calibration, self.parameters.features)
+        self._road = Road(self._cameras)
         self.reset()
 
     def reset(self) -> None:
@@ -64,7 +70,8 @@ class Egomotion:
         self._odometry_followed = False  # in the last frame, as it is
         self._stamp_ns: int | None = None
         self._pose = np.eye(4)
-        self._ruler = Ruler()
+        self._scale = Scale()
+        self._road.reset()
         self._segment = 0
         self._lost_before = False  # in an earlier segment
         self._start_segment()
@@ -112,18 +119,17 @@ class Egomotion:
         self._odometry_followed = motion is not None and self.parameters.odometry == "trust"
         if motion is not None and self._odometry_followed:
             return self._follow_odometry(now, motion)
-        steady = Prior(
-            self._pose @ geometry.exp(self._velocity * now.seconds),
-            self._unconfirmed.covariance(now.seconds, self._velocity_known),
+        steady = self._unconfirmed.prior(
+            self._pose, self._velocity if self._velocity_known else None, now.seconds
         )
         if motion is None:
-            attempt, reason = (
-                measure.attempt(now, steady),
-                said if self.parameters.odometry != "none" else "",
-            )
+            attempt = self._tried(now, steady)
+            reason = said if self.parameters.odometry != "none" else ""
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
         if not attempt.problem:
+            if measure.stands(now, attempt, self._road):
+                return self._stand(now, attempt, reason)
             return self._tracked(now, attempt, reason)
         told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
         return (
@@ -132,10 +138,48 @@ class Egomotion:
             else self._lost(now, attempt, steady, told)
         )
 
+    def _tried(self, now: Instant, prior: Prior) -> Attempt:
+        """Points and road from a prediction; where none is known, from the speed that the road fits
+        best."""
+        if not self._velocity_known:
+            prior = self._first(now, prior)
+        attempt = measure.attempt(now, prior)
+        said = measure.metres(now, attempt, prior, self._road)
+        if said is None:
+            return attempt
+        if self._cameras.all_alone and not attempt.problem:
+            went = (geometry.inverse(self._pose) @ attempt.solution.T_map_base)[0, 3]
+            variance = float(attempt.covariance[0, 0])
+            excess = self._scale.excess(float(went), variance, said.travel, said.variance)
+            self._shorten(1.0 + excess)
+            attempt = measure.rescaled(now, attempt, self._landmarks)
+        return measure.joined(now, attempt, prior, said)
+
+    def _first(self, now: Instant, prior: Prior) -> Prior:
+        """The prediction of a segment's first motion: searched on the road at all speeds."""
+        views = self._road.views(now.images, now.pose, now.T_camera_base(np.zeros(6)))
+        motion, score, rival = self._road.search(views, now.seconds, np.eye(3))
+        if score < FIRST_SCORE or score - rival < FIRST_LEAD:
+            return prior
+        deviation = np.array([0.1, 0.05, 0.05, 0.01, 0.01, 0.03])
+        deviation[:3] += 0.03 * abs(motion[0, 3])
+        return Prior(self._pose @ motion, np.diag(deviation**2))
+
+    def _stand(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
+        """The car has not moved (zero-velocity update)."""
+        still = np.diag([STILL] * 3 + [STILL_TURN] * 3) ** 2
+        solution = attempt.solution
+        self._accept(now, attempt, Prior(self._pose, still))
+        self._velocity = np.zeros(6)
+        self._unconfirmed.confirmed()
+        self._tracked_once = True
+        return self._said(now.frame, Tracking.TRACKING, solution.inliers, reason)
+
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
         self._stamp_ns = frame.stamp_ns
-        self._images.adopt(frame, np.ones(len(self._cameras), np.bool_), self._T_map_camera(frame))
+        every = np.ones(len(self._cameras), np.bool_)
+        self._images.adopt(frame, every, self._pose, self._T_map_camera(frame))
         reason = (
             "first frame: no motion yet"
             if frame.present.any()
@@ -184,7 +228,8 @@ class Egomotion:
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, seen.observations)[0]
         solution = Solution(prior.T_map_base, distance, distance < pnp.GATE, np.zeros((6, 6)), 0.0)
-        attempt = Attempt(seen, prior, solution, T_camera_base, prior.covariance, "")
+        pose = prior.T_map_base
+        attempt = Attempt(seen, prior, solution, T_camera_base, prior.covariance, "", pose)
         self._accept(now, attempt, prior)
         self._unconfirmed.confirmed()
         return self._said(
@@ -195,18 +240,19 @@ class Egomotion:
         """From the odometry first; from constant velocity where the images disagree with it."""
         told = self._pose @ motion
         covariance = motion_prior.of_odometry(motion, self.parameters.odometry_noise)
-        loose = Prior(
-            told, np.maximum(covariance, 0) + self._unconfirmed.covariance(now.seconds, known=True)
+        around = self._unconfirmed.prior(
+            self._pose, geometry.log(motion) / now.seconds, now.seconds
         )
+        loose = Prior(told, covariance + around.covariance)
         first, second = (loose, steady) if self._odometry_doubted == 0 else (steady, loose)
-        attempt = measure.attempt(now, first)
+        attempt = self._tried(now, first)
         if attempt.problem:
-            other = measure.attempt(now, second)
+            other = self._tried(now, second)
             if not other.problem or other.solution.inliers > attempt.solution.inliers:
                 attempt = other
         if attempt.problem:
             return attempt, ""
-        error = geometry.log(geometry.inverse(attempt.solution.T_map_base) @ told)
+        error = geometry.log(geometry.inverse(attempt.pose) @ told)
         if error @ np.linalg.solve(covariance + attempt.covariance, error) > CONTRADICTION:
             self._odometry_doubted = DOUBTED_FRAMES
             return (
@@ -224,7 +270,9 @@ class Egomotion:
     # --- what becomes of an attempt
 
     def _tracked(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
-        self._accept(now, attempt, Prior(attempt.solution.T_map_base, attempt.covariance))
+        if attempt.road is not None:
+            self._road.believe()
+        self._accept(now, attempt, Prior(attempt.pose, attempt.covariance))
         self._unconfirmed.confirmed()
         self._tracked_once = True
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
@@ -268,9 +316,11 @@ class Egomotion:
                 seen.second,
                 seen.found,
                 attempt.solution,
-                self._pose,
+                attempt.solution.T_map_base,
                 attempt.T_camera_base,
             )
+            # the world keeps its place in the images: it comes along with what moves the car
+            table.move(found.T_map_base @ geometry.inverse(attempt.solution.T_map_base))
             lost = table.missed >= 2
             if not self._odometry_followed:
                 self._adjust(now.frame, agreeing)
@@ -278,7 +328,7 @@ class Egomotion:
         seeing = now.frame.present & ~seen.blind
         lost |= seeing[table.camera] & ~seen.found
         self._landmarks = table.keep(~lost)
-        self._images.adopt(now.frame, seeing, self._T_map_camera(now.frame))
+        self._images.adopt(now.frame, seeing, self._pose, self._T_map_camera(now.frame))
 
     def _adjust(self, frame: Frame, seen: pnp.Observations) -> None:
         """The adjusted mounts and landmarks become the current ones, where there are keyframes
@@ -317,12 +367,13 @@ class Egomotion:
         )
 
     def _shorten(self, factor: float) -> None:
-        """Lengths around the car that are too long by a factor become right."""
-        table, place = self._landmarks, self._pose[:3, 3]
+        """Lengths that are too long by a factor become right: each landmark comes nearer to the
+        camera that follows it, so that no image changes."""
+        table = self._landmarks
+        place = self._images.T_map_camera[table.camera, :3, 3]
         table.origin[:] = place + (table.origin - place) / factor
         table.rho *= factor
         table.variance *= factor**2
-        self._velocity[:3] /= factor
 
     # --- after the engine
 
@@ -335,11 +386,6 @@ class Egomotion:
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = landmarks.rays_to_pixels(rays, cameras.k[table.camera[mine]])
-        seeing = (
-            pose.tracking is Tracking.TRACKING and pose.inliers > 0
-        )  # else the road says nothing that it has not said before
-        if cameras.all_alone and seeing and not self._odometry_followed:
-            self._shorten(1.0 + self._ruler.excess(cameras, table, self._pose))
         landmarks.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
         moving = np.zeros(len(table), np.bool_)
         moving[mine] = landmarks.sample(mask, table.camera[mine], working)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros import geometry
 from recon4d_ros.egomotion import pnp
 from recon4d_ros.egomotion.pnp import Observations, Solution
 from recon4d_ros.types import Geometry
@@ -70,6 +71,11 @@ class Landmarks:
 
     def keep(self, which: NDArray) -> Landmarks:
         return Landmarks(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def move(self, by: Array) -> None:
+        """All of them, in place, by a rigid motion [4, 4] of the map."""
+        self.origin[:] = geometry.transform(by, self.origin)
+        self.bearing[:] = self.bearing @ by[:3, :3].T
 
     def extend(self, other: Landmarks) -> Landmarks:
         return Landmarks(

@@ -33,6 +33,7 @@ ALIKE, CHANCE = (
     # normalised correlation of a match, as a share of what noise leaves of it; what no match is
     # below
 )
+TEXTURE, QUIET = 2.0, 1.0  # deviation of a patch over the noise's, grey levels of noise at least
 ROWS = 16  # one row in so many tells an image's noise
 U, V = (
     ((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32)
@@ -71,11 +72,12 @@ def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
 
 def align(
     pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M,
-    2], and how alike it is there [M].
+    2], how alike it is there [M], and how sure the place is: what a grey level of noise makes of it
+    [M, 2, 2], squared pixels.
 
-    That is the normalised correlation (before the last step) as a share of what the second image's
+    Alike is the normalised correlation (before the last step) as a share of what the second image's
     noise leaves of it: to be held against ALIKE. warp [M, 2, 2]: how a step in pixels of the first
     image becomes one in pixels of the second.
     """
@@ -93,7 +95,8 @@ def align(
     energy = np.maximum(np.square(patch).sum(1), 1.0)
     slope -= slope.mean(axis=2, keepdims=True)
     slope -= ((slope @ patch[..., None]) / energy[:, None, None]) * patch[:, None]
-    gain = _pseudo_inverse(slope @ np.swapaxes(slope, 1, 2)) @ slope
+    unsure = _pseudo_inverse(slope @ np.swapaxes(slope, 1, 2))
+    gain = unsure @ slope
     w = warp.astype(np.float32)
     u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
     shift, place = np.zeros((len(patch), 2), np.float32), near.astype(np.float32)
@@ -107,13 +110,45 @@ def align(
     energy_now = np.maximum(np.square(now).sum(1), 1.0)
     alike = (now * patch).sum(1) / np.sqrt(energy_now * energy)
     # Patches of deviation s under noise of deviation n are no more alike than s^2 / (s^2 + n^2).
-    variance = np.array([_noise(pair.there) ** 2 for pair in pairs], np.float32)
-    noise = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
+    variance = np.array([noise(pair.there) ** 2 for pair in pairs], np.float32)
+    noisy = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
     left = np.sqrt(
-        np.maximum(1.0 - noise / energy, 0.0) * np.maximum(1.0 - noise / energy_now, 0.0)
+        np.maximum(1.0 - noisy / energy, 0.0) * np.maximum(1.0 - noisy / energy_now, 0.0)
     )
     alike /= np.maximum(left, CHANCE / ALIKE)
-    return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0)
+    spread = STEP**2 * (w @ unsure @ np.swapaxes(w, 1, 2))
+    return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0), spread
+
+
+class Reference:
+    """Patches of one image, to be compared with others at many places: pixel [M, 2] of it.
+
+    textured [M]: which have more in them than noise.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], pixel: NDArray) -> None:
+        at = pixel.astype(np.float32)
+        pair = Pair(image, image, 0, len(at))
+        patch = _sampled([(image, pair)], at[:, :1] + U, at[:, 1:] + V)
+        self.patch = patch - _mean(patch)
+        self.energy = np.square(self.patch).sum(1)
+        self.noise = noise(image)
+        self.textured = self.energy > SAMPLES * np.float32(TEXTURE**2 * max(self.noise, QUIET) ** 2)
+
+    def alike(
+        self, image: NDArray[np.uint8], which: NDArray, place: NDArray, warp: Array
+    ) -> NDArray[np.float32]:
+        """Normalised correlation of patches which [K] with another image at place [K, 2], seen by
+        warp [K, 2, 2], as a share of what noise leaves of it."""
+        w, at = warp.astype(np.float32), place.astype(np.float32)
+        u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+        pair = Pair(image, image, 0, len(at))
+        now = _sampled([(image, pair)], at[:, :1] + u, at[:, 1:] + v)
+        now -= _mean(now)
+        energy, here = np.maximum(np.square(now).sum(1), 1.0), np.maximum(self.energy[which], 1.0)
+        left = 1.0 - SAMPLES * np.float32(self.noise**2) / here
+        same = (now * self.patch[which]).sum(1) / np.sqrt(energy * here)
+        return np.asarray(same / np.maximum(left, CHANCE), np.float32)
 
 
 def _sampled(
@@ -129,7 +164,7 @@ def _sampled(
     return out.astype(np.float32)
 
 
-def _noise(image: NDArray[np.uint8]) -> float:
+def noise(image: NDArray[np.uint8]) -> float:
     """Standard deviation of an image's noise in grey levels, from the median of what no slope
     explains (Immerkaer, CVIU 1996)."""
     rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
@@ -181,7 +216,7 @@ def settle(
         return
     which = np.concatenate(index)
     warp = _looks(cameras, table, which, images.T_map_camera, T_map_camera, T_map_base)
-    pixel[which], alike = align(pairs, table.pixel[which], pixel[which], warp)
+    pixel[which], alike, _ = align(pairs, table.pixel[which], pixel[which], warp)
     found[which] = alike > ALIKE
 
 
