@@ -446,7 +446,6 @@ class Session:
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
         start, worked = time.perf_counter(), time.process_time()
-        self._stamp_ns = frame_set.stamp_ns
         sentence = (
             self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
         )
@@ -461,6 +460,7 @@ class Session:
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
+        self._stamp_ns = frame_set.stamp_ns
         self.health.done(
             result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
         )
