@@ -21,7 +21,7 @@ from recon4d_ros.errors import CalibrationError
 
 DISTORTION_COEFFICIENTS = {
     "plumb_bob": (4, 5),
-    "rational_polynomial": (8,),
+    "rational_polynomial": (8, 12, 14),  # 12: and thin prism, 14: and tilted sensor (OpenCV)
     "equidistant": (4,),
     "none": (0,),
 }
@@ -60,12 +60,11 @@ class Camera:
             )
         if np.shape(self.k) != (3, 3) or np.shape(self.T_base_camera) != (4, 4):
             raise CalibrationError(f"{where}: K must be 3x3 and T_base_camera 4x4")
-        if not (
-            np.all(np.isfinite(self.k))
-            and np.all(np.isfinite(self.T_base_camera))
-            and np.all(np.isfinite(self.d))
-        ):
-            raise CalibrationError(f"{where}: calibration has a value that is not finite")
+        for what, values in (("K", self.k), ("D", self.d), ("the pose", self.T_base_camera)):
+            if not np.all(np.isfinite(values)):
+                raise CalibrationError(
+                    f"{where}: {what} of its calibration has a value that is not finite"
+                )
         if self.k[0, 0] <= 0 or self.k[1, 1] <= 0:
             raise CalibrationError(
                 f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above"
@@ -116,10 +115,11 @@ class Rig:
 class RawImage:
     """An image as it came: still encoded.
 
-    encoding: a ROS encoding (rgb, bgr, rgba, bgra, mono and bayer_* of 8 or 16 bits, yuv422 (uyvy),
-    yuv422_yuy2) or `jpeg`, `png`. data: the message's bytes (no copy). width, height, step (bytes
-    per row), big_endian: as in sensor_msgs/Image; 0 for jpeg and png. received_ns: wall clock of
-    reception (any monotonic clock), for latency; 0 offline.
+    encoding: in lower case, a ROS encoding (`decode.ENCODINGS`), a compression (jpeg, png, tiff,
+    webp) or a video's codec (`video.CODECS`). data: the message's bytes (no copy). width, height,
+    step (bytes per row), big_endian: as in sensor_msgs/Image; 0 where compressed. received_ns: wall
+    clock of reception (any monotonic clock), for latency; 0 offline. inside: of a compressed image
+    the encoding of its pixels, as the message's format says.
     """
 
     stamp_ns: int
@@ -130,6 +130,7 @@ class RawImage:
     step: int = 0
     big_endian: bool = False
     received_ns: int = 0
+    inside: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,9 @@ class Calibration:
 
     grid: [N, h, w, 2] float32, for each pixel of the working image the pixel (u, v) of the *input*
     image (undistortion and resize). k: [N, 3, 3] float64 pinhole intrinsics of the working image.
-    T_base_camera: [N, 4, 4]. input_size: (H, W) of the input images; working_size: (h, w) of the
-    rectified working images, depth and masks.
+    T_base_camera: [N, 4, 4] of the working images' frames: the cameras' own, turned about their
+    optical axes where these are mounted rolled (`calibration.upright`). input_size: (H, W) of the
+    input images; working_size: (h, w) of the rectified working images, depth and masks.
     """
 
     names: tuple[str, ...]
@@ -210,7 +212,8 @@ class Tracking(Enum):
 class PoseEstimate:
     """Pose of the car at the frame's stamp, and of each camera at its own stamp.
 
-    T_map_base: [4, 4]. T_map_camera: [N, 4, 4], skew between cameras' stamps taken into account.
+    T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
+    skew between cameras' stamps taken into account.
     covariance: [6, 6] of the pose error in base_link (vx vy vz wx wy wz order: m^2, rad^2).
     velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
     """

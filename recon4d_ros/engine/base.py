@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -72,7 +72,7 @@ class EngineSpec:
 
     def save(self, path: Path) -> None:
         tree = _plain(dataclasses.asdict(self))
-        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140))
+        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140), encoding="utf-8")
 
     @property
     def stereo(self) -> bool:
@@ -163,7 +163,7 @@ def load_spec(folder: Path) -> EngineSpec:
             " interrupted"
         )
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"
@@ -315,7 +315,9 @@ def is_rectified_rig(rig: Rig) -> bool:
     return (
         len(rig.cameras) == 2
         and all(
-            (camera.width, camera.height) == (first.width, first.height) and not any(camera.d)
+            (camera.width, camera.height) == (first.width, first.height)
+            and not any(camera.d)
+            and upright(camera) is None
             for camera in rig.cameras
         )
         and is_rectified_pair(
