@@ -34,7 +34,9 @@ class Camera:
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
     of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
     width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
-    None = nowhere. What is there is not looked at: no depth, no features, no map.
+    None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
+    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
+    stamp is that of its middle row.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Camera:
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
     own_car: NDArray[np.bool_] | None = None
+    rolling_shutter: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"camera {self.name}"
@@ -73,6 +76,11 @@ class Camera:
         if self.width <= 0 or self.height <= 0:
             raise CalibrationError(
                 f"{where}: image size is {self.width}x{self.height}: expected above zero"
+            )
+        if not 0.0 <= self.rolling_shutter < 0.2:
+            raise CalibrationError(
+                f"{where}: rolling_shutter is {self.rolling_shutter:g}: expected the seconds of"
+                " read-out, below 0.2"
             )
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
