@@ -209,10 +209,16 @@ class Frame:
 
 
 class Tracking(Enum):
-    """What the pose is worth."""
+    """What the pose is worth.
+
+    STARTING: no motion is known yet. TRACKING: the motion is right within its covariance.
+    DEGRADED: a motion is measured, but what it rests on cannot rule another one out. LOST: the
+    motion is not measured; the pose is carried on for a while, then kept.
+    """
 
     STARTING = "starting"
     TRACKING = "tracking"
+    DEGRADED = "degraded"
     LOST = "lost"
 
 
@@ -221,18 +227,28 @@ class PoseEstimate:
     """Pose of the car at the frame's stamp, and of each camera at its own stamp.
 
     T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
-    skew between cameras' stamps taken into account.
-    covariance: [6, 6] of the pose error in base_link (vx vy vz wx wy wz order: m^2, rad^2).
-    velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
+    skew between cameras' stamps taken into account. covariance: [6, 6] of the pose's error since
+    the segment began, in base_link (vx vy vz wx wy wz order: m^2, rad^2). motion_covariance: [6, 6]
+    of the error of the motion since the last frame alone, likewise. velocity: [6] twist in
+    base_link, m/s and rad/s. inliers: observations used. reason: why it is not tracking, in words
+    for a user. segment: counts from 0; poses of different segments have nothing to do with each
+    other (see docs/design.md).
     """
 
     T_map_base: NDArray[np.float64]
     T_map_camera: NDArray[np.float64]
     tracking: Tracking
     covariance: NDArray[np.float64]
+    motion_covariance: NDArray[np.float64]
     velocity: NDArray[np.float64]
     inliers: int = 0
     reason: str = ""
+    segment: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether map, memory and dynamics may rest on it."""
+        return self.tracking is Tracking.TRACKING and bool(np.isfinite(self.T_map_camera).all())
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 _TRACKING = {
     Tracking.STARTING: Status.STARTING,
     Tracking.TRACKING: Status.TRACKING,
+    Tracking.DEGRADED: Status.DEGRADED,
     Tracking.LOST: Status.LOST,
 }
 
@@ -277,9 +278,12 @@ class Health:
         )
 
     def _tracking_status(self, status) -> DiagnosticStatus:
-        level = {Tracking.TRACKING: OK, Tracking.STARTING: WARN, Tracking.LOST: ERROR}[
-            self.tracking
-        ]
+        level = {
+            Tracking.TRACKING: OK,
+            Tracking.STARTING: WARN,
+            Tracking.DEGRADED: WARN,
+            Tracking.LOST: ERROR,
+        }[self.tracking]
         text = (
             self.tracking.value
             if self.tracking is Tracking.TRACKING or not self.reason
