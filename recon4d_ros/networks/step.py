@@ -76,4 +76,7 @@ def frame_inputs(o: StepOptions) -> Signature:
         "anchor_shift": (torch.float32, (3,)),
         "moving": (torch.uint8, (n, h, w)),
         "metres_per_unit": (torch.float32, (1,)),
+        "projection": (torch.float32, (n, 4, 4)),
+        "lidar_motion": (torch.float32, (4, 4)),
+        "seconds": (torch.float32, (1,)),
     }
