@@ -161,13 +161,16 @@ PUBLISHED = Options(kernel_border=False, reset_on_gap=False)
 class View(NamedTuple):
     """What instances look into. levels: of each stride the features [N, C, h, w] of N cameras.
     projection [N, 4, 4]: lidar -> pixels of the network's image (the first pixel's centre is 0.5),
-    times depth. size [2]: width, height of that image. present [N]: 0 where a camera sees
-    nothing."""
+    times depth. size [2]: width, height of that image. present [N]: 0 where a camera sees nothing.
+    stacked, views: how to look up each point in so many cameras only (look_up_few); empty: in all.
+    """
 
     levels: tuple[Tensor, ...]
     projection: Tensor
     size: Tensor
     present: Tensor
+    stacked: tuple[Tensor, ...] = ()
+    views: int = 0
 
 
 class Prediction(NamedTuple):
@@ -416,15 +419,17 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, weight, bias).unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = (self.part(i, x) for i, x in enumerate((query, key, value)))
         if mask is not None:
             mask = mask.expand(1, 1, len(query), -1)
         x = F.scaled_dot_product_attention(q, k, v, mask)
         return self.attn.out_proj(x[0].transpose(0, 1).flatten(1))
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """Queries, keys or values (0, 1, 2): [M, C] -> [1, heads, M, C / heads]."""
+        rows = slice(index * x.shape[1], (index + 1) * x.shape[1])
+        y = F.linear(x, self.attn.in_proj_weight[rows], self.attn.in_proj_bias[rows])
+        return y.unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
 
 
 class KeyPoints(nn.Module):
@@ -437,13 +442,13 @@ class KeyPoints(nn.Module):
             self.learnable_fc = nn.Linear(width, 3 * learned)
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
-        """-> [M, P, 3] in metres, in the lidar frame."""
-        chosen = self.learnable_fc(x).sigmoid().unflatten(1, (-1, 3)) - 0.5
-        part = torch.cat([self.fix_scale.expand(len(x), -1, -1), chosen], 1)
-        px, py, pz = (part * a[:, None, LOG_SIZE].exp()).unbind(2)
-        sine, cosine = a[:, 6:7], a[:, 7:8]  # as they are, not normalised
-        turned = torch.stack([cosine * px - sine * py, sine * px + cosine * py, pz], 2)
-        return turned + a[:, None, CENTRE]
+        """-> [P, 3, M] in metres, in the lidar frame."""
+        chosen = self.learnable_fc(x).sigmoid().t().unflatten(0, (-1, 3)) - 0.5
+        part = torch.cat([self.fix_scale[:, :, None].expand(-1, -1, len(x)), chosen])
+        px, py, pz = (part * a[:, LOG_SIZE].exp().t()).unbind(1)
+        sine, cosine = a[:, 6], a[:, 7]  # as they are, not normalised
+        turned = torch.stack([cosine * px - sine * py, sine * px + cosine * py, pz], 1)
+        return turned + a[:, CENTRE].t()
 
 
 class Deformable(nn.Module):
@@ -461,45 +466,86 @@ class Deformable(nn.Module):
     def forward(self, x: Tensor, a: Tensor, e: Tensor, view: View, kernel_border: bool) -> Tensor:
         place = self.project(self.kps_generator(x, a), view)
         weight = self.weights(x + e, view)
+        # half a cell of the coarsest level, in parts of the image
+        margin = 0.0 if kernel_border else STRIDES[-1] / 2 / view.size[:, None, None]
+        inside = ((place > -margin) & (place < 1 + margin)).all(1)
         if kernel_border:
-            inside = ((place > 0) & (place < 1)).all(3)
-            weight = weight * inside[:, None, None]
-        seen = torch.stack(
-            [
-                sample(level, place, weight[:, i])
-                for i, level in enumerate(view.levels)
-            ]
-        ).sum(0)
+            weight = weight * inside[:, None, :, None]
+        if view.stacked:
+            seen = look_up_few(view, place, weight, inside)
+        else:
+            seen = look_up(view.levels, [place] * len(view.levels), weight)
         return torch.cat([self.output_proj(seen), x], 1)
 
     def project(self, points: Tensor, view: View) -> Tensor:
-        """[M, P, 3] in the lidar frame -> [N, M, P, 2] in images whose sides are 0 and 1."""
-        turn, move = view.projection[:, None, :3, :3], view.projection[:, None, None, :3, 3]
-        seen = torch.matmul(points, turn.transpose(2, 3)) + move
-        place = seen[..., :2] / seen[..., 2:].clamp_min(NEAREST) / view.size
+        """[P, 3, M] in the lidar frame -> [N, 2, P, M] in images whose sides are 0 and 1."""
+        turn, shift = view.projection[:, None, :3, :3], view.projection[:, None, :3, 3:]
+        x, y, depth = (torch.matmul(turn, points) + shift).unbind(2)
+        place = torch.stack([x, y], 1) / depth.clamp_min(NEAREST)[:, None]
         # what is farther out than any cell reaches is all the same, and a number that fits
-        return place.clamp(-1, 2)
+        return (place / view.size[:, None, None]).clamp(-1, 2)
 
     def weights(self, u: Tensor, view: View) -> Tensor:
-        """u [M, C] -> [N, levels, G, M, P]. The softmax is over cameras, levels and points, also
+        """u [M, C] -> [N, levels, P, G, M]. The softmax is over cameras, levels and points, also
         over cameras that do not see the point: what is seen need not sum to 1. A camera that is not
         there is one that sees no point."""
         cameras = self.camera_encoder(view.projection[:, :3].flatten(1))
         # the layer is linear: of the sum u + camera it is the sum of both
-        logits = self.weights_fc(u)[:, None] + F.linear(cameras, self.weights_fc.weight)
+        of_cameras = F.linear(cameras, self.weights_fc.weight)
+        logits = of_cameras[:, :, None] + self.weights_fc(u).t()  # [N, levels * P * G, M]
         n, m = len(cameras), len(u)
-        logits = logits.view(m, -1, self.groups)  # [M, N * levels * P, G]
-        weight = logits.softmax(1).view(m, n, len(STRIDES), self.points, self.groups)
-        return weight.permute(1, 2, 4, 0, 3) * view.present[:, None, None, None, None]
+        weight = logits.reshape(-1, self.groups * m).softmax(0)
+        weight = weight.view(n, len(STRIDES), self.points, self.groups, m)
+        return weight * view.present[:, None, None, None, None]
 
 
-def sample(features: Tensor, place: Tensor, weight: Tensor) -> Tensor:
-    """features [N, C, h, w] at place [N, M, P, 2], bilinear, nothing outside; times weight [N, G,
-    M, P], of the G groups of channels; summed over cameras and points -> [M, C]."""
-    found = F.grid_sample(features, 2 * place - 1, padding_mode="zeros", align_corners=False)
-    n, groups, m, p = weight.shape
-    found = found.view(n, groups, -1, m, p) * weight[:, :, None]
-    return found.sum((0, 4)).flatten(0, 1).t()
+def look_up(levels: Sequence[Tensor], places: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Features of each level [N, C, h, w] at its places [N, 2, P, M] (sides 0 and 1), bilinear,
+    nothing outside; times weight [N, levels, P, G, M], of the G groups of channels; summed over
+    cameras, levels and points -> [M, C]."""
+    seen = []
+    n, _, _, groups, _ = weight.shape
+    for i, (level, place) in enumerate(zip(levels, places, strict=True)):
+        grid = (2 * place.permute(0, 2, 3, 1) - 1)[:, None].expand(-1, groups, -1, -1, -1)
+        # groups as a batch: 32 channels at a time stay in a processor's cache
+        found = F.grid_sample(
+            level.view(n * groups, -1, *level.shape[2:]),
+            grid.flatten(0, 1),
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        of_groups = weight[:, i].transpose(1, 2)[:, :, None]  # [N, G, 1, P, M]
+        found = found.unflatten(0, (n, groups)) * of_groups
+        seen.append(found.sum((0, 3)).flatten(0, 1))
+    return torch.stack(seen).sum(0).t()
+
+
+def stack(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each level's cameras [N, C, h, w] one above the other, [1, C, N (h + 1), w], with a row of
+    zeros above each."""
+    rows = (F.pad(level, (0, 0, 1, 0)).transpose(0, 1) for level in levels)
+    return tuple(level.flatten(1, 2)[None] for level in rows)
+
+
+def look_up_few(view: View, place: Tensor, weight: Tensor, inside: Tensor) -> Tensor:
+    """look_up, but of each point only in the first `view.views` of the cameras that see it: most
+    points are in one image, few in two. place [N, 2, P, M], weight [N, levels, P, G, M], inside [N,
+    P, M] bool."""
+    n = len(inside)
+    seen = inside.to(torch.float32)
+    order = seen.cumsum(0) * seen  # 1: the first camera that sees it, ...; 0: does not
+    chosen = [(order == k).to(torch.float32) for k in range(1, view.views + 1)]
+    number = torch.arange(float(n), device=seen.device)[:, None, None]
+    camera = torch.cat([(one * number).sum(0) for one in chosen])  # [K P, M]
+    outside = torch.cat([1 - one.sum(0) for one in chosen])
+    u, v = torch.cat([(one[:, None] * place).sum(0) for one in chosen], 1) - 2 * outside
+    few = torch.cat([(one[:, None, :, None] * weight).sum(0) for one in chosen], 1)[None]
+    places = []
+    for level in view.levels:
+        height = level.shape[2]
+        row = (camera * (height + 1) + 1 + v * height) / (n * (height + 1))
+        places.append(torch.stack([u, row])[None])
+    return look_up(view.stacked, places, few)
 
 
 class FeedForward(nn.Module):

@@ -7,7 +7,6 @@ it too old) selects between rows here; their custom kernel is grid_sample and we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from recon4d_ros.networks.sparse4d import (
     detect,
     interval_of,
     move,
+    stack,
 )
 from recon4d_ros.networks.working_image import as_rgb, working_images
 
@@ -64,7 +64,9 @@ class Sparse4DStep(nn.Module):
     is none. All float32.
 
     swap_yaw, raw_first_value, kernel_border, id_score, reset_on_gap: see sparse4d.Options (1 or 0;
-    id_score is a confidence). detections: D. lidar_x, lidar_y, lidar_z (metres), lidar_yaw
+    id_score is a confidence). views: in how many cameras a point is looked up at most, of those
+    that see it; 0: in all; as many as overlap at any place of the rig change nothing but the time.
+    detections: D. lidar_x, lidar_y, lidar_z (metres), lidar_yaw
     (degrees): where the frame of the boxes is in base_link, for the host; the default is nuScenes'
     car, whose base_link is on the ground below the rear axle, and whose lidar looks to the left of
     its x axis.
@@ -83,6 +85,7 @@ class Sparse4DStep(nn.Module):
         kernel_border: float = 1,
         id_score: float = 0,
         reset_on_gap: float = 1,
+        views: float = 2,
         detections: float = 300,
         lidar_x: float = 0.943713,
         lidar_y: float = 0.0,
@@ -108,14 +111,17 @@ class Sparse4DStep(nn.Module):
                 raise EngineError(f"{name} is {value}: expected 1 or 0")
         if not 0 <= id_score < 1:
             raise EngineError(f"id_score is {id_score}: expected a confidence, 0 to below 1")
-        if detections != int(detections) or detections < 1:
-            raise EngineError(f"detections is {detections}: expected a whole number above zero")
+        for name, value, least in (("detections", detections, 1), ("views", views, 0)):
+            if value != int(value) or value < least:
+                raise EngineError(f"{name} is {value}: expected a whole number from {least}")
+        self.views = int(views)
         self.own = Options(**{k: bool(v) for k, v in switches.items()}, id_score=id_score)
         self.detections = min(int(detections), network.configuration.anchors)
         lidar = {"x": lidar_x, "y": lidar_y, "z": lidar_z, "yaw": lidar_yaw}
         self.described = {
             **{name: int(value) for name, value in switches.items()},
             "id_score": id_score,
+            "views": self.views,
             "detections": self.detections,
             **{f"lidar_{name}": float(value) for name, value in lidar.items()},
             "classes": list(CLASSES),
@@ -151,7 +157,10 @@ class Sparse4DStep(nn.Module):
         x = torch.where(covered[:, None], as_rgb(x), nothing)
         height, width = self.options.working_size
         size = torch.tensor([width, height], dtype=torch.float32, device=x.device)
-        view = View(self.network.look(x), projection, size, present)
+        levels = self.network.look(x)
+        few = 0 < self.views < self.options.cameras
+        stacked = stack(levels) if few else ()
+        view = View(levels, projection, size, present, stacked, self.views)
         detections, ids, new = self.advance(view, lidar_motion, seconds, Memory(*memory))
         d = detections
         label = d.label.to(torch.float32)
@@ -216,8 +225,8 @@ class Sparse4DStep(nn.Module):
         ids = torch.where(new[:, None], _carry(memory.next_id, count - 1), ids)
         next_id = _carry(memory.next_id, count[-1:])[0]
         kept, order = kept.topk(c.carried)
-        ones = torch.ones_like(memory.started)
-        return prediction, ids, Memory(x[order], a[order], kept, ids[order], next_id, ones)
+        begun = memory.started.clamp_min(1.0)
+        return prediction, ids, Memory(x[order], a[order], kept, ids[order], next_id, begun)
 
 
 def _fill(rows: Tensor, count: int) -> Tensor:
@@ -237,6 +246,3 @@ def id_of(digits: Tensor) -> Tensor:
     high, low = digits[..., 0].to(torch.int64), digits[..., 1].to(torch.int64)
     return torch.where(low < 0, -1, high * int(ID_BASE) + low)
 
-
-def is_number(value: float) -> bool:
-    return math.isfinite(value)
