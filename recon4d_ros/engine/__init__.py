@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
-from recon4d_ros.engine.base import Engine, EngineSpec, check_files, fits_rig, load_spec
+from recon4d_ros.engine.base import OBJECTS, Engine, EngineSpec, check_files, fits_rig, load_spec
 from recon4d_ros.engine.hosted import HostedEngine, Runtime
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
@@ -51,6 +51,11 @@ def load(
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
+    if spec.config == OBJECTS:
+        raise EngineError(
+            f"{where}: {spec.network} gives objects and no depth: expected an engine of"
+            f" another network"
+        )
     if isinstance(rig, Rig) and not fits_rig(spec, rig):
         raise EngineError(
             f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
@@ -151,11 +156,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f" {'grey' if spec.channels == 1 else 'RGB'}"
         ),
         f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + (
-            f"{spec.pointers} pointers of {spec.feature} values"
-            if spec.feature
-            else f"{spec.pointers} pointers"
-        ),
+        + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
@@ -172,6 +173,14 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"engine {folder}: parity in engine.yaml is not a table of what export measured"
         ) from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
+
+
+def _capacity(spec: EngineSpec) -> str:
+    if spec.config == OBJECTS:
+        classes = spec.options.get("classes", ())
+        return f"{spec.options.get('detections')} objects at most, of {len(classes)} classes"
+    values = f" of {spec.feature} values" if spec.feature else ""
+    return f"{spec.pointers} pointers{values}"
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:

@@ -49,6 +49,13 @@ RELATIVE = {
     "new_next_inverse": 0.01,
 }
 ABSOLUTE = {"confidence": 0.02, "color": 1.5}
+# objects: what belongs to one row, its key first (the centre in metres, and what comes after it); a
+# row without a partner whose key is that near is on one side only
+ROWS = (
+    ("boxes", "labels", "velocity", "scores", "class_scores", "ids"),
+    ("new_instance_anchor", "new_instance_feature", "new_instance_confidence", "new_instance_id"),
+)
+NEAR = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1}
 MAY_BE_NONE = ("depth", "sigma", "confidence")  # outputs in which 0 says that there is none
 
 
@@ -91,6 +98,37 @@ def difference(name: str, got: NDArray, truth: NDArray, width: int) -> dict[str,
         "holes": float(holes.mean()),
         "off": off,
     }
+
+
+def align_rows(
+    got: Mapping[str, NDArray], truth: Mapping[str, NDArray], near: float
+) -> tuple[dict[str, NDArray], dict[str, float]]:
+    """Outputs of an engine of objects with their rows in the truth's order: rows of nearly equal
+    score change places, and at the end of a list of the best one may take another's place.
+
+    Gives the outputs, in which rows without a partner are the truth's own, and for each name the
+    share of those: boxes that are farther than `near` apart (each number of the box, but its yaw),
+    or have another label.
+    """
+    aligned, alone = dict(got), {}
+    for key, *others in ROWS:
+        if not np.isfinite(got[key]).all():
+            continue  # seen as that by `difference`
+        columns = [*range(6)] if key == "boxes" else [*range(got[key].shape[1])]
+        a, b = got[key][:, columns].astype(np.float64), truth[key][:, columns].astype(np.float64)
+        if key == "boxes":
+            a, b = (
+                np.c_[x, 10 * y["labels"]] for x, y in ((a, got), (b, truth))
+            )  # two classes are far apart
+        distance = np.abs(a[None] - b[:, None]).max(2)  # [truth, got]
+        partner = distance.argmin(1)
+        mutual = distance.argmin(0)[partner] == np.arange(len(partner))
+        lonely = ~mutual | (distance.min(1) > near)
+        for name in (key, *others):
+            rows = got[name][partner]
+            rows[lonely] = truth[name][lonely]
+            aligned[name], alone[name] = rows, float(lonely.mean())
+    return aligned, alone
 
 
 def share_off(name: str, got: NDArray, truth: NDArray, width: int) -> float:
