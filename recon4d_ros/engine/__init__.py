@@ -16,6 +16,7 @@ __all__ = [
     "RUNTIMES",
     "Engine",
     "EngineSpec",
+    "check_rig",
     "describe",
     "find_engine",
     "load",
@@ -56,15 +57,21 @@ def load(
             f"{where}: {spec.network} gives objects and no depth: expected an engine of"
             f" another network"
         )
-    if isinstance(rig, Rig) and not fits_rig(spec, rig):
-        raise EngineError(
-            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
-            f" {_rig_in_words(rig)}"
-        )
+    if isinstance(rig, Rig):
+        check_rig(spec, rig, where)
     engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
     if isinstance(rig, Calibration):
         engine.use(rig)
     return engine
+
+
+def check_rig(spec: EngineSpec, rig: Rig, where: str) -> None:
+    """Raises EngineError if the engine was made for another rig."""
+    if not fits_rig(spec, rig):
+        raise EngineError(
+            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
+            f" {_rig_in_words(rig)}"
+        )
 
 
 def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: int = 0) -> Runtime:
