@@ -162,8 +162,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
             f" {'grey' if spec.channels == 1 else 'RGB'}"
         ),
-        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + _capacity(spec),
+        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; " + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),

@@ -31,9 +31,7 @@ STAND_IN_WARNING = (
     "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 )
 OBJECTS = "objects"  # config of engines that give objects in place of depth: engine/objects.py
-STAND_IN_OBJECTS = (
-    "this engine has stand-in weights, not a checkpoint's: its objects mean nothing"
-)
+STAND_IN_OBJECTS = "this engine has stand-in weights, not a checkpoint's: its objects mean nothing"
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,16 @@ class EngineSpec:
     """engine.yaml, field by field.
 
     network: the published system or `recon4d_geometric`; config: its variant (`stereo`, `surround`,
-    `learned`, `objects`). runtime: the default, measured fastest at export (`openvino`, `onnxruntime`).
-    cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h,
-    w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name
-    beside engine.yaml, model_sha256: its checksum. checkpoint_sha256: of the learned weights,
-    `none` without. inputs, outputs: names in the graph's order. options: the network's parameters
-    at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
-    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the
-    graph gives after depth, sigma, confidence and color; of `objects` of all that it gives. files: name: SHA-256 of what lies beside
-    the model file and belongs to it (weights of a large model).
+    `learned`, `objects`). runtime: the default, measured fastest at export (`openvino`,
+    `onnxruntime`). cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB.
+    working_size: (h, w) of depth. pointers: capacity M of the memory, feature: F. precision:
+    `fp32`. model: file name beside engine.yaml, model_sha256: its checksum. checkpoint_sha256: of
+    the learned weights, `none` without. inputs, outputs: names in the graph's order. options: the
+    network's parameters at export, `memory` (name: shape) among them. versions: of the libraries
+    that built it. parity: differences between PyTorch and each runtime, per output. extra_outputs:
+    name: shape of what the graph gives after depth, sigma, confidence and color; of `objects` of
+    all that it gives. files: name: SHA-256 of what lies beside the model file and belongs to it
+    (weights of a large model).
     """
 
     network: str

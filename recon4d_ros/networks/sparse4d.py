@@ -87,8 +87,8 @@ class Configuration:
             )
         if not 0 < self.carried < self.anchors or self.blocks < 2:
             raise EngineError(
-                f"{self.carried} of {self.anchors} anchors carried by {self.blocks} blocks: expected"
-                " fewer carried than there are, and two blocks or more"
+                f"{self.carried} of {self.anchors} anchors carried by {self.blocks} blocks:"
+                " expected fewer carried than there are, and two blocks or more"
             )
 
     @property
@@ -104,7 +104,9 @@ def configuration_of(
     version of Sparse4D, another backbone, another list of classes."""
     supported = "supported is Sparse4D v3 with a ResNet and nuScenes' ten classes"
     if "head.layers.0.camera_encoder.0.weight" not in shapes:
-        raise EngineError(f"is of Sparse4D v1 (its sampling does not know the cameras): {supported}")
+        raise EngineError(
+            f"is of Sparse4D v1 (its sampling does not know the cameras): {supported}"
+        )
     if "head.fc_before.weight" not in shapes:
         raise EngineError(f"is of Sparse4D v2 (its attention is not decoupled): {supported}")
     if "img_backbone.layer1.0.conv3.weight" not in shapes:
@@ -154,6 +156,7 @@ class Options(NamedTuple):
     reset_on_gap: bool = True
 
 
+TRAINED = Options()
 PUBLISHED = Options(kernel_border=False, reset_on_gap=False)
 """The authors' code on a CPU, to the letter."""
 
@@ -310,18 +313,23 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(_conv(before, width, 1) for before in channels)
-        self.fpn_convs = nn.ModuleList(_conv(width, width, 3) for _ in channels)
+        self.lateral_convs = nn.ModuleList(Conv(before, width, 1) for before in channels)
+        self.fpn_convs = nn.ModuleList(Conv(width, width, 3) for _ in channels)
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        levels = [conv["conv"](x) for conv, x in zip(self.lateral_convs, stages, strict=True)]
+        levels = [conv(x) for conv, x in zip(self.lateral_convs, stages, strict=True)]
         for i in range(len(levels) - 1, 0, -1):
             levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], scale_factor=2, mode="nearest")
-        return [conv["conv"](x) for conv, x in zip(self.fpn_convs, levels, strict=True)]
+        return [conv(x) for conv, x in zip(self.fpn_convs, levels, strict=True)]
 
 
-def _conv(before: int, after: int, size: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"conv": nn.Conv2d(before, after, size, 1, size // 2)})
+class Conv(nn.Module):
+    def __init__(self, before: int, after: int, size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, size, 1, size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
 # --- the decoder ---
@@ -352,11 +360,11 @@ class Head(nn.Module):
         """The learned instances refined once: feature [M, C], anchor [M, 11], and the logits of
         their classes [M, 10]. interval [1]: seconds that a change of place is divided by for a
         change of velocity."""
-        deformable, ffn, norm, refine = self.layers[:4]
+        deformable, ffn, norm, _ = self.layers[:4]
         x, a = self.instance_bank.instance_feature, self.instance_bank.anchor
         e = self.anchor_encoder(a)
         x = norm(ffn(deformable(x, a, e, view, options.kernel_border)))
-        return x, refine(x, a, e, interval), refine.classify(x)
+        return x, self.refinement(0)(x, a, e, interval), self.refinement(0).classify(x)
 
     def attend_to_history(
         self, block: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
@@ -378,8 +386,13 @@ class Head(nn.Module):
 
     def judge(self, x: Tensor, a: Tensor, e: Tensor) -> Prediction:
         """What comes out at the end. e: the embedding that the last refinement was given."""
-        last = self.layers[-1]
+        last = self.refinement(self.blocks - 1)
         return Prediction(last.classify(x), a, last.quality_layers(x + e), x)
+
+    def refinement(self, block: int) -> Refinement:
+        layer = self.layers[7 * block + 3]
+        assert isinstance(layer, Refinement)
+        return layer
 
 
 class InstanceBank(nn.Module):
@@ -411,10 +424,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attn = nn.Module()
-        self.attn.in_proj_weight = nn.Parameter(torch.zeros(3 * channels, channels))
-        self.attn.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.attn.out_proj = nn.Linear(channels, channels)
+        self.attn = Projections(channels)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
@@ -430,6 +440,16 @@ class Attention(nn.Module):
         rows = slice(index * x.shape[1], (index + 1) * x.shape[1])
         y = F.linear(x, self.attn.in_proj_weight[rows], self.attn.in_proj_bias[rows])
         return y.unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
+
+
+class Projections(nn.Module):
+    """Of queries, keys and values in one matrix, and of what comes out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
 
 
 class KeyPoints(nn.Module):
@@ -652,16 +672,14 @@ class Stream:
     """Sparse4Dv3 frame by frame, plainly: what sparse4d_step.py does as one static graph is held
     against it. Not for vehicles: it branches, and its shapes depend on what it sees."""
 
-    def __init__(self, network: Sparse4D, options: Options = Options()) -> None:
+    def __init__(self, network: Sparse4D, options: Options = TRAINED) -> None:
         self.network, self.options = network, options
         self.carried: Carried | None = None
         self.T_global = torch.eye(4, dtype=torch.float64)
         self.timestamp = 0.0
         self.next_id = 0
 
-    def __call__(
-        self, view: View, timestamp: float, T_global: Tensor
-    ) -> tuple[Prediction, Tensor]:
+    def __call__(self, view: View, timestamp: float, T_global: Tensor) -> tuple[Prediction, Tensor]:
         """timestamp: seconds. T_global [4, 4] float64: lidar -> a frame that stands still. Gives
         the instances and the id of each, [M] int64. Rows: those that were carried over, in their
         order, then the best of the single frame; in a frame without history in the anchors'
@@ -673,7 +691,7 @@ class Stream:
         then = self.carried
         seconds = torch.tensor([gap if then else 0.0], dtype=torch.float32)
         interval = interval_of(seconds)
-        moved = None
+        moved = torch.zeros(0, ANCHOR)
         if then:
             T_now_then = (T_global.inverse() @ self.T_global).float()
             moved = move(then.anchor, T_now_then, seconds, o.swap_yaw)
@@ -685,7 +703,7 @@ class Stream:
             x, a = torch.cat([then.feature, x[best]]), torch.cat([moved, a[best]])
             ids[: c.carried] = then.id
         e = head.anchor_encoder(a)
-        history = head.anchor_encoder(moved) if then else None
+        history = head.anchor_encoder(moved)
         for block in range(1, c.blocks):
             query = torch.cat([x, e], 1)
             if then:

@@ -208,9 +208,7 @@ class Sparse4DStep(nn.Module):
             query = torch.cat([x, e], 1)
             key = torch.cat([torch.where(recalls, feature, x), history], 1)
             plain = query if o.raw_first_value else head.fc_before(x)
-            x = head.attend_to_history(
-                block, query, key, torch.where(recalls, value, plain), mask
-            )
+            x = head.attend_to_history(block, query, key, torch.where(recalls, value, plain), mask)
             x, a = head.refine(block, x, a, e, view, interval, o)
             last = e
             if block + 1 < c.blocks:
@@ -245,4 +243,3 @@ def id_of(digits: Tensor) -> Tensor:
     """[..., 2] -> int64, -1 where there is none."""
     high, low = digits[..., 0].to(torch.int64), digits[..., 1].to(torch.int64)
     return torch.where(low < 0, -1, high * int(ID_BASE) + low)
-
