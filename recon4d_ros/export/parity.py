@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.engine.base import STAND_IN, EngineSpec
+from recon4d_ros.engine.base import OBJECTS, STAND_IN, EngineSpec
 from recon4d_ros.errors import EngineError
 
 # learned: largest relative norm of any output's difference, each step from PyTorch's own memory,
@@ -55,6 +55,8 @@ ROWS = (
     ("boxes", "labels", "velocity", "scores", "class_scores", "ids"),
     ("new_instance_anchor", "new_instance_feature", "new_instance_confidence", "new_instance_id"),
 )
+# largest share of rows on one side only: two of the tests' 90 may tie
+ALONE = {"fp32": 0.03, "fp16": 0.3, "bf16": 0.3}
 NEAR = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1}
 MAY_BE_NONE = ("depth", "sigma", "confidence")  # outputs in which 0 says that there is none
 
@@ -173,6 +175,7 @@ def check_parity(parity: Mapping[str, Any], spec: EngineSpec, truth: str = "PyTo
         bounds["typical"] = TYPICAL_FP32
     elif spec.checkpoint_sha256 == STAND_IN:
         bounds = {measure: max(bound, STAND_IN_TOLERANCE) for measure, bound in bounds.items()}
+    holes = (ALONE if spec.config == OBJECTS else HOLES)[spec.precision]
     good = {name: report for name, report in parity.items() if "error" not in report}
     if not good:
         said = "; ".join(f"{name}: {report['error']}" for name, report in parity.items())
@@ -185,7 +188,7 @@ def check_parity(parity: Mapping[str, Any], spec: EngineSpec, truth: str = "PyTo
                     f"{wrong}: {share:.1%} of {name} differ, expected {OFF:.0%} at most"
                 )
         for name, values in report.get("outputs", {}).items():
-            if not values["holes"] <= HOLES[spec.precision]:
+            if not values["holes"] <= holes:
                 raise EngineError(f"{wrong}: {values['holes']:.2%} of {name} are none on one side")
             for measure, bound in bounds.items():
                 if not values[measure] <= bound:
