@@ -305,6 +305,38 @@ class DynamicObject:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """An object that a network sees in one frame.
+
+    id: stays the same as long as the network carries the object from frame to frame; -1: none yet.
+    class_name: one of the engine's classes. class_score: 0..1, probability of the class. score:
+    0..1, class_score times how well the network believes the box to be centred: objects are sorted
+    by it. box_base, box_map: [7] float64, centre x, y, z, length, width, height in metres, and the
+    yaw of the length axis about z in radians (-pi..pi, counter-clockwise from x), in base_link and
+    in map. velocity_base, velocity_map: [3] float64 m/s over ground (not relative to the car), in
+    the axes of base_link and of map; its z is not supervised in training.
+    """
+
+    id: int
+    class_name: str
+    class_score: float
+    score: float
+    box_base: NDArray[np.float64]
+    box_map: NDArray[np.float64]
+    velocity_base: NDArray[np.float64]
+    velocity_map: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What an engine of objects says of one frame. stamp_ns: the frame set's. objects: best score
+    first."""
+
+    stamp_ns: int
+    objects: tuple[Detection, ...]
+
+
+@dataclass(frozen=True)
 class Motion:
     """What moves in one frame. mask: [N, h, w] bool in the working image; objects: confirmed
     tracks."""

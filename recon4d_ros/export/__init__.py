@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 GEOMETRIC = "recon4d_geometric"
-LEARNED = ("point3r", "driv3r", "dymultidepth")  # networks/checkpoint.py: SYSTEMS
+LEARNED = ("point3r", "driv3r", "dymultidepth", "sparse4d")  # networks/checkpoint.py: SYSTEMS
 NETWORKS = (GEOMETRIC, *LEARNED)
 CONFIGS = ("stereo", "surround")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

@@ -55,6 +55,9 @@ SYSTEMS = (
     System("point3r", "Point3R", ("pose_retriever.mem", "pts_patch_embed.proj.weight")),
     System("driv3r", "Driv3R", ("dust3r.patch_embed.proj.weight", "pos_patch_embed.proj.weight")),
     System("dymultidepth", "Dynamic-multiframe-depth", ("fusion_module.gamma",)),
+    System(
+        "sparse4d", "Sparse4D", ("head.instance_bank.anchor", "head.layers.0.weights_fc.weight")
+    ),
 )
 
 
