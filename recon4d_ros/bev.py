@@ -11,8 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
+
+from recon4d_ros.geometry import inverse, se3
+from recon4d_ros.types import Calibration
 
 HEIGHTS = 4  # points of a pillar
 NEAREST = 1e-5  # metres: depth of a point that counts as before a camera
@@ -74,6 +78,20 @@ def cell_centres(grid: BevGrid) -> NDArray[np.float64]:
     return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
 
 
+def image_from_grid(
+    calibration: Calibration, lidar: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """[N, 4, 4] as `project_pillars` takes it, into the working images. lidar: None for a grid in
+    base_link; else [3] metres, where in base_link a lidar stands whose frame the grid is in."""
+    matrix = np.tile(np.eye(4), (len(calibration.names), 1, 1))
+    matrix[:, :3, :3] = calibration.k
+    matrix = matrix @ inverse(calibration.T_base_camera)
+    if lidar is None:
+        return matrix
+    right_forward_up = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    return matrix @ se3(right_forward_up, np.asarray(lidar, np.float64))
+
+
 def project_pillars(
     grid: BevGrid, image_from_grid: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -97,8 +115,8 @@ def project_pillars(
     depth = seen_from[..., 2:]
     points = seen_from[..., :2] / np.maximum(depth, np.float32(NEAREST))
     points /= np.array(size[::-1], np.float32)
-    inside = ((points > 0) & (points < 1)).all(-1)
-    return points, inside & (depth[..., 0] > NEAREST)
+    inside = np.logical_and(points > 0, points < 1).all(-1)
+    return points, inside & np.asarray(depth[..., 0] > NEAREST)
 
 
 def cells_in_view(
@@ -107,7 +125,7 @@ def cells_in_view(
     """The tables for what `project_pillars` found. A camera sees a cell if it sees any point of its
     pillar. slots, views: K and V (0: as many as are needed; see `needed`)."""
     cameras, cells = seen.shape[:2]
-    any_point = seen.any(-1)
+    any_point = np.asarray(seen.any(-1))
     wanted = needed(seen)
     slots, views = slots or wanted[0], views or wanted[1]
     if slots < wanted[0] or views < wanted[1]:
@@ -129,6 +147,22 @@ def needed(seen: NDArray[np.bool_]) -> tuple[int, int]:
     """The most cells that a camera sees, and the most cameras that see a cell, at least 1 each."""
     any_point = seen.any(-1)
     return max(1, int(any_point.sum(1).max())), max(1, int(any_point.sum(0).max()))
+
+
+def trained_places(
+    T_base_camera: NDArray[np.float64], trained: tuple[float, ...]
+) -> NDArray[np.int32]:
+    """[N] which of the cameras of the training each camera of a rig is: the one that looks in the
+    most similar direction, each taken once unless there are more cameras than that.
+
+    T_base_camera: [N, 4, 4]. trained: degrees, counter-clockwise from straight ahead.
+    """
+    ahead = T_base_camera[:, :2, 2]
+    yaw = np.arctan2(ahead[:, 1], ahead[:, 0])
+    apart = 1 - np.cos(yaw[:, None] - np.radians(trained))
+    if len(yaw) > len(trained):
+        return apart.argmin(1).astype(np.int32)
+    return linear_sum_assignment(apart)[1].astype(np.int32)
 
 
 def can_bus(

@@ -51,6 +51,11 @@ def load(
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
+    if not spec.gives_depth:
+        raise EngineError(
+            f"{where}: {spec.network} gives {spec.config} and no depth: expected an engine of"
+            " another network"
+        )
     if isinstance(rig, Rig) and not fits_rig(spec, rig):
         raise EngineError(
             f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"

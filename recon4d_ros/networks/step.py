@@ -46,6 +46,9 @@ class Step(Protocol):
     """
 
     extra_outputs: tuple[str, ...]
+    # outputs: tuple[str, ...] = OUTPUTS    of a network that gives something else than maps
+    # config: str = "learned"     "occupancy", "detection": what it gives, where that is no depth
+    # described: Mapping[str, Any] = {}     what the host is to know of it, for engine.yaml
     # one_world: bool = True      False: every camera's network_position is in a world and a unit of
     # its own
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.sizes import depth_of
 from recon4d_ros.networks.step import StepOptions
+from recon4d_ros.types import Calibration
 
 WIDTH = 256  # channels of everything after the backbone
 HEADS = 8
@@ -148,15 +149,25 @@ def make_step(network: UniScene, options: StepOptions, **own: float) -> nn.Modul
     return UniSceneStep(network, options, **own)
 
 
+def options_for(
+    network: UniScene, calibration: Calibration, own: Mapping[str, Any]
+) -> dict[str, float]:
+    """Those of the step's options that follow from the rig it is exported for."""
+    from recon4d_ros.networks import uniscene_step
+
+    return uniscene_step.options_for(network, calibration, own)
+
+
 class Views(NamedTuple):
     """Which cells each camera sees (bev.CellsInView, as tensors): cell [N, K] int32, point [N, K,
     HEIGHTS, 2] in units of the image's size, slot [Q, V] int32; present [N] float32, 0 for a camera
-    that is not there."""
+    that is not there; place [N] int32, whose of the trained cameras' embedding each one takes."""
 
     cell: Tensor
     point: Tensor
     slot: Tensor
     present: Tensor
+    place: Tensor
 
 
 class History(NamedTuple):
@@ -280,8 +291,8 @@ class DeformableConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         # dy and dx of tap 0, 1, ..., 8 (row by row), then the masks
         self.conv_offset = nn.Conv2d(channels, 3 * self.TAPS, 3, padding=1)
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -361,19 +372,22 @@ class BevHead(nn.Module):
     ) -> Tensor:
         """The grid's features [Q, C] (section 3.2 to 3.4 of BEVFormer)."""
         c, t = self.configuration, self.transformer
-        rows = self.positional_encoding["row_embed"].weight
-        columns = self.positional_encoding["col_embed"].weight
+        rows, columns = (
+            cast(nn.Embedding, self.positional_encoding[name]).weight
+            for name in ("row_embed", "col_embed")
+        )
         size = (c.rows, c.columns, WIDTH // 2)
         position = torch.cat([columns[None].expand(size), rows[:, None].expand(size)], -1)
         query = self.bev_embedding.weight + t.can_bus_mlp(can_bus[None])
-        embedding = t.cams_embeds[:, None] + t.level_embeds  # [cameras, LEVELS, C]
+        embedding = (
+            t.cams_embeds.index_select(0, views.place)[:, None] + t.level_embeds
+        )  # [N, LEVELS, C]
         images = [
-            feature + embedding[: feature.shape[0], level, :, None, None]
-            for level, feature in enumerate(features)
+            feature + embedding[:, level, :, None, None] for level, feature in enumerate(features)
         ]
         centre = cell_places(c.rows, c.columns, query.device)
         x = query
-        for layer in t.encoder["layers"]:
+        for layer in cast(nn.ModuleList, t.encoder["layers"]):
             x = layer(x, query, position.reshape(-1, WIDTH), centre, images, views, history)
         return x
 
@@ -390,7 +404,8 @@ class BevHead(nn.Module):
         return t.predicter(volume[0].permute(3, 2, 1, 0))
 
     def boxes(self, bev: Tensor) -> Boxes:
-        """bev [Q, C] -> boxes (Deformable DETR, Zhu et al., ICLR 2021, with iterative refinement)."""
+        """bev [Q, C] -> boxes, refined layer by layer (Deformable DETR, Zhu et al., ICLR
+        2021)."""
         c, t = self.configuration, self.transformer
         position, content = self.query_embedding.weight.split(WIDTH, 1)
         reference = t.reference_points(position).sigmoid()  # [queries, 3] in units of the range
@@ -415,7 +430,7 @@ class BevHead(nn.Module):
 class Transformer(nn.Module):
     """Only holds the parts, under the checkpoints' names."""
 
-    decoder: nn.Module
+    decoder: Any
 
     def __init__(self, c: Configuration) -> None:
         super().__init__()
@@ -534,9 +549,9 @@ class SpatialCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, images: list[Tensor], views: Views) -> Tensor:
         """x [Q, C], images of LEVELS [N, C, h, w] -> [Q, C]"""
-        parts = self.deformable_attention
+        parts: Any = self.deformable_attention
         n, k = views.cell.shape
-        asked = x[views.cell.reshape(-1)]  # [N * K, C]
+        asked = x.index_select(0, views.cell.reshape(-1))  # [N * K, C]
         split = (n, k, HEADS, LEVELS, SPATIAL_POINTS)
         offsets = parts["sampling_offsets"](asked).reshape(*split, 2).permute(3, 0, 2, 4, 1, 5)
         weights = parts["attention_weights"](asked).reshape(n, k, HEADS, -1).softmax(-1)
@@ -560,8 +575,8 @@ class SpatialCrossAttention(nn.Module):
         counts = F.pad(views.present[:, None].expand(n, k).reshape(-1), (0, 1))
         slot = views.slot.reshape(-1)
         cells = views.slot.shape[0]
-        total = rows[slot].reshape(cells, -1, WIDTH).sum(1)
-        cameras = counts[slot].reshape(cells, -1).sum(1, keepdim=True)
+        total = rows.index_select(0, slot).reshape(cells, -1, WIDTH).sum(1)
+        cameras = counts.index_select(0, slot).reshape(cells, -1).sum(1, keepdim=True)
         return self.output_proj(total / cameras.clamp_min(1.0)) + x
 
 
@@ -583,7 +598,8 @@ def attend(value: Tensor, place: Tensor, weight: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, place: Tensor) -> Tensor:
-    """x [B, c, h, w] at place [B, P, K, 2], (x, y) in units of its size: bilinear, zeros outside."""
+    """x [B, c, h, w] at place [B, P, K, 2], (x, y) in units of its size -> [B, c, P, K]: bilinear,
+    zeros outside."""
     return F.grid_sample(x, 2 * place - 1, mode="bilinear", align_corners=False)
 
 
@@ -605,7 +621,9 @@ class VolumeBlock(nn.Module):
         self.bn = nn.BatchNorm3d(VOLUME_WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
+        # a bias of zeros: without one, PyTorch's exporter writes one that is no vector
+        zeros = torch.zeros(VOLUME_WIDTH, device=x.device)
+        return F.relu(self.bn(F.conv3d(x, self.conv.weight, zeros, padding=1)))
 
 
 def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:
@@ -641,10 +659,10 @@ class DecoderLayer(nn.Module):
 class SelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attn = nn.ModuleDict({"out_proj": nn.Linear(WIDTH, WIDTH)})
-        self.attn.register_parameter("in_proj_weight", nn.Parameter(torch.zeros(3 * WIDTH, WIDTH)))
+        self.attn: Any = nn.ModuleDict({"out_proj": nn.Linear(WIDTH, WIDTH)})
+        weight = nn.init.xavier_uniform_(torch.empty(3 * WIDTH, WIDTH))
+        self.attn.register_parameter("in_proj_weight", nn.Parameter(weight))
         self.attn.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * WIDTH)))
-        nn.init.xavier_uniform_(self.attn.in_proj_weight)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x, position [queries, C]"""
