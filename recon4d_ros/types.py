@@ -284,6 +284,32 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Occupancy:
+    """Which voxels around the car are occupied, as an engine says of one frame set.
+
+    score: [X, Y, Z] float32, 0..1, of being occupied (no calibrated probability; above one half:
+    occupied), NaN where no camera sees the voxel's centre. Voxel (i, j, k) spans origin + (i, j, k)
+    * voxel_size to one voxel more, in base_link: x forward, y left, z up. voxel_size: [3] metres,
+    origin: [3] metres. Low scores mean free, or hidden behind something: the training knows no
+    difference. Voxels on the border (first and last index of each axis) mean something there or
+    beyond: their training has put everything there that lies outside.
+    """
+
+    stamp_ns: int
+    score: NDArray[np.float32]
+    voxel_size: NDArray[np.float64]
+    origin: NDArray[np.float64]
+
+    def occupied(self, least: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Centres [K, 3] in base_link, metres, and scores [K] of the voxels that score more than
+        `least`, those on the border left out."""
+        core = self.score[1:-1, 1:-1, 1:-1]
+        index = np.argwhere(core > least)  # NaN is not
+        centres = (index + 1.5) * self.voxel_size + self.origin
+        return centres.astype(np.float32), core[tuple(index.T)]
+
+
+@dataclass(frozen=True)
 class DynamicObject:
     """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width,
     height in metres along its own axes (yaw about map z).
