@@ -11,6 +11,7 @@ from tqdm import tqdm
 from recon4d_ros import paths
 from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.errors import CalibrationError, ParameterError
+from recon4d_ros.paths import user_path
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.sim.scenario import NAMES
 from recon4d_ros.types import Rig
@@ -27,7 +28,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="BAG",
         help="bag folder to write (must not exist)",
     )

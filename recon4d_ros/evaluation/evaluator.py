@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
@@ -296,14 +297,8 @@ class Evaluator:
         if moving is not None:
             good &= ~moving[v, u]
         z, u, v = z[good], u[good], v[good]
-        points = np.stack(
-            [
-                (u - camera.k[0, 2]) / camera.k[0, 0] * z,
-                (v - camera.k[1, 2]) / camera.k[1, 1] * z,
-                z,
-            ],
-            axis=1,
-        )
+        rays = to_rays(camera, np.stack([u, v], axis=1))
+        points = np.column_stack([rays * z[:, None], z])
         self._cloud.add(transform(T_map_base @ camera.T_base_camera, points).astype(np.float32))
 
     def _add_objects(

@@ -61,8 +61,10 @@ def make_view(camera: Camera) -> View:
     """The rays of all pixels, by inverting the lens."""
     k = camera.k
     if camera.distortion_model == "none":
-        x = ((np.arange(camera.width) - k[0, 2]) / k[0, 0])[None]
         y = ((np.arange(camera.height) - k[1, 2]) / k[1, 1])[:, None]
+        x = ((np.arange(camera.width) - k[0, 2]) / k[0, 0])[None]
+        if k[0, 1]:
+            x = x - k[0, 1] / k[0, 0] * y
         valid = None
     else:
         v, u = np.indices((camera.height, camera.width), dtype=np.float64)
