@@ -22,6 +22,7 @@ import numpy as np
 
 from recon4d_ros import engine as engines
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.mapping import Mapper, MappingParameters
@@ -42,11 +43,12 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. Raises EngineError or CalibrationError if engine and
-    rig do not fit each other."""
+    """Online 4D reconstruction for one rig. Raises CalibrationError if the rig cannot be one
+    (`rig_check`), EngineError or CalibrationError if engine and rig do not fit each other."""
 
     def __init__(self, rig: Rig, engine_folder: Path, parameters: Parameters | None = None) -> None:
         parameters = parameters or Parameters()
+        self._rig_notes = check_rig(rig)
         self.rig = rig
         self.parameters = parameters
         self.engine = engines.load(engine_folder, rig)
@@ -108,6 +110,11 @@ class Reconstructor:
         return {
             f"{camera}: {reason}": count for (camera, reason), count in self._undecodable().items()
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was made of the rig and its images, in the order they came up."""
+        return [*self._rig_notes, *self.preprocessor.notes]
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew."""

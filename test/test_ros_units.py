@@ -605,7 +605,7 @@ def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
 @pytest.mark.parametrize("executor", [lean_executor, SingleThreadedExecutor])
 def test_a_clock_that_jumps_back_resets_whichever_executor_runs_the_node(executor, monkeypatch):
     reasons: list[str] = []
-    monkeypatch.setattr(Session, "reset", lambda self, reason: reasons.append(reason))
+    monkeypatch.setattr(Session, "_ask_reset", lambda self, reason: reasons.append(reason))
     rclpy.init(domain_id=free_domain())
     node = Recon4dNode(
         parameter_overrides=[

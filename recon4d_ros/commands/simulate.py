@@ -11,6 +11,7 @@ from tqdm import tqdm
 from recon4d_ros import paths
 from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.errors import CalibrationError, ParameterError
+from recon4d_ros.paths import user_path
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.sim.scenario import NAMES
 from recon4d_ros.types import Rig
@@ -27,7 +28,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="BAG",
         help="bag folder to write (must not exist)",
     )
@@ -48,6 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--list-scenarios", action="store_true", help="say what scenarios there are, and end"
+    )
+    parser.add_argument(
+        "--imu",
+        action="store_true",
+        help="also /imu (sensor_msgs/Imu, 100 Hz) with noise and bias",
+    )
+    parser.add_argument(
+        "--odometry",
+        action="store_true",
+        help="also /odom (wheel odometry, 50 Hz) with an error of scale and noise",
     )
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)"
@@ -79,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.rate,
         arguments.seed,
         scenario=arguments.scenario,
+        imu=arguments.imu,
+        odometry=arguments.odometry,
     )
     print(
         f"wrote {arguments.out}: {arguments.seconds:g} s of {arguments.scenario}, rig"
@@ -122,6 +135,8 @@ def simulate_to(
     seed: int,
     truth_every: int = 1,
     scenario: str = "city",
+    imu: bool = False,
+    odometry: bool = False,
 ) -> None:
     """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
     ParameterError, OutputError."""
@@ -136,4 +151,6 @@ def simulate_to(
             ground_truth_every=truth_every,
             progress=lambda done, _: bar.update(done - bar.n),
             scenario=scenario,
+            imu=imu,
+            odometry=odometry,
         )

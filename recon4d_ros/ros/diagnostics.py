@@ -77,6 +77,7 @@ class Health:
         self.map_voxels = 0
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
+        self.restarts = 0  # engines that were given up as stuck
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
         self._cpu: dict[str, deque[float]] = {}
@@ -196,8 +197,11 @@ class Health:
             )
 
         out = [self._node_status(status, state, list(waiting), paused)]
-        if self.engine.warning:
-            out.append(status("engine", WARN, self.engine.warning))
+        faults = [self.engine.warning] if self.engine.warning else []
+        if self.restarts:
+            faults.append(f"was stuck and started anew, {self.restarts} time(s)")
+        if faults:
+            out.append(status("engine", WARN, "; ".join(faults), restarts=self.restarts))
         running = state == "active" and not paused
         if running:
             out.append(self._tracking_status(status))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.sim import motorway
+from recon4d_ros.sim import manoeuvres, motorway, tunnel
 from recon4d_ros.sim.ground import CityGround, GroundPlan
+from recon4d_ros.sim.light import Shelter
+from recon4d_ros.sim.models import Mover
 from recon4d_ros.sim.progress import (
     START_S,
     Progress,
@@ -20,11 +23,12 @@ from recon4d_ros.sim.progress import (
 )
 from recon4d_ros.sim.road import LANE, Road
 from recon4d_ros.sim.scenario import Course
-from recon4d_ros.sim.traffic import CITY, Column, Company, Mover, Pace, Traffic
+from recon4d_ros.sim.traffic import CITY, Column, Company, Pace, Traffic
 from recon4d_ros.sim.world import World
 
 _CITY_SPEED = 14.0  # m/s: a city's road is planned for it
 _MOTORWAY_SPEED = 40.0
+_SLOW = (2.5, 6.5)  # m/s, among people
 
 
 class Movement(Protocol):
@@ -50,8 +54,10 @@ class Place:
     world: World
     traffic: Movement
     ground: GroundPlan
+    shelter: Shelter | None = None
 
 
+@lru_cache(2)  # the same place in other weather is made once
 def make_place(course: Course, seed: int, horizon_s: float) -> Place:
     """The course of a seed, planned for `horizon_s` seconds."""
     return _MAKERS[course](seed, horizon_s)
@@ -102,8 +108,59 @@ def _motorway(seed: int, horizon_s: float) -> Place:
     return Place(world, Traffic(world, ego, motorway.TRAFFIC), motorway.MotorwayGround())
 
 
+def _tunnel(seed: int, horizon_s: float) -> Place:
+    road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
+    world = tunnel.TunnelWorld(seed, road)
+    rng = np.random.default_rng([seed, 5])
+    ego = Progress(cruise_speeds(rng, horizon_s, 20.0, 28.0), horizon_s, START_S)
+    traffic = Traffic(world, ego, tunnel.PLAN)
+    return Place(world, traffic, motorway.MotorwayGround(), tunnel.Tunnels())
+
+
+def _parking(seed: int, horizon_s: float) -> Place:
+    world = manoeuvres.ParkingWorld(seed, manoeuvres.straight_road(seed, 400.0))
+    path = manoeuvres.parking_path(horizon_s)
+    way = path.progress(horizon_s, manoeuvres.parking_start(seed))
+    traffic = manoeuvres.Manoeuvre(world, path, way, manoeuvres.PARKING_TRAFFIC)
+    return Place(world, traffic, manoeuvres.ParkingGround())
+
+
+def _roundabout(seed: int, horizon_s: float) -> Place:
+    world = manoeuvres.RoundaboutWorld(seed, manoeuvres.straight_road(seed, 600.0))
+    path = manoeuvres.roundabout_path(horizon_s)
+    way = path.progress(horizon_s, manoeuvres.roundabout_start(seed))
+    company = manoeuvres.ROUNDABOUT_COMPANY
+    plan = manoeuvres.ROUNDABOUT_TRAFFIC
+    traffic = manoeuvres.Manoeuvre(world, path, way, plan, company)
+    return Place(world, traffic, manoeuvres.RoundaboutGround())
+
+
+_PEDESTRIANS = replace(
+    CITY,
+    columns=(
+        *(column for column in CITY.columns if column.kinds[0] != "pedestrian"),
+        *(replace(column, spacing=0.35 * column.spacing, jitter=2.0) for column in _PAVEMENTS),
+        Column(9, ("pedestrian",), -9.4, -1.2, 9.0, 3.0, 0.6),
+        Column(10, ("pedestrian",), 9.5, 1.4, 9.0, 3.0, 0.6),
+    ),
+    crossers=7,
+)
+
+
+def _pedestrians(seed: int, horizon_s: float) -> Place:
+    road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
+    world = World(seed, road)
+    speeds = city_speeds(road, seed, horizon_s, _SLOW)
+    traffic = Traffic(world, Progress(speeds, horizon_s, START_S), _PEDESTRIANS)
+    return Place(world, traffic, CityGround(road.crossings))
+
+
 _MAKERS: Mapping[Course, Callable[[int, float], Place]] = {
     Course.CITY: _city,
     Course.QUEUE: _queue,
     Course.MOTORWAY: _motorway,
+    Course.TUNNEL: _tunnel,
+    Course.PARKING: _parking,
+    Course.ROUNDABOUT: _roundabout,
+    Course.PEDESTRIANS: _pedestrians,
 }

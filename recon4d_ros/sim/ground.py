@@ -135,6 +135,13 @@ class Ground:
             [s - self.s_origin, lateral, np.cos(heading), np.sin(heading)], -1
         ).astype(np.float32)
 
+    def coordinates(
+        self, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(s, lateral) of points in metres from `origin`."""
+        fields = sample(self._fields, x / np.float32(_CELL), y / np.float32(_CELL))
+        return fields[:, 0] + np.float32(self.s_origin), fields[:, 1]
+
     def surface(
         self,
         x: NDArray[np.float32],

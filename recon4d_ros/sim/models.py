@@ -36,6 +36,17 @@ class Body:
     variant: int
 
 
+@dataclass(frozen=True)
+class Mover:
+    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride,
+    radians."""
+
+    id: int
+    body: Body
+    pose: NDArray[np.float64]
+    phase: float = 0.0
+
+
 def build(body: Body, phase: float = 0.0) -> Solids:
     """The solids of a body. phase: radians of its stride or pedalling (people only)."""
     rng = np.random.default_rng([body.variant, 31])

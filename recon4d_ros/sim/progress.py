@@ -55,14 +55,16 @@ class Progress:
         )
 
 
-def city_speeds(road: Road, seed: int, horizon_s: float) -> NDArray[np.float64]:
+def city_speeds(
+    road: Road, seed: int, horizon_s: float, cruise: tuple[float, float] = _CITY_CRUISE
+) -> NDArray[np.float64]:
     """Of a car in a city: curves slow it, every second crossing beyond 300 m stops it."""
     rng = np.random.default_rng([seed, 5])
     nodes = np.arange(0.0, road.s_max, STEP)
     wish = np.interp(
         nodes,
         np.arange(0.0, road.s_max + 180.0, 90.0),
-        rng.uniform(*_CITY_CRUISE, size=int(road.s_max / 90.0) + 3),
+        rng.uniform(*cruise, size=int(road.s_max / 90.0) + 3),
     )
     limit = np.minimum(
         wish, np.sqrt(_LATERAL_ACCELERATION / np.maximum(np.abs(road.curvature(nodes)), 1e-4))

@@ -16,7 +16,7 @@ from typing import Any
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.types import Rig
 
-HIGH_SUN = (0.635, 0.438, 0.657)
+HIGH_SUN = (0.58, 0.40, 0.60)
 
 
 class Course(Enum):
@@ -88,8 +88,32 @@ _COURSES: Mapping[str, tuple[Course, str]] = {
     "city": (Course.CITY, "streets, crossings, people, cyclists and parked cars"),
     "queue": (Course.QUEUE, "stop and go, 10 s standing while lorries alongside move"),
     "motorway": (Course.MOTORWAY, "30 to 40 m/s from the first frame, rails, little texture"),
+    "tunnel": (Course.TUNNEL, "a motorway that goes through lit tunnels"),
+    "parking": (Course.PARKING, "a car park: slow, tight turns, reversing into a bay"),
+    "roundabout": (Course.ROUNDABOUT, "into roundabouts, around them and out again"),
+    "pedestrians": (Course.PEDESTRIANS, "a slow street full of people who walk and cross"),
 }
 _CONDITIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "night": (
+        {"night": True, "exposure_s": 0.016},
+        "headlights, street lamps, glare, noise, long exposure",
+    ),
+    "rain": (
+        {"rain": 1.0, "overcast": 0.95, "visibility": 260.0},
+        "drops and streaks that stay on the lens, wet road that mirrors",
+    ),
+    "fog": ({"overcast": 1.0, "visibility": 45.0}, "contrast is lost within 50 m"),
+    "sun": (
+        {"sun": (0.974, 0.06, 0.218), "glare": 1.0},
+        "low, into the lens, long hard shadows, the own one among them",
+    ),
+    "leaves": ({"wind": 0.25, "overcast": 0.2}, "trees sway in the wind: truth says static"),
+    "exposure": ({"exposure_steps": True}, "the gain jumps every two to four seconds"),
+    "blur": ({"exposure_s": 0.02}, "the shutter is open for 20 ms"),
+    "shutter": (
+        {"rolling_shutter": 0.02},
+        "rolling shutter, 20 ms from the first row to the last where the rig file says nothing",
+    ),
     "jpeg": ({"jpeg_quality": 50}, "JPEG at quality 50"),
 }
 NAMES: Mapping[str, str] = {

@@ -17,24 +17,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.sim.models import Body
+from recon4d_ros.sim.models import Body, Mover
 from recon4d_ros.sim.progress import Progress, queue_speeds
 from recon4d_ros.sim.road import CHUNK, LANE
 from recon4d_ros.sim.world import PARKED_LATERAL, Parked, World
 
 VARIANTS = 24  # of each kind: few enough that all their strides stay in memory
 VEHICLES = ("car", "van", "truck", "lorry")
-
-
-@dataclass(frozen=True)
-class Mover:
-    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride,
-    radians."""
-
-    id: int
-    body: Body
-    pose: NDArray[np.float64]
-    phase: float = 0.0
 
 
 class Pace(Enum):
@@ -340,6 +329,16 @@ class Traffic:
                 s + rng.uniform(-9.0, 9.0),
                 1.9,
                 -sign * 2.0,
+                10.5,
+            )
+        for _ in range(self.plan.crossers - 1):
+            s, delay = (chunk + rng.random()) * CHUNK, rng.choice([-1.0, 1.0])
+            direction = rng.choice([-1.0, 1.0])
+            add(
+                "pedestrian",
+                s,
+                delay * rng.uniform(1.7, 4.0),
+                direction * rng.uniform(1.2, 2.2),
                 10.5,
             )
         return tuple(made)

@@ -7,13 +7,13 @@ Only the chunks around the car exist at any time, so that a drive may be of any 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.sim import models
-from recon4d_ros.sim.models import Body
+from recon4d_ros.sim.models import Body, Mover
 from recon4d_ros.sim.road import CHUNK, PAVEMENT, SIDE_STREET, Road
 from recon4d_ros.sim.solids import Solids, concatenate
 
@@ -22,6 +22,7 @@ PARKED_LATERAL = 7.5
 SLOT = 6.6  # metres of kerb per parked car
 CROSSING_HALF = 11.0  # metres of road to each side of a crossing's middle that stay free
 _KEPT_CHUNKS = 16
+LAMP_HEAD = np.array([0.0, 1.6, 6.85, 1.0])  # in a lamp's own frame
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Parked:
 @dataclass(frozen=True)
 class Chunk:
     """Scenery of one chunk in world coordinates; parked cars are listed apart, because some of them
-    leave."""
+    leave. lamps: [L, 3] heads of street lamps."""
 
     scenery: Solids
     parked: tuple[Parked, ...]
+    lamps: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
 
 class World:
@@ -67,6 +69,10 @@ class World:
         """The chunks within sight of a car at s."""
         return range(int((s - BEHIND) // CHUNK), int((s + AHEAD) // CHUNK) + 1)
 
+    def extra(self, index: int, t: float) -> tuple[Mover, ...]:
+        """Those of a chunk that can move and belong to the place, at time t."""
+        return ()
+
     def on_road(self, s: float, lateral: float, turn: float = 0.0) -> NDArray[np.float64]:
         """Pose [4, 4] on the ground at (s, lateral), its x axis along the road, turned left by
         `turn` radians."""
@@ -76,12 +82,14 @@ class World:
     def _make(self, index: int) -> Chunk:
         rng = np.random.default_rng([self.seed, index + 1000, 2])
         parts: list[Solids] = []
+        lamps: list[NDArray[np.float64]] = []
         for side in (1, -1):
             parts += self._row(index, side, rng)
-            parts += self._street_furniture(index, side, rng)
+            parts += self._street_furniture(index, side, rng, lamps)
         if self.road.has_crossing(index):
             parts += self._side_street(index, rng)
-        return Chunk(concatenate(parts), self.parked(index))
+        heads = np.concatenate([*lamps, np.zeros((0, 3))])
+        return Chunk(concatenate(parts), self.parked(index), heads)
 
     def _free(self, index: int, s: float, half: float) -> bool:
         """Whether s +- half along this chunk stays clear of its side street."""
@@ -132,8 +140,10 @@ class World:
                         parts.append(models.tree(rng).moved(spot))
         return parts
 
-    def _street_furniture(self, index: int, side: int, rng: np.random.Generator) -> list[Solids]:
-        """Trees, lamps, signs and boxes at the kerb."""
+    def _street_furniture(
+        self, index: int, side: int, rng: np.random.Generator, lamps: list[NDArray[np.float64]]
+    ) -> list[Solids]:
+        """Trees, lamps, signs and boxes at the kerb; the lamps' heads go into `lamps`."""
         parts = []
         for slot in range(6):
             s = index * CHUNK + 10.0 * slot + rng.uniform(0.5, 9.5)
@@ -141,9 +151,9 @@ class World:
             if not self._free(index, s, 1.0):
                 continue
             if slot % 3 == 1:
-                parts.append(
-                    models.lamp().moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi))
-                )
+                pose = self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi)
+                parts.append(models.lamp().moved(pose))
+                lamps.append((pose @ LAMP_HEAD)[None, :3])
             elif kind < 0.55:
                 parts.append(
                     models.tree(rng).moved(self.on_road(s, side * 9.6, rng.uniform(0, 6.28)))
