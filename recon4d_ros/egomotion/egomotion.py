@@ -169,8 +169,7 @@ class Egomotion:
 
     def _first(self, now: Instant, prior: Prior) -> Prior:
         """The prediction of a segment's first motion: searched on the road at all speeds."""
-        views = self._road.views(now.images, now.pose)
-        motion, score, rival = self._road.search(views, now.seconds, np.eye(3))
+        motion, score, rival = self._road.search(now.road, now.seconds, np.eye(3))
         if score < FIRST_SCORE or score - rival < FIRST_LEAD:
             return prior
         deviation = np.array([0.1, 0.05, 0.05, 0.01, 0.01, 0.03])
@@ -227,6 +226,7 @@ class Egomotion:
             self._landmarks,
             self._pose,
             known,
+            self._road.views(self._images, self._pose),
             self.parameters,
         )
 

@@ -15,7 +15,7 @@ from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
-from recon4d_ros.egomotion.road import Road, RoadMotion
+from recon4d_ros.egomotion.road import Road, RoadMotion, RoadView
 from recon4d_ros.types import Frame
 
 Array = NDArray[np.float64]
@@ -63,7 +63,7 @@ class Instant:
     """All that one frame's pose is found from; nothing of it changes while it is looked for.
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
-    whether there is a velocity.
+    whether there is a velocity. road: what the images show of it.
     """
 
     frame: Frame
@@ -74,6 +74,7 @@ class Instant:
     landmarks: Landmarks
     pose: Array
     moving: bool
+    road: list[RoadView]
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -202,7 +203,7 @@ def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | N
     """What the road says of the motion, looked for from what the points say, from the prediction,
     and, where both fit it badly, along the car's axis."""
     t = THRESHOLDS
-    views = road.views(now.images, now.pose)
+    views = now.road
     if sum(len(view.use) for view in views) < road.thresholds.fewest:
         return None
     back = geometry.inverse(now.pose)
@@ -301,7 +302,7 @@ def stands(now: Instant, tried: Attempt, road: Road) -> bool:
     motion = geometry.inverse(now.pose) @ tried.pose
     if np.linalg.norm(motion[:3, 3]) > t.creep * now.seconds:
         return False
-    views = road.views(now.images, now.pose)
+    views = now.road
     seen, table = tried.sightings, now.landmarks
     moved = np.linalg.norm(seen.pixel[seen.found] - table.pixel[seen.found], axis=1)
     stay = float((moved < t.still_pixels).mean()) if len(moved) >= 10 else 0.0
