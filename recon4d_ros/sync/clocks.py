@@ -214,10 +214,10 @@ class ClockOffsets:
         self._told.add(name)
         seconds = (lead - its + self._offset.get(name, 0)) / SECOND
         what = "cameras" if name == ODOMETRY else self._reference
-        end = ", which is not used" if name == ODOMETRY else ""
+        end = "odometry is not used; " if name == ODOMETRY else ""
         self.findings.append(
             f"clocks of {what} and {name} differ by {abs(lead - its) / SECOND:.2f} s though they"
-            f" arrive together{end}: sync.offset.{name}={seconds:.2f} takes it off,"
+            f" arrive together: {end}sync.offset.{name}={seconds:.2f} takes it off,"
             f" sync.offset.{name}={AUTO} learns it"
         )
         return True
