@@ -34,7 +34,9 @@ class Camera:
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
     of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
     width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
-    None = nowhere. What is there is not looked at: no depth, no features, no map.
+    None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
+    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
+    stamp is that of its middle row.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Camera:
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
     own_car: NDArray[np.bool_] | None = None
+    rolling_shutter: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"camera {self.name}"
@@ -73,6 +76,11 @@ class Camera:
         if self.width <= 0 or self.height <= 0:
             raise CalibrationError(
                 f"{where}: image size is {self.width}x{self.height}: expected above zero"
+            )
+        if not 0.0 <= self.rolling_shutter < 0.2:
+            raise CalibrationError(
+                f"{where}: rolling_shutter is {self.rolling_shutter:g}: expected the seconds of"
+                " read-out, below 0.2"
             )
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
@@ -201,10 +209,16 @@ class Frame:
 
 
 class Tracking(Enum):
-    """What the pose is worth."""
+    """What the pose is worth.
+
+    STARTING: no motion is known yet. TRACKING: the motion is right within its covariance.
+    DEGRADED: a motion is measured, but what it rests on cannot rule another one out. LOST: the
+    motion is not measured; the pose is carried on for a while, then kept.
+    """
 
     STARTING = "starting"
     TRACKING = "tracking"
+    DEGRADED = "degraded"
     LOST = "lost"
 
 
@@ -213,18 +227,28 @@ class PoseEstimate:
     """Pose of the car at the frame's stamp, and of each camera at its own stamp.
 
     T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
-    skew between cameras' stamps taken into account.
-    covariance: [6, 6] of the pose error in base_link (vx vy vz wx wy wz order: m^2, rad^2).
-    velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
+    skew between cameras' stamps taken into account. covariance: [6, 6] of the pose's error since
+    the segment began, in base_link (vx vy vz wx wy wz order: m^2, rad^2). motion_covariance: [6, 6]
+    of the error of the motion since the last frame alone, likewise. velocity: [6] twist in
+    base_link, m/s and rad/s. inliers: observations used. reason: why it is not tracking, in words
+    for a user. segment: counts from 0; poses of different segments have nothing to do with each
+    other (see docs/design.md).
     """
 
     T_map_base: NDArray[np.float64]
     T_map_camera: NDArray[np.float64]
     tracking: Tracking
     covariance: NDArray[np.float64]
+    motion_covariance: NDArray[np.float64]
     velocity: NDArray[np.float64]
     inliers: int = 0
     reason: str = ""
+    segment: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether map, memory and dynamics may rest on it."""
+        return self.tracking is Tracking.TRACKING and bool(np.isfinite(self.T_map_camera).all())
 
 
 @dataclass(frozen=True)
@@ -260,6 +284,32 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Occupancy:
+    """Which voxels around the car are occupied, as an engine says of one frame set.
+
+    score: [X, Y, Z] float32, 0..1, of being occupied (no calibrated probability; above one half:
+    occupied), NaN where no camera sees the voxel's centre. Voxel (i, j, k) spans origin + (i, j, k)
+    * voxel_size to one voxel more, in base_link: x forward, y left, z up. voxel_size: [3] metres,
+    origin: [3] metres. Low scores mean free, or hidden behind something: the training knows no
+    difference. Voxels on the border (first and last index of each axis) mean something there or
+    beyond: their training has put everything there that lies outside.
+    """
+
+    stamp_ns: int
+    score: NDArray[np.float32]
+    voxel_size: NDArray[np.float64]
+    origin: NDArray[np.float64]
+
+    def occupied(self, least: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Centres [K, 3] in base_link, metres, and scores [K] of the voxels that score more than
+        `least`, those on the border left out."""
+        core = self.score[1:-1, 1:-1, 1:-1]
+        index = np.argwhere(core > least)  # NaN is not
+        centres = (index + 1.5) * self.voxel_size + self.origin
+        return centres.astype(np.float32), core[tuple(index.T)]
+
+
+@dataclass(frozen=True)
 class DynamicObject:
     """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width,
     height in metres along its own axes (yaw about map z).
@@ -278,6 +328,38 @@ class DynamicObject:
     confidence: float
     age: int
     missed: int
+
+
+@dataclass(frozen=True)
+class Detection:
+    """An object that a network sees in one frame.
+
+    id: stays the same as long as the network carries the object from frame to frame; -1: none yet.
+    class_name: one of the engine's classes. class_score: 0..1, probability of the class. score:
+    0..1, class_score times how well the network believes the box to be centred: objects are sorted
+    by it. box_base, box_map: [7] float64, centre x, y, z, length, width, height in metres, and the
+    yaw of the length axis about z in radians (-pi..pi, counter-clockwise from x), in base_link and
+    in map. velocity_base, velocity_map: [3] float64 m/s over ground (not relative to the car), in
+    the axes of base_link and of map; its z is not supervised in training.
+    """
+
+    id: int
+    class_name: str
+    class_score: float
+    score: float
+    box_base: NDArray[np.float64]
+    box_map: NDArray[np.float64]
+    velocity_base: NDArray[np.float64]
+    velocity_map: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What an engine of objects says of one frame. stamp_ns: the frame set's. objects: best score
+    first."""
+
+    stamp_ns: int
+    objects: tuple[Detection, ...]
 
 
 @dataclass(frozen=True)

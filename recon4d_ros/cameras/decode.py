@@ -225,8 +225,8 @@ def _whole(image: RawImage) -> NDArray[np.uint8]:
         ended = np.concatenate([image.data, end])
         longer = np.concatenate([image.data, other, end])
         try:
-            one, other = (_imdecode(image, data, cv2.IMREAD_COLOR) for data in (ended, longer))
-            if np.array_equal(one, other):
+            first, second = (_imdecode(image, one, cv2.IMREAD_COLOR) for one in (ended, longer))
+            if np.array_equal(first, second):
                 return ended
         except ImageError:
             pass  # it ends before its scan

@@ -18,6 +18,8 @@ cameras:
     camera_info_topic: /camera/front/camera_info      # optional
     own_car_mask: own_car_front.png                   # optional, beside this file: white where the
     raw image shows the car itself
+    rolling_shutter: 0.02         # optional: seconds from the first row's read-out to the last's
+    (0, the default: global shutter); the image's stamp is then that of its middle row
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _KNOWN = {
     "image_topic",
     "camera_info_topic",
     "own_car_mask",
+    "rolling_shutter",
 }
 
 
@@ -145,6 +148,8 @@ def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | No
             )
             if value
         }
+        if camera.rolling_shutter:
+            entry["rolling_shutter"] = camera.rolling_shutter
         if camera.own_car is not None:
             entry["own_car_mask"] = f"{path.stem}_own_car_{camera.name.replace('/', '_')}.png"
             masks[path.parent / entry["own_car_mask"]] = np.asarray(
@@ -206,6 +211,14 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
             pose,
             *_lens(str(entry.get("distortion_model", "none")), d),
             own_car,
+            float(
+                _numbers(
+                    {"rolling_shutter": [entry.get("rolling_shutter", 0.0)]},
+                    "rolling_shutter",
+                    1,
+                    where,
+                )[0]
+            ),
         )
     except CalibrationError as error:
         raise CalibrationError(f"{where}: {error}") from error

@@ -164,7 +164,7 @@ def _arguments(arguments: argparse.Namespace) -> ExportArguments:
     if learned:
         if rig and size:
             height, width, _ = input_size_for(rig, size)
-            chosen = {"cameras": len(rig.cameras), "input_size": (height, width)}
+            chosen = {"cameras": len(rig.cameras), "input_size": (height, width), "rig": rig}
         given: dict[str, Any] = {
             "input_size": image_size or chosen.get("input_size") or size,
             "working_size": size,

@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
-from recon4d_ros.engine.base import Engine, EngineSpec, check_files, fits_rig, load_spec
+from recon4d_ros.engine.base import OBJECTS, Engine, EngineSpec, check_files, fits_rig, load_spec
 from recon4d_ros.engine.hosted import HostedEngine, Runtime
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
@@ -16,6 +16,7 @@ __all__ = [
     "RUNTIMES",
     "Engine",
     "EngineSpec",
+    "check_rig",
     "describe",
     "find_engine",
     "load",
@@ -51,15 +52,26 @@ def load(
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
-    if isinstance(rig, Rig) and not fits_rig(spec, rig):
+    if not spec.gives_depth:
         raise EngineError(
-            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
-            f" {_rig_in_words(rig)}"
+            f"{where}: {spec.network} gives {spec.config} and no depth: expected an engine of"
+            " another network"
         )
+    if isinstance(rig, Rig):
+        check_rig(spec, rig, where)
     engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
     if isinstance(rig, Calibration):
         engine.use(rig)
     return engine
+
+
+def check_rig(spec: EngineSpec, rig: Rig, where: str) -> None:
+    """Raises EngineError if the engine was made for another rig."""
+    if not fits_rig(spec, rig):
+        raise EngineError(
+            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
+            f" {_rig_in_words(rig)}"
+        )
 
 
 def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: int = 0) -> Runtime:
@@ -150,12 +162,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
             f" {'grey' if spec.channels == 1 else 'RGB'}"
         ),
-        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + (
-            f"{spec.pointers} pointers of {spec.feature} values"
-            if spec.feature
-            else f"{spec.pointers} pointers"
-        ),
+        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; " + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
@@ -172,6 +179,14 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"engine {folder}: parity in engine.yaml is not a table of what export measured"
         ) from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
+
+
+def _capacity(spec: EngineSpec) -> str:
+    if spec.config == OBJECTS:
+        classes = spec.options.get("classes", ())
+        return f"{spec.options.get('detections')} objects at most, of {len(classes)} classes"
+    values = f" of {spec.feature} values" if spec.feature else ""
+    return f"{spec.pointers} pointers{values}"
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:

@@ -30,22 +30,26 @@ STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
 STAND_IN_WARNING = (
     "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 )
+OBJECTS = "objects"  # config of engines that give objects: engine/objects.py
+WITHOUT_DEPTH = (OBJECTS, "occupancy", "detection")  # configs of engines that give something else
+STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} mean nothing"
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """engine.yaml, field by field.
 
-    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or
-    `surround`). runtime: the default, measured fastest at export (`openvino`, `onnxruntime`).
-    cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h,
-    w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name
-    beside engine.yaml, model_sha256: its checksum. checkpoint_sha256: of the learned weights,
-    `none` without. inputs, outputs: names in the graph's order. options: the network's parameters
-    at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
-    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the
-    graph gives after depth, sigma, confidence and color. files: name: SHA-256 of what lies beside
-    the model file and belongs to it (weights of a large model).
+    network: the published system or `recon4d_geometric`; config: its variant (`stereo`, `surround`,
+    `learned`, or what it gives in place of depth: WITHOUT_DEPTH). runtime: the default, measured
+    fastest at export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8
+    images, channels: 1 grey or 3 RGB. working_size: (h, w) of depth. pointers: capacity M of the
+    memory, feature: F. precision: `fp32`. model: file name beside engine.yaml, model_sha256: its
+    checksum. checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in
+    the graph's order. options: the network's parameters at export, `memory` (name: shape) among
+    them. versions: of the libraries that built it. parity: differences between PyTorch and each
+    runtime, per output. extra_outputs: name: shape of what the graph gives after depth, sigma,
+    confidence and color, or of all where it gives no depth. files: name: SHA-256 of what lies
+    beside the model file and belongs to it (weights of a large model).
     """
 
     network: str
@@ -79,10 +83,24 @@ class EngineSpec:
         return self.config == "stereo"
 
     @property
+    def gives_depth(self) -> bool:
+        """Whether it is an engine of the reconstruction; if not, `config` says what it gives."""
+        return self.config not in WITHOUT_DEPTH
+
+    @property
     def warning(self) -> str:
         """What everyone who sees this engine's results has to know first; empty if there is
         nothing."""
-        return STAND_IN_WARNING if self.checkpoint_sha256 == STAND_IN else ""
+        stand_in = STAND_IN_WARNING if self.gives_depth else STAND_IN_OTHER.format(self.config)
+        said = [stand_in] if self.checkpoint_sha256 == STAND_IN else []
+        trained = self.options.get("trained_cameras", self.cameras)
+        if trained != self.cameras:
+            said.append(
+                f"{self.network} was trained with {trained} cameras and runs with {self.cameras}:"
+                " the order and the number of cameras are free in its design, but what its weights"
+                " are worth on other rigs is not known"
+            )
+        return "; ".join([*said, *filter(None, [self.options.get("caution")])])
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from recon4d_ros.evaluation.metrics.masks import MaskAccumulator
 from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
 from recon4d_ros.evaluation.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
 from recon4d_ros.evaluation.objects import ObjectsAt, objects_at
-from recon4d_ros.evaluation.truth import TrueObjects, Truth
+from recon4d_ros.evaluation.truth import TrueObjects, Truth, TruthSource
 from recon4d_ros.evaluation.visibility import box_pixels, project_visible
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping.keys import pack
@@ -78,10 +78,10 @@ class _Cloud:
 class Evaluator:
     """Scores a run while it runs. `add` each frame set in order, then `finish` with the map."""
 
-    def __init__(self, bag: str | Path, rig: Rig) -> None:
-        """Raises BagError if the bag cannot be read."""
+    def __init__(self, bag: str | Path | TruthSource, rig: Rig) -> None:
+        """The truth of a bag, or of another source. Raises BagError if the bag cannot be read."""
         self._rig = rig
-        self._truth = Truth(bag)
+        self._truth: TruthSource = Truth(bag) if isinstance(bag, (str, Path)) else bag
         self.depth = DepthAccumulator(rig.names)
         self.confident = DepthAccumulator(rig.names)
         self.lidar = DepthAccumulator(rig.names)

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 GEOMETRIC = "recon4d_geometric"
-LEARNED = ("point3r", "driv3r", "dymultidepth")  # networks/checkpoint.py: SYSTEMS
+LEARNED = ("point3r", "driv3r", "dymultidepth", "sparse4d", "uniscene")  # checkpoint.py: SYSTEMS
 NETWORKS = (GEOMETRIC, *LEARNED)
 CONFIGS = ("stereo", "surround")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -52,7 +52,8 @@ RUNTIMES = ("auto", "onnx", "openvino", "onnxruntime", "tensorrt", "torch")
 class ExportArguments:
     """What an engine is exported for. Sizes are (height, width). runtime: `auto` or `onnx` (the
     fastest CPU runtime measured) or a name of engine.RUNTIMES. checkpoint: of a learned network: a
-    file, or "stand-in" (networks/stand_in.py). calibration: the bag of int8."""
+    file, or "stand-in" (networks/stand_in.py). calibration: the bag of int8. rig: that it is for,
+    where one is known: some networks' tables are as large as it needs."""
 
     config: str
     cameras: int
@@ -65,6 +66,7 @@ class ExportArguments:
     runtime: str = "auto"
     checkpoint: str = ""
     calibration: str = ""
+    rig: Rig | None = None
 
 
 def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:

@@ -44,6 +44,7 @@ def write_graph(
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         _quiet("torch.onnx"),
+        _quiet("onnxscript"),
         torch.no_grad(),
     ):
         warnings.simplefilter("ignore")

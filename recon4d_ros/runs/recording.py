@@ -37,7 +37,12 @@ from recon4d_ros.types import (
     Tracking,
 )
 
-_TRACKING = {0: Tracking.STARTING, 1: Tracking.TRACKING, 2: Tracking.LOST}
+_TRACKING = {
+    0: Tracking.STARTING,
+    1: Tracking.TRACKING,
+    2: Tracking.LOST,
+    4: Tracking.DEGRADED,
+}
 _NO_DELTA = MapDelta(
     0,
     0.0,
@@ -171,6 +176,7 @@ class Recording:
             T_map_base @ self.calibration.T_base_camera,
             _TRACKING.get(status.tracking, Tracking.LOST),
             np.asarray(pose.pose.covariance, np.float64).reshape(6, 6),
+            np.full((6, 6), np.nan),  # published as the twist's, over a time that is not
             np.zeros(6),
             reason=status.reason,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
 from recon4d_ros.sync.clocks import ClockOffsets, parse_offsets
+from recon4d_ros.sync.gaps import GapCounter
 from recon4d_ros.sync.odometry import OdometryQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
@@ -102,12 +103,14 @@ class SyncParameters:
 
 @dataclass
 class SyncStatistics:
-    """Counts since the start. dropped: (camera, reason) -> images. odometry_dropped: reason ->
-    samples."""
+    """Counts since the start. dropped: (camera, reason) -> images that came and are not used.
+    missing: images of each camera that never came, by the gaps in its stamps. odometry_dropped:
+    reason -> samples."""
 
     received: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
     odometry_received: int = 0
     odometry_dropped: Counter[str] = field(default_factory=Counter)
     sets: int = 0
@@ -165,6 +168,7 @@ class Synchronizer:
                 round(p.slop * SECOND) if p.policy == "approximate" else 0,
                 p.queue,
             )
+        self._gaps = {name: GapCounter() for name in self.cameras}
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
@@ -236,7 +240,10 @@ class Synchronizer:
     def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
         if reason := self._door(camera, image.stamp_ns, now_ns):
             self._drop(camera, reason)
-        elif reason := self._policy.offer(camera, image, now_ns):
+            return
+        if missing := self._gaps[camera].add(image.stamp_ns):
+            self.statistics.missing[camera] += missing
+        if reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
@@ -303,6 +310,8 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
+        for gaps in self._gaps.values():
+            gaps.restart()
         self._before_jump = {
             **self._before_jump,
             **{name: newest for name, newest in self._newest.items() if name != camera},
