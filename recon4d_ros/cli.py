@@ -53,6 +53,7 @@ EXIT_CODES = """exit codes:
   0  done
   2  bad input or usage, or a process of the demo's graph failed: one sentence on standard error says what, where and what was expected
   3  an engine has to be exported first and the exporter (PyTorch) is not installed here
+  4  the run went to its end and not one of its frame sets was tracked: its files are there, and say why
   130  interrupted
 """  # noqa: E501
 EXAMPLES = """examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.cameras.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
+from recon4d_ros.cameras.decode import significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
 from recon4d_ros.cameras.preprocess import (
@@ -45,8 +47,26 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     independent of the decoder's tables."""
     height, width = rgb.shape[:2]
     grey = luminance(rgb)
-    if encoding.startswith("mono"):
+    if encoding.startswith("mono") or encoding in ("8uc1", "16uc1"):
         pixels = grey[..., None]
+    elif encoding in PLANES:
+        yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+        u, v = yuv[height : height * 5 // 4], yuv[height * 5 // 4 :]
+        if encoding == "yv12":
+            u, v = v, u
+        pair = [v, u] if encoding == "nv21" else [u, v]
+        if encoding.startswith("nv"):
+            chroma = np.stack([one.reshape(height // 2, -1) for one in pair], -1)
+            planes = [yuv[:height], chroma.reshape(height // 2, width)]
+            planes = [np.pad(one, ((0, 0), (0, padding)), constant_values=99) for one in planes]
+        else:
+            planes = [yuv[:height], *(one.reshape(height // 2, -1) for one in pair)]
+            planes = [
+                np.pad(one, ((0, 0), (0, padding // (1 + (index > 0)))), constant_values=99)
+                for index, one in enumerate(planes)
+            ]
+        data = np.concatenate([one.ravel() for one in planes])
+        return RawImage(1, encoding, data, width, height, width + padding, big_endian)
     elif encoding.startswith("bayer"):
         pattern = [
             ["rgb".index(letter) for letter in encoding[6 + 2 * row : 8 + 2 * row]]
@@ -69,9 +89,10 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
         alpha = np.full((height, width, 1), 255, np.uint8)
         channels = {"r": rgb[..., :1], "g": rgb[..., 1:2], "b": rgb[..., 2:], "a": alpha}
         pixels = np.concatenate(
-            [channels[letter] for letter in encoding.removesuffix("8").removesuffix("16")], axis=-1
+            [channels[letter] for letter in LETTERS.get(encoding[-3:], encoding.rstrip("816"))],
+            axis=-1,
         )
-    if encoding.endswith("16"):
+    if "16" in encoding:
         wide = pixels.astype(np.uint16) * 256 + 77  # the low byte must not matter
         pixels = wide.astype(">u2" if big_endian else "<u2").view(np.uint8)
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)), constant_values=99)
@@ -90,7 +111,9 @@ def centres(image: np.ndarray) -> np.ndarray:
 
 
 YUV = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
-RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png")]
+PLANES = ("nv12", "nv21", "yuv420", "yuv420p", "i420", "yv12")
+LETTERS = {"uc3": "bgr", "uc4": "bgra"}  # OpenCV's order
+RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png", "tiff", "webp")]
 
 
 @pytest.mark.parametrize("encoding", RAW)
@@ -98,10 +121,11 @@ RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png")]
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_every_raw_encoding(encoding: str, padding: int, big_endian: bool) -> None:
     rgb = scene()
+    if encoding in PLANES and padding % 2:
+        padding += 1
     image = raw(encoding, rgb, padding, big_endian)
-    expected = (
-        np.repeat(luminance(rgb)[..., None], 3, axis=-1) if encoding.startswith("mono") else rgb
-    )
+    grey_only = encoding.startswith("mono") or encoding.endswith("uc1")
+    expected = np.repeat(luminance(rgb)[..., None], 3, axis=-1) if grey_only else rgb
     color, grey = decode(image, 3), decode(image, 1)
     assert (
         color.shape == (48, 64, 3)
@@ -110,7 +134,7 @@ def test_every_raw_encoding(encoding: str, padding: int, big_endian: bool) -> No
     )
     assert np.abs(centres(color).astype(int) - centres(expected)).max() <= 3
     assert np.abs(centres(grey)[:, 0].astype(int) - luminance(centres(expected))).max() <= (
-        12 if encoding in YUV else 2
+        12 if encoding in YUV + PLANES else 2
     )  # Y is 16..235
 
 
@@ -162,6 +186,82 @@ def test_compressed_grey_color_and_sixteen_bits() -> None:
     assert np.array_equal(decode(image, 1)[..., 0], deep >> 8)
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("encoding", ["mono16", "16uc1", "png", "tiff", "bayer_rggb16"])
+def test_sixteen_bits_of_which_some_are_used(bits: int, encoding: str) -> None:
+    """The highest eight of the bits that are used, told by the values, are taken."""
+    grey = luminance(scene())
+    grey[0, 0] = 255  # or the brightest patch would need no more than seven bits
+    wide = grey.astype(np.uint16) << (bits - 8)
+    if encoding in ("png", "tiff"):
+        image = RawImage(1, encoding, cv2.imencode(f".{encoding}", wide)[1].ravel())
+    else:
+        image = RawImage(1, encoding, wide.reshape(-1).view(np.uint8), 64, 48, 128)
+    assert significant_bits(image) == bits and significant_bits(raw("mono8", scene())) == 0
+    if encoding != "bayer_rggb16":
+        assert np.array_equal(decode(image, 1)[..., 0], grey)
+    assert np.array_equal(decode(image, 1), decode(image, 1, bits=bits))
+    darker = decode(image, 1, bits=16)  # as a camera of sixteen bits would mean it
+    assert np.abs(darker.astype(int) - (decode(image, 1).astype(int) >> (16 - bits))).max() <= 1
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("tail", [b"", bytes(900), bytes(300_000), b"\x12\x34" * 5000])
+def test_buffers_longer_than_the_image(extension: str, tail: bytes) -> None:
+    kind = {"jpg": "jpeg"}.get(extension, extension)
+    data = cv2.imencode(f".{extension}", scene()[..., ::-1])[1].tobytes()
+    image, padded = (
+        RawImage(1, kind, np.frombuffer(each, np.uint8)) for each in (data, data + tail)
+    )
+    assert compressed_kind(padded.data) == kind and source_size(padded) == (64, 48)
+    assert np.array_equal(decode(padded, 3), decode(image, 3))
+    assert np.abs(centres(decode(image, 3)).astype(int) - centres(scene())).max() <= 12
+
+
+def test_jpeg_without_its_end_marker_but_with_its_whole_scan() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (45, 62, 3), np.uint8)
+    for pixels in (scene()[..., ::-1], noise):
+        data = cv2.imencode(".jpg", pixels)[1].ravel()
+        image, cut = RawImage(1, "jpeg", data), RawImage(1, "jpeg", data[:-2])
+        assert np.array_equal(decode(cut, 3), decode(image, 3))
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize(("extension", "depth"), [("png", 8), ("png", 16), ("jpg", 8)])
+def test_a_mosaic_that_was_compressed_as_it_is(pattern: str, extension: str, depth: int) -> None:
+    pixels = raw(f"bayer_{pattern}8", scene()).data.reshape(48, 64)
+    if depth == 16:
+        pixels = pixels.astype(np.uint16) << 8
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 100] if extension == "jpg" else []
+    data = cv2.imencode(f".{extension}", pixels, quality)[1].ravel()
+    kind = "jpeg" if extension == "jpg" else "png"
+    said = f"bayer_{pattern}{depth}"
+    image = RawImage(1, kind, data, inside=said)
+    worst = np.abs(centres(decode(image, 3)).astype(int) - centres(scene())).max()
+    assert worst <= (0 if extension == "png" else 30)  # JPEG blurs the mosaic itself
+    colour = cv2.imencode(f".{extension}", scene()[..., ::-1])[1].ravel()
+    made = RawImage(1, kind, colour, inside=said)  # its sender made colour of it
+    assert np.abs(centres(decode(made, 3)).astype(int) - centres(scene())).max() <= 12
+
+
+def test_rows_of_all_planes_and_steps_that_cannot_be() -> None:
+    """Some drivers count the rows of colour as the image's, and some give a step that is none."""
+    image = raw("nv12", scene())
+    tall = replace(image, height=72)
+    assert source_size(tall) == source_size(image) == (64, 48)
+    assert np.array_equal(decode(tall, 3), decode(image, 3))
+    tight = raw("rgb8", scene())
+    for step in (64, 0, 191, 10_000):
+        assert np.array_equal(decode(replace(tight, step=step), 3), scene())
+
+
+def test_a_header_that_claims_too_much() -> None:
+    bomb = PNG.copy()
+    bomb[16:24] = 0, 1, 0, 0, 0, 1, 0, 0
+    with pytest.raises(ImageError, match="65536x65536 pixels: expected at most 64 million"):
+        decode(RawImage(1, "png", bomb), 3)
+
+
 JPEG = cv2.imencode(".jpg", scene())[1].ravel()
 PNG = cv2.imencode(".png", scene())[1].ravel()
 
@@ -170,7 +270,8 @@ PNG = cv2.imencode(".png", scene())[1].ravel()
     ("image", "sentence"),
     [
         (RawImage(1, "jpeg", JPEG[: len(JPEG) // 2]), "truncated: its end marker is missing"),
-        (RawImage(1, "jpeg", JPEG[:-2]), "truncated"),
+        (RawImage(1, "jpeg", JPEG[:-3]), "truncated"),
+        (RawImage(1, "jpeg", JPEG[:-9]), "truncated"),
         (RawImage(1, "jpeg", JPEG[:5]), "no header"),
         (RawImage(1, "jpeg", np.zeros(0, np.uint8)), "no header"),
         (RawImage(1, "jpeg", np.full(5000, 7, np.uint8)), "no header"),
@@ -184,9 +285,11 @@ PNG = cv2.imencode(".png", scene())[1].ravel()
         (RawImage(1, "rgb8", np.zeros(95, np.uint8), 4, 8, 12), "needs 96 bytes: got 95"),
         (RawImage(1, "rgb8", np.zeros(97, np.uint8), 4, 8, 12), "needs 96 bytes: got 97"),
         (
-            RawImage(1, "rgb8", np.zeros(96, np.uint8), 4, 8, 11),
+            RawImage(1, "rgb8", np.zeros(100, np.uint8), 4, 8, 11),
             "needs 12 bytes per row: step is 11",
         ),
+        (RawImage(1, "nv12", np.zeros(100, np.uint8), 8, 8, 8), "needs 96 bytes: got 100"),
+        (RawImage(1, "nv21", np.zeros(96, np.uint8), 7, 8, 8), "even width and height"),
         (RawImage(1, "mono8", np.zeros(0, np.uint8), 0, 8, 0), "image size is 0x8"),
         (RawImage(1, "yuv422", np.zeros(30, np.uint8), 5, 3, 10), "expected an even width"),
     ],

@@ -285,7 +285,12 @@ def pose_estimate(tracking=Tracking.TRACKING) -> PoseEstimate:
         np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([1.0, 2, 3])
     )  # a quarter turn left
     return PoseEstimate(
-        pose, pose[None], tracking, np.diag([1.0, 2, 3, 4, 5, 6]), np.array([10.0, 0, 0, 0, 0, 0.1])
+        pose,
+        pose[None],
+        tracking,
+        np.diag([1.0, 2, 3, 4, 5, 6]),
+        np.diag([7.0, 8, 9, 10, 11, 12]),
+        np.array([10.0, 0, 0, 0, 0, 0.1]),
     )
 
 
@@ -299,7 +304,7 @@ def test_odometry_covariance_is_turned_into_the_parent_frame():
     assert message.twist.twist.linear.x == 10.0
     np.testing.assert_allclose(
         np.diag(np.array(message.twist.covariance).reshape(6, 6)),
-        np.array([1, 2, 3, 4, 5, 6]) * 200,
+        np.array([7, 8, 9, 10, 11, 12]) * 100,
         rtol=1e-9,
     )
 
@@ -600,7 +605,7 @@ def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
 @pytest.mark.parametrize("executor", [lean_executor, SingleThreadedExecutor])
 def test_a_clock_that_jumps_back_resets_whichever_executor_runs_the_node(executor, monkeypatch):
     reasons: list[str] = []
-    monkeypatch.setattr(Session, "reset", lambda self, reason: reasons.append(reason))
+    monkeypatch.setattr(Session, "_ask_reset", lambda self, reason: reasons.append(reason))
     rclpy.init(domain_id=free_domain())
     node = Recon4dNode(
         parameter_overrides=[

@@ -65,7 +65,8 @@ def run(
         ]
         if aside is not None and synchronizer._aside is not aside:
             came[id(aside.image)] = now  # until now it was not known whether time jumped
-        assert synchronizer.held <= len(cameras) * parameters.queue
+        # and the one that is set aside until it is known whether time jumped
+        assert synchronizer.held <= len(cameras) * parameters.queue + 1
     sets += [(now, frame_set) for frame_set in synchronizer.flush()]
     return Run(sets, synchronizer, came)
 

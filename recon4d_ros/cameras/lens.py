@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.cameras.calibration import reduced_size, reduction
+from recon4d_ros.cameras.calibration import reduced_size, reduction, upright
 from recon4d_ros.cameras.distortion import widest_ray
 from recon4d_ros.types import Camera
 
@@ -23,13 +23,15 @@ ROUNDS = (
 @dataclass(frozen=True)
 class Lens:
     """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H,
-    W). widest: tangent of its end."""
+    W). widest: tangent of its end. turn: 2x2, from rays in the frame of the working image to the
+    camera's own (`calibration.upright`); None where these are one."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
     model: str
     size: tuple[int, int]
     widest: float
+    turn: NDArray[np.float64] | None = None
 
     @property
     def focal(self) -> float:
@@ -37,30 +39,34 @@ class Lens:
 
     def rays(self, pixels: NDArray) -> NDArray[np.float64]:
         """Undistorted normalised coordinates [M, 2] (x/z, y/z) of distorted pixels [M, 2]."""
-        points = np.ascontiguousarray(pixels, np.float64)
+        points = np.ascontiguousarray(pixels, np.float64) - self.k[:2, 2]
+        y = points[:, 1] / self.k[1, 1]
+        points = np.stack([(points[:, 0] - self.k[0, 1] * y) / self.k[0, 0], y], axis=1)
         if len(points) == 0 or self.model == "none":
-            return (points - self.k[:2, 2]) / self.k[[0, 1], [0, 1]]
+            return points if self.turn is None else points @ self.turn
         undistort = (
             cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
         )
-        rays = np.asarray(undistort(points[:, None], self.k, self.d)[:, 0], np.float64)
+        rays = np.asarray(undistort(points[:, None], np.eye(3), self.d)[:, 0], np.float64)
         for _ in range(ROUNDS):
-            change = (self._distorted(rays) - points) / self.k[[0, 1], [0, 1]]
+            change = self._distorted(rays) - points
             rays -= change
             if np.abs(change).max() < 1e-6:
                 break
-        return rays
+        return rays if self.turn is None else rays @ self.turn
 
     def pixels(self, rays: NDArray) -> NDArray[np.float64]:
         """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN
         beyond the model's range."""
         points = np.ascontiguousarray(rays, np.float64)
-        if len(points) == 0 or self.model == "none":
-            return points * self.k[[0, 1], [0, 1]] + self.k[:2, 2]
-        beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
-        return np.where(
-            beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
-        )
+        if self.turn is not None:
+            points = points @ self.turn.T
+        if len(points) and self.model != "none":
+            beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
+            points = np.where(
+                beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
+            )
+        return points @ self.k[:2, :2].T + self.k[:2, 2]
 
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
@@ -82,13 +88,15 @@ class Lens:
             )
 
     def _distorted(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distorted, still normalised: the matrix comes after, for OpenCV leaves out its skew."""
         if self.model == "equidistant":
             return np.asarray(
-                cv2.fisheye.distortPoints(rays[:, None], self.k, self.d)[:, 0], np.float64
+                cv2.fisheye.distortPoints(rays[:, None], np.eye(3), self.d)[:, 0], np.float64
             )
         ones = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
         return np.asarray(
-            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64
+            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), np.eye(3), self.d)[0][:, 0],
+            np.float64,
         )
 
 
@@ -111,6 +119,7 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
         model,
         reduced_size(camera, reduce),
         widest_ray(camera),
+        None if (turn := upright(camera)) is None else turn[:2, :2],
     )
 
 

@@ -52,10 +52,10 @@ def load(
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
-    if spec.config == OBJECTS:
+    if not spec.gives_depth:
         raise EngineError(
-            f"{where}: {spec.network} gives objects and no depth: expected an engine of"
-            f" another network"
+            f"{where}: {spec.network} gives {spec.config} and no depth: expected an engine of"
+            " another network"
         )
     if isinstance(rig, Rig):
         check_rig(spec, rig, where)

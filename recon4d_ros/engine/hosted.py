@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale, WorldScales
-from recon4d_ros.engine.base import OBJECTS, EngineSpec, check_fits
+from recon4d_ros.engine.base import EngineSpec, check_fits
 from recon4d_ros.errors import EngineError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers
@@ -250,7 +250,7 @@ def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
     """Arrays for a step to fill."""
     n, (h, w) = spec.cameras, spec.working_size
     outputs: dict[str, NDArray] = {}
-    if spec.config != OBJECTS:
+    if spec.gives_depth:
         outputs |= {
             name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")
         }

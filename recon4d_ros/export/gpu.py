@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recon4d_ros.engine import CPU_RUNTIMES
-from recon4d_ros.engine.base import OBJECTS, SPEC_FILE, EngineSpec, sha256_of
+from recon4d_ros.engine.base import SPEC_FILE, EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.parity import check_parity, in_shares
 from recon4d_ros.export.reference import from_runtime
+from recon4d_ros.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     )
     gpu.add_argument(
         "--timing-cache",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="measured kernels, kept for the next build",
     )
@@ -120,7 +121,7 @@ def build_here(
         built.save(folder / SPEC_FILE)
         say("comparing with tensorrt")
         report = compare_apart(folder, "tensorrt", reference)
-    if spec.config not in ("learned", OBJECTS) and "error" not in report:
+    if spec.network == "recon4d_geometric" and "error" not in report:
         report = in_shares(report)
     check_parity({"tensorrt": report}, spec, f"{spec.model} with {truth}")
     return replace(built, parity={"tensorrt": report})

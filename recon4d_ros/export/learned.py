@@ -18,8 +18,9 @@ import psutil
 import torch
 from torch import nn
 
+from recon4d_ros.cameras.calibration import make_calibration
 from recon4d_ros.engine import CPU_RUNTIMES, parity_lines
-from recon4d_ros.engine.base import OBJECTS, EngineSpec, sha256_of
+from recon4d_ros.engine.base import EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.graph import builders, opset_of, write_graph
@@ -98,7 +99,7 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     say(f"writing {MODEL}, {parameters / 1e6:.1f} million parameters in {a.precision}")
     write_graph(folder / MODEL, step, frame, memory, outputs)
     spec = replace(spec, versions={**spec.versions, "opset": str(opset_of(step))})
-    unlike = outputs if spec.config == OBJECTS else extra  # whose shapes are not those of maps
+    unlike = outputs if "depth" not in outputs else extra  # whose shapes are not those of maps
     spec = replace(spec, extra_outputs={name: shapes[name] for name in unlike})
     if a.precision == "int8":
         spec = _quantize(folder, spec, a, network, step, length, say)
@@ -157,7 +158,9 @@ def make(a: ExportArguments, own: Mapping[str, Any]) -> tuple[nn.Module, Any, st
     """The network, its step, and the checkpoint's SHA-256. Raises EngineError."""
     network, sha256 = checkpoint.obtain(a.checkpoint, a.network)
     options = StepOptions(a.cameras, a.input_size, a.working_size, a.channels, a.pointers)
-    return network, checkpoint.make_step(network, a.network, options, own).eval(), sha256
+    calibration = make_calibration(a.rig, a.input_size, a.working_size) if a.rig else None
+    step = checkpoint.make_step(network, a.network, options, own, calibration)
+    return network, step.eval(), sha256
 
 
 def finished(folder: Path, spec: EngineSpec, fields: Mapping[str, Any]) -> EngineSpec:

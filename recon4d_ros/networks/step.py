@@ -47,7 +47,7 @@ class Step(Protocol):
 
     extra_outputs: tuple[str, ...]
     # outputs: tuple[str, ...] = OUTPUTS    of a network that gives something else than maps
-    # config: str = "learned"     "objects": its outputs are rows, one for each object
+    # config: str = "learned"     "objects", "occupancy", "detection": what it gives, not depth
     # described: Mapping[str, Any] = {}     what the host is to know of it, for engine.yaml
     # one_world: bool = True      False: every camera's network_position is in a world and a unit of
     # its own

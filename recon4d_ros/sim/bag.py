@@ -20,6 +20,7 @@ from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.depth_png import encode_depth
 from recon4d_ros.errors import OutputError
 from recon4d_ros.geometry import quaternion
+from recon4d_ros.sim.scenario import scenario as scenario_of
 from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator
 from recon4d_ros.types import Rig
 
@@ -44,25 +45,30 @@ def write_bag(
     rate: float = 10.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    quality: int = 92,
+    quality: int | None = None,
     workers: int = 2,
     skew_s: float = 0.0,
     ground_truth_every: int = 1,
     storage: Literal["mcap", "sqlite3"] = "mcap",
+    scenario: str = "city",
 ) -> None:
     """Simulate a drive and write it as a bag (topics: see DESIGN.md; /ground_truth/* as docs say).
 
     progress: called with (frames done, frames in all). workers: processes that render; 1 renders in
     this one. ground_truth_every: depth and masks for every n-th frame only (pose and objects are in
-    every frame). The bag's content does not depend on `workers`. Raises OutputError if the bag
-    cannot be written.
+    every frame). quality: of the JPEGs, the scenario's unless given. The bag's content does not
+    depend on `workers`. Raises OutputError if the bag cannot be written, ParameterError if there is
+    no such scenario.
     """
+    chosen = scenario_of(scenario, seed)
+    rig = chosen.rig(rig)
+    quality = chosen.conditions.jpeg_quality if quality is None else quality
     total = round(seconds * rate)
     with BagWriter(path, storage) as bag:
         start = Simulator.stamp_of(0, rate)
         bag.write_tf_static(start, rig_transforms(rig))
         for encoded in _frames(
-            rig, seconds, rate, seed, skew_s, quality, ground_truth_every, workers
+            (rig, seconds, rate, seed, skew_s, scenario), quality, ground_truth_every, workers
         ):
             _write(bag, rig, encoded)
             if progress:
@@ -118,17 +124,10 @@ def _work(index: int, quality: int, every: int) -> Encoded:
 
 
 def _frames(
-    rig: Rig,
-    seconds: float,
-    rate: float,
-    seed: int,
-    skew_s: float,
-    quality: int,
-    every: int,
-    workers: int,
+    arguments: tuple[Any, ...], quality: int, every: int, workers: int
 ) -> Iterator[Encoded]:
-    """Every frame, in order."""
-    arguments = (rig, seconds, rate, seed, skew_s)
+    """Every frame, in order. arguments: of Simulator."""
+    _, seconds, rate, *_ = arguments
     count = round(seconds * rate)
     if workers <= 1 or count < 4 or not _can_spawn():
         simulator = Simulator(*arguments)
