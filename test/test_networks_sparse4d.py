@@ -17,11 +17,11 @@ from golden_files import golden_weights, manifest, outputs
 torch = pytest.importorskip("torch")
 
 from recon4d_ros import engine as engines  # noqa: E402
-from recon4d_ros.cameras.calibration import make_calibration  # noqa: E402
+from recon4d_ros.cameras.calibration import make_calibration, overlap  # noqa: E402
 from recon4d_ros.cameras.rig import load_rig  # noqa: E402
 from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
-from recon4d_ros.engine.objects import load_objects, overlap, published_crop, seen_from  # noqa: E402
+from recon4d_ros.engine.objects import load_objects, published_crop, seen_from  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.export.parity import ALONE, align_rows  # noqa: E402
@@ -672,11 +672,17 @@ def test_depth_and_objects_are_not_mixed_up(built: Path, stereo_engine: Path) ->
 def test_what_is_known_of_the_rig_is_said(openvino) -> None:
     rig = small_rig()
     calibration = make_calibration(rig, (90, 160), SIZE, published_crop(rig, SIZE))
+    ahead = np.tile(calibration.T_base_camera[:1], (6, 1, 1))
     assert overlap(calibration) == 2
+    network = checkpoint.obtain(f"stand-in:{EXPORTED}", "sparse4d")[0]
+    options = StepOptions(6, (90, 160), SIZE)
+    for ours, views in ((calibration, 2), (replace(calibration, T_base_camera=ahead), 6)):
+        step = checkpoint.make_step(network, "sparse4d", options, {}, ours)
+        assert step.views == views, "follows from the rig that an engine is exported for"
     openvino.use(calibration)
     assert [text for text in openvino.warnings if "cameras" in text] == []
     # all six look ahead
-    same = replace(calibration, T_base_camera=np.tile(calibration.T_base_camera[:1], (6, 1, 1)))
+    same = replace(calibration, T_base_camera=ahead)
     openvino.use(same)
     assert "up to 6 cameras of this rig see the same place" in openvino.warnings[-1]
     with pytest.raises(EngineError, match="T_map_base has shape"):
