@@ -155,7 +155,7 @@ class Egomotion:
 
     def _first(self, now: Instant, prior: Prior) -> Prior:
         """The prediction of a segment's first motion: searched on the road at all speeds."""
-        views = self._road.views(now.images, now.pose, now.T_camera_base(np.zeros(6)))
+        views = self._road.views(now.images, now.pose)
         motion, score, rival = self._road.search(views, now.seconds, np.eye(3))
         if score < FIRST_SCORE or score - rival < FIRST_LEAD:
             return prior

@@ -25,10 +25,10 @@ Array = NDArray[np.float64]
 class MeasureThresholds:
     """Chosen on simulated drives (seeds below 1000), see docs/egomotion.md."""
 
-    far: float = 8.0  # pixels a prediction may be off without another look: half a window to follow
+    far: float = 8.0  # pixels a prediction may be off without another look
     few: float = 0.6  # share of the points found below which a second look is worth it
-    # variance of what points say together over what they would say if they erred independently: they
-    # share depths, lenses and a calibration
+    # variance of what points say together over what they would say if they erred independently:
+    # they share depths, lenses and a calibration
     together: float = 12.0
     patches: float = 2.0  # the same of the road's patches
     turn_known: float = 0.0015  # rad that the points may be off in rotation, for the road
@@ -94,9 +94,9 @@ class Instant:
 class Attempt:
     """A pose and what it rests on.
 
-    solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else. road:
-    what the road says of it. problem: why not to believe it, if it is not. doubt: what makes it
-    unsure.
+    solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else.
+    problem: why not to believe it, if it is not. road: what the road says of it. doubt: what makes
+    it unsure.
     """
 
     sightings: Sightings
@@ -197,7 +197,7 @@ def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | N
     """What the road says of the motion, looked for from what the points say, from the prediction,
     and, where both fit it badly, along the car's axis."""
     t = THRESHOLDS
-    views = road.views(now.images, now.pose, tried.T_camera_base)
+    views = road.views(now.images, now.pose)
     if sum(len(view.use) for view in views) < road.thresholds.fewest:
         return None
     back = geometry.inverse(now.pose)
@@ -269,7 +269,7 @@ def stands(now: Instant, tried: Attempt, road: Road) -> bool:
     motion = geometry.inverse(now.pose) @ tried.pose
     if np.linalg.norm(motion[:3, 3]) > t.creep * now.seconds:
         return False
-    views = road.views(now.images, now.pose, tried.T_camera_base)
+    views = road.views(now.images, now.pose)
     seen, table = tried.sightings, now.landmarks
     moved = np.linalg.norm(seen.pixel[seen.found] - table.pixel[seen.found], axis=1)
     stay = float((moved < t.still_pixels).mean()) if len(moved) >= 10 else 0.0
