@@ -155,12 +155,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
             f" {'grey' if spec.channels == 1 else 'RGB'}"
         ),
-        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + (
-            f"{spec.pointers} pointers of {spec.feature} values"
-            if spec.feature
-            else f"{spec.pointers} pointers"
-        ),
+        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; " + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
@@ -177,6 +172,14 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"engine {folder}: parity in engine.yaml is not a table of what export measured"
         ) from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
+
+
+def _capacity(spec: EngineSpec) -> str:
+    if not spec.gives_depth:
+        shapes = (f"{name} {'x'.join(map(str, s))}" for name, s in spec.extra_outputs.items())
+        return f"gives {', '.join(shapes)}"
+    values = f" of {spec.feature} values" if spec.feature else ""
+    return f"{spec.pointers} pointers{values}"
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:
