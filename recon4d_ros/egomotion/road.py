@@ -34,7 +34,7 @@ class RoadThresholds:
     rows: float = 11.0  # pixels between patches: as wide as one
     columns: float = 17.0
     most: int = 280  # patches of one camera
-    asked: int = 100  # of them, with texture, are looked for
+    asked: int = 80  # of them, with texture, are looked for
     fewest: int = 14  # patches with texture that a road has to have
     alike: float = 0.7  # correlation of a patch that is followed
     score: float = 0.35  # mean correlation below which it is no road, or another motion
@@ -83,7 +83,7 @@ class _Grid:
 
 
 @dataclass
-class _View:
+class RoadView:
     """One camera in one frame: the grid's patches in the newest image, and the one before."""
 
     grid: _Grid
@@ -117,7 +117,7 @@ class Road:
         """Whether any camera looks at the lane from a known height."""
         return bool(self._grids)
 
-    def views(self, images: Images, T_map_base: Array) -> list[_View]:
+    def views(self, images: Images, T_map_base: Array) -> list[RoadView]:
         """What of the road the newest images show and those taken at the last pose T_map_base [4,
         4].
 
@@ -134,10 +134,10 @@ class Road:
             if len(use) > self.thresholds.asked:
                 use = use[np.linspace(0, len(use) - 1, self.thresholds.asked).astype(int)]
             place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
-            out.append(_View(grid, reference, now, before, place, use))
+            out.append(RoadView(grid, reference, now, before, place, use))
         return out
 
-    def score(self, views: list[_View], motions: Array) -> tuple[Array, NDArray[np.int64]]:
+    def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
         """Mean correlation [K] of the patches with the images before, for motions [K, 4, 4], and of
         how many patches that is."""
         total, count = np.zeros(len(motions)), np.zeros(len(motions), np.int64)
@@ -160,7 +160,9 @@ class Road:
             count >= max(self.thresholds.fewest, 0.15 * textured), total / shown, 0.0
         ), count
 
-    def search(self, views: list[_View], seconds: float, turn: Array) -> tuple[Array, float, float]:
+    def search(
+        self, views: list[RoadView], seconds: float, turn: Array
+    ) -> tuple[Array, float, float]:
         """Any motion along the car's axis, coarse to fine, with rotation `turn` [3, 3]: the best
         [4, 4], its score, and that of the best other one."""
         t = self.thresholds
@@ -181,7 +183,7 @@ class Road:
         top = int(np.argmax(finer))
         return motions[top], float(finer[top]), float(scores[rival].max(initial=0.0))
 
-    def along(self, views: list[_View], start: Array, reach: float) -> tuple[Array, float]:
+    def along(self, views: list[RoadView], start: Array, reach: float) -> tuple[Array, float]:
         """The motion within `reach` metres of `start` [4, 4], along the car's axis, that the road
         fits best, and its score."""
         step = min(self._pixel_travel(view) for view in views) * self.thresholds.basin
@@ -192,7 +194,7 @@ class Road:
         best = int(np.argmax(scores))
         return motions[best], float(scores[best])
 
-    def _pixel_travel(self, view: _View) -> float:
+    def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
         ground, _ = self._ground(view.grid, np.arange(len(view.grid.pixel)))
         forward = np.eye(4)
@@ -202,7 +204,7 @@ class Road:
         fastest = np.nanmax(np.linalg.norm(moved - still, axis=1)[inside], initial=1e-3)
         return float(0.01 / fastest)
 
-    def measure(self, views: list[_View], prior: Prior, start: Array) -> RoadMotion | None:
+    def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
         """The motion near `start` [4, 4] that the patches agree on; None if there are too few.
 
         prior: of the motion, relative to base_link before; it holds what patches cannot see.
@@ -215,7 +217,7 @@ class Road:
         nuisance[2, 2] = 1.0
         information = np.zeros((9, 9))
         gradient, agreeing, textured = np.zeros(9), 0, 0
-        parts: list[tuple[_View, NDArray, Array, Array]] = []
+        parts: list[tuple[RoadView, NDArray, Array, Array]] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
@@ -278,7 +280,7 @@ class Road:
 
     def _voted(
         self,
-        parts: list[tuple[_View, NDArray, Array, Array]],
+        parts: list[tuple[RoadView, NDArray, Array, Array]],
         prior: Prior,
         motion: Array,
         theta: Array,
@@ -325,7 +327,7 @@ class Road:
         return grid.centre + toward * (high * over)[:, None], over
 
     def _moved(
-        self, view: _View, ground: Array, motion: Array
+        self, view: RoadView, ground: Array, motion: Array
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Where the image before shows ground points [K, 3] of now: pixels [K, 2], how a step in
         the newest image becomes one there [K, 2, 2], and which are inside."""
@@ -352,7 +354,7 @@ class Road:
         return pixel, np.where(sane[:, None, None], warp, np.eye(2)), inside & sane
 
     def _linearised(
-        self, view: _View, use: NDArray, rays: Array, motion: Array, theta: Array
+        self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
     ) -> tuple[Array, Array, Array]:
         """Residual [K, 2] of rays in the image before, its derivative [K, 2, 9] by motion, lean and
         height, and by a bump of the road there [K, 2]."""
