@@ -242,7 +242,9 @@ def test_static_depth_falls_on_itself_between_frames(name: str) -> None:
         there = second.depth[number][near[:, 1], near[:, 0]]
         free = ~second.moving[number][near[:, 1], near[:, 0]] & np.isfinite(there)
         error = np.abs(1 / there - 1 / z)[free]
-        assert free.sum() > 100 and np.median(error) < 0.004
+        # Half a pixel of the ground, whose inverse depth is linear in the row, and some outlines.
+        bound = 0.55 / (camera.k[1, 1] * camera.T_base_camera[2, 3]) + 0.001
+        assert free.sum() > 100 and (error < bound).mean() > 0.9
 
 
 def test_a_car_park_has_tight_turns_and_reversing() -> None:
