@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recon4d_ros.cameras.decode import REDUCTIONS
 from recon4d_ros.cameras.distortion import to_pixels, widest_ray
 from recon4d_ros.errors import CalibrationError
+from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Calibration, Camera, Rig
 
 WIDEST_HALF_ANGLE = np.deg2rad(
@@ -23,6 +24,9 @@ WIDEST_HALF_ANGLE = np.deg2rad(
 OUTSIDE = np.float32(
     -1e4
 )  # where a working pixel has no source: far outside, so that sampling gives nothing
+
+# where a rig's overlap is looked for: metres around and above base_link
+RADII, HEIGHTS = (2.5, 5.0, 10.0, 25.0, 50.0), (0.3, 1.0, 2.0)
 
 Crop = tuple[float, float, float, float]
 
@@ -242,3 +246,21 @@ def _grid(
         turn_image, shift = turned_pixels(camera, reduce)
         pixels = pixels @ turn_image.T + shift
     return np.where(inside[..., None], pixels, OUTSIDE).astype(np.float32)
+
+
+def overlap(calibration: Calibration) -> int:
+    """How many cameras of the rig see the same place at most, of places around it up to 50 m."""
+    angle = np.arange(0, 2 * np.pi, np.deg2rad(1.0))
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    places = np.concatenate(
+        [np.c_[radius * ring, np.full(len(ring), z)] for radius in RADII for z in HEIGHTS]
+    )
+    height, width = calibration.working_size
+    count = np.zeros(len(places), int)
+    for k, T_camera_base in zip(calibration.k, inverse(calibration.T_base_camera), strict=True):
+        points = places @ T_camera_base[:3, :3].T + T_camera_base[:3, 3]
+        pixels = points @ k.T
+        u, v = (pixels[:, :2] / np.maximum(pixels[:, 2:], 1e-5)).T
+        inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+        count += inside & (points[:, 2] > 0)
+    return int(count.max())

@@ -51,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list-scenarios", action="store_true", help="say what scenarios there are, and end"
     )
     parser.add_argument(
+        "--imu",
+        action="store_true",
+        help="also /imu (sensor_msgs/Imu, 100 Hz) with noise and bias",
+    )
+    parser.add_argument(
+        "--odometry",
+        action="store_true",
+        help="also /odom (wheel odometry, 50 Hz) with an error of scale and noise",
+    )
+    parser.add_argument(
         "--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)"
     )
     parser.add_argument(
@@ -80,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.rate,
         arguments.seed,
         scenario=arguments.scenario,
+        imu=arguments.imu,
+        odometry=arguments.odometry,
     )
     print(
         f"wrote {arguments.out}: {arguments.seconds:g} s of {arguments.scenario}, rig"
@@ -123,6 +135,8 @@ def simulate_to(
     seed: int,
     truth_every: int = 1,
     scenario: str = "city",
+    imu: bool = False,
+    odometry: bool = False,
 ) -> None:
     """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
     ParameterError, OutputError."""
@@ -137,4 +151,6 @@ def simulate_to(
             ground_truth_every=truth_every,
             progress=lambda done, _: bar.update(done - bar.n),
             scenario=scenario,
+            imu=imu,
+            odometry=odometry,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +57,7 @@ class Place:
     shelter: Shelter | None = None
 
 
+@lru_cache(2)  # the same place in other weather is made once
 def make_place(course: Course, seed: int, horizon_s: float) -> Place:
     """The course of a seed, planned for `horizon_s` seconds."""
     return _MAKERS[course](seed, horizon_s)

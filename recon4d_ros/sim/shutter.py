@@ -19,6 +19,7 @@ from recon4d_ros.sim.view import View
 _KNOTS = 9  # poses over a read-out; rows between them are interpolated
 _TAP = 2.5  # pixels of blur per sample of it
 _MOST_TAPS = 15
+_SHARP = 0.25  # pixels: less blur than this is none
 _COARSE = 2  # motion is computed at a fraction of the size
 _AT_INFINITY = 1e-4  # inverse depth of the sky
 
@@ -82,9 +83,9 @@ def blur(
     height, width = light.shape[:2]
     way = flow * np.float32(seconds)
     length = float(np.percentile(np.abs(way).max(-1), 97))
-    taps = int(np.clip(np.ceil(length / _TAP), 1, _MOST_TAPS))
-    if taps == 1:
+    if length < _SHARP:
         return light
+    taps = int(np.clip(np.ceil(length / _TAP), 3, _MOST_TAPS))
     limit = np.float32(_TAP * _MOST_TAPS)
     full = cv2.resize(np.clip(way, -limit, limit), (width, height), interpolation=cv2.INTER_NEAREST)
     v, u = np.indices((height, width), dtype=np.float32)
