@@ -154,6 +154,11 @@ class RigOfBag:
                         f"camera_info {'is' if index == 1 else 'are'} all zeros: the next is taken"
                     )
                 return message
+        if found is None:
+            raise BagError(
+                f"{self._where(camera.name)}: {camera.camera_info} is announced but holds no"
+                " message"
+            )
         return found
 
     def _frame(self, camera: CameraTopic, info: Any) -> str:

@@ -199,7 +199,7 @@ def load_spec(folder: Path) -> EngineSpec:
         for name, f in fields.items()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
-    missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields))
+    missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields), key=str)
     if missing or unknown:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} "
