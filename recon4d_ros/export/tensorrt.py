@@ -1,84 +1,292 @@
-"""ONNX -> model.engine with TensorRT 10, on the machine that will run it. Needs `tensorrt`; no
-PyTorch.
+"""ONNX -> a TensorRT engine, in a process of its own. Needs TensorRT or TensorRT for RTX; no
+PyTorch. TensorRT builds on the GPU that will run the engine, TensorRT for RTX anywhere.
 
-Written against the TensorRT 10 API documentation. No GPU was at hand: nothing below `available` has
-run yet.
+Precision is the graph's own (a strongly typed network, the only kind that TensorRT 11 and TensorRT
+for RTX have): what `recon4d export --precision fp16` left in float32, geometry above all, stays so,
+and TF32 is off. int8 is in the graph as well (quantize.py).
 
-Precision is the graph's own (a strongly typed network): what `recon4d export --precision fp16` left
-in float32, geometry above all, stays so, and TF32 is off. int8 is in the graph as well
-(quantize.py): no calibrator and no builder flag, which TensorRT 11 no longer has.
+python -m recon4d_ros.export.tensorrt REQUEST       lines of JSON, the last one the answer
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import shutil
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recon4d_ros.engine.base import EngineSpec
-from recon4d_ros.errors import EngineError
-from recon4d_ros.export.gpu import GpuOptions
+from recon4d_ros.engine import tensorrt_library
+from recon4d_ros.engine.tensorrt_library import TITLES, Build
+from recon4d_ros.errors import EngineError, OutputError, ParameterError, Recon4dError
+from recon4d_ros.export.apart import Stop, end_with_parent, run_apart
 
 MODEL = "model.engine"
-OLDEST = 10  # major version
+ROOM = 64 << 20  # bytes that an engine may have beside its weights: kernels, names of layers
+TOLD = 0.2  # seconds between two words of progress
+Progress = Callable[[str, float], None]  # what it does now, and how much of all is done (0 to 1)
 
 
-def available() -> str:
-    """Empty if this machine can build TensorRT engines, else why not."""
+@dataclass(frozen=True)
+class GpuOptions:
+    """How a GPU's engine is built. workspace: GiB of scratch memory, 0: all there is. TensorRT's
+    own: timing_cache: file that makes the next build faster; hardware_compatible: runs on other
+    GPUs of Ampere or later; version_compatible: with later versions. TensorRT for RTX's own:
+    targets: compute capabilities (`8.6`) that it is built for, empty: any."""
+
+    workspace: float = 0.0
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    targets: tuple[str, ...] = ()
+
+
+def unavailable(runtime: str) -> str:
+    """Empty if this machine can build engines for the runtime, else why not."""
     try:
-        import tensorrt as trt
+        tensorrt_library.library(runtime)
+        if runtime == "tensorrt":
+            tensorrt_library.gpu(runtime)
     except ImportError as error:
-        return f"TensorRT is not installed here ({error})"
-    if int(trt.__version__.split(".")[0]) < OLDEST:
-        return f"TensorRT {trt.__version__} is installed here, expected {OLDEST} or later"
-    try:
-        from recon4d_ros.engine.cuda import device_name
-
-        device_name()
-    except (ImportError, EngineError) as error:
-        return f"no GPU can be used here ({error})"
+        return f"{TITLES[runtime]} is not installed here ({error})"
+    except EngineError as error:
+        return str(error)
     return ""
 
 
-def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> Path:
-    """Builds folder/model.engine from the folder's ONNX. Raises EngineError with what the parser or
-    the builder said."""
-    import tensorrt as trt
+def build(
+    model: Path,
+    out: Path,
+    runtime: str,
+    options: GpuOptions,
+    *,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Progress = lambda phase, done: None,
+    stop: Stop | None = None,
+) -> Build:
+    """Builds an engine file from an ONNX file; whatever fails leaves no file.
 
-    logger = _logger()
-    trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(
-        str(folder / spec.model)
-    ):  # from a file, so that the weights beside it are found
-        said = "; ".join(str(parser.get_error(index)) for index in range(min(3, parser.num_errors)))
-        raise EngineError(f"TensorRT does not take {spec.model}: {said}")
+    Raises EngineError with what the parser (it names node and operator) or the builder said,
+    OutputError if it cannot be written, ParameterError for a compute capability that is none,
+    Stopped.
+    """
+    _check_options(runtime, options)
+    _check_room(model, out)
+    request = {
+        "model": str(model),
+        "out": str(out),
+        "runtime": runtime,
+        "options": dataclasses.asdict(options) | {"timing_cache": str(options.timing_cache or "")},
+    }
+    try:
+        built = _ask(request, say, progress, stop)
+        return Build(**built | {"targets": tuple(built["targets"])})
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def parse(model: Path, runtime: str) -> int:
+    """How many layers the library's parser makes of an ONNX file. Raises EngineError, naming node
+    and operator, if it does not take it."""
+    request = {"model": str(model), "runtime": runtime}
+    return _ask(request, lambda sentence: None, lambda phase, done: None, None)["layers"]
+
+
+def _ask(
+    request: dict[str, Any],
+    say: Callable[[str], None],
+    progress: Progress,
+    stop: Stop | None,
+) -> dict[str, Any]:
+    """What `main` answers in a process of its own."""
+    answer: dict[str, Any] = {}
+
+    def hear(line: str) -> None:
+        if line.startswith("{"):  # the library may print as well
+            told = json.loads(line)
+            if "phase" in told:
+                progress(told["phase"], told["done"])
+            elif "say" in told:
+                say(told["say"])
+            else:
+                answer.update(told)
+
+    ended = run_apart(__name__, json.dumps(request), hear=hear, stop=stop)
+    if "error" in answer:
+        raise {"OutputError": OutputError, "ParameterError": ParameterError}.get(
+            answer["kind"], EngineError
+        )(answer["error"])
+    if ended.code or "answer" not in answer:
+        raise EngineError(
+            f"{TITLES[request['runtime']]} broke off building {Path(request['model']).name}:"
+            f" {ended.said}"
+        )
+    return answer["answer"]
+
+
+def _check_options(runtime: str, options: GpuOptions) -> None:
+    """Raises ParameterError for what the runtime does not have."""
+    of_tensorrt = {
+        "--timing-cache": options.timing_cache,
+        "--hardware-compatible": options.hardware_compatible,
+        "--version-compatible": options.version_compatible,
+    }
+    wrong = (
+        [name for name, given in of_tensorrt.items() if given]
+        if runtime == "tensorrt-rtx"
+        else ["--compute-capability"] * bool(options.targets)
+    )
+    if wrong:
+        other = "tensorrt" if runtime == "tensorrt-rtx" else "tensorrt-rtx"
+        raise ParameterError(f"{wrong[0]} is for --runtime {other}, not {runtime}")
+
+
+def _check_room(model: Path, out: Path) -> None:
+    """Raises OutputError if the disk is too full for an engine of the model's size: better than
+    after minutes of building."""
+    size = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
+    free = shutil.disk_usage(out.parent).free
+    if size + ROOM > free:
+        raise OutputError(
+            f"{out.parent}: too little room for the engine: it takes about"
+            f" {(size + ROOM) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        )
+
+
+# --- in the process of its own
+
+
+def compile_engine(model: Path, out: Path, runtime: str, options: GpuOptions) -> Build:
+    """Raises EngineError, OutputError, ParameterError."""
+    start = time.perf_counter()
+    parsed = _Parsed(runtime, model)
+    trt, title, builder, network = parsed.trt, parsed.title, parsed.builder, parsed.network
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what layers it has can be asked
+    config.progress_monitor = monitor = _progress(trt, _tell)  # the config does not keep it
     if options.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.targets:
+        targets = tensorrt_library.compute_capabilities(trt, options.targets)
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            if not config.set_compute_capability(target, index):
+                raise EngineError(
+                    f"{title} does not build for compute capability {options.targets[index]}"
+                    f" beside {', '.join(options.targets[:index]) or 'others'}"
+                )
     if options.timing_cache:
-        kept = _kept(options.timing_cache, say)
+        kept = _kept(options.timing_cache, _say)
         config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False)
-    config.progress_monitor = _progress()
-    say(f"building {MODEL} with TensorRT {trt.__version__}")
     serialized = builder.build_serialized_network(network, config)
+    del monitor
     if serialized is None:
-        raise EngineError(
-            f"TensorRT cannot build {spec.model}: {logger.last or 'it gave no reason'}"
-        )
-    path = folder / MODEL
-    path.write_bytes(memoryview(serialized))
+        raise EngineError(f"{title} cannot build {model.name}: {parsed.last_error}")
+    _write(out, memoryview(serialized))
     if options.timing_cache:
-        _keep(options.timing_cache, memoryview(config.get_timing_cache().serialize()), say)
-    return path
+        _keep(options.timing_cache, memoryview(config.get_timing_cache().serialize()), _say)
+    try:
+        here = tensorrt_library.gpu(runtime)
+    except EngineError:
+        here = None
+    layers = parsed.notes.layers or (layer_kinds(parsed, serialized) if here else {})
+    return Build(
+        builder=runtime,
+        version=trt.__version__,
+        gpu=here.name if here else "",
+        compute_capability=here.compute_capability if here else "",
+        targets=options.targets,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        layers=layers,
+        network_layers=network.num_layers,
+        weights=parsed.notes.weights,
+        scratch=parsed.notes.scratch,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+class _Parsed:
+    """A network of an ONNX file. Raises EngineError: the sentence names node and operator."""
+
+    def __init__(self, runtime: str, model: Path) -> None:
+        self.trt = trt = tensorrt_library.library(runtime)
+        self.title = title = tensorrt_library.title(runtime)
+        self.notes = _Notes()
+        self.logger = tensorrt_library.make_logger(trt)
+        self.logger.hear = self.notes
+        self.builder = trt.Builder(self.logger)
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        self.network = self.builder.create_network(typed)
+        parser = trt.OnnxParser(self.network, self.logger)
+        # from a file, so that the weights beside it are found
+        if parser.parse_from_file(str(model)):
+            return
+        if not parser.num_errors:
+            raise EngineError(f"{title} does not take {model.name}: {self.last_error}")
+        error = parser.get_error(0)
+        name, operator = error.node_name(), error.node_operator()
+        if not name:  # not every error knows its node; the parser says each before it reads it
+            name, operator = self.notes.node
+        where = f"node {name} ({operator}): " if name or operator else ""
+        raise EngineError(
+            f"{title} does not take {model.name}: {where}{tensorrt_library.one_line(error.desc())}"
+        )
+
+    @property
+    def last_error(self) -> str:
+        return self.logger.errors[-1] if self.logger.errors else "it gives no reason"
+
+
+class _Notes:
+    """What is worth keeping of the library's messages."""
+
+    NODE = re.compile(r"(?:Static check for p|P)arsing node: (.*) \[(\w+)\]")
+    MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes")
+
+    def __init__(self) -> None:
+        self.node = ("", "")
+        self.weights = self.scratch = 0.0  # MiB
+        self.layers: dict[str, int] = {}
+
+    def __call__(self, severity: str, message: str) -> None:
+        if found := self.NODE.match(message):
+            self.node = (found[1], found[2])
+        elif found := self.MEMORY.match(message):
+            mib = round(int(found[2]) / 2**20, 1)
+            if found[1] == "Weights":
+                self.weights = mib
+            else:
+                self.scratch = mib
+        elif message.startswith("Layers:"):  # TensorRT for RTX says what EngineInspector would
+            self.layers = dict(Counter(re.findall(r"\bLayerType: (\w+)", message)))
+
+
+def layer_kinds(parsed: _Parsed, serialized: Any) -> dict[str, int]:
+    """How many layers of each kind an engine has, as EngineInspector says: that takes a GPU."""
+    engine = parsed.trt.Runtime(parsed.logger).deserialize_cuda_engine(serialized)
+    layers = [] if engine is None else tensorrt_library.inspect_layers(parsed.trt, engine)
+    return dict(Counter(kind for _, kind in layers))
+
+
+def _write(path: Path, data: memoryview) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _kept(cache: Path, say: Callable[[str], None]) -> bytes:
@@ -100,45 +308,77 @@ def _keep(cache: Path, timings: memoryview, say: Callable[[str], None]) -> None:
         )
 
 
-def _logger() -> Any:
-    import tensorrt as trt
-
-    class Logger(trt.ILogger):
-        """Keeps the last error for the sentence; warnings are TensorRT's own affair."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.last = message
-
-    return Logger()
-
-
-def _progress() -> Any:
-    import tensorrt as trt
-    from tqdm import tqdm
-
-    class Progress(trt.IProgressMonitor):
-        """One bar per phase of the build."""
+def _progress(trt: Any, tell: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        """Phases lie within phases: each step of one counts as much as its other steps. The library
+        calls from several threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._bars: dict[str, tqdm] = {}
+            self._lock = threading.Lock()
+            self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, done
+            self._told = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._bars[phase_name] = tqdm(
-                total=num_steps, desc=phase_name, file=sys.stderr, leave=parent_phase is None
-            )
+            with self._lock:
+                self._phases[phase_name] = (parent_phase, max(num_steps, 1), 0)
+                self._tell()
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            bar = self._bars[phase_name]
-            bar.update(step + 1 - bar.n)
+            with self._lock:
+                if phase_name in self._phases:
+                    parent, steps, _ = self._phases[phase_name]
+                    self._phases[phase_name] = (parent, steps, min(step + 1, steps))
+                    self._tell()
             return True  # go on
 
         def phase_finish(self, phase_name: str) -> None:
-            self._bars.pop(phase_name).close()
+            with self._lock:
+                self._phases.pop(phase_name, None)
 
-    return Progress()
+        def _done(self, phase: str) -> float:
+            _, steps, done = self._phases[phase]
+            within = [name for name, (parent, _, _) in self._phases.items() if parent == phase]
+            return (done + max(map(self._done, within), default=0.0) * (done < steps)) / steps
+
+        def _tell(self) -> None:
+            now = time.monotonic()
+            roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]
+            if roots and now - self._told > TOLD:
+                self._told = now
+                tell(list(self._phases)[-1], max(map(self._done, roots)))
+
+    return Monitor()
+
+
+def _tell(phase: str, done: float) -> None:
+    print(json.dumps({"phase": phase, "done": round(done, 3)}), flush=True)
+
+
+def _say(sentence: str) -> None:
+    print(json.dumps({"say": sentence}), flush=True)
+
+
+def main(request: str) -> int:
+    end_with_parent()
+    asked = json.loads(request)
+    runtime, model = asked["runtime"], Path(asked["model"])
+    try:
+        if "out" not in asked:
+            answer: dict[str, Any] = {"layers": _Parsed(runtime, model).network.num_layers}
+        else:
+            given = asked["options"]
+            cache = Path(given["timing_cache"]) if given["timing_cache"] else None
+            options = GpuOptions(
+                **{**given, "timing_cache": cache, "targets": tuple(given["targets"])}
+            )
+            answer = dataclasses.asdict(compile_engine(model, Path(asked["out"]), runtime, options))
+    except Recon4dError as error:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
+        return 0
+    print(json.dumps({"answer": answer}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
