@@ -34,10 +34,10 @@ demo: setup ## simulate a drive (or take BAG), run player, node and recorder ove
 	else exit $$code; fi
 
 test: setup lint ## ruff, mypy and the whole test suite
-	@$(ROS) python -m pytest $(ARGS)
+	@$(ROS) python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-full: setup dev ## what make test leaves out: networks at their published sizes; half an hour, up to 8 GB of memory and of disk
-	@$(ROS) python -m pytest -m full $(ARGS)
+	@RECON4D_HYPOTHESIS=searching $(ROS) python -m pytest -m 'full or not full' $(ARGS)
 
 lint: dev ## ruff and mypy only
 	@$(ROS) ruff check .

@@ -3,14 +3,12 @@ network itself."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from golden_files import golden_weights, manifest, outputs, relative
+from graph_parity import check_graph
 
 torch = pytest.importorskip("torch")
 
@@ -19,7 +17,7 @@ from recon4d_ros.networks import checkpoint, dymultidepth, stand_in  # noqa: E40
 from recon4d_ros.networks.dymultidepth import DyMultiDepth  # noqa: E402
 from recon4d_ros.networks.dymultidepth_step import DyMultiDepthStep, relative_poses  # noqa: E402
 from recon4d_ros.networks.photometric import cost_volume  # noqa: E402
-from recon4d_ros.networks.step import StepOptions  # noqa: E402
+from recon4d_ros.networks.step import OUTPUTS, StepOptions  # noqa: E402
 
 SIZE = (32, 64)
 
@@ -295,37 +293,17 @@ def test_confidence_says_what_supports_the_depth() -> None:
     "backbone", ["resnet18", pytest.param("efficientnetb5", marks=pytest.mark.full)]
 )
 def test_the_exported_step_computes_the_same(backbone: str, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     step = step_of(2, backbone=backbone).eval()
-    names = [*step.frame_inputs(), *step.memory_shapes()]
-    path = tmp_path / "model.onnx"
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            step,
-            (*frame(step, 0, 0.0), *empty(step)),
-            dynamo=True,
-            opset_version=18,
-            input_names=names,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    wanted = [x.name for x in session.get_inputs()]
-    ours = theirs = empty(step)
+    outputs = [*OUTPUTS, *step.extra_outputs, *step.memory_shapes()]
+    frames, expected, memory = [], [], empty(step)
     for i in range(3):
         now = frame(step, i, 0.5 * i)
         with torch.inference_mode():
-            expected = step(*now, *ours)
-        feed = dict(zip(names, [*now, *theirs], strict=True))
-        found = session.run(None, {name: feed[name].numpy() for name in wanted})
-        ours, theirs = list(expected[4:]), [torch.from_numpy(x) for x in found[4:]]
-        for x, y in zip(found, expected, strict=True):
-            difference = np.linalg.norm(x.astype(float) - y.numpy()) / max(
-                np.linalg.norm(y.numpy().astype(float)), 1e-9
-            )
-            assert difference < 1e-3, difference
+            out = step(*now, *memory)
+        memory = list(out[4:])
+        frames.append(dict(zip(step.frame_inputs(), now, strict=True)))
+        expected.append(dict(zip(outputs, out, strict=True)))
+    check_graph(step, frames, expected, tmp_path / "model.onnx")
 
 
 def test_sizes_and_options_that_do_not_fit() -> None:

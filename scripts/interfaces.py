@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Rewrite the tables of README.md between their markers from the code that they describe; `--check`
-only says whether they are in step.
+"""Rewrite the tables of docs/interfaces.md between their markers from the code that they describe;
+`--check` only says whether they are in step.
 
-Runs in the ROS environment (scripts/ros_env.sh python scripts/readme.py): the topics are the node's
-own table.
+Runs in the ROS environment: `scripts/ros_env.sh python scripts/interfaces.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.ros.parameters import CameraParameters, all_parameters
 from recon4d_ros.ros.publishers import topic_table
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs/interfaces.md"
 
 
 def topics() -> str:
@@ -42,26 +41,27 @@ def _row(info: ParameterInfo, prefix: str = "") -> str:
 
 
 def rewritten(text: str, tables: Iterable[tuple[str, str]]) -> str:
-    """README with each table put between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    """The page with each table put between `<!-- NAME -->` and `<!-- /NAME -->`."""
     for name, table in tables:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no markers for {name}")
+            raise SystemExit(f"docs/interfaces.md has no markers for {name}")
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text
 
 
 def main() -> int:
-    text = README.read_text()
+    text = PAGE.read_text()
     new = rewritten(text, (("topics", topics()), ("parameters", parameters())))
     if "--check" in sys.argv:
         print(
-            "README.md is in step with the code"
+            "docs/interfaces.md is in step with the code"
             if new == text
-            else "README.md is out of step: run scripts/ros_env.sh python scripts/readme.py"
+            else "docs/interfaces.md is out of step: run scripts/ros_env.sh python"
+            " scripts/interfaces.py"
         )
         return int(new != text)
-    README.write_text(new)
+    PAGE.write_text(new)
     return 0
 
 
