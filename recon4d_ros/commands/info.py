@@ -10,6 +10,7 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.cameras.rig import BASE_FRAME, CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.commands.common import add_base_frame
 from recon4d_ros.engine import describe as describe_engine
+from recon4d_ros.engine import layers
 from recon4d_ros.errors import BagError, EngineError, OutputError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.reconstructor import Parameters
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="write the rig of a bag, or of a rig file, as a rig file",
     )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="list every layer of a TensorRT engine, which takes the GPU it is for",
+    )
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -52,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
     else:
         print(describe_path(arguments.path, arguments.base_frame))
+        if arguments.layers:
+            print("\n".join(layer_lines(arguments.path)))
         if arguments.save_rig:
             _save_rig(arguments.path, arguments.save_rig, arguments.base_frame)
     return 0
@@ -86,6 +94,13 @@ def describe_path(path: Path, base_frame: str = BASE_FRAME) -> str:
         return "\n".join(_checkpoint_lines(path))
     with BagReader(path) as reader:
         return "\n".join(bag_lines(reader, base_frame))
+
+
+def layer_lines(folder: Path) -> list[str]:
+    """Number, kind and name of every layer of a TensorRT engine. Raises EngineError."""
+    return [
+        f"  layer {index:4}  {kind:20}  {name}" for index, (name, kind) in enumerate(layers(folder))
+    ]
 
 
 def _checkpoint_lines(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
+from recon4d_ros.engine import tensorrt_library
 from recon4d_ros.engine.base import (
     Engine,
     EngineSpec,
@@ -15,7 +16,7 @@ from recon4d_ros.engine.base import (
     source_spec,
 )
 from recon4d_ros.engine.hosted import HostedEngine, Runtime
-from recon4d_ros.engine.tensorrt_library import TITLES, Build, gpu, library
+from recon4d_ros.engine.tensorrt_library import TITLES, Build
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
 
@@ -26,6 +27,7 @@ __all__ = [
     "EngineSpec",
     "describe",
     "find_engine",
+    "layers",
     "load",
     "load_spec",
     "parity_lines",
@@ -220,12 +222,34 @@ def build_lines(spec: EngineSpec) -> list[str]:
             "it was not run when it was built: there was no GPU, or nothing to compare with"
         )
     try:
-        here = gpu(build.builder)
-        why = build.misfit(library(build.builder).__version__, here)
+        here = tensorrt_library.gpu(build.builder)
+        why = build.misfit(tensorrt_library.library(build.builder).__version__, here)
         lines.append(f"it does not run here: {why}" if why else f"it runs here, on {here}")
     except (ImportError, EngineError) as error:
         lines.append(f"it does not run here: {error}")
     return lines
+
+
+def layers(folder: Path) -> list[tuple[str, str]]:
+    """Name and kind of every layer of a TensorRT engine, as EngineInspector has them. Raises
+    EngineError, also where there is no GPU to load it on."""
+    spec = load_spec(folder)
+    where = f"engine {folder}"
+    if spec.runtime not in TITLES:
+        raise EngineError(f"{where}: holds {spec.model}: expected a TensorRT engine")
+    model = check_files(folder, spec)
+    try:
+        here = tensorrt_library.gpu(spec.runtime)
+        from recon4d_ros.engine.tensorrt import load_engine
+
+        engine = load_engine(spec.runtime, model, spec, here)
+        return tensorrt_library.inspect_layers(tensorrt_library.library(spec.runtime), engine)
+    except ImportError as error:
+        raise EngineError(
+            f"{where}: {TITLES[spec.runtime]} is not installed here ({error})"
+        ) from None
+    except EngineError as error:
+        raise EngineError(f"{where}: {error}") from None
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:

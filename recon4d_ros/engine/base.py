@@ -148,6 +148,11 @@ class Engine(Protocol):
         none is needed."""
         ...
 
+    def gpu_memory(self) -> tuple[float, float]:
+        """MiB in use on the GPU, by all programs, and MiB there are; 0 if it runs on the CPU, NaN
+        if that is not known."""
+        ...
+
     def close(self) -> None:
         """Gives the runtime's memory back."""
 

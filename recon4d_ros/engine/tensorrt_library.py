@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ def library(runtime: str) -> Any:
             f" {OLDEST[runtime]} or later"
         )
     return module
+
+
+def installed(runtime: str) -> bool:
+    """Whether there is such a module; unlike `library`, without loading hundreds of megabytes."""
+    return any(importlib.util.find_spec(name) is not None for name in _MODULES[runtime])
 
 
 def title(runtime: str) -> str:
@@ -110,7 +116,11 @@ class Build:
                 str(kind): int(count) for kind, count in (given.get("layers") or {}).items()
             }
             build = Build(**given)
-            if build.builder not in TITLES:
+            texts = (build.version, build.gpu, build.compute_capability, build.source)
+            numbers = (build.network_layers, build.weights, build.scratch, build.seconds)
+            if build.builder not in TITLES or not all(isinstance(text, str) for text in texts):
+                raise ValueError
+            if not all(isinstance(number, int | float) for number in numbers):
                 raise ValueError
             return build
         except (TypeError, ValueError, AttributeError):

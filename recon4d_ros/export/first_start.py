@@ -1,9 +1,11 @@
 """What runs an engine on this machine, built first where need be: TensorRT engines are made where
 they run, from the engine's ONNX, at the first start and again when TensorRT or the GPU is another.
 
-They are kept in a folder of their own, beside none of the installed engines, which may be read-only:
+They are kept in a folder of their own, for the installed engines may be read-only:
 
-    CACHE/engines/NAME-<checksum of what the ONNX engine computes>/<builder, version, GPU or targets>
+    CACHE/engines/NAME-CHECKSUM/BUILDER-VERSION-GPU (or what GPUs it is for)
+
+where the checksum is of all that decides what the ONNX engine computes.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ import fcntl
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from recon4d_ros import paths
-from recon4d_ros.engine import RUNTIMES
-from recon4d_ros.engine.base import EngineSpec, check_files, identity, load_spec
-from recon4d_ros.engine.tensorrt_library import TITLES, Build, Gpu, gpu, library
+from recon4d_ros.engine import RUNTIMES, tensorrt_library
+from recon4d_ros.engine.base import SPEC_FILE, EngineSpec, check_files, identity, load_spec
+from recon4d_ros.engine.tensorrt_library import TITLES, Build, Gpu
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
 from recon4d_ros.export import onnx_engine, rebuild
 from recon4d_ros.export.apart import Stop
@@ -40,7 +42,7 @@ class Wanted:
     folder: Path
     runtime: str = ""
     source: Path | None = None
-    options: GpuOptions = GpuOptions()
+    options: GpuOptions = field(default_factory=GpuOptions)
     reason: str = ""
 
     @property
@@ -49,7 +51,7 @@ class Wanted:
 
     @property
     def title(self) -> str:
-        return f"{TITLES[self.runtime]} {library(self.runtime).__version__}"
+        return tensorrt_library.title(self.runtime)
 
 
 def wanted(
@@ -122,7 +124,8 @@ def build(
     with _alone(room, say, stop or Stop()):
         if _whole(wanted.folder):  # somebody else was faster
             return Wanted(wanted.folder, wanted.runtime)
-        for left in room.glob(".*.*"):  # of a build that was cut off: nobody else builds now
+        broken = () if (wanted.folder / SPEC_FILE).is_file() else (wanted.folder,)
+        for left in (*room.glob(".*.*"), *broken):  # of a build that was cut off: none runs now
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
         rebuild(
@@ -147,15 +150,13 @@ def _usable(spec: EngineSpec, without_gpu: bool) -> tuple[str, str]:
     if not spec.model.endswith(".onnx"):
         return "", ""
     reasons = []
-    for runtime in TITLES:
+    for runtime in filter(tensorrt_library.installed, TITLES):
         try:
-            library(runtime)
             if not (without_gpu and runtime == "tensorrt-rtx"):
-                gpu(runtime)
+                tensorrt_library.gpu(runtime)
+            tensorrt_library.library(runtime)
             return runtime, ""
-        except ImportError:
-            continue
-        except EngineError as error:
+        except (ImportError, EngineError) as error:
             reasons.append(str(error))
     if without_gpu:
         missing = "; ".join(reasons) or f"neither {' nor '.join(TITLES.values())} is installed here"
@@ -165,8 +166,8 @@ def _usable(spec: EngineSpec, without_gpu: bool) -> tuple[str, str]:
 
 def _here(folder: Path, runtime: str, without_gpu: bool) -> tuple[str, Gpu | None]:
     try:
-        version = library(runtime).__version__
-        here = gpu(runtime)
+        version = tensorrt_library.library(runtime).__version__
+        here = tensorrt_library.gpu(runtime)
     except ImportError as error:
         raise EngineError(
             f"engine {folder}: {TITLES[runtime]} is not installed here ({error})"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from recon4d_ros.engine import CPU_RUNTIMES
+from recon4d_ros.engine import CPU_RUNTIMES, tensorrt_library
 from recon4d_ros.engine.base import SPEC_FILE, EngineSpec, identity, sha256_of
-from recon4d_ros.engine.tensorrt_library import TITLES, gpu, title
+from recon4d_ros.engine.tensorrt_library import TITLES
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export import tensorrt
 from recon4d_ros.export.apart import Stop, run_apart
@@ -81,7 +81,7 @@ def build_or_explain(
     other = "tensorrt-rtx"  # whose parser is TensorRT's, and needs no GPU
     if runtime != other and not tensorrt.unavailable(other):
         layers = tensorrt.parse(folder / spec.model, other)
-        say(f"the parser of {title(other)} takes it: {layers} layers")
+        say(f"the parser of {tensorrt_library.title(other)} takes it: {layers} layers")
     say(
         f"{reason}: the ONNX is written and checked, the {TITLES[runtime]} engine is not built; on"
         f" the vehicle the node builds it when it starts, or run `recon4d export --from THIS_FOLDER"
@@ -120,7 +120,7 @@ def build_here(
             )
             if ended.code:
                 raise EngineError(f"{spec.model} with {truth}: {ended.said}")
-        say(f"building {tensorrt.MODEL} with {title(runtime)}")
+        say(f"building {tensorrt.MODEL} with {tensorrt_library.title(runtime)}")
         model = folder / tensorrt.MODEL
         build = tensorrt.build(
             folder / spec.model, model, runtime, options, say=say, progress=progress, stop=stop
@@ -151,7 +151,7 @@ def build_here(
 def _runs_here(runtime: str, options: GpuOptions) -> bool:
     """Whether there is a GPU here, and it is one that is built for."""
     try:
-        here = gpu(runtime)
+        here = tensorrt_library.gpu(runtime)
         return not options.targets or here.compute_capability in options.targets
     except EngineError:
         return False

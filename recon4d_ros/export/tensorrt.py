@@ -167,7 +167,7 @@ def _check_room(model: Path, out: Path) -> None:
 def compile_engine(model: Path, out: Path, runtime: str, options: GpuOptions) -> Build:
     """Raises EngineError, OutputError, ParameterError."""
     start = time.perf_counter()
-    parsed = _Parsed(runtime, model)
+    parsed = Parsed(runtime, model)
     trt, title, builder, network = parsed.trt, parsed.title, parsed.builder, parsed.network
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -219,8 +219,9 @@ def compile_engine(model: Path, out: Path, runtime: str, options: GpuOptions) ->
     )
 
 
-class _Parsed:
-    """A network of an ONNX file. Raises EngineError: the sentence names node and operator."""
+class Parsed:
+    """The library's network of an ONNX file, in this process. Raises EngineError: the sentence
+    names node and operator."""
 
     def __init__(self, runtime: str, model: Path) -> None:
         self.trt = trt = tensorrt_library.library(runtime)
@@ -242,9 +243,17 @@ class _Parsed:
         if not name:  # not every error knows its node; the parser says each before it reads it
             name, operator = self.notes.node
         where = f"node {name} ({operator}): " if name or operator else ""
-        raise EngineError(
-            f"{title} does not take {model.name}: {where}{tensorrt_library.one_line(error.desc())}"
-        )
+        # after its reason come whatever errors the library had before, e.g. that there is no GPU
+        reason = re.sub(r"\[\w+\.cpp::.*$", "", tensorrt_library.one_line(error.desc())).strip()
+        raise EngineError(f"{title} does not take {model.name}: {where}{reason}")
+
+    @property
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Name: shape and NumPy's type, of all inputs and outputs."""
+        network = self.network
+        found = [network.get_input(index) for index in range(network.num_inputs)]
+        found += [network.get_output(index) for index in range(network.num_outputs)]
+        return {value.name: (tuple(value.shape), self.trt.nptype(value.dtype)) for value in found}
 
     @property
     def last_error(self) -> str:
@@ -275,7 +284,7 @@ class _Notes:
             self.layers = dict(Counter(re.findall(r"\bLayerType: (\w+)", message)))
 
 
-def layer_kinds(parsed: _Parsed, serialized: Any) -> dict[str, int]:
+def layer_kinds(parsed: Parsed, serialized: Any) -> dict[str, int]:
     """How many layers of each kind an engine has, as EngineInspector says: that takes a GPU."""
     engine = parsed.trt.Runtime(parsed.logger).deserialize_cuda_engine(serialized)
     layers = [] if engine is None else tensorrt_library.inspect_layers(parsed.trt, engine)
@@ -365,7 +374,7 @@ def main(request: str) -> int:
     runtime, model = asked["runtime"], Path(asked["model"])
     try:
         if "out" not in asked:
-            answer: dict[str, Any] = {"layers": _Parsed(runtime, model).network.num_layers}
+            answer: dict[str, Any] = {"layers": Parsed(runtime, model).network.num_layers}
         else:
             given = asked["options"]
             cache = Path(given["timing_cache"]) if given["timing_cache"] else None

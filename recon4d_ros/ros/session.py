@@ -22,11 +22,13 @@ from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo
 
+from recon4d_ros.engine import check_fits_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
+from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
@@ -39,6 +41,7 @@ from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
+GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -79,10 +82,12 @@ class Session:
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._reconstructor: Reconstructor | None = None
+        self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
+        self._gpu_measured = 0.0  # monotonic time
         self._stamp_ns = 0
         self._last_ns: int | None = (
             None  # stamp of the last frame set of this drive, in the worker's thread
@@ -143,8 +148,15 @@ class Session:
             idle=self._publish_map_if_due,
         )
         opened.callback(self._worker.close)
+        opened.callback(self._start.stop)
         if setup.rig is not None:
-            self._worker.call(partial(self._load, setup.rig)).result()
+            loading = self._worker.call(partial(self._load, setup.rig))
+            while not loading.done() and not self._start.begun.wait(0.01):
+                pass
+            if loading.done():
+                loading.result()
+            else:  # it is built, which may take minutes, in which the node has to be heard
+                self._loading = loading
 
     def _disconnect(self) -> None:
         for camera in self._cameras:
@@ -214,10 +226,14 @@ class Session:
         if self.active and not self.paused:
             self._hand_over(self._synchronizer.poll(self._now()))
 
+    def tell_progress(self) -> None:
+        """Once a second: into the log, of an engine that is built."""
+        self._start.tell()
+
     def waiting(self) -> list[str]:
         """What is missing before frame sets can come."""
         if self._loading is not None:
-            return ["the engine to load"]
+            return [self._start.progress or "the engine to load"]
         missing = self._source.missing()
         if not missing and self.active:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
@@ -318,14 +334,20 @@ class Session:
 
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
-        reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
+        want = self._start(
+            folder, lambda: check_fits_rig(load_spec(folder), rig, f"engine {folder}")
+        )
+        reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
         self._publishers.calibrate(reconstructor.calibration)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
-            folder.name, engine.spec.runtime, engine.device, engine.spec.warning
+            folder.name,
+            want.runtime or engine.spec.runtime,
+            engine.device,
+            "; ".join(filter(None, (engine.spec.warning, self._start.warning))),
         )
         self._log.info(
-            f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for"
+            f"engine {folder.name} ({self.health.engine.runtime} on {engine.device}) for"
             f" {len(rig.cameras)} camera(s)"
         )
         if engine.spec.warning:
@@ -377,11 +399,19 @@ class Session:
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
+        self._measure_gpu(reconstructor)
         self.health.done(
             result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
         )
         self.show_status()
         self._publish_map_if_due()
+
+    def _measure_gpu(self, reconstructor: Reconstructor) -> None:
+        """Once a second: it is a call to the driver."""
+        now = time.monotonic()
+        if now - self._gpu_measured > GPU_PERIOD:
+            self._gpu_measured = now
+            self.health.gpu_memory = reconstructor.engine.gpu_memory()
 
     def _step_failed(self, error: Exception) -> None:
         """A frame set that the algorithm could not take: said, counted, and the next one comes."""
