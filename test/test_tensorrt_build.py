@@ -35,6 +35,7 @@ from recon4d_ros.engine.tensorrt_library import Build  # noqa: E402
 from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
 from recon4d_ros.export import apart, tensorrt  # noqa: E402
 from recon4d_ros.export.tensorrt import GpuOptions  # noqa: E402
+from recon4d_ros.export.tensorrt_compiler import Parsed  # noqa: E402
 
 RTX = "tensorrt-rtx"
 SHIPPED = sorted(path.name for path in paths.engines().iterdir())
@@ -87,7 +88,7 @@ def shipped(begin) -> dict[str, Future]:
     return {name: begin(paths.engines() / name / "model.onnx") for name in SHIPPED}
 
 
-def check(built: tuple[Build, int], parsed: tensorrt.Parsed, spec: EngineSpec) -> None:
+def check(built: tuple[Build, int], parsed: Parsed, spec: EngineSpec) -> None:
     build, size = built
     assert build.builder == RTX and build.version == tensorrt_library.library(RTX).__version__
     assert build.network_layers >= parsed.network.num_layers > 100
@@ -108,7 +109,7 @@ def check(built: tuple[Build, int], parsed: tensorrt.Parsed, spec: EngineSpec) -
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_engine_is_built(name, shipped) -> None:
     folder = paths.engines() / name
-    parsed = tensorrt.Parsed(RTX, folder / "model.onnx")
+    parsed = Parsed(RTX, folder / "model.onnx")
     check(shipped[name].result(), parsed, load_spec(folder))
 
 
@@ -116,7 +117,7 @@ def test_every_shipped_engine_is_built(name, shipped) -> None:
 def test_every_published_network_is_built(name, shipped, begin, learned_engine) -> None:
     folder = learned_engine(name)
     future = begin(folder / "model.onnx")
-    parsed = tensorrt.Parsed(RTX, folder / "model.onnx")
+    parsed = Parsed(RTX, folder / "model.onnx")
     check(future.result(), parsed, load_spec(folder))
 
 

@@ -82,7 +82,8 @@ def run_apart(
     last = ""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            # runpy warns of modules that their package imports as well
+            [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", module, *arguments],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stdout=subprocess.PIPE,
             stderr=errors,
