@@ -62,7 +62,7 @@ SIZES = {  # of the working image; the geometric network's: as `recon4d export -
     "driv3r": ((224, 224), (224, 224)),
     "point3r": ((224, 224), (224, 224)),
 }
-POINTERS = {"geometric": 2048, "dymultidepth": 1024, "driv3r": 1024, "point3r": 1024}
+POINTERS = {"geometric": 2048, "dymultidepth": 1024, "driv3r": 1024, "point3r": 2048}
 BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501
 SMALL_SIZES = {
     "geometric": ((128, 256), (64, 128)),
@@ -408,6 +408,9 @@ def held_against(run: Run, truth: Run, spec: EngineSpec, steps: int) -> dict[str
     own: dict[str, dict[str, float]] = {}
     fed: dict[str, dict[str, float]] = {}
     names = list(spec.options["memory"])
+    nothing = {name: np.zeros(shape, np.float32) for name, shape in spec.options["memory"].items()}
+    run.remember(nothing)
+    truth.remember(nothing)
 
     def compare(into: dict[str, dict[str, float]], got: Mapping, expected: Mapping) -> None:
         for name in expected:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed here: `make tensorrt`"
 )
 onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch", reason="exporting needs PyTorch (requirements/dev.txt)")
 
 from onnx import TensorProto, helper  # noqa: E402
 from tiny_engine import network, tiny_engine  # noqa: E402
@@ -33,14 +35,15 @@ from recon4d_ros.engine import tensorrt_library  # noqa: E402
 from recon4d_ros.engine.base import EngineSpec, load_spec  # noqa: E402
 from recon4d_ros.engine.tensorrt_library import Build  # noqa: E402
 from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
-from recon4d_ros.export import apart, tensorrt  # noqa: E402
+from recon4d_ros.export import apart, tensorrt, tensorrt_compiler  # noqa: E402
 from recon4d_ros.export.tensorrt import GpuOptions  # noqa: E402
 from recon4d_ros.export.tensorrt_compiler import Parsed  # noqa: E402
 
 RTX = "tensorrt-rtx"
 SHIPPED = sorted(path.name for path in paths.engines().iterdir())
 LEARNED = ("point3r", "driv3r", "dymultidepth")
-MEMORY, UINT8 = np.float32, {"images", "moving", "color"}
+UINT8 = {"images", "moving", "color"}
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 Built = Callable[[Path], Future]
 
@@ -121,20 +124,102 @@ def test_every_published_network_is_built(name, shipped, begin, learned_engine) 
     check(future.result(), parsed, load_spec(folder))
 
 
+PRECISIONS = ("fp16", "bf16", "int8")
+
+
+def lowered(model: Path, precision: str) -> None:
+    """Writes the ONNX of a published network, tiny, in fp16 or bf16, as recon4d export does."""
+    from conftest import LEARNED as CHECKPOINTS
+
+    from recon4d_ros.export import ExportArguments, learned
+    from recon4d_ros.export.graph import write_graph
+    from recon4d_ros.networks.step import OUTPUTS
+
+    a = ExportArguments(
+        *("learned", 1, (32, 64), (32, 64)),
+        network="driv3r",
+        pointers=60,
+        precision=precision,
+        checkpoint=CHECKPOINTS["driv3r"],
+    )
+    net, step, _ = learned.make(a, {})
+    learned.lower(net, a)
+    outputs = (*OUTPUTS, *step.extra_outputs)
+    write_graph(model, step, step.frame_inputs(), step.memory_shapes(), outputs)
+
+
+def quantized(model: Path, engine: Path) -> None:
+    """Writes the ONNX of an engine in int8, its activations' ranges those of one step of noise."""
+    from recon4d_ros.export import quantize
+    from recon4d_ros.export.reference import inputs_of
+    from recon4d_ros.networks import dymultidepth
+
+    spec = load_spec(engine)
+    shutil.copy(engine / spec.model, model)
+    rng = np.random.default_rng(0)
+    memory = {name: rng.random(s, np.float32) for name, s in spec.options["memory"].items()}
+    np.savez(model.with_name("step.npz"), **inputs_of(spec, 0), **memory)
+    with torch.device("meta"):
+        modules = dymultidepth.DyMultiDepth().quantizable()
+    inside = [f"network.{name}" for name in modules]
+    assert quantize.quantize(model, inside, [model.with_name("step.npz")]) > 10
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_network_is_built_in_every_precision_that_is_offered(
+    precision, shipped, begin, learned_engine, tmp_path
+) -> None:
+    model = tmp_path / precision / "model.onnx"
+    model.parent.mkdir()
+    if precision == "int8":
+        quantized(model, learned_engine("dymultidepth"))
+    else:
+        lowered(model, precision)
+    future = begin(model)
+    kinds = {value.data_type for value in onnx.load(model).graph.initializer}
+    assert {
+        "fp16": TensorProto.FLOAT16,
+        "bf16": TensorProto.BFLOAT16,
+        "int8": TensorProto.INT8,
+    }[precision] in kinds
+    build, size = future.result()
+    assert build.network_layers > 100 and size > 1e6 * build.weights
+
+
+def test_products_in_fp8_are_built(tmp_path, begin) -> None:
+    """As onnxruntime.quantization writes them from opset 19 on. No CPU multiplies in FP8, so that
+    recon4d export does not offer it."""
+    fp8 = TensorProto.FLOAT8E4M3FN
+    weights = helper.make_tensor("w", fp8, [8, 8], [0.5] * 64)
+    one = helper.make_tensor("one", FLOAT, [], [1.0])
+    zero = helper.make_tensor("zero", fp8, [], [0.0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "zero"], ["b"]),
+        helper.make_node("MatMul", ["a", "b"], ["y"]),
+    ]
+    model = tmp_path / "fp8" / "model.onnx"
+    save(model, nodes, [("x", FLOAT, [4, 8])], [("y", FLOAT, [4, 8])], [weights, one, zero], 19)
+    build, _ = begin(model).result()
+    assert build.network_layers >= 4
+
+
 # --- what goes wrong
 
 
-def save(path: Path, nodes: list, inputs: list, outputs: list, initializers: list = ()) -> None:
+def save(
+    path: Path, nodes: list, inputs: list, outputs: list, initializers: list = (), opset: int = 18
+) -> None:
     path.parent.mkdir(exist_ok=True)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes, "g", [value(*i) for i in inputs], [value(*o) for o in outputs], list(initializers)
     )
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    opsets = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 REFUSED = {
     "an operator there is none of": (
         [helper.make_node("Det", ["m"], ["y"], name="geometry/det")],
@@ -287,6 +372,35 @@ def test_with_a_gpu_it_computes_what_its_onnx_does(tmp_path, capsys) -> None:
     assert list((tmp_path / "out").glob("model.*.cache"))
     assert main(["info", str(tmp_path / "out"), "--layers"]) == 0
     assert "layer" in capsys.readouterr().out
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path) -> None:
+    said: list[str] = []
+    keep, kept = tensorrt_compiler._keep, tensorrt_compiler._kept
+    keep(tmp_path / "no" / "cache", memoryview(b"timings"), said.append)
+    assert kept(tmp_path, said.append) == b""  # a folder
+    assert len(said) == 2 and all(
+        str(tmp_path) in line and line.startswith("warning: --timing-cache") for line in said
+    )
+    keep(tmp_path / "cache", memoryview(b"timings"), said.append)
+    assert kept(tmp_path / "cache", said.append) == b"timings" and len(said) == 2
+
+
+def test_progress_counts_the_phases_within_phases() -> None:
+    told: list[tuple[str, float]] = []
+    trt = tensorrt_library.library(RTX)
+    monitor = tensorrt_compiler._progress(trt, lambda *word: told.append(word))
+    monitor._told = -1e9
+    monitor.phase_start("all", None, 4)
+    monitor.step_complete("all", 0)
+    monitor.phase_start("part", "all", 2)
+    monitor._told = -1e9
+    assert monitor.step_complete("part", 0)
+    assert told == [("all", 0.0), ("part", 0.25 + 0.5 / 4)]
+    monitor.phase_finish("part")
+    monitor.phase_finish("all")
+    monitor.phase_finish("all")
+    assert monitor.step_complete("gone", 3), "it goes on whatever it is told"
 
 
 def test_the_runtimes_calls_are_the_librarys() -> None:
