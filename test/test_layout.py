@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "recon4d_ros"
 LEVELS = (
     ("errors",),
     ("types", "geometry", "parameters", "parallel", "tally", "paths", "depth_png"),
-    ("cameras", "alignment"),
+    ("cameras", "alignment", "bev"),
     ("messages",),
     ("bags", "sync", "networks", "engine", "egomotion", "dynamics", "mapping"),
     ("reconstructor", "sim", "evaluation"),

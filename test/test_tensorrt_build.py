@@ -109,8 +109,9 @@ def check(built: tuple[Build, int], parsed: Parsed, spec: EngineSpec) -> None:
         assert kind == (np.uint8 if name in UINT8 else np.float32), name
 
 
-# Found by the first builds: ScatterElements with a reduction is refused, and Dynamic-multiframe-depth
-# in float32 fails within the compiler. To be taken away with the graphs that mend it.
+# Found by the first builds: ScatterElements with a reduction is refused, and
+# Dynamic-multiframe-depth in float32 fails within the compiler. To be taken away with the graphs
+# that mend it.
 not_yet = pytest.mark.xfail(raises=EngineError, reason="this graph does not compile yet")
 
 

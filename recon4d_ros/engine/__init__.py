@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recon4d_ros.engine import tensorrt_library
 from recon4d_ros.engine.base import (
+    OBJECTS,
     Engine,
     EngineSpec,
     check_files,
@@ -25,6 +26,7 @@ __all__ = [
     "RUNTIMES",
     "Engine",
     "EngineSpec",
+    "check_rig",
     "describe",
     "find_engine",
     "layers",
@@ -63,12 +65,26 @@ def load(
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
+    if not spec.gives_depth:
+        raise EngineError(
+            f"{where}: {spec.network} gives {spec.config} and no depth: expected an engine of"
+            " another network"
+        )
     if isinstance(rig, Rig):
-        check_fits_rig(spec, rig, where)
+        check_rig(spec, rig, where)
     engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
     if isinstance(rig, Calibration):
         engine.use(rig)
     return engine
+
+
+def check_rig(spec: EngineSpec, rig: Rig, where: str) -> None:
+    """Raises EngineError if the engine was made for another rig."""
+    if not fits_rig(spec, rig):
+        raise EngineError(
+            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
+            f" {_rig_in_words(rig)}"
+        )
 
 
 def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: int = 0) -> Runtime:
@@ -130,15 +146,6 @@ def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
     return min(fitting)[-1] if fitting else None
 
 
-def check_fits_rig(spec: EngineSpec, rig: Rig, where: str) -> None:
-    """Raises EngineError if the engine was made for another rig. where: names the engine."""
-    if not fits_rig(spec, rig):
-        raise EngineError(
-            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
-            f" {_rig_in_words(rig)}"
-        )
-
-
 def requirement(spec: EngineSpec) -> str:
     """The rig an engine is made for, in words."""
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
@@ -171,12 +178,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
             f" {'grey' if spec.channels == 1 else 'RGB'}"
         ),
-        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; "
-        + (
-            f"{spec.pointers} pointers of {spec.feature} values"
-            if spec.feature
-            else f"{spec.pointers} pointers"
-        ),
+        f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; " + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
@@ -250,6 +252,17 @@ def layers(folder: Path) -> list[tuple[str, str]]:
         ) from None
     except EngineError as error:
         raise EngineError(f"{where}: {error}") from None
+
+
+def _capacity(spec: EngineSpec) -> str:
+    if spec.config == OBJECTS:
+        classes = spec.options.get("classes", ())
+        return f"{spec.options.get('detections')} objects at most, of {len(classes)} classes"
+    if not spec.gives_depth:
+        shapes = (f"{name} {'x'.join(map(str, s))}" for name, s in spec.extra_outputs.items())
+        return f"gives {', '.join(shapes)}"
+    values = f" of {spec.feature} values" if spec.feature else ""
+    return f"{spec.pointers} pointers{values}"
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -30,24 +30,28 @@ STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
 STAND_IN_WARNING = (
     "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 )
+OBJECTS = "objects"  # config of engines that give objects: engine/objects.py
+WITHOUT_DEPTH = (OBJECTS, "occupancy", "detection")  # configs of engines that give something else
+STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} mean nothing"
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """engine.yaml, field by field.
 
-    network: the published system or `recon4d_geometric`; config: its variant (`stereo` or
-    `surround`). runtime: the default, measured fastest at export (`openvino`, `onnxruntime`).
-    cameras: N. input_size: (H, W) of the uint8 images, channels: 1 grey or 3 RGB. working_size: (h,
-    w) of depth. pointers: capacity M of the memory, feature: F. precision: `fp32`. model: file name
-    beside engine.yaml, model_sha256: its checksum. checkpoint_sha256: of the learned weights,
-    `none` without. inputs, outputs: names in the graph's order. options: the network's parameters
-    at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
-    differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the
-    graph gives after depth, sigma, confidence and color. files: name: SHA-256 of what lies beside
-    the model file and belongs to it (weights of a large model). source: the same of the ONNX that
-    lies beside a TensorRT engine, to build it anew from; its model first. build: how a TensorRT
-    engine was built (tensorrt_library.py: Build).
+    network: the published system or `recon4d_geometric`; config: its variant (`stereo`, `surround`,
+    `learned`, or what it gives in place of depth: WITHOUT_DEPTH). runtime: the default, measured
+    fastest at export (`openvino`, `onnxruntime`). cameras: N. input_size: (H, W) of the uint8
+    images, channels: 1 grey or 3 RGB. working_size: (h, w) of depth. pointers: capacity M of the
+    memory, feature: F. precision: `fp32`. model: file name beside engine.yaml, model_sha256: its
+    checksum. checkpoint_sha256: of the learned weights, `none` without. inputs, outputs: names in
+    the graph's order. options: the network's parameters at export, `memory` (name: shape) among
+    them. versions: of the libraries that built it. parity: differences between PyTorch and each
+    runtime, per output. extra_outputs: name: shape of what the graph gives after depth, sigma,
+    confidence and color, or of all where it gives no depth. files: name: SHA-256 of what lies
+    beside the model file and belongs to it (weights of a large model). source: the same of the ONNX
+    that lies beside a TensorRT engine, to build it anew from; its model first. build: how a
+    TensorRT engine was built (tensorrt_library.py: Build).
     """
 
     network: str
@@ -76,17 +80,31 @@ class EngineSpec:
 
     def save(self, path: Path) -> None:
         tree = _plain(dataclasses.asdict(self))
-        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140))
+        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140), encoding="utf-8")
 
     @property
     def stereo(self) -> bool:
         return self.config == "stereo"
 
     @property
+    def gives_depth(self) -> bool:
+        """Whether it is an engine of the reconstruction; if not, `config` says what it gives."""
+        return self.config not in WITHOUT_DEPTH
+
+    @property
     def warning(self) -> str:
         """What everyone who sees this engine's results has to know first; empty if there is
         nothing."""
-        return STAND_IN_WARNING if self.checkpoint_sha256 == STAND_IN else ""
+        stand_in = STAND_IN_WARNING if self.gives_depth else STAND_IN_OTHER.format(self.config)
+        said = [stand_in] if self.checkpoint_sha256 == STAND_IN else []
+        trained = self.options.get("trained_cameras", self.cameras)
+        if trained != self.cameras:
+            said.append(
+                f"{self.network} was trained with {trained} cameras and runs with {self.cameras}:"
+                " the order and the number of cameras are free in its design, but what its weights"
+                " are worth on other rigs is not known"
+            )
+        return "; ".join([*said, *filter(None, [self.options.get("caution")])])
 
 
 def _plain(value: Any) -> Any:
@@ -172,7 +190,7 @@ def load_spec(folder: Path) -> EngineSpec:
             " interrupted"
         )
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"
@@ -355,7 +373,9 @@ def is_rectified_rig(rig: Rig) -> bool:
     return (
         len(rig.cameras) == 2
         and all(
-            (camera.width, camera.height) == (first.width, first.height) and not any(camera.d)
+            (camera.width, camera.height) == (first.width, first.height)
+            and not any(camera.d)
+            and upright(camera) is None
             for camera in rig.cameras
         )
         and is_rectified_pair(

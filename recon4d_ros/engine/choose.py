@@ -20,7 +20,7 @@ class NoEngineFits(EngineError):
 
 def named_engine(wanted: str) -> Path:
     """The folder of the engine named: a path, or the name of a shipped one."""
-    folder = Path(wanted)
+    folder = paths.user_path(wanted)
     return folder if folder.is_dir() or "/" in wanted else paths.engines() / wanted
 
 

@@ -256,10 +256,12 @@ def constant_inputs(spec: EngineSpec, calibration: Calibration) -> dict[str, NDA
 def empty_outputs(spec: EngineSpec) -> dict[str, NDArray]:
     """Arrays for a step to fill."""
     n, (h, w) = spec.cameras, spec.working_size
-    outputs: dict[str, NDArray] = {
-        name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")
-    }
-    outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
+    outputs: dict[str, NDArray] = {}
+    if spec.gives_depth:
+        outputs |= {
+            name: np.empty((n, h, w), np.float32) for name in ("depth", "sigma", "confidence")
+        }
+        outputs["color"] = np.empty((n, h, w, spec.channels), np.uint8)
     return outputs | {
         name: np.empty(shape, np.float32) for name, shape in spec.extra_outputs.items()
     }

@@ -20,6 +20,7 @@ from recon4d_ros.export.apart import Stop, run_apart
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.parity import check_parity, in_shares
 from recon4d_ros.export.tensorrt import GpuOptions, Progress
+from recon4d_ros.paths import user_path
 
 Say = Callable[[str], None]
 
@@ -42,7 +43,7 @@ def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--timing-cache",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="tensorrt: measured kernels, kept for the next build",
     )
@@ -142,7 +143,7 @@ def build_here(
         built.save(folder / SPEC_FILE)
         say(f"comparing with {runtime}")
         report = compare_apart(folder, runtime, reference, stop)
-    if spec.config != "learned" and "error" not in report:
+    if spec.network == "recon4d_geometric" and "error" not in report:
         report = in_shares(report)
     check_parity({runtime: report}, spec, f"{spec.model} with {truth}")
     return replace(built, parity={**spec.parity, runtime: report})

@@ -18,11 +18,12 @@ import psutil
 import torch
 from torch import nn
 
+from recon4d_ros.cameras.calibration import make_calibration
 from recon4d_ros.engine import CPU_RUNTIMES, parity_lines
 from recon4d_ros.engine.base import EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
-from recon4d_ros.export.graph import builders, write_graph
+from recon4d_ros.export.graph import builders, opset_of, write_graph
 from recon4d_ros.export.parity import check_parity
 from recon4d_ros.export.reference import STEPS, from_pytorch
 from recon4d_ros.networks import checkpoint
@@ -74,13 +75,16 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
         {name: tuple(shape) for name, shape in step.memory_shapes().items()},
     )
     extra = tuple(step.extra_outputs)
+    outputs = (*getattr(step, "outputs", OUTPUTS), *extra)
     spec = replace(
         planned,
+        config=getattr(step, "config", planned.config),
         checkpoint_sha256=sha256,
         inputs=(*frame, *memory),
-        outputs=(*OUTPUTS, *extra, *(f"new_{name}" for name in memory)),
+        outputs=(*outputs, *(f"new_{name}" for name in memory)),
         options={
             **own,
+            **getattr(step, "described", {}),
             "parameters": parameters,
             "memory": memory,
             "one_world": getattr(step, "one_world", True),
@@ -93,8 +97,10 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
     if a.precision in DTYPES:
         lower(network, a)
     say(f"writing {MODEL}, {parameters / 1e6:.1f} million parameters in {a.precision}")
-    write_graph(folder / MODEL, step, frame, memory, (*OUTPUTS, *extra))
-    spec = replace(spec, extra_outputs={name: shapes[name] for name in extra})
+    write_graph(folder / MODEL, step, frame, memory, outputs)
+    spec = replace(spec, versions={**spec.versions, "opset": str(opset_of(step))})
+    unlike = outputs if "depth" not in outputs else extra  # whose shapes are not those of maps
+    spec = replace(spec, extra_outputs={name: shapes[name] for name in unlike})
     if a.precision == "int8":
         spec = _quantize(folder, spec, a, network, step, length, say)
     del network, step
@@ -152,7 +158,9 @@ def make(a: ExportArguments, own: Mapping[str, Any]) -> tuple[nn.Module, Any, st
     """The network, its step, and the checkpoint's SHA-256. Raises EngineError."""
     network, sha256 = checkpoint.obtain(a.checkpoint, a.network)
     options = StepOptions(a.cameras, a.input_size, a.working_size, a.channels, a.pointers)
-    return network, checkpoint.make_step(network, a.network, options, own).eval(), sha256
+    calibration = make_calibration(a.rig, a.input_size, a.working_size) if a.rig else None
+    step = checkpoint.make_step(network, a.network, options, own, calibration)
+    return network, step.eval(), sha256
 
 
 def finished(folder: Path, spec: EngineSpec, fields: Mapping[str, Any]) -> EngineSpec:

@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
+from recon4d_ros import bev
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.hosted import rig_partners
+from recon4d_ros.engine.occupancy import OCCUPANCY, grid_of, motion_inputs, rig_tables
+from recon4d_ros.geometry import se3
 from recon4d_ros.types import Calibration
+
+# of an optical frame (x right, y down, z ahead) in a lidar frame (x right, y ahead, z up)
+AHEAD = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
@@ -48,7 +55,12 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         "anchor_shift": np.zeros(3, np.float32),
         "moving": moving,
         "metres_per_unit": np.ones(1, np.float32),
+        "projection": _ring(k, n),
+        "lidar_motion": se3(np.eye(3), np.array([0.0, -0.6 * (index > 0), 0])).astype(np.float32),
+        "seconds": np.full(1, 0.5 * (index > 0), np.float32),
     }
+    if "from_cell" in spec.inputs:
+        inputs |= _bev_inputs(spec, index, k)
     if "partner" in spec.inputs:
         base = np.tile(np.eye(4), (n, 1, 1))
         base[:, 0, 3] = np.arange(n) * baseline
@@ -62,3 +74,53 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         )
         inputs["partner"] = rig_partners(calibration, int(spec.options["stride"]))
     return inputs
+
+
+def _ring(k: NDArray[np.float64], n: int) -> NDArray[np.float32]:
+    """Lidar -> pixels [n, 4, 4] of n cameras 0.5 m below and around it, the first one ahead."""
+    projection = np.tile(np.eye(4), (n, 1, 1))
+    for camera in range(n):
+        turn = Rotation.from_euler("z", 2 * np.pi * camera / n).as_matrix() @ AHEAD
+        projection[camera, :3, :3] = k @ turn.T
+        projection[camera, :3, 3] = k @ turn.T @ np.array([0, 0, 0.5])
+    return projection.astype(np.float32)
+
+
+def _bev_inputs(spec: EngineSpec, index: int, k: NDArray[np.float64]) -> dict[str, NDArray]:
+    """The tables of a network with a bird's-eye-view grid: cameras in a ring, 1.5 m above the
+    ground, on a car that drives 3 m a step and turns by 4 degrees."""
+    n = spec.cameras
+    yaw = 2 * np.pi * np.arange(n) / n
+    ring = np.tile(np.eye(4), (n, 1, 1))
+    right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(n)], -1)
+    ring[:, :3, 0], ring[:, 2, 1], ring[:, 1, 1] = right, -1, 0
+    ring[:, :3, 2] = np.stack([np.cos(yaw), np.sin(yaw), np.zeros(n)], -1)
+    ring[:, 2, 3] = 1.5
+    calibration = Calibration(
+        tuple(f"camera_{i}" for i in range(n)),
+        np.zeros((n, *spec.working_size, 2), np.float32),
+        np.tile(k[None], (n, 1, 1)),
+        ring,
+        spec.input_size,
+        spec.working_size,
+    )
+    states = []
+    for step in (index - 1, index):
+        pose = np.eye(4)
+        turn = np.radians(4.0) * step
+        pose[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        pose[0, 3] = 3.0 * step
+        twist = np.array([6.0, 0, 0, 0, 0, np.radians(8.0)])
+        states.append(bev.can_bus(pose, twist, np.array([0, 0, bev.GRAVITY])))
+    given = bev.streamed(states[1], states[0] if index else None)
+    grid = grid_of(spec)
+    lidar = spec.options["lidar"] if spec.config != OCCUPANCY else None
+    image_from_grid = bev.image_from_grid(calibration, lidar)
+    points, seen = bev.project_pillars(grid, image_from_grid, spec.working_size)
+    # as much of it as the tables hold, which were made for another rig
+    shown = seen.any(-1)
+    shown &= np.cumsum(shown, 1) <= int(spec.options["cells_in_view"])
+    shown &= np.cumsum(shown, 0) <= int(spec.options["cameras_per_cell"])
+    tables = rig_tables(spec, calibration, points, seen & shown[..., None])
+    del tables["grid"]
+    return tables | motion_inputs(spec, given, grid)

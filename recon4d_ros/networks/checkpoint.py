@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks import stand_in
 from recon4d_ros.networks.step import StepOptions
+from recon4d_ros.types import Calibration
 
 Shapes = Mapping[str, tuple[int, ...]]
 PREFIX = "module."
@@ -55,6 +56,18 @@ SYSTEMS = (
     System("point3r", "Point3R", ("pose_retriever.mem", "pts_patch_embed.proj.weight")),
     System("driv3r", "Driv3R", ("dust3r.patch_embed.proj.weight", "pos_patch_embed.proj.weight")),
     System("dymultidepth", "Dynamic-multiframe-depth", ("fusion_module.gamma",)),
+    System(
+        "sparse4d", "Sparse4D", ("head.instance_bank.anchor", "head.layers.0.weights_fc.weight")
+    ),
+    System(
+        "uniscene",
+        "UniScene",
+        (
+            "pts_bbox_head.bev_embedding.weight",
+            "pts_bbox_head.transformer.can_bus_mlp.norm.weight",
+            "img_neck.fpn_convs.3.conv.weight",
+        ),
+    ),
 )
 
 
@@ -163,10 +176,15 @@ def obtain(source: str, name: str) -> tuple[nn.Module, str]:
 
 
 def make_step(
-    network: nn.Module, name: str, options: StepOptions, own: Mapping[str, Any]
+    network: nn.Module,
+    name: str,
+    options: StepOptions,
+    own: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> nn.Module:
-    """The step of the network `name` for an engine; own: options that only this network has. Raises
-    EngineError."""
+    """The step of the network `name` for an engine; own: options that only this network has;
+    calibration: of the rig it is for, where there is one (a module's `options_for` makes options of
+    it). Raises EngineError."""
     make = getattr(_module(name), "make_step", None)
     if make is None:
         raise EngineError(f"network {name}: this version has no step for it, which an engine needs")
@@ -177,6 +195,9 @@ def make_step(
             or not math.isfinite(value)
         ):
             raise EngineError(f"network {name}: option {key} is {value!r}: expected a number")
+    follow = getattr(_module(name), "options_for", None)
+    if calibration is not None and follow is not None:
+        own = follow(network, calibration, own) | own
     try:
         return make(network, options, **own)
     except TypeError as error:

@@ -16,6 +16,7 @@ from recon4d_ros.engine.tensorrt_library import TITLES
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
 from recon4d_ros.export.apart import Stop, Stopped
 from recon4d_ros.export.first_start import AUTO, OWN, Wanted, build, wanted
+from recon4d_ros.paths import user_path
 from recon4d_ros.ros.node_parameters import NodeParameters
 from recon4d_ros.types import Rig
 
@@ -49,7 +50,7 @@ class EngineStart:
         GPU where that can be. Raises EngineError, OutputError; Stopped after `stop`.
         """
         own = self._own
-        cache = Path(own.engine_cache).expanduser() if own.engine_cache else None
+        cache = user_path(own.engine_cache) if own.engine_cache else None
         targets = own.compute_capabilities if only_build else ()
         want = wanted(folder, own.runtime, cache, targets=targets, without_gpu=only_build)
         if want.reason:
