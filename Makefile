@@ -18,7 +18,7 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build video dev demo test test-full lint bench clean python listing
+.PHONY: help setup build video dev demo test test-full lint tensorrt bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
@@ -46,6 +46,8 @@ lint: dev ## ruff and mypy only
 	@$(ROS) ruff check .
 	@$(ROS) ruff format --check --quiet .
 	@$(ROS) mypy recon4d_ros
+
+tensorrt: setup $(DONE)/tensorrt ## TensorRT for RTX, to build engines for an NVIDIA GPU and run them; NVIDIA's licence
 
 bench: setup dev ## the numbers of docs/benchmarks.md, measured on this machine
 	@$(ROS) python benchmarks/run.py $(ARGS)
@@ -75,13 +77,17 @@ $(DONE)/wheels: $(DONE)/venv $(RUNTIME) scripts/mend_wheels.py
 	@$(ROS) python scripts/mend_wheels.py
 	@touch $@
 
-$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/video.txt requirements/stubs.txt scripts/mend_stubs.py
+$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/video.txt requirements/tensorrt.txt
 	@echo "== wheels for development, PyTorch among them"
 	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/dev.txt
-	@rm -rf .venv/stubs && $(PIP) --no-deps --target .venv/stubs -r requirements/stubs.txt && .venv/bin/python scripts/mend_stubs.py .venv/stubs
 	@touch $@
 dev: $(DONE)/dev
 	@:
+
+$(DONE)/tensorrt: $(DONE)/wheels requirements/tensorrt.txt
+	@echo "== TensorRT for RTX (NVIDIA's licence: docs/install.md)"
+	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/tensorrt.txt
+	@touch $@
 
 $(DONE)/stand_ins: $(DONE)/wheels $(wildcard pip_ros/*.py pip_ros/*/*.py)
 	@$(ROS) python pip_ros/install.py

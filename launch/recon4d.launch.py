@@ -3,6 +3,7 @@
 ros2 launch recon4d_ros recon4d.launch.py rig:=/path/my_rig.yaml rviz:=true
 ros2 launch recon4d_ros recon4d.launch.py cameras:=front,left,right      # rig from camera_info and
 /tf_static
+ros2 launch recon4d_ros recon4d.launch.py engine:=NAME build_only:=true      # builds it, and ends
 """
 
 from launch.actions import (
@@ -20,6 +21,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
@@ -52,6 +54,25 @@ ARGUMENTS = (
         ),
     ),
     (
+        "runtime",
+        "",
+        (
+            "auto, own, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch; empty = the"
+            " parameter file's, else auto: TensorRT where it is installed and a GPU can be used"
+        ),
+    ),
+    (
+        "engine_cache",
+        "",
+        "folder of the engines that TensorRT builds; empty = the parameter file's",
+    ),
+    ("build_only", "false", "build the engine for TensorRT and end"),
+    (
+        "compute_capabilities",
+        "",
+        "build_only with TensorRT for RTX: GPUs to build for, with commas, e.g. 8.6,8.9",
+    ),
+    (
         "odom_topic",
         "",
         "nav_msgs/Odometry as motion prior; empty = the parameter file's, else none",
@@ -76,6 +97,8 @@ def nodes(context):
     value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     share = FindPackageShare("recon4d_ros")
     given = launch_parameters(value)
+    if targets := given.get("compute_capabilities"):  # `8.6` is a number to launch, unless told
+        given["compute_capabilities"] = ParameterValue(targets, value_type=list[str])
     node = LifecycleNode(
         package="recon4d_ros",
         executable="recon4d_node",
@@ -95,7 +118,14 @@ def nodes(context):
             event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
         )
 
-    auto = IfCondition(LaunchConfiguration("autostart"))
+    build_only = value["build_only"].lower() == "true"
+
+    def ended(event, context):
+        if build_only and event.returncode:  # `ros2 launch` ends with 1 only where this raises
+            raise RuntimeError("recon4d did not build the engine: see its error above")
+        return None if context.is_shutdown else [Shutdown(reason="recon4d ended")]
+
+    auto = IfCondition(str(value["autostart"].lower() == "true" and not build_only))
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -136,9 +166,7 @@ def nodes(context):
         RegisterEventHandler(
             OnProcessExit(
                 target_action=node,
-                on_exit=lambda event, context: (
-                    None if context.is_shutdown else [Shutdown(reason="recon4d ended")]
-                ),
+                on_exit=ended,
             )
         ),
         node,

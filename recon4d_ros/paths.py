@@ -51,3 +51,10 @@ def engines() -> Path:
 def rigs() -> Path:
     """The folder of the shipped rig files."""
     return share() / "config/rigs"
+
+
+def cache() -> Path:
+    """The folder for what can be made again: $XDG_CACHE_HOME/recon4d_ros, ~/.cache/recon4d_ros
+    without."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "recon4d_ros"

@@ -43,15 +43,22 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. Raises CalibrationError if the rig cannot be one
-    (`rig_check`), EngineError or CalibrationError if engine and rig do not fit each other."""
+    """Online 4D reconstruction for one rig. runtime: of the engine, its own by default. Raises
+    CalibrationError if the rig cannot be one (`rig_check`), EngineError or CalibrationError if
+    engine and rig do not fit each other."""
 
-    def __init__(self, rig: Rig, engine_folder: Path, parameters: Parameters | None = None) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        engine_folder: Path,
+        parameters: Parameters | None = None,
+        runtime: str = "",
+    ) -> None:
         parameters = parameters or Parameters()
         self._rig_notes = check_rig(rig)
         self.rig = rig
         self.parameters = parameters
-        self.engine = engines.load(engine_folder, rig)
+        self.engine = engines.load(engine_folder, rig, runtime)
         spec = self.engine.spec
         self.calibration = make_calibration(rig, spec.input_size, spec.working_size)
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,38 @@ def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stereo_engine() -> Path:
     """The shipped engine for the simulated stereo rig."""
     return Path(__file__).resolve().parents[1] / "engines/geometric_stereo_375x1242"
+
+
+BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501
+LEARNED = {
+    "point3r": f"stand-in:{BLOCKS},pointer_heads=4,pose_slots=8",
+    "driv3r": f"stand-in:{BLOCKS},value_depth=1",
+    "dymultidepth": "stand-in",
+}
+
+
+@pytest.fixture(scope="session")
+def learned_engine(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str], Path]:
+    """Gives the engine of a published network, tiny, with stand-in weights, as a user exports it:
+    Point3R for one camera, the others for the two of small_bag. Each takes ten seconds, once."""
+    made: dict[str, Path] = {}
+
+    def export(network: str) -> Path:
+        from recon4d_ros.cli import main
+
+        if network not in made:
+            folder = tmp_path_factory.mktemp("learned") / network
+            command = ["export", "--network", network, "--checkpoint", LEARNED[network]]
+            if network == "point3r":
+                rig = ["--cameras", "1", "--size", "48x64", "--image-size", "96x128"]
+                rig += ["--pointers", "60", "--runtime", "tensorrt"]
+            else:
+                rig = ["--rig", str(request.getfixturevalue("small_bag")), "--size", "48x160"]
+                rig += ["--pointers", "200"]
+            assert main([*command, *rig, "--out", str(folder)]) == 0
+            made[network] = folder
+        return made[network]
+
+    return export

@@ -314,24 +314,9 @@ def test_every_shape_in_the_graph_is_static(built):
         }
 
 
-def test_tensorrt_takes_every_operator(built):
-    pytest.importorskip("onnx")
-    from recon4d_ros.export.operators import check_operators
-
-    for name in ("stereo", "mono", "trio"):
-        report = check_operators(built / name / "model.onnx")
-        assert report.problems == ()
-        assert report.plugins > 0 and not report.cuda_graph  # said in docs/engine.md
-
-
 @pytest.mark.parametrize("name", sorted(path.name for path in paths.engines().iterdir()))
-def test_tensorrt_takes_every_shipped_engine(name):
-    pytest.importorskip("onnx")
-    from recon4d_ros.export.operators import check_operators
-
-    folder = paths.engines() / name
-    assert check_operators(folder / "model.onnx").problems == ()
-    spec = engines.load_spec(folder)
+def test_every_output_of_a_shipped_engine_was_compared(name):
+    spec = engines.load_spec(paths.engines() / name)
     for report in spec.parity.values():
         assert (
             set(report["differs"]) == {output.removeprefix("new_") for output in spec.outputs}

@@ -8,7 +8,7 @@ is captured does not run and keeps its addresses, and every call gives (error, v
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -117,7 +117,11 @@ class Device:
             "cudaStreamCreateWithFlags": lambda flags: stream(1, [7]),
             "cudaStreamDestroy": lambda handle: stream(-1, []),
             "cudaGetDevice": lambda: (ok, 0),
-            "cudaGetDeviceProperties": lambda index: (ok, SimpleNamespace(name=b"a stand-in")),
+            "cudaGetDeviceProperties": lambda index: (
+                ok,
+                SimpleNamespace(name=b"a stand-in", major=8, minor=6, totalGlobalMem=2**33),
+            ),
+            "cudaMemGetInfo": lambda: (ok, 3 * 2**30, 2**33),
             "cudaGetErrorString": lambda error: (
                 ok,
                 b"operation not permitted when stream is capturing",
@@ -197,43 +201,82 @@ class Engine:
         return Context()
 
 
+class Cache:
+    """TensorRT for RTX's kernels: it takes back what it gave on the same machine."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        good = blob.startswith(b"this machine")
+        self.content = blob if good else b""
+        return good
+
+    def serialize(self) -> bytes:
+        self.content = self.content or b"this machine: kernels"
+        return self.content
+
+
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    """A TensorRtRuntime on a Device, and the Device."""
+    """A TensorRtRuntime on a Device, and the Device. runtime: which library stands in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
-    def make(*, capturable=True, engine=Engine, options=None):
+    def make(*, capturable=True, engine=Engine, runtime="tensorrt", folder=tmp_path, **fields):
         device = make.device = Device(capturable=capturable)
-        make.plugins = 0
-        cudart, trt = device.module(), ModuleType("tensorrt")
+        cudart, trt = device.module(), ModuleType(runtime.replace("-", "_"))
         bindings, cuda = ModuleType("cuda.bindings"), ModuleType("cuda")
         bindings.runtime, cuda.bindings = cudart, bindings
         trt.__version__, trt.nptype = "10.0", lambda kind: kind
         trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
-        trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+
+        class ILogger:
+            Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1)
+
+        trt.ILogger = ILogger
         loaded = engine(device) if engine else None
-        make.runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: loaded)
-        trt.Runtime = lambda logger: make.runtime
 
-        def plugins(logger, namespace):
-            make.plugins += 1
-            return True
+        def deserialize(data):
+            if loaded is None:
+                make.logger.log(1, "magic tag\n does not match")
+            return loaded
 
-        trt.init_libnvinfer_plugins = plugins
+        make.runtime = SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+        def loader(logger):
+            make.logger = logger
+            return make.runtime
+
+        trt.Runtime = loader
+        if runtime == "tensorrt-rtx":
+            make.config = SimpleNamespace(
+                create_runtime_cache=lambda: make.cache,
+                set_runtime_cache=lambda cache: setattr(make.config, "cache", cache),
+            )
+            make.cache = Cache()
+            trt.IRuntimeCache, trt.CudaGraphStrategy = Cache, SimpleNamespace(DISABLED="off")
+            if loaded is not None:
+                context = loaded.create_execution_context
+                loaded.create_runtime_config = lambda: make.config
+                loaded.create_execution_context = lambda config: context()
         for name, module in (
             ("cuda", cuda),
             ("cuda.bindings", bindings),
             ("cuda.bindings.runtime", cudart),
-            ("tensorrt", trt),
+            (trt.__name__, trt),
         ):
             monkeypatch.setitem(sys.modules, name, module)
         for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
             monkeypatch.delitem(sys.modules, name, raising=False)
-        runtime_class = importlib.import_module("recon4d_ros.engine.tensorrt").TensorRtRuntime
-        path = tmp_path / "model.engine"
-        path.write_bytes(b"engine")
-        return runtime_class(
-            path, spec(options={"memory": {"sum": SHAPE}, **(options or {})}), {"sum": SHAPE}
-        ), device
+        module = importlib.import_module("recon4d_ros.engine.tensorrt")
+        runtime_class = {
+            "tensorrt": module.TensorRtRuntime,
+            "tensorrt-rtx": module.TensorRtRtxRuntime,
+        }[runtime]
+        path = folder / "model.engine"
+        if not path.exists():
+            path.write_bytes(b"engine")
+        return runtime_class(path, spec(runtime=runtime, **fields), {"sum": SHAPE}), device
 
     yield make
     for name in ("recon4d_ros.engine.cuda", "recon4d_ros.engine.tensorrt"):
@@ -267,9 +310,14 @@ def run(runtime, value, grid):
     return depth
 
 
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("capturable", [True, False])
-def test_the_memory_alternates_and_every_step_sees_the_one_before(start, capturable) -> None:
-    runtime, device = start(capturable=capturable)
+def test_the_memory_alternates_and_every_step_sees_the_one_before(
+    start, capturable, library
+) -> None:
+    runtime, device = start(capturable=capturable, runtime=library)
+    assert runtime.name == library and runtime.device == f"{library} 10.0 on a stand-in, fp16"
+    assert runtime.gpu_memory() == (5 * 1024, 8 * 1024)
     grid, total = np.full(SHAPE, 0.5, np.float32), 0.0
     for value in (2, 4, 6, 8, 10, 12, 14):
         assert np.all(run(runtime, value, grid) == 10 * total)
@@ -314,7 +362,10 @@ def test_closing_gives_every_byte_back(start) -> None:
 
 
 def test_an_engine_of_another_gpu_or_with_other_tensors_is_refused(start) -> None:
-    with pytest.raises(EngineError, match="is not for TensorRT"):
+    with pytest.raises(
+        EngineError,
+        match=r"model\.engine is not for TensorRT 10\.0 on a stand-in \(8\.6\): .* does not match",
+    ):
         start(engine=None)
 
     class Other(Engine):
@@ -374,16 +425,102 @@ def test_the_memory_can_be_given(start) -> None:
     )
 
 
+def built(**fields) -> dict:
+    return {"builder": "tensorrt", "version": "10.0", "gpu": "a stand-in"} | fields
+
+
 @pytest.mark.parametrize(
-    "options, allowed",
-    [({}, False), ({"version_compatible": False}, False), ({"version_compatible": True}, True)],
+    "build, sentence",
+    [
+        (built(version="10.3"), r"built by TensorRT 10\.3, here is 10\.0"),
+        (built(gpu="NVIDIA L4"), r"10\.0 for NVIDIA L4, here is a stand-in \(8\.6\)"),
+        (
+            built(builder="tensorrt-rtx", targets=["8.9", "12.0"]),
+            r"for compute capability 8\.9, 12\.0, here is a stand-in \(8\.6\)",
+        ),
+        (built(version=[]), "build in engine.yaml does not say"),
+        (built(layers={"gemm": None}), "build in engine.yaml does not say"),
+        (built(weights="many"), "build in engine.yaml does not say"),
+        (built(builder="other"), "build in engine.yaml does not say"),
+    ],
 )
-def test_code_within_an_engine_runs_only_where_it_was_built_with_it(
-    start, options, allowed
+def test_an_engine_of_another_library_or_gpu_is_not_even_loaded(start, build, sentence) -> None:
+    with pytest.raises(EngineError, match=sentence):
+        start(build=build, runtime=build["builder"].replace("other", "tensorrt"))
+    assert not hasattr(start, "logger") and start.device.blocks == {}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        built(),
+        built(gpu="NVIDIA A2", hardware_compatible=True),
+        built(version="10.0", version_compatible=True),
+        built(builder="tensorrt-rtx", gpu=""),
+        built(builder="tensorrt-rtx", targets=["8.6"]),
+    ],
+)
+def test_one_that_fits_is_loaded_and_its_code_runs_only_where_it_was_built_with_it(
+    start, build
 ) -> None:
-    start(options=options)
-    assert getattr(start.runtime, "engine_host_code_allowed", False) is allowed
-    assert start.plugins == 1, "and TensorRT's plugins are loaded"
+    start(build=build, runtime=build["builder"])
+    allowed = getattr(start.runtime, "engine_host_code_allowed", False)
+    assert allowed is build.get("version_compatible", False)
+
+
+def test_the_kernels_of_the_first_load_are_kept_beside_the_engine(start, tmp_path) -> None:
+    grid = np.ones(SHAPE, np.float32)
+    for blob in (None, b"another driver: kernels"):
+        file = tmp_path / "model.a-stand-in.cache"
+        if blob:
+            file.write_bytes(blob)
+        runtime, _ = start(runtime="tensorrt-rtx")
+        assert start.config.cache is start.cache and start.config.cuda_graph_strategy == "off"
+        run(runtime, 1, grid)
+        assert file.read_bytes() == b"this machine: kernels"
+    written = file.stat().st_mtime_ns
+    runtime, _ = start(runtime="tensorrt-rtx")
+    assert start.cache.content == b"this machine: kernels", "taken from the file"
+    run(runtime, 1, grid)
+    assert file.stat().st_mtime_ns == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, "model.engine"]
+
+
+def test_kernels_of_an_engine_in_a_folder_that_cannot_be_written_go_to_the_cache(
+    start, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    write = Path.write_bytes
+
+    def refusing(path: Path, data: bytes) -> int:
+        if path.parent == folder and path.name != "model.engine":
+            raise PermissionError(13, "Permission denied")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refusing)
+    runtime, _ = start(runtime="tensorrt-rtx", folder=folder)
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    (kept,) = (tmp_path / "home/recon4d_ros/kernels").iterdir()
+    assert kept.read_bytes() == b"this machine: kernels"
+    assert [path.name for path in folder.iterdir()] == ["model.engine"]
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: refusing(folder / "x", data))
+    runtime, _ = start(runtime="tensorrt-rtx", folder=folder)  # a full disk costs time only
+    start.cache.content = b"this machine: more kernels"
+    assert np.all(run(runtime, 1, np.ones(SHAPE, np.float32)) == 0)
+
+
+def test_a_step_that_the_library_says_cannot_be_captured_is_not(start) -> None:
+    class Looping(Engine):
+        def create_execution_context(self):
+            context = super().create_execution_context()
+            context.is_stream_capturable = lambda stream: False
+            return context
+
+    runtime, device = start(engine=Looping, runtime="tensorrt-rtx")
+    run(runtime, 1, np.ones(SHAPE, np.float32))
+    assert runtime.device.endswith("TensorRT says that its steps cannot be captured")
+    assert device.made == 0
 
 
 def test_cuda_calls_are_those_of_nvidias_bindings() -> None:
@@ -417,25 +554,5 @@ def test_without_a_gpu_cuda_says_so_in_a_sentence(monkeypatch) -> None:
         pytest.skip("there is a GPU here")
     monkeypatch.delitem(sys.modules, "recon4d_ros.engine.cuda", raising=False)
     with pytest.raises(EngineError, match=r"^CUDA: .+"):
-        importlib.import_module("recon4d_ros.engine.cuda").device_name()
+        importlib.import_module("recon4d_ros.engine.cuda").device()
     monkeypatch.delitem(sys.modules, "recon4d_ros.engine.cuda")
-
-
-def test_the_stubs_faults_are_mended_once() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "mend_stubs", Path(__file__).parents[1] / "scripts/mend_stubs.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    faulty = (
-        "def a(self, in: list[int], out: int) -> int: ...\ndef b(in: int) -> None: ...\n"
-        "def c(power: W = None, channel_axis: int) -> L: ...\nfor x in y: ...\n"
-    )
-    mended = module.mend(faulty)
-    assert mended.splitlines() == [
-        "def a(self, in_: list[int], out: int) -> int: ...",
-        "def b(in_: int) -> None: ...",
-        "def c(power: W = None, channel_axis: int = 0) -> L: ...",
-        "for x in y: ...",
-    ]
-    assert module.mend(mended) == mended

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import LEARNED
 from golden_files import golden_weights, outputs
 
 torch = pytest.importorskip("torch")
@@ -19,20 +20,18 @@ from recon4d_ros.cameras.calibration import make_calibration  # noqa: E402
 from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
-from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.networks import checkpoint, point3r  # noqa: E402
 from recon4d_ros.networks.point3r_step import Memory, Point3RStep  # noqa: E402
 from recon4d_ros.networks.pointer_stream import PointerStream  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
 from recon4d_ros.types import Camera, Frame, Rig  # noqa: E402
 
-TINY = "encoder_depth=1,decoder_depth=4,encoder_width=64,encoder_heads=2,decoder_width=96,decoder_heads=2,pointer_heads=4,pose_slots=8"  # noqa: E501
 SIZE, WORKING, POINTERS = (96, 128), (48, 64), 60
 
 
 @pytest.fixture(scope="module")
 def network() -> point3r.Point3R:
-    return checkpoint.obtain(f"stand-in:{TINY}", "point3r")[0]
+    return checkpoint.obtain(LEARNED["point3r"], "point3r")[0]
 
 
 def step_of(network, cameras=1, **own) -> Point3RStep:
@@ -154,7 +153,7 @@ def export(*more: str) -> int:
         "--network",
         "point3r",
         "--checkpoint",
-        f"stand-in:{TINY}",
+        LEARNED["point3r"],
         "--cameras",
         "1",
         "--size",
@@ -164,10 +163,8 @@ def export(*more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "tiny"
-    assert export("--out", str(folder), "--runtime", "tensorrt") == 0
-    return folder
+def built(learned_engine) -> Path:
+    return learned_engine("point3r")
 
 
 def test_every_output_is_compared_and_what_it_is_worth_is_said(built, capsys) -> None:
@@ -212,7 +209,6 @@ def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None
         {"state": (1,)},
         ("tokens",),
     )
-    assert check_operators(tmp_path / "m.onnx").problems == ()
     model = ov.Core().compile_model(
         str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
@@ -235,36 +231,6 @@ def test_bf16_is_smaller_and_held_against_float32(built, tmp_path, monkeypatch) 
     assert fed["new_token_feature"] < 0.03 and fed["depth"] < 0.1
     size = {folder: (folder / "model.onnx").stat().st_size for folder in (built, tmp_path / "bf16")}
     assert size[tmp_path / "bf16"] < 0.96 * size[built]
-    assert check_operators(tmp_path / "bf16" / "model.onnx").problems == ()
-
-
-def test_tensorrt_takes_every_operator_and_a_cuda_graph_could_hold_them(built) -> None:
-    report = check_operators(built / "model.onnx")
-    assert report.problems == () and report.cuda_graph
-    assert report.operators["MatMul"] > 10
-
-
-def test_operators_that_tensorrt_does_not_take_are_named(tmp_path) -> None:
-    from onnx import TensorProto, helper, save
-
-    nodes = [
-        helper.make_node("CumSum", ["x", "axis"], ["y"]),
-        helper.make_node("Det", ["f"], ["d"]),
-    ]
-    inputs = [
-        helper.make_tensor_value_info(name, kind, shape)
-        for name, kind, shape in (
-            ("x", TensorProto.INT64, [3]),
-            ("axis", TensorProto.INT64, []),
-            ("f", TensorProto.FLOAT, [2, 2]),
-        )
-    ]
-    outputs = [helper.make_tensor_value_info("d", TensorProto.FLOAT, [])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
-    problems = check_operators(tmp_path / "m.onnx").problems
-    assert any(problem.startswith("CumSum of INT64 is not taken") for problem in problems)
-    assert any(problem.startswith("Det is not taken") for problem in problems)
 
 
 def make_rig() -> Rig:
@@ -367,23 +333,10 @@ def test_a_model_file_that_changed_is_not_run(built, tmp_path) -> None:
 
 
 def test_tensorrt_from_an_engine_says_what_is_missing_here(built, tmp_path, capsys) -> None:
-    pytest.importorskip("onnx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: this is about a machine without")
-    assert (
-        main(
-            [
-                "export",
-                "--from",
-                str(built),
-                "--runtime",
-                "tensorrt",
-                "--out",
-                str(tmp_path / "gpu"),
-            ]
-        )
-        == 2
-    )
+    arguments = ["export", "--from", str(built), "--runtime", "tensorrt"]
+    assert main([*arguments, "--out", str(tmp_path / "gpu")]) == 2
     said = capsys.readouterr()
     assert (
         "TensorRT is not installed here" in said.err

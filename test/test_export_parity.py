@@ -4,87 +4,21 @@ what is there already is not lost."""
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper  # noqa: E402
+from tiny_engine import SIZE, tiny_engine
 
-from recon4d_ros import engine as engines  # noqa: E402
-from recon4d_ros import export  # noqa: E402
-from recon4d_ros.engine.base import STAND_IN, EngineSpec, load_spec, sha256_of  # noqa: E402
-from recon4d_ros.engine.onnxruntime import OnnxRuntime  # noqa: E402
-from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
-from recon4d_ros.export import gpu, tensorrt  # noqa: E402
-from recon4d_ros.export.compare import compare  # noqa: E402
-from recon4d_ros.export.operators import check_operators  # noqa: E402
-from recon4d_ros.export.parity import check_parity, in_shares, share_off  # noqa: E402
-from recon4d_ros.export.reference import from_runtime  # noqa: E402
-
-SIZE = (32, 48)
-MAPS = ("depth", "sigma", "confidence")
-
-
-def network(path: Path, remembers: bool = True) -> None:
-    """depth = sigma = confidence = image + state, new_state = state + 1; or without the state,
-    which the first step, of zeros, does not show."""
-    keep = helper.make_tensor("keep", TensorProto.FLOAT, [1], [float(remembers)])
-    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
-    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [3])
-    nodes = [
-        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Squeeze", ["float", "axis"], ["x"]),
-        helper.make_node("Mul", ["state", "keep"], ["kept"]),
-        *(helper.make_node("Add", ["x", "kept"], [name]) for name in MAPS),
-        helper.make_node("Identity", ["images"], ["color"]),
-        helper.make_node("Add", ["kept", "one"], ["new_state"]),
-    ]
-    value = helper.make_tensor_value_info
-    inputs = [
-        value("images", TensorProto.UINT8, [1, *SIZE, 1]),
-        value("state", TensorProto.FLOAT, [1]),
-    ]
-    outputs = [value(name, TensorProto.FLOAT, [1, *SIZE]) for name in MAPS]
-    outputs += [
-        value("color", TensorProto.UINT8, [1, *SIZE, 1]),
-        value("new_state", TensorProto.FLOAT, [1]),
-    ]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [keep, one, axis])
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
-    )
-
-
-def engine(folder: Path, remembers: bool = True, **fields) -> EngineSpec:
-    folder.mkdir()
-    network(folder / "model.onnx", remembers)
-    spec = EngineSpec(
-        "n",
-        "learned",
-        "onnxruntime",
-        1,
-        SIZE,
-        1,
-        SIZE,
-        1,
-        0,
-        "fp32",
-        "model.onnx",
-        sha256_of(folder / "model.onnx"),
-        inputs=("images", "state"),
-        outputs=(*MAPS, "color", "new_state"),
-        options={"memory": {"state": [1]}},
-        parity={"onnxruntime": {"milliseconds": 1.0}},
-    )
-    spec = replace(spec, **fields)
-    spec.save(folder / "engine.yaml")
-    return spec
+from recon4d_ros import export
+from recon4d_ros.engine.base import STAND_IN, EngineSpec
+from recon4d_ros.errors import EngineError, OutputError, ParameterError
+from recon4d_ros.export.compare import compare
+from recon4d_ros.export.parity import check_parity, in_shares, share_off
+from recon4d_ros.export.reference import from_runtime
 
 
 def report(differences: dict[str, float]) -> dict:
@@ -119,10 +53,10 @@ def spec_of(precision: str, checkpoint: str = "abc") -> EngineSpec:
 @pytest.mark.parametrize("config", ["learned", "stereo"])
 def test_a_step_that_forgets_its_memory_is_found(tmp_path, config) -> None:
     """Its first step is right: nothing is in the memory yet."""
-    truth = engine(tmp_path / "good")
+    truth = tiny_engine(tmp_path / "good")
     from_runtime(tmp_path / "reference.npz", tmp_path / "good", truth, "onnxruntime")
     for name, remembers in (("same", True), ("broken", False)):
-        spec = engine(tmp_path / name, remembers)
+        spec = tiny_engine(tmp_path / name, remembers)
         found = compare(tmp_path / name, "onnxruntime", tmp_path / "reference.npz")
         found = found if config == "learned" else in_shares(found)
         if remembers:
@@ -196,99 +130,6 @@ def test_shares_of_three_percent_and_no_runtime_at_all() -> None:
         check_parity({"x": {"error": "out of memory"}}, spec_of("fp32"))
 
 
-# --- TensorRT, which is not here: what is done around it
-
-
-@pytest.fixture
-def built_by(monkeypatch):
-    """Makes TensorRT there: it writes as model.engine what it is told to, which runs as ONNX
-    does."""
-
-    class Runtime(OnnxRuntime):
-        def __init__(self, model, spec, memory, threads=0):
-            copy = model.with_suffix(".onnx")
-            copy.write_bytes(model.read_bytes())
-            super().__init__(copy, spec, memory, threads)
-            copy.unlink()
-
-    def install(builder) -> None:
-        def build(folder, spec, options, say):
-            builder(folder / "model.engine")
-            return folder / "model.engine"
-
-        module = ModuleType("stand_in_runtime")
-        module.Runtime = Runtime
-        there = ModuleType("tensorrt")
-        there.__version__ = "10.0"
-        monkeypatch.setitem(sys.modules, "stand_in_runtime", module)
-        monkeypatch.setitem(sys.modules, "tensorrt", there)
-        monkeypatch.setitem(engines.RUNTIMES, "tensorrt", ("stand_in_runtime", "Runtime"))
-        monkeypatch.setattr(tensorrt, "available", lambda: "")
-        monkeypatch.setattr(tensorrt, "build", build)
-        monkeypatch.setattr(gpu, "compare_apart", compare)
-
-    return install
-
-
-@pytest.mark.parametrize("version_compatible", [True, False])
-def test_a_tensorrt_engine_is_held_against_its_onnx_and_timed(
-    tmp_path, built_by, version_compatible
-) -> None:
-    engine(tmp_path / "onnx", parity={"onnxruntime": {"milliseconds": 1e6}})
-    built_by(network)
-    export.rebuild(
-        tmp_path / "onnx",
-        tmp_path / "gpu",
-        "tensorrt",
-        gpu.GpuOptions(version_compatible=version_compatible),
-    )
-    spec = load_spec(tmp_path / "gpu")
-    assert (spec.runtime, spec.model, set(spec.parity)) == (
-        "tensorrt",
-        "model.engine",
-        {"tensorrt"},
-    )
-    assert spec.parity["tensorrt"]["worst"] == 0 and spec.parity["tensorrt"]["milliseconds"] < 1e6
-    assert spec.options["version_compatible"] is version_compatible
-    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [
-        "engine.yaml",
-        "model.engine",
-    ]
-
-
-def test_a_tensorrt_engine_that_computes_something_else_is_not_left_there(
-    tmp_path, built_by
-) -> None:
-    engine(tmp_path / "onnx")
-    built_by(lambda path: network(path, remembers=False))
-    with pytest.raises(
-        EngineError, match=r"tensorrt does not compute what model\.onnx with onnxruntime does"
-    ):
-        export.rebuild(tmp_path / "onnx", tmp_path / "gpu", "tensorrt", gpu.GpuOptions())
-    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
-
-
-def test_without_tensorrt_nothing_is_rebuilt(tmp_path, monkeypatch) -> None:
-    engine(tmp_path / "onnx")
-    monkeypatch.setattr(tensorrt, "available", lambda: "no GPU can be used here")
-    with pytest.raises(
-        EngineError, match="no GPU can be used here: the TensorRT engine cannot be built"
-    ):
-        export.rebuild(tmp_path / "onnx", tmp_path / "gpu", "tensorrt", gpu.GpuOptions())
-    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
-
-
-def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path) -> None:
-    said: list[str] = []
-    tensorrt._keep(tmp_path / "no" / "cache", memoryview(b"timings"), said.append)
-    assert tensorrt._kept(tmp_path, said.append) == b""  # a folder
-    assert len(said) == 2 and all(
-        str(tmp_path) in line and line.startswith("warning: --timing-cache") for line in said
-    )
-    tensorrt._keep(tmp_path / "cache", memoryview(b"timings"), said.append)
-    assert tensorrt._kept(tmp_path / "cache", said.append) == b"timings" and len(said) == 2
-
-
 # --- what is there already
 
 
@@ -307,7 +148,7 @@ def test_force_replaces_engines_and_empty_folders_only(tmp_path, monkeypatch) ->
             raise AssertionError("not reached")
     assert (home / "letter.txt").read_text() == "dear"
     (tmp_path / "empty").mkdir()
-    engine(tmp_path / "engine")
+    tiny_engine(tmp_path / "engine")
     for name in ("empty", "engine", "new"):
         with export.written_beside(tmp_path / name, force=True) as folder:
             (folder / "engine.yaml").write_text("new")
@@ -326,7 +167,7 @@ def test_force_replaces_engines_and_empty_folders_only(tmp_path, monkeypatch) ->
 
 
 def test_an_engine_that_could_not_be_replaced_is_still_there(tmp_path, monkeypatch) -> None:
-    engine(tmp_path / "engine")
+    tiny_engine(tmp_path / "engine")
     before = (tmp_path / "engine/engine.yaml").read_text()
     with pytest.raises(KeyError), export.written_beside(tmp_path / "engine", force=True):
         raise KeyError("interrupted")
@@ -436,41 +277,6 @@ def test_a_stride_of_a_pair_is_even() -> None:
 
     with pytest.raises(ParameterError, match="option stride is 1: expected an even number"):
         GeometricOptions("stereo", 2, SIZE, 1, (64, 128), stride=1)
-
-
-# --- operators
-
-
-def test_types_that_tensorrt_has_not_are_named_and_sizes_are_no_problem(tmp_path) -> None:
-    value = helper.make_tensor_value_info
-    fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0])
-    nodes = [
-        helper.make_node("Add", ["d", "d"], ["twice"]),
-        helper.make_node("ConstantOfShape", ["size"], ["zeros"], value=fill),
-        helper.make_node("ScatterElements", ["f", "index", "f"], ["scattered"], reduction="max"),
-    ]
-    inputs = [
-        value("d", TensorProto.DOUBLE, [3]),
-        value("f", TensorProto.FLOAT, [3]),
-        value("index", TensorProto.INT64, [3]),
-    ]
-    outputs = [
-        value("twice", TensorProto.DOUBLE, [3]),
-        value("zeros", TensorProto.FLOAT, [3]),
-        value("scattered", TensorProto.FLOAT, [3]),
-    ]
-    graph = helper.make_graph(
-        nodes, "g", inputs, outputs, [helper.make_tensor("size", TensorProto.INT64, [1], [3])]
-    )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx"
-    )
-    found = check_operators(tmp_path / "m.onnx")
-    assert [problem.split(":")[0] for problem in found.problems] == ["Add of DOUBLE is not taken"]
-    assert (
-        found.plugins == 1
-        and "plugin that TensorRT brings" in gpu.operator_lines(tmp_path / "m.onnx")[-1]
-    )
 
 
 def test_a_choice_that_ties_may_fall_to_the_other_side() -> None:

@@ -159,8 +159,13 @@ def test_only_what_was_given_to_the_launch_comes_after_the_parameter_file():
         "publish_tf": "none",
         "output_folder": "/maps",
         "use_sim_time": "True",
+        "runtime": "tensorrt-rtx",
+        "engine_cache": "/opt/engines",
+        "build_only": "True",
+        "compute_capabilities": "8.6, 8.9",
     }
     expected = {**given, "rig_file": "my.yaml", "cameras": ["left", "right"], "use_sim_time": True}
+    expected |= {"build_only": True, "compute_capabilities": ["8.6", "8.9"]}
     del expected["rig"]
     assert launch_parameters({**nothing, **given}) == expected
 

@@ -4,48 +4,39 @@ Tiny, with stand-in weights."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import LEARNED
 
 pytest.importorskip("torch", reason="exporting needs PyTorch (requirements/dev.txt)")
 
 from recon4d_ros.cli import main
 from recon4d_ros.engine import load_spec
 
-BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501
-NETWORKS = {
-    "point3r": f"stand-in:{BLOCKS},pointer_heads=4,pose_slots=8",
-    "driv3r": f"stand-in:{BLOCKS},value_depth=1",
-    "dymultidepth": "stand-in",
-}
-
 
 # Point3R's takes most of a minute: with `make test-full`
 @pytest.mark.parametrize(
     "network",
-    [
-        pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name
-        for name in NETWORKS
-    ],
+    [pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name for name in LEARNED],
 )
 def test_from_checkpoint_to_a_run(
-    network: str, small_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    network: str,
+    small_bag: Path,
+    learned_engine: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    engine, run = tmp_path / "engine", tmp_path / "run"
-    command = [
-        "export",
-        "--network",
-        network,
-        "--checkpoint",
-        NETWORKS[network],
-        "--rig",
-        str(small_bag),
-        "--size",
-        "48x160",
-    ]
-    assert main([*command, "--pointers", "200", "--out", str(engine)]) == 0
+    run = tmp_path / "run"
+    if network == "point3r":  # for two cameras here
+        engine = tmp_path / "engine"
+        command = ["export", "--network", network, "--checkpoint", LEARNED[network]]
+        command += ["--rig", str(small_bag), "--size", "48x160", "--pointers", "200"]
+        assert main([*command, "--out", str(engine)]) == 0
+    else:
+        engine = learned_engine(network)
     spec = load_spec(engine)
     assert (spec.network, spec.cameras, spec.working_size) == (network, 2, (48, 160))
     assert all("error" not in report for report in spec.parity.values())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from golden_files import golden_weights, manifest, outputs
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from recon4d_ros import engine as engines  # noqa: E402
 from recon4d_ros.cameras.calibration import make_calibration, overlap  # noqa: E402
@@ -23,7 +25,6 @@ from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
 from recon4d_ros.engine.objects import load_objects, published_crop, seen_from  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
-from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.export.parity import ALONE, align_rows  # noqa: E402
 from recon4d_ros.geometry import se3  # noqa: E402
 from recon4d_ros.networks import checkpoint, sparse4d  # noqa: E402
@@ -503,10 +504,14 @@ def test_every_runtime_computes_what_pytorch_does(built: Path, capsys) -> None:
 
 
 def test_tensorrt_takes_every_operator_without_plugins(built: Path) -> None:
-    report = check_operators(built / "model.onnx")
-    assert report.problems == () and report.plugins == 0 and report.cuda_graph
-    assert not {"NonZero", "ScatterElements", "ScatterND", "Loop", "If"} & report.operators.keys()
-    assert report.operators["GridSample"] == 1 + 4 * 2 and report.operators["TopK"] >= 3
+    model = onnx.load(str(built / "model.onnx"), load_external_data=False)
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert not {"NonZero", "ScatterElements", "ScatterND", "Loop", "If"} & operators.keys()
+    assert operators["GridSample"] == 1 + 4 * 2 and operators["TopK"] >= 3
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed here")
+    from recon4d_ros.export.tensorrt_compiler import Parsed
+
+    assert Parsed("tensorrt-rtx", built / "model.onnx").network.num_layers > len(model.graph.node)
 
 
 def test_rows_are_compared_with_their_partners() -> None:

@@ -5,6 +5,7 @@ stand-in weights mean nothing, and only what is computed of them is compared."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from recon4d_ros import bev  # noqa: E402
 from recon4d_ros import engine as engines  # noqa: E402
@@ -23,7 +25,6 @@ from recon4d_ros.engine import occupancy as occupancy_engine  # noqa: E402
 from recon4d_ros.engine.base import EngineSpec, sha256_of  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.export.graph import write_graph  # noqa: E402
-from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.geometry import se3_from_quaternion  # noqa: E402
 from recon4d_ros.networks import checkpoint, uniscene  # noqa: E402
 from recon4d_ros.networks import occupancy_labels as labels  # noqa: E402
@@ -553,12 +554,14 @@ def test_a_memory_that_is_not_finite_is_forgotten(built: tuple[Drive, Path]) -> 
 
 
 def test_tensorrt_takes_every_operator(built: tuple[Drive, Path]) -> None:
-    report = check_operators(built[1] / "model.onnx")
-    assert report.problems == () and report.cuda_graph and report.plugins == 0
-    assert report.operators["GridSample"] > 10
-    assert not {"Scatter", "ScatterElements", "ScatterND", "Loop", "NonZero"} & set(
-        report.operators
-    )
+    model = onnx.load(str(built[1] / "model.onnx"), load_external_data=False)
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert operators["GridSample"] > 10
+    assert not {"Scatter", "ScatterElements", "ScatterND", "Loop", "NonZero"} & operators.keys()
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed here")
+    from recon4d_ros.export.tensorrt_compiler import Parsed
+
+    assert Parsed("tensorrt-rtx", built[1] / "model.onnx").network.num_layers > 100
 
 
 @pytest.mark.full

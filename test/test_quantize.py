@@ -19,7 +19,6 @@ from recon4d_ros import engine as engines  # noqa: E402
 from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.export import learned, quantize  # noqa: E402
-from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.export.parity import check_parity, difference  # noqa: E402
 from recon4d_ros.networks import step as steps  # noqa: E402
 from recon4d_ros.networks.working_image import as_bytes, working_images  # noqa: E402
@@ -207,15 +206,6 @@ def test_the_memory_is_carried_through_the_calibration(quantized) -> None:
     )  # of the fifth step's memory; an empty one gives far less
 
 
-def test_tensorrt_takes_it(quantized) -> None:
-    report = check_operators(quantized[0] / "model.onnx")
-    assert (
-        report.problems == ()
-        and report.operators["QuantizeLinear"] == 3
-        and report.operators["DequantizeLinear"] == 6
-    )
-
-
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -301,19 +291,6 @@ def test_every_learned_network_names_modules_that_it_has() -> None:
                 if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
             ]
             assert weights, name
-
-
-def test_a_zero_point_that_tensorrt_does_not_take_is_named(quantized, tmp_path) -> None:
-    model = onnx.load(quantized[0] / "model.onnx")
-    zero = next(node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear")
-    value = next(value for value in model.graph.initializer if value.name == zero)
-    value.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), zero))
-    onnx.save(model, tmp_path / "m.onnx")
-    problems = check_operators(tmp_path / "m.onnx").problems
-    assert any(
-        "QuantizeLinear with a zero point that is not 0 is not taken" in problem
-        for problem in problems
-    )
 
 
 def test_a_convolution_of_a_concatenation_stays_in_float32() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from recon4d_ros.cameras.calibration import input_size_for
 from recon4d_ros.cameras.rig_check import check_rig
@@ -22,6 +25,7 @@ from recon4d_ros.export import (
     rebuild,
 )
 from recon4d_ros.export.gpu import add_gpu_arguments, gpu_options
+from recon4d_ros.export.tensorrt import Progress
 from recon4d_ros.paths import user_path
 from recon4d_ros.types import Rig
 
@@ -33,6 +37,7 @@ EPILOG = """examples:
   recon4d export --network point3r --checkpoint stand-in --rig BAG --size 224x224 --out engines/try      weights that mean nothing
   recon4d export --network point3r --checkpoint point3r_512.pth --rig BAG --size 224x224 --precision int8 --calibration BAG --out engines/i8
   recon4d export --from engines/point3r --runtime tensorrt --out engines/point3r_gpu       on the vehicle, without PyTorch
+  recon4d export --from engines/point3r --runtime tensorrt-rtx --compute-capability 8.6 8.9 --out engines/point3r_rtx     anywhere
 
 a learned network is exported for the rig's cameras (--rig, or --cameras and --image-size); --size is what it sees of each of them.
 """  # noqa: E501
@@ -114,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help=(
             "onnx (or auto): the fastest CPU runtime measured; openvino; onnxruntime; tensorrt;"
-            " torch (default: %(default)s)"
+            " tensorrt-rtx; torch (default: %(default)s)"
         ),
     )
     parser.add_argument(
@@ -129,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         type=user_path,
         metavar="DIR",
-        help="build for --runtime tensorrt from this engine's ONNX",
+        help="build for --runtime tensorrt or tensorrt-rtx from this engine's ONNX",
     )
     parser.add_argument("--force", action="store_true", help="replace --out")
     add_gpu_arguments(parser)
@@ -138,7 +143,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     gpu = gpu_options(arguments)
     if arguments.source:
-        rebuild(arguments.source, arguments.out, arguments.runtime, gpu, force=arguments.force)
+        with _bar() as progress:
+            rebuild(
+                arguments.source,
+                arguments.out,
+                arguments.runtime,
+                gpu,
+                force=arguments.force,
+                say=lambda sentence: print(f"  {sentence}", flush=True),
+                progress=progress,
+            )
     else:
         options = dict(_option(text) for text in arguments.option)
         export_engine(
@@ -151,6 +165,18 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"wrote {arguments.out}")
     return 0
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    """A build's progress on this terminal, if it is one."""
+    with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(phase: str, done: float) -> None:
+            bar.set_description(phase, refresh=False)
+            bar.update(max(round(100 * done) - bar.n, 0))
+
+        yield show
 
 
 def _arguments(arguments: argparse.Namespace) -> ExportArguments:

@@ -13,6 +13,7 @@ from recon4d_ros.cameras.rig import load_rig, load_rig_file, save_rig
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.commands.common import add_bag_rig, bag_rig
 from recon4d_ros.engine import describe as describe_engine
+from recon4d_ros.engine import layers
 from recon4d_ros.errors import BagError, CalibrationError, EngineError, OutputError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
 from recon4d_ros.paths import user_path
@@ -46,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="write the rig of a bag, or of a rig file, as a rig file",
     )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="list every layer of a TensorRT engine, which takes the GPU it is for",
+    )
     parser.add_argument("--parameters", action="store_true", help="list every parameter")
 
 
@@ -57,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         found = bag_rig(arguments)
         print(describe_path(arguments.path, **found))
+        if arguments.layers:
+            print("\n".join(layer_lines(arguments.path)))
         if arguments.save_rig:
             _save_rig(arguments.path, arguments.save_rig, **found)
     return 0
@@ -90,6 +98,13 @@ def describe_path(path: Path, **found: Any) -> str:
         return "\n".join(_checkpoint_lines(path))
     with BagReader(path) as reader:
         return "\n".join(bag_lines(reader, **found))
+
+
+def layer_lines(folder: Path) -> list[str]:
+    """Number, kind and name of every layer of a TensorRT engine. Raises EngineError."""
+    return [
+        f"  layer {index:4}  {kind:20}  {name}" for index, (name, kind) in enumerate(layers(folder))
+    ]
 
 
 def _checkpoint_lines(path: Path) -> list[str]:

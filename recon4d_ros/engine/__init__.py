@@ -6,8 +6,18 @@ import importlib
 import os
 from pathlib import Path
 
-from recon4d_ros.engine.base import OBJECTS, Engine, EngineSpec, check_files, fits_rig, load_spec
+from recon4d_ros.engine import tensorrt_library
+from recon4d_ros.engine.base import (
+    OBJECTS,
+    Engine,
+    EngineSpec,
+    check_files,
+    fits_rig,
+    load_spec,
+    source_spec,
+)
 from recon4d_ros.engine.hosted import HostedEngine, Runtime
+from recon4d_ros.engine.tensorrt_library import TITLES, Build
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
 
@@ -19,6 +29,7 @@ __all__ = [
     "check_rig",
     "describe",
     "find_engine",
+    "layers",
     "load",
     "load_spec",
     "parity_lines",
@@ -27,11 +38,13 @@ __all__ = [
 
 NO_CHECKPOINT = "none"
 CPU_RUNTIMES = ("openvino", "onnxruntime")
-MODEL_OF = {"tensorrt": ".engine", "torch": ".pt2"}  # the others run .onnx
+# the others run .onnx
+MODEL_OF = {"tensorrt": ".engine", "tensorrt-rtx": ".engine", "torch": ".pt2"}
 RUNTIMES = {
     "openvino": ("recon4d_ros.engine.openvino", "OpenVinoRuntime"),
     "onnxruntime": ("recon4d_ros.engine.onnxruntime", "OnnxRuntime"),
     "tensorrt": ("recon4d_ros.engine.tensorrt", "TensorRtRuntime"),
+    "tensorrt-rtx": ("recon4d_ros.engine.tensorrt", "TensorRtRtxRuntime"),
     "torch": ("recon4d_ros.engine.torch", "TorchRuntime"),
 }
 
@@ -81,26 +94,26 @@ def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: in
         raise EngineError(
             f"{where}: runtime {name!r} is not known: expected one of {', '.join(RUNTIMES)}"
         )
+    if name in CPU_RUNTIMES and (onnx := source_spec(spec)):
+        spec = onnx
     model = check_files(folder, spec)
-    suffix = MODEL_OF.get(name, ".onnx")
-    if model.suffix != suffix:
+    built_for = spec.runtime if model.suffix == ".engine" else name
+    if model.suffix != MODEL_OF.get(name, ".onnx") or built_for != name:
         raise EngineError(
             f"{where}: holds {spec.model}, which {name} does not run: `recon4d export --runtime"
             f" {name}` makes one it does"
         )
     module, attribute = RUNTIMES[name]
+    shapes = {
+        key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()
+    }
     try:
-        runtime_class = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)(model, spec, shapes, threads)
     except ImportError as error:
         raise EngineError(
             f"{where}: runtime {name} is not installed here ({error}): pip install"
             f" {_package(error, name)}, or choose another runtime"
         ) from None
-    shapes = {
-        key: tuple(int(size) for size in shape) for key, shape in spec.options["memory"].items()
-    }
-    try:
-        return runtime_class(model, spec, shapes, threads)
     except EngineError as error:
         raise EngineError(f"{where}: {error}") from None
     except Exception as error:  # runtimes raise their own types, of which none is public in both
@@ -111,7 +124,10 @@ def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: in
 def _package(error: ImportError, runtime: str) -> str:
     """What to install for a module that is missing."""
     module = (error.name or runtime).partition(".")[0]
-    return {"cuda": "cuda-bindings"}.get(module, module)
+    return {
+        "cuda": "cuda-bindings",
+        "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+    }.get(module, module)
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
@@ -168,6 +184,10 @@ def describe(folder: str | os.PathLike[str]) -> str:
         + ", ".join(f"{name} {version}" for name, version in spec.versions.items()),
     ]
     try:
+        lines += ["  " + line for line in build_lines(spec)]
+    except EngineError as error:
+        raise EngineError(f"engine {folder}: {error}") from None
+    try:
         for runtime, report in spec.parity.items():
             if "differs" in report:
                 worst = f"worst share of pixels or values off: {report['worst']:.2%}"
@@ -179,6 +199,59 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"engine {folder}: parity in engine.yaml is not a table of what export measured"
         ) from None
     return "\n".join([*lines, f"  {spec.warning}"] if spec.warning else lines)
+
+
+def build_lines(spec: EngineSpec) -> list[str]:
+    """How a TensorRT engine was built, what of, and whether it runs here. Raises EngineError."""
+    build = Build.of(spec)
+    if build is None:
+        return []
+    where = f"on {build.gpu} ({build.compute_capability})" if build.gpu else "where there is no GPU"
+    if build.builder == "tensorrt-rtx":
+        runs_on = f"compute capability {', '.join(build.targets)}" if build.targets else "any GPU"
+    else:
+        runs_on = "compute capability 8.0 and later" if build.hardware_compatible else build.gpu
+    kinds = ", ".join(f"{count} {kind}" for kind, count in build.layers.items())
+    lines = [
+        f"engine: {TITLES[build.builder]} {build.version}, for {runs_on}, built {where} in"
+        f" {build.seconds:.0f} s",
+        f"{build.network_layers} layers of the network in {sum(build.layers.values())} of the"
+        f" engine ({kinds}); {build.weights:.1f} MiB of weights, {build.scratch:.1f} MiB of scratch"
+        " memory",
+    ]
+    if build.builder not in spec.parity:
+        lines.append(
+            "it was not run when it was built: there was no GPU, or nothing to compare with"
+        )
+    try:
+        here = tensorrt_library.gpu(build.builder)
+        why = build.misfit(tensorrt_library.library(build.builder).__version__, here)
+        lines.append(f"it does not run here: {why}" if why else f"it runs here, on {here}")
+    except (ImportError, EngineError) as error:
+        lines.append(f"it does not run here: {error}")
+    return lines
+
+
+def layers(folder: Path) -> list[tuple[str, str]]:
+    """Name and kind of every layer of a TensorRT engine, as EngineInspector has them. Raises
+    EngineError, also where there is no GPU to load it on."""
+    spec = load_spec(folder)
+    where = f"engine {folder}"
+    if spec.runtime not in TITLES:
+        raise EngineError(f"{where}: holds {spec.model}: expected a TensorRT engine")
+    model = check_files(folder, spec)
+    try:
+        here = tensorrt_library.gpu(spec.runtime)
+        from recon4d_ros.engine.tensorrt import load_engine
+
+        engine = load_engine(spec.runtime, model, spec, here)
+        return tensorrt_library.inspect_layers(tensorrt_library.library(spec.runtime), engine)
+    except ImportError as error:
+        raise EngineError(
+            f"{where}: {TITLES[spec.runtime]} is not installed here ({error})"
+        ) from None
+    except EngineError as error:
+        raise EngineError(f"{where}: {error}") from None
 
 
 def _capacity(spec: EngineSpec) -> str:

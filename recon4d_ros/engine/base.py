@@ -49,7 +49,9 @@ class EngineSpec:
     them. versions: of the libraries that built it. parity: differences between PyTorch and each
     runtime, per output. extra_outputs: name: shape of what the graph gives after depth, sigma,
     confidence and color, or of all where it gives no depth. files: name: SHA-256 of what lies
-    beside the model file and belongs to it (weights of a large model).
+    beside the model file and belongs to it (weights of a large model). source: the same of the ONNX
+    that lies beside a TensorRT engine, to build it anew from; its model first. build: how a
+    TensorRT engine was built (tensorrt_library.py: Build).
     """
 
     network: str
@@ -72,6 +74,8 @@ class EngineSpec:
     parity: Mapping[str, Any] = field(default_factory=dict)
     extra_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -162,6 +166,11 @@ class Engine(Protocol):
         none is needed."""
         ...
 
+    def gpu_memory(self) -> tuple[float, float]:
+        """MiB in use on the GPU, by all programs, and MiB there are; 0 if it runs on the CPU, NaN
+        if that is not known."""
+        ...
+
     def close(self) -> None:
         """Gives the runtime's memory back."""
 
@@ -217,8 +226,8 @@ def load_spec(folder: Path) -> EngineSpec:
             str(key): tuple(int(size) for size in shape)
             for key, shape in (tree.get(name) or {}).items()
         }
-        name = "files"
-        tree[name] = {str(key): str(value) for key, value in (tree.get(name) or {}).items()}
+        for name in ("files", "source"):
+            tree[name] = {str(key): str(value) for key, value in (tree.get(name) or {}).items()}
         for name in ("network", "config", "runtime", "precision", "model", "model_sha256"):
             if not isinstance(tree[name], str):
                 raise TypeError
@@ -228,7 +237,7 @@ def load_spec(folder: Path) -> EngineSpec:
         for name in ("input_size", "working_size"):
             if min(tree[name]) < 1:
                 raise ValueError
-        for name in ("options", "versions", "parity"):
+        for name in ("options", "versions", "parity", "build"):
             if not isinstance(tree.setdefault(name, {}), dict):
                 raise TypeError
         name = "options"
@@ -236,7 +245,7 @@ def load_spec(folder: Path) -> EngineSpec:
         if any(int(size) < 1 for shape in memory.values() for size in shape):
             raise ValueError
         name = "model"
-        if any(Path(key).name != key for key in (tree["model"], *tree["files"])):
+        if any(Path(key).name != key for key in (tree["model"], *tree["files"], *tree["source"])):
             raise ValueError
     except (TypeError, ValueError, IndexError, AttributeError):
         said = repr(tree[name])
@@ -260,6 +269,37 @@ def check_files(folder: Path, spec: EngineSpec) -> Path:
                 " since its export (SHA-256): export it again"
             )
     return Path(folder) / spec.model
+
+
+def source_spec(spec: EngineSpec) -> EngineSpec | None:
+    """The ONNX engine that a TensorRT engine was built from, where its files lie beside it."""
+    if not spec.source:
+        return None
+    model = next(iter(spec.source))
+    milliseconds = {
+        name: report["milliseconds"]
+        for name, report in spec.parity.items()
+        if name != spec.runtime and "milliseconds" in report
+    }
+    return dataclasses.replace(
+        spec,
+        model=model,
+        model_sha256=spec.source[model],
+        files={name: digest for name, digest in spec.source.items() if name != model},
+        runtime=min(milliseconds, key=lambda name: milliseconds[name], default="onnxruntime"),
+        source={},
+        build={},
+        parity={name: report for name, report in spec.parity.items() if name != spec.runtime},
+    )
+
+
+def identity(spec: EngineSpec) -> str:
+    """A checksum of all that decides what an ONNX engine computes: two engines with one are the
+    same."""
+    tree = _plain(dataclasses.asdict(spec))
+    for name in ("runtime", "versions", "parity", "source", "build"):
+        del tree[name]
+    return hashlib.sha256(yaml.safe_dump(tree, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -18,12 +18,17 @@ class NoEngineFits(EngineError):
     exit_code = 3
 
 
+def named_engine(wanted: str) -> Path:
+    """The folder of the engine named: a path, or the name of a shipped one."""
+    folder = paths.user_path(wanted)
+    return folder if folder.is_dir() or "/" in wanted else paths.engines() / wanted
+
+
 def choose_engine(wanted: str, rig: Rig) -> Path:
     """The folder of the engine named, or of the shipped one that fits. Raises EngineError,
     NoEngineFits."""
     if wanted:
-        folder = paths.user_path(wanted)
-        return folder if folder.is_dir() or "/" in wanted else paths.engines() / wanted
+        return named_engine(wanted)
     found = find_engine(rig, paths.engines())
     if found is None:
         sizes = sorted({f"{camera.width}x{camera.height}" for camera in rig.cameras})

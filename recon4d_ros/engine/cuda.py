@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.engine.tensorrt_library import Gpu
 from recon4d_ros.errors import EngineError
 
 try:
@@ -29,9 +30,21 @@ def call(result: tuple) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
-def device_name() -> str:
-    """Raises EngineError if there is no GPU."""
-    return call(cudart.cudaGetDeviceProperties(call(cudart.cudaGetDevice()))).name.decode()
+def device() -> Gpu:
+    """The GPU that calls go to. Raises EngineError if there is none."""
+    properties = call(cudart.cudaGetDeviceProperties(call(cudart.cudaGetDevice())))
+    return Gpu(
+        properties.name.decode(),
+        f"{properties.major}.{properties.minor}",
+        properties.totalGlobalMem / 2**20,
+    )
+
+
+def memory() -> tuple[float, float]:
+    """MiB of the GPU's memory that are in use, by all programs, and that there are. Raises
+    EngineError."""
+    free, total = call(cudart.cudaMemGetInfo())
+    return (total - free) / 2**20, total / 2**20
 
 
 class Buffer:

@@ -60,6 +60,10 @@ class Runtime(Protocol):
 
     def reset(self) -> None: ...
 
+    def gpu_memory(self) -> tuple[float, float]:
+        """As Engine.gpu_memory."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -191,6 +195,9 @@ class HostedEngine:
     @property
     def scales(self) -> tuple[Scale | None, ...]:
         return self._scales.scales if self._scales else ()
+
+    def gpu_memory(self) -> tuple[float, float]:
+        return self._runtime.gpu_memory()
 
     def close(self) -> None:
         self._runtime.close()

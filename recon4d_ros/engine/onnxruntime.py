@@ -6,6 +6,7 @@ no GPU was at hand when this was written, so it has not run yet.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,15 @@ class OnnxRuntime:
             for _ in range(2)
         ]
         self._now = 0
+
+    def gpu_memory(self) -> tuple[float, float]:
+        if self._place == "cpu":
+            return 0.0, 0.0
+        try:
+            from recon4d_ros.engine import cuda
+        except ImportError:  # cuda-bindings: ONNX Runtime does without
+            return math.nan, math.nan
+        return cuda.memory()
 
     def close(self) -> None:
         del self._session, self._memory

@@ -75,5 +75,8 @@ class OpenVinoRuntime:
         for array in self._buffers[self._now].values():
             array.fill(0)
 
+    def gpu_memory(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def close(self) -> None:
         del self._request, self._compiled

@@ -1,28 +1,30 @@
-"""TensorRT 10: the memory stays on the GPU in two sets of buffers that change roles, and a step is
-one launch of a captured CUDA graph.
-
-Written against the TensorRT 10 and cuda-bindings documentation. No GPU was at hand: nothing here
-has run yet.
+"""TensorRT, and TensorRT for RTX: the memory stays on the GPU in two sets of buffers that change
+roles, and a step is one launch of a captured CUDA graph.
 
 A step is: the frame's inputs up, the network, its outputs down, all in one stream and in one graph;
 the host waits once, at the end. There is a graph for each of the two roles of the memory. Where the
 network cannot be captured (loops), the same calls are made one by one.
+
+docs/export.md says what of this has run on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorrt as trt
 from numpy.typing import NDArray
 
+from recon4d_ros import paths
+from recon4d_ros.engine import cuda, tensorrt_library
 from recon4d_ros.engine.base import EngineSpec
-from recon4d_ros.engine.cuda import Buffer, Pinned, Stream, device_name
+from recon4d_ros.engine.cuda import Buffer, Pinned, Stream
 from recon4d_ros.engine.hosted import CONSTANT
+from recon4d_ros.engine.tensorrt_library import Build, Gpu
 from recon4d_ros.errors import EngineError
 
 
@@ -34,22 +36,12 @@ class TensorRtRuntime:
     def __init__(
         self, model: Path, spec: EngineSpec, memory: Mapping[str, tuple[int, ...]], threads: int = 0
     ) -> None:
-        """threads: of no meaning here. Raises EngineError if the engine is of another TensorRT or
-        GPU, or its tensors are others."""
-        self.device = f"tensorrt {trt.__version__} on {device_name()}, {spec.precision}"
-        logger = trt.Logger(trt.Logger.ERROR)
-        trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
-        runtime = trt.Runtime(logger)
-        if spec.options.get(
-            "version_compatible"
-        ):  # such an engine brings code of its own, which this runs
-            runtime.engine_host_code_allowed = True
-        self._engine = runtime.deserialize_cuda_engine(model.read_bytes())
-        if self._engine is None:
-            raise EngineError(
-                f"{model.name} is not for TensorRT {trt.__version__} on this GPU: `recon4d export"
-                " --from` builds it here"
-            )
+        """threads: of no meaning here. Raises EngineError if there is no GPU, the engine is of
+        another TensorRT or GPU, or its tensors are others; ImportError without TensorRT."""
+        here = tensorrt_library.gpu(self.name)
+        self._trt = tensorrt_library.library(self.name)
+        self.device = f"{self.name} {self._trt.__version__} on {here.name}, {spec.precision}"
+        self._engine = load_engine(self.name, model, spec, here)
         names = [
             self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
         ]
@@ -59,7 +51,8 @@ class TensorRtRuntime:
                 f"{model.name} has other tensors than engine.yaml:"
                 f" {', '.join(sorted(set(names) ^ expected))}"
             )
-        self._context = self._engine.create_execution_context()
+        self._kernels = KernelCache(self._trt, self._engine, model, spec, here)
+        self._context = self._kernels.make_context()
         if self._context is None:
             raise EngineError(
                 f"{model.name}: TensorRT makes no context to run it in: the GPU's memory may be too"
@@ -81,12 +74,12 @@ class TensorRtRuntime:
             self._inputs = {
                 name: self._pair(name)
                 for name in names
-                if self._mode(name) == trt.TensorIOMode.INPUT and name not in memory
+                if self._mode(name) == self._trt.TensorIOMode.INPUT and name not in memory
             }
             self._outputs = {
                 name: self._pair(name)
                 for name in names
-                if self._mode(name) == trt.TensorIOMode.OUTPUT
+                if self._mode(name) == self._trt.TensorIOMode.OUTPUT
                 and name.removeprefix("new_") not in memory
             }
             for name, (_, buffer) in (*self._inputs.items(), *self._outputs.items()):
@@ -124,12 +117,16 @@ class TensorRtRuntime:
             self._stream.zero(buffer)
         self._stream.wait()
 
+    def gpu_memory(self) -> tuple[float, float]:
+        """MiB in use on the GPU, by all programs, and MiB there are."""
+        return cuda.memory()
+
     def close(self) -> None:
         self._stream.wait()
         for graph in filter(None, self._graphs):
             self._stream.forget(graph)
         self._graphs = [None, None]
-        del self._context, self._engine
+        del self._context, self._kernels, self._engine
         self._held.close()
 
     def _launch(self) -> None:
@@ -152,10 +149,14 @@ class TensorRtRuntime:
         """The graph of this role of the memory; its addresses are in it, so there is one for each
         role."""
         try:
+            asked = getattr(self._context, "is_stream_capturable", None)
+            if asked and not asked(self._stream.handle):
+                raise EngineError("TensorRT says that its steps cannot be captured")
             self._graphs[self._now] = self._stream.capture(self._enqueue)
         except EngineError as error:
             self._capture = False
             self.device += f", without a CUDA graph: {error}"
+        self._kernels.keep()
 
     def _enqueue(self) -> None:
         for pinned, buffer in self._inputs.values():
@@ -171,7 +172,7 @@ class TensorRtRuntime:
     def _pair(self, name: str) -> tuple[Pinned, Buffer]:
         sizes, kind = (
             self._engine.get_tensor_shape(name),
-            trt.nptype(self._engine.get_tensor_dtype(name)),
+            self._trt.nptype(self._engine.get_tensor_dtype(name)),
         )
         shape = tuple(sizes[axis] for axis in range(len(sizes)))
         pinned = Pinned(shape, kind)
@@ -186,3 +187,93 @@ class TensorRtRuntime:
     def _point(self, name: str, buffer: Buffer) -> None:
         if not self._context.set_tensor_address(name, buffer.address):
             raise EngineError(f"TensorRT refused the address of {name}")
+
+
+class TensorRtRtxRuntime(TensorRtRuntime):
+    """The same over TensorRT for RTX."""
+
+    name = "tensorrt-rtx"
+
+
+def load_engine(runtime: str, model: Path, spec: EngineSpec, here: Gpu) -> Any:
+    """The library's engine. Raises EngineError in one sentence: of another TensorRT or GPU, or not
+    an engine."""
+    trt = tensorrt_library.library(runtime)
+    title = tensorrt_library.title(runtime)
+    build = Build.of(spec)
+    if build and (reason := build.misfit(trt.__version__, here)):
+        raise EngineError(
+            f"{model.name} does not run here: {reason}: `recon4d export --from` builds it here,"
+            " from an engine with its ONNX"
+        )
+    logger = tensorrt_library.make_logger(trt)
+    loader = trt.Runtime(logger)
+    if build and build.version_compatible:  # it brings code of its own, which this runs
+        loader.engine_host_code_allowed = True
+    engine = loader.deserialize_cuda_engine(model.read_bytes())
+    if engine is None:
+        said = logger.errors[-1] if logger.errors else "it gives no reason"
+        raise EngineError(
+            f"{model.name} is not for {title} on {here}: `recon4d export --from` builds it here"
+            f" ({said})"
+        )
+    return engine
+
+
+class KernelCache:
+    """The kernels that TensorRT for RTX compiles for this GPU when it loads an engine, kept in a
+    file, so that only the first load takes long. Of TensorRT, whose engines hold their kernels,
+    there is nothing to keep."""
+
+    def __init__(self, trt: Any, engine: Any, model: Path, spec: EngineSpec, here: Gpu) -> None:
+        self._engine = engine
+        self._config = self._cache = None
+        self._kept = b""
+        self._files = _cache_files(model, spec, here)
+        if not hasattr(trt, "IRuntimeCache"):
+            return
+        self._config = engine.create_runtime_config()
+        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we have our own
+        self._cache = self._config.create_runtime_cache()
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                blob = file.read_bytes()
+                if self._cache.deserialize(blob):  # not of another version, driver or GPU
+                    self._kept = blob
+                    break
+        self._config.set_runtime_cache(self._cache)
+
+    def make_context(self) -> Any:
+        return (
+            self._engine.create_execution_context()
+            if self._config is None
+            else self._engine.create_execution_context(self._config)
+        )
+
+    def keep(self) -> None:
+        """Writes the file if there is more to keep than it holds. To be without costs time, no
+        more."""
+        blob = bytes(memoryview(self._cache.serialize())) if self._cache is not None else b""
+        if blob == self._kept:
+            return
+        self._kept = blob
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                new = file.with_name(f".{file.name}.{os.getpid()}")
+                try:
+                    new.write_bytes(blob)
+                    new.replace(file)
+                finally:
+                    new.unlink(missing_ok=True)
+                return
+
+
+def _cache_files(model: Path, spec: EngineSpec, here: Gpu) -> tuple[Path, Path]:
+    """Beside the engine, or where that cannot be written, in the user's cache."""
+    gpu = "".join(c if c.isalnum() else "-" for c in here.name.lower())
+    digest = spec.model_sha256[:12]
+    return (
+        model.with_name(f"{model.stem}.{gpu}.cache"),
+        paths.cache() / "kernels" / f"{model.stem}-{digest}.{gpu}.cache",
+    )

@@ -77,6 +77,12 @@ class TorchRuntime:
             name: torch.zeros(shape, device=self._place) for name, shape in self._shapes.items()
         }
 
+    def gpu_memory(self) -> tuple[float, float]:
+        if self._place.type == "cpu":
+            return 0.0, 0.0
+        free, total = torch.cuda.mem_get_info(self._place)
+        return (total - free) / 2**20, total / 2**20
+
     def close(self) -> None:
         del self._model, self._memory, self._constant
 

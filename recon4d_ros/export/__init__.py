@@ -24,13 +24,13 @@ from recon4d_ros.engine.base import (
     is_rectified_rig,
     load_spec,
     sha256_of,
+    source_spec,
 )
+from recon4d_ros.engine.tensorrt_library import TITLES
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
-from recon4d_ros.export.gpu import (
-    GpuOptions,
-    build_here,
-    build_tensorrt,
-)
+from recon4d_ros.export.apart import Stop
+from recon4d_ros.export.gpu import build_here, build_or_explain
+from recon4d_ros.export.tensorrt import GpuOptions, Progress
 from recon4d_ros.types import Rig
 
 __all__ = [
@@ -45,7 +45,7 @@ LEARNED = ("point3r", "driv3r", "dymultidepth", "sparse4d", "uniscene")  # check
 NETWORKS = (GEOMETRIC, *LEARNED)
 CONFIGS = ("stereo", "surround")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-RUNTIMES = ("auto", "onnx", "openvino", "onnxruntime", "tensorrt", "torch")
+RUNTIMES = ("auto", "onnx", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def export_engine(
     against PyTorch over a few steps.
 
     options: fields of the network's own options (e.g. merge_radius=0.5). gpu: how to build for
-    runtime `tensorrt` or `torch`. Raises ParameterError for arguments that make no network,
+    runtime `tensorrt` or `tensorrt-rtx`. Raises ParameterError for arguments that make no network,
     OutputError if `out` is there already (unless force) or cannot be written, EngineError if
     PyTorch is missing, the checkpoint is not the network's, memory is too little or the exported
     graph is not what PyTorch computes.
@@ -245,8 +245,8 @@ def _choose_runtime(
     """The specification with its runtime, whose own model is built first where it does not run
     ONNX."""
     spec = replace(spec, runtime=_fastest(spec))
-    if a.runtime == "tensorrt":
-        return build_tensorrt(folder, spec, gpu, say)
+    if a.runtime in TITLES:
+        return build_or_explain(folder, spec, a.runtime, gpu, say)
     if a.runtime == "torch":
         from recon4d_ros.export.aoti import build
 
@@ -289,29 +289,54 @@ def parity_table(spec: EngineSpec, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def rebuild(source: Path, out: Path, runtime: str, gpu: GpuOptions, *, force: bool = False) -> None:
-    """An engine for a GPU's runtime from another engine's ONNX: what runs on the vehicle. Raises
-    EngineError, OutputError."""
-    if runtime != "tensorrt":
+def rebuild(
+    source: Path,
+    out: Path,
+    runtime: str,
+    gpu: GpuOptions,
+    *,
+    force: bool = False,
+    keep_onnx: bool = True,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Progress = lambda phase, done: None,
+    stop: Stop | None = None,
+) -> EngineSpec:
+    """A TensorRT engine from another engine's ONNX: on the vehicle, or (TensorRT for RTX) anywhere.
+
+    keep_onnx: the ONNX lies beside the new engine, so that it can be built anew. Raises
+    EngineError, OutputError, ParameterError, Stopped."""
+    if runtime not in TITLES:
         raise ParameterError(
-            f"--from is for --runtime tensorrt, not {runtime}: an engine's ONNX runs as it is on"
-            " the CPU"
+            f"--from is for --runtime {' or '.join(TITLES)}, not {runtime}: an engine's ONNX runs"
+            " as it is on the CPU"
         )
-    spec = load_spec(source)
+    spec = onnx_engine(source)
     check_files(source, spec)
-    if not spec.model.endswith(".onnx"):
-        raise EngineError(
-            f"engine {source}: holds {spec.model}: expected an engine with an ONNX model"
-        )
     with written_beside(out, force) as folder:
         for name in (spec.model, *spec.files):
             try:
                 os.link(source / name, folder / name)  # the weights need not lie there twice
             except OSError:
                 shutil.copyfile(source / name, folder / name)
-        build_here(folder, spec, gpu, lambda sentence: print(f"  {sentence}", flush=True)).save(
-            folder / SPEC_FILE
+        built = build_here(folder, spec, runtime, gpu, say, progress=progress, stop=stop)
+        if not keep_onnx:
+            for name in built.source:
+                (folder / name).unlink()
+            built = replace(built, source={})
+        built.save(folder / SPEC_FILE)
+    return built
+
+
+def onnx_engine(folder: Path) -> EngineSpec:
+    """The specification of a folder's ONNX, which may lie beside a TensorRT engine. Raises
+    EngineError."""
+    spec = load_spec(folder)
+    onnx = source_spec(spec) if spec.source else spec
+    if onnx is None or not onnx.model.endswith(".onnx"):
+        raise EngineError(
+            f"engine {folder}: holds {spec.model}: expected an engine with an ONNX model"
         )
+    return onnx
 
 
 def _check(a: ExportArguments) -> None:
@@ -332,8 +357,8 @@ def _check(a: ExportArguments) -> None:
         (
             a.network == GEOMETRIC and a.runtime == "torch",
             (
-                f"runtime torch is for learned networks: {GEOMETRIC} runs on openvino, onnxruntime"
-                " and tensorrt"
+                f"runtime torch is for learned networks: {GEOMETRIC} runs on openvino, onnxruntime,"
+                " tensorrt and tensorrt-rtx"
             ),
         ),
         (

@@ -7,8 +7,6 @@ python -m recon4d_ros.export.compare FOLDER RUNTIME REFERENCE.npz       one line
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from recon4d_ros.engine import load_spec, start_runtime
 from recon4d_ros.engine.base import OBJECTS, EngineSpec
 from recon4d_ros.engine.hosted import Runtime, empty_outputs
 from recon4d_ros.errors import EngineError
+from recon4d_ros.export.apart import Stop, end_with_parent, run_apart
 from recon4d_ros.export.parity import NEAR, align_rows, difference
 from recon4d_ros.export.reference import STEPS, given, memory_before
 from recon4d_ros.runs.statistics import peak_rss_mib
@@ -29,27 +28,13 @@ from recon4d_ros.runs.statistics import peak_rss_mib
 REPEATS = 5  # of the timing
 
 
-def compare_apart(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
+def compare_apart(
+    folder: Path, runtime: str, reference: Path, stop: Stop | None = None
+) -> dict[str, Any]:
     """`compare` in a process of its own; {"error": sentence} if the runtime does not take the
-    model."""
-    command = [
-        sys.executable,
-        "-m",
-        "recon4d_ros.export.compare",
-        str(folder),
-        runtime,
-        str(reference),
-    ]
-    package = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, env=_with_package(package))
-    if done.returncode == 0:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-    return {
-        "error": said[-1]
-        if done.returncode > 0
-        else f"killed by signal {-done.returncode} (out of memory?)"
-    }
+    model. Raises Stopped."""
+    ended = run_apart(__name__, str(folder), runtime, str(reference), stop=stop)
+    return {"error": ended.said} if ended.code else json.loads(ended.last)
 
 
 def compare(folder: Path, runtime: str, reference: Path) -> dict[str, Any]:
@@ -114,13 +99,8 @@ def _differences(
     return worst
 
 
-def _with_package(package: str) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    }
-
-
 if __name__ == "__main__":
+    end_with_parent()
     try:
         print(json.dumps(compare(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))
     except EngineError as error:

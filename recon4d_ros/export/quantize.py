@@ -132,11 +132,12 @@ class Recorder:
     def __init__(self, runtime: Runtime, memory: tuple[str, ...]):
         self._runtime, self._memory = runtime, memory
         self.name, self.device = runtime.name, runtime.device
-        self.memory, self.remember, self.reset, self.close = (
+        self.memory, self.remember, self.reset, self.close, self.gpu_memory = (
             runtime.memory,
             runtime.remember,
             runtime.reset,
             runtime.close,
+            runtime.gpu_memory,
         )
         self.given: dict[str, NDArray] = {}
 

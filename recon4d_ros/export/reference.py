@@ -1,8 +1,12 @@
 """What an engine is held against: outputs and memory over a few steps of example scenes, as a file
-that a process without PyTorch reads."""
+that a process without PyTorch reads.
+
+python -m recon4d_ros.export.reference FOLDER RUNTIME OUT.npz       what a runtime computes
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.engine import start_runtime
+from recon4d_ros.engine import load_spec, start_runtime
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.hosted import empty_outputs
 from recon4d_ros.errors import EngineError
+from recon4d_ros.export.apart import end_with_parent
 from recon4d_ros.export.scene import example_inputs
 
 STEPS = 3
@@ -111,3 +116,14 @@ def _write(
 ) -> dict[str, tuple[int, ...]]:
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return {name: tuple(arrays[f"0/{name}"].shape) for name in spec.outputs}
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    try:
+        from_runtime(
+            Path(sys.argv[3]), Path(sys.argv[1]), load_spec(Path(sys.argv[1])), sys.argv[2]
+        )
+    except EngineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

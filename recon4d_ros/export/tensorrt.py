@@ -1,144 +1,155 @@
-"""ONNX -> model.engine with TensorRT 10, on the machine that will run it. Needs `tensorrt`; no
-PyTorch.
+"""ONNX -> a TensorRT engine, in a process of its own (tensorrt_compiler.py). Needs TensorRT or
+TensorRT for RTX; no PyTorch. TensorRT builds on the GPU that will run the engine, TensorRT for RTX
+anywhere.
 
-Written against the TensorRT 10 API documentation. No GPU was at hand: nothing below `available` has
-run yet.
-
-Precision is the graph's own (a strongly typed network): what `recon4d export --precision fp16` left
-in float32, geometry above all, stays so, and TF32 is off. int8 is in the graph as well
-(quantize.py): no calibrator and no builder flag, which TensorRT 11 no longer has.
+Precision is the graph's own (a strongly typed network, the only kind that TensorRT 11 and TensorRT
+for RTX have): what `recon4d export --precision fp16` left in float32, geometry above all, stays so,
+and TF32 is off. int8 is in the graph as well (quantize.py).
 """
 
 from __future__ import annotations
 
-import sys
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recon4d_ros.engine.base import EngineSpec
-from recon4d_ros.errors import EngineError
-from recon4d_ros.export.gpu import GpuOptions
+from recon4d_ros.engine import tensorrt_library
+from recon4d_ros.engine.tensorrt_library import TITLES, Build
+from recon4d_ros.errors import EngineError, OutputError, ParameterError
+from recon4d_ros.export.apart import Stop, run_apart
 
 MODEL = "model.engine"
-OLDEST = 10  # major version
+COMPILER = "recon4d_ros.export.tensorrt_compiler"
+ROOM = 64 << 20  # bytes that an engine may have beside its weights: kernels, names of layers
+Progress = Callable[[str, float], None]  # what it does now, and how much of all is done (0 to 1)
 
 
-def available() -> str:
-    """Empty if this machine can build TensorRT engines, else why not."""
+@dataclass(frozen=True)
+class GpuOptions:
+    """How a GPU's engine is built. workspace: GiB of scratch memory, 0: all there is. TensorRT's
+    own: timing_cache: file that makes the next build faster; hardware_compatible: runs on other
+    GPUs of Ampere or later; version_compatible: with later versions. TensorRT for RTX's own:
+    targets: compute capabilities (`8.6`) that it is built for, empty: any."""
+
+    workspace: float = 0.0
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    targets: tuple[str, ...] = ()
+
+
+def unavailable(runtime: str) -> str:
+    """Empty if this machine can build engines for the runtime, else why not."""
     try:
-        import tensorrt as trt
+        tensorrt_library.library(runtime)
+        if runtime == "tensorrt":
+            tensorrt_library.gpu(runtime)
     except ImportError as error:
-        return f"TensorRT is not installed here ({error})"
-    if int(trt.__version__.split(".")[0]) < OLDEST:
-        return f"TensorRT {trt.__version__} is installed here, expected {OLDEST} or later"
-    try:
-        from recon4d_ros.engine.cuda import device_name
-
-        device_name()
-    except (ImportError, EngineError) as error:
-        return f"no GPU can be used here ({error})"
+        return f"{TITLES[runtime]} is not installed here ({error})"
+    except EngineError as error:
+        return str(error)
     return ""
 
 
-def build(folder: Path, spec: EngineSpec, options: GpuOptions, say: Callable[[str], None]) -> Path:
-    """Builds folder/model.engine from the folder's ONNX. Raises EngineError with what the parser or
-    the builder said."""
-    import tensorrt as trt
+def build(
+    model: Path,
+    out: Path,
+    runtime: str,
+    options: GpuOptions,
+    *,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Progress = lambda phase, done: None,
+    stop: Stop | None = None,
+) -> Build:
+    """Builds an engine file from an ONNX file; whatever fails leaves no file.
 
-    logger = _logger()
-    trt.init_libnvinfer_plugins(logger, "")  # ScatterElements with a reduction is one
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(
-        str(folder / spec.model)
-    ):  # from a file, so that the weights beside it are found
-        said = "; ".join(str(parser.get_error(index)) for index in range(min(3, parser.num_errors)))
-        raise EngineError(f"TensorRT does not take {spec.model}: {said}")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if options.workspace:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.timing_cache:
-        kept = _kept(options.timing_cache, say)
-        config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False)
-    config.progress_monitor = _progress()
-    say(f"building {MODEL} with TensorRT {trt.__version__}")
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
+    Raises EngineError with what the parser (it names node and operator) or the builder said,
+    OutputError if it cannot be written, ParameterError for a compute capability that is none,
+    Stopped.
+    """
+    _check_options(runtime, options)
+    _check_room(model, out)
+    request = {
+        "model": str(model),
+        "out": str(out),
+        "runtime": runtime,
+        "options": dataclasses.asdict(options) | {"timing_cache": str(options.timing_cache or "")},
+    }
+    try:
+        built = _ask(request, say, progress, stop)
+        return Build(**built | {"targets": tuple(built["targets"])})
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def parse(model: Path, runtime: str) -> int:
+    """How many layers the library's parser makes of an ONNX file. Raises EngineError, naming node
+    and operator, if it does not take it."""
+    request = {"model": str(model), "runtime": runtime}
+    return _ask(request, lambda sentence: None, lambda phase, done: None, None)["layers"]
+
+
+def _ask(
+    request: dict[str, Any],
+    say: Callable[[str], None],
+    progress: Progress,
+    stop: Stop | None,
+) -> dict[str, Any]:
+    """What tensorrt_compiler.py answers."""
+    answer: dict[str, Any] = {}
+
+    def hear(line: str) -> None:
+        if line.startswith("{"):  # the library may print as well
+            told = json.loads(line)
+            if "phase" in told:
+                progress(told["phase"], told["done"])
+            elif "say" in told:
+                say(told["say"])
+            else:
+                answer.update(told)
+
+    ended = run_apart(COMPILER, json.dumps(request), hear=hear, stop=stop)
+    if "error" in answer:
+        raise {"OutputError": OutputError, "ParameterError": ParameterError}.get(
+            answer["kind"], EngineError
+        )(answer["error"])
+    if ended.code or "answer" not in answer:
         raise EngineError(
-            f"TensorRT cannot build {spec.model}: {logger.last or 'it gave no reason'}"
+            f"{TITLES[request['runtime']]} broke off building {Path(request['model']).name}:"
+            f" {ended.said}"
         )
-    path = folder / MODEL
-    path.write_bytes(memoryview(serialized))
-    if options.timing_cache:
-        _keep(options.timing_cache, memoryview(config.get_timing_cache().serialize()), say)
-    return path
+    return answer["answer"]
 
 
-def _kept(cache: Path, say: Callable[[str], None]) -> bytes:
-    """An earlier build's timings. To be without them costs time, no more."""
-    try:
-        return cache.read_bytes() if cache.exists() else b""
-    except OSError as error:
-        say(f"warning: --timing-cache {cache} cannot be read ({error.strerror})")
-        return b""
+def _check_options(runtime: str, options: GpuOptions) -> None:
+    """Raises ParameterError for what the runtime does not have."""
+    of_tensorrt = {
+        "--timing-cache": options.timing_cache,
+        "--hardware-compatible": options.hardware_compatible,
+        "--version-compatible": options.version_compatible,
+    }
+    wrong = (
+        [name for name, given in of_tensorrt.items() if given]
+        if runtime == "tensorrt-rtx"
+        else ["--compute-capability"] * bool(options.targets)
+    )
+    if wrong:
+        other = "tensorrt" if runtime == "tensorrt-rtx" else "tensorrt-rtx"
+        raise ParameterError(f"{wrong[0]} is for --runtime {other}, not {runtime}")
 
 
-def _keep(cache: Path, timings: memoryview, say: Callable[[str], None]) -> None:
-    try:
-        cache.write_bytes(timings)
-    except OSError as error:
-        say(
-            f"warning: --timing-cache {cache} cannot be written ({error.strerror}): the next build"
-            " takes as long"
+def _check_room(model: Path, out: Path) -> None:
+    """Raises OutputError if the disk is too full for an engine of the model's size: better than
+    after minutes of building."""
+    size = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
+    free = shutil.disk_usage(out.parent).free
+    if size + ROOM > free:
+        raise OutputError(
+            f"{out.parent}: too little room for the engine: it takes about"
+            f" {(size + ROOM) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
         )
-
-
-def _logger() -> Any:
-    import tensorrt as trt
-
-    class Logger(trt.ILogger):
-        """Keeps the last error for the sentence; warnings are TensorRT's own affair."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.last = message
-
-    return Logger()
-
-
-def _progress() -> Any:
-    import tensorrt as trt
-    from tqdm import tqdm
-
-    class Progress(trt.IProgressMonitor):
-        """One bar per phase of the build."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._bars: dict[str, tqdm] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._bars[phase_name] = tqdm(
-                total=num_steps, desc=phase_name, file=sys.stderr, leave=parent_phase is None
-            )
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            bar = self._bars[phase_name]
-            bar.update(step + 1 - bar.n)
-            return True  # go on
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._bars.pop(phase_name).close()
-
-    return Progress()

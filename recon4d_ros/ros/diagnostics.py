@@ -74,6 +74,8 @@ class Health:
         self.reason = "no frame set yet"
         self.engine = EngineInfo("", "", "")
         self.memory_fill = 0.0
+        # MiB in use on the GPU and MiB there are: 0 where the engine runs on the CPU, NaN not known
+        self.gpu_memory = (0.0, 0.0)
         self.map_voxels = 0
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
@@ -165,7 +167,7 @@ class Health:
             int(self.map_voxels),
             self.objects,
         )
-        message.gpu_memory = 0.0 if "CPU" in self.engine.device else float("nan")  # see Status.msg
+        message.gpu_memory, message.gpu_memory_total = self.gpu_memory
         message.rss = float(self.rss())
         return message
 
@@ -229,6 +231,8 @@ class Health:
         lost = "".join(
             f"; {count} voxels lost: {reason}" for reason, count in self.map_losses.items()
         )
+        used, total = self.gpu_memory
+        gpu = {"gpu_MiB": f"{used:.0f}", "gpu_total_MiB": f"{total:.0f}"} if total else {}
         out.append(
             status(
                 "memory",
@@ -238,6 +242,7 @@ class Health:
                 map_voxels=self.map_voxels,
                 map_voxels_lost=sum(self.map_losses.values()),
                 rss_MiB=f"{self.rss():.0f}",
+                **gpu,
             )
         )
         drops = self.drops()

@@ -126,16 +126,31 @@ def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
     keeps the others."""
     values: dict[str, Any] = {
         name: arguments[name]
-        for name in ("engine", "odom_topic", "publish_tf", "output_folder")
+        for name in (
+            "engine",
+            "runtime",
+            "engine_cache",
+            "odom_topic",
+            "publish_tf",
+            "output_folder",
+        )
         if arguments[name]
     }
     if arguments["rig"]:
         values["rig_file"] = arguments["rig"]
+    if arguments["build_only"].lower() == "true":
+        values["build_only"] = True
+    if targets := _split(arguments["compute_capabilities"]):
+        values["compute_capabilities"] = targets
     if arguments["use_sim_time"]:
         values["use_sim_time"] = arguments["use_sim_time"].lower() == "true"
-    if cameras := [name.strip() for name in arguments["cameras"].split(",") if name.strip()]:
+    if cameras := _split(arguments["cameras"]):
         values["cameras"] = cameras
     return values
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from functools import wraps
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from recon4d_ros.cameras.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.diagnostics import Health
+from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.entities import check_topic
 from recon4d_ros.ros.inputs import CameraSource
 from recon4d_ros.ros.node_parameters import NODE_NAME
@@ -36,6 +39,7 @@ SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.ERROR,
 )
 TICK, POLL, REPORT = 0.1, 0.01, 1.0  # seconds; on the steady clock: /clock may stand still
+END_TIMEOUT = 10.0  # seconds that an interrupted build has to end in
 CLOCK_BACK = Duration(seconds=-0.5)  # of /clock: less is jitter
 
 
@@ -63,6 +67,7 @@ class Recon4dNode(LifecycleNode):
     def __init__(self, **kwargs) -> None:
         super().__init__(NODE_NAME, **kwargs)
         self._session: Session | None = None
+        self._start: EngineStart | None = None  # of build_only
         self._state = "unconfigured"
         self.failure = ""
         self.finalized = False
@@ -92,6 +97,29 @@ class Recon4dNode(LifecycleNode):
     @property
     def autostart(self) -> bool:
         return bool(self.get_parameter("autostart").value)
+
+    @property
+    def build_only(self) -> bool:
+        return bool(self.get_parameter("build_only").value)
+
+    def build(self) -> Future:
+        """Builds the engine, in a thread of its own: the node goes on saying how far it is. The
+        future is done when it is over; `failure` then says why there is no engine, or nothing."""
+        done: Future = Future()
+
+        def run() -> None:
+            try:
+                self._raise_faults()
+                own, _ = parameters.read_all(self)
+                rig = chosen(load_rig_file(own.rig_file).rig, own.cameras) if own.rig_file else None
+                self._start = EngineStart(own, self.get_logger())
+                self._start.build_only(rig)
+            except Exception as error:
+                self._explain(error)
+            done.set_result(None)
+
+        threading.Thread(target=run, name="recon4d build", daemon=True).start()
+        return done
 
     def start(self) -> None:
         """Configure and activate. On failure `failure` says why."""
@@ -160,6 +188,8 @@ class Recon4dNode(LifecycleNode):
 
     def finish(self) -> None:
         """Through the states to finalized, whichever it is in."""
+        if self._start is not None:
+            self._start.stop()
         if not self.finalized:
             self.trigger_shutdown()
 
@@ -267,9 +297,15 @@ class Recon4dNode(LifecycleNode):
         if session is not None:
             session.heartbeat()
         health = session.health if session is not None else Health(())
-        waiting = (
-            session.waiting() if session is not None else [self.failure] if self.failure else []
-        )
+        if session is not None:
+            session.tell_progress()
+            waiting = session.waiting()
+        else:
+            building = ""
+            if self._start is not None:
+                self._start.tell()
+                building = self._start.progress
+            waiting = list(filter(None, (building, self.failure)))
         self._diagnostics.publish(
             health.diagnostics_msg(
                 self.get_clock().now().nanoseconds,
@@ -339,13 +375,19 @@ class Recon4dNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT, SIGTERM or its shutdown transition. Returns 0, or 2 if autostart
-    failed (the log has the sentence)."""
+    """Run the node until SIGINT, SIGTERM or its shutdown transition; with build_only until the
+    engine is built. Returns 0, or 2 if autostart or the build failed (the log has the sentence)."""
     with ros_process(args) as stop:
         node = Recon4dNode()
         executor = lean_executor()
         executor.add_node(node)
         try:
+            if node.build_only:
+                built = node.build()
+                spin_until(executor, lambda: stop.is_set() or built.done())
+                node.finish()
+                wait([built], END_TIMEOUT)
+                return EXIT_BAD_INPUT if node.failure else 0
             if node.autostart and not stop.is_set():
                 node.start()
             spin_until(

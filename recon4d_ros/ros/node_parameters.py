@@ -31,6 +31,34 @@ class NodeParameters:
         "",
         "engine: a folder, or the name of a shipped one; empty = the shipped one that fits the rig",
     )
+    runtime: str = parameter(
+        "auto",
+        "what runs the engine: auto = TensorRT or TensorRT for RTX where it is installed and a GPU"
+        " can be used, else what engine.yaml says; own = that in any case",
+        choices=(
+            "auto",
+            "own",
+            "openvino",
+            "onnxruntime",
+            "tensorrt",
+            "tensorrt-rtx",
+            "torch",
+        ),
+    )
+    engine_cache: str = parameter(
+        "",
+        "folder for engines that TensorRT builds at the first start; empty ="
+        " $XDG_CACHE_HOME/recon4d_ros, or ~/.cache/recon4d_ros",
+    )
+    build_only: bool = parameter(
+        False,
+        "build the engine for TensorRT into engine_cache and end: 0 if it is there then, else 2",
+    )
+    compute_capabilities: tuple[str, ...] = parameter(
+        (),
+        "build_only, TensorRT for RTX: GPUs to build for, e.g. ['8.6', '8.9'], which need not be"
+        " here; empty = any",
+    )
     odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
     publish_tf: str = parameter(
         "map_odom_base",

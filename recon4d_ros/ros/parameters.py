@@ -27,7 +27,7 @@ from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.node_parameters import CameraParameters, NodeParameters
 
 LIVE = frozenset(["map_publish_period", "output_folder"])
-READ_ONLY = frozenset(["autostart"])
+READ_ONLY = frozenset(["autostart", "build_only"])
 _BIG = {float: 1e308, int: 2**62}
 
 

@@ -23,11 +23,13 @@ from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo
 
+from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
+from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
@@ -40,6 +42,7 @@ from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
+GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 HEARTBEAT_NS = 900_000_000
 NO_CLOCK = 1.0  # seconds until a /clock that is silent from the start is said to be
 NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one that sends it only
@@ -91,10 +94,12 @@ class Session:
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
         self._reconstructor: Reconstructor | None = None
+        self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
+        self._gpu_measured = 0.0  # monotonic time
         self._status_ns = 0  # monotonic time of the last ~/status
         self._stamp_ns = 0
         self._last_ns: int | None = (
@@ -151,8 +156,15 @@ class Session:
         opened.callback(self._close_reconstructor)
         self._worker = self._make_worker()
         opened.callback(lambda: self._worker.close())  # the one of then: it may be another
+        opened.callback(self._start.stop)
         if setup.rig is not None:
-            self._worker.call(partial(self._load, setup.rig)).result()
+            loading = self._worker.call(partial(self._load, setup.rig))
+            while not loading.done() and not self._start.begun.wait(0.01):
+                pass
+            if loading.done():
+                loading.result()
+            else:  # it is built, which may take minutes, in which the node has to be heard
+                self._loading = loading
 
     def _make_worker(self) -> Worker:
         return Worker(
@@ -261,12 +273,16 @@ class Session:
             with self._sync_lock:
                 self._hand_over(self._synchronizer.poll(self._now()))
 
+    def tell_progress(self) -> None:
+        """Once a second: into the log, of an engine that is built."""
+        self._start.tell()
+
     def waiting(self) -> list[str]:
         """What is missing before frame sets can come."""
         if self._now.stands_still:
             return ["time: use_sim_time is set, and nothing has been published on /clock"]
         if self._loading is not None:
-            return ["the engine to load"]
+            return [self._start.progress or "the engine to load"]
         missing = self._source.missing()
         if not missing and self.active:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
@@ -405,16 +421,20 @@ class Session:
 
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
-        reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
+        want = self._start(folder, lambda: check_rig(load_spec(folder), rig, f"engine {folder}"))
+        reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
         for note in reconstructor.notes:
             self._log.warning(note)
         self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
-            folder.name, engine.spec.runtime, engine.device, engine.spec.warning
+            folder.name,
+            want.runtime or engine.spec.runtime,
+            engine.device,
+            "; ".join(filter(None, (engine.spec.warning, self._start.warning))),
         )
         self._log.info(
-            f"engine {folder.name} ({engine.spec.runtime} on {engine.device}) for"
+            f"engine {folder.name} ({self.health.engine.runtime} on {engine.device}) for"
             f" {len(rig.cameras)} camera(s)"
         )
         if engine.spec.warning:
@@ -467,12 +487,20 @@ class Session:
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
+        self._measure_gpu(reconstructor)
         self._stamp_ns = frame_set.stamp_ns
         self.health.done(
             result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
         )
         self.show_status()
         self._publish_map_if_due()
+
+    def _measure_gpu(self, reconstructor: Reconstructor) -> None:
+        """Once a second: it is a call to the driver."""
+        now = time.monotonic()
+        if now - self._gpu_measured > GPU_PERIOD:
+            self._gpu_measured = now
+            self.health.gpu_memory = reconstructor.engine.gpu_memory()
 
     def _step_failed(self, error: Exception) -> None:
         """A frame set that the algorithm could not take: said, counted, and the next one comes."""
