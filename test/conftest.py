@@ -51,5 +51,5 @@ def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stereo_engine() -> Path:
-    """The shipped engine for the simulated stereo rig."""
-    return Path(__file__).resolve().parents[1] / "engines/geometric_stereo_375x1242"
+    """The shipped engine for rectified pairs."""
+    return Path(__file__).resolve().parents[1] / "engines/geometric_stereo"

@@ -247,7 +247,7 @@ def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters)
 
 def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
-    spec = engines.load_spec(engine)
+    spec = engines.load_spec(engine, rig)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
     recording = Recording(
         recorded, source, Preprocessor(rig, calibration, spec.channels), calibration

@@ -32,7 +32,7 @@ EPILOG = """writes to --out:
 examples:
   recon4d replay drive/ --out run
   recon4d replay drive/ --out run --odometry /wheel/odom --save-frames
-  recon4d replay drive/ --out run --engine geometric_stereo_375x1242 -p mapping.voxel_size=0.1
+  recon4d replay drive/ --out run --engine geometric_stereo -p mapping.voxel_size=0.1
 """  # noqa: E501
 
 

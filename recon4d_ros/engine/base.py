@@ -20,7 +20,8 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, sizes_for
+from recon4d_ros.engine.any_size import at_sizes, check_shapes
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -45,7 +46,10 @@ class EngineSpec:
     at export, `memory` (name: shape) among them. versions: of the libraries that built it. parity:
     differences between PyTorch and each runtime, per output. extra_outputs: name: shape of what the
     graph gives after depth, sigma, confidence and color. files: name: SHA-256 of what lies beside
-    the model file and belongs to it (weights of a large model).
+    the model file and belongs to it (weights of a large model). shapes: of an engine of any size,
+    name: shape of each input of the graph, with H, W, h, w for the sizes (engine/any_size.py);
+    input_size, working_size and the memory's shapes are then those it was measured at, until
+    `at_sizes` puts in a rig's. Empty where they are fixed.
     """
 
     network: str
@@ -68,6 +72,7 @@ class EngineSpec:
     parity: Mapping[str, Any] = field(default_factory=dict)
     extra_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -148,9 +153,16 @@ class Engine(Protocol):
         """Gives the runtime's memory back."""
 
 
-def load_spec(folder: Path) -> EngineSpec:
-    """engine.yaml of an engine's folder, checked. Raises EngineError with one sentence."""
-    folder = Path(folder)
+def load_spec(folder: Path, rig: Rig | None = None) -> EngineSpec:
+    """engine.yaml of an engine's folder, checked; with a rig, as it is for this one: an engine of
+    any size has a rig's own sizes. Raises EngineError with one sentence."""
+    spec = _read_spec(Path(folder))
+    if rig is not None and spec.shapes:
+        return at_sizes(spec, *sizes_for(rig, spec.stereo))
+    return spec
+
+
+def _read_spec(folder: Path) -> EngineSpec:
     if not folder.is_dir():
         raise EngineError(
             f"engine {folder}: no such folder: expected one with model.onnx and {SPEC_FILE}"
@@ -213,6 +225,10 @@ def load_spec(folder: Path) -> EngineSpec:
         for name in ("options", "versions", "parity"):
             if not isinstance(tree.setdefault(name, {}), dict):
                 raise TypeError
+        name = "shapes"
+        tree[name] = check_shapes(tree.get(name) or {})
+        if tree[name] and set(tree[name]) != set(tree["inputs"]):
+            raise ValueError
         name = "options"
         memory = tree[name].setdefault("memory", None)
         if any(int(size) < 1 for shape in memory.values() for size in shape):
@@ -296,10 +312,13 @@ def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
 
 
 def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
-    """Whether the engine can serve a rig: same number of cameras, an input size that is the images'
-    (or theirs averaged down by 2, 4 or 8)."""
+    """Whether the engine can serve a rig: same number of cameras; an input size that is the images'
+    (or theirs averaged down by 2, 4 or 8), where it is not of any size; a rectified pair for a
+    stereo one."""
     if len(rig.cameras) != spec.cameras:
         return False
+    if spec.shapes:
+        return not spec.stereo or is_rectified_rig(rig)
     sizes = [
         tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1))
         for reduce in REDUCTIONS
