@@ -198,8 +198,9 @@ class Frame:
     """A FrameSet decoded: what the engine takes.
 
     images: [N, H, W, C] uint8, C = 1 (grey) or 3 (RGB), at the engine's input size, still
-    distorted; zeros where absent. present: [N] bool. stamps_ns: [N] int64, each image's own stamp
-    (the set's where absent).
+    distorted; zeros where absent. A camera whose images are smaller than the input lies at the top
+    left, its border's pixels repeated beyond; calibration.grid is in its own pixels. present: [N]
+    bool. stamps_ns: [N] int64, each image's own stamp (the set's where absent).
     """
 
     stamp_ns: int

@@ -60,8 +60,8 @@ def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stereo_engine() -> Path:
-    """The shipped engine for the simulated stereo rig."""
-    return Path(__file__).resolve().parents[1] / "engines/geometric_stereo_375x1242"
+    """The shipped engine for rectified pairs."""
+    return Path(__file__).resolve().parents[1] / "engines/geometric_stereo"
 
 
 BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501

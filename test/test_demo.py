@@ -64,7 +64,7 @@ def test_a_folder_that_no_demo_wrote_is_left_as_it_is(capsys, tmp_path):
         (["--rig", "tank"], "tank"),
         (["--bag", "nowhere"], "nowhere"),
         (["--engine", "/no/engine"], "/no/engine"),
-        (["--rig", "mono", "--engine", "geometric_stereo_375x1242"], "does not fit"),
+        (["--rig", "mono", "--engine", "geometric_stereo"], "does not fit"),
         (["-p", "mapping.voxel=1"], "mapping.voxel"),
         (["-p", "a={"], "a={"),
         (["--odometry", "/wheels"], "/wheels"),
@@ -210,18 +210,12 @@ def test_the_engine_is_found_or_exported_or_missed_before_anything_is_written(
 ):
     rig = load_rig(rigs() / "kitti_like.yaml")
     assert demo._engine("", rig) == stereo_engine
-    odd = Rig(
-        "odd",
-        tuple(
-            replace(camera, width=camera.width + 2, height=camera.height + 2)
-            for camera in rig.cameras
-        ),
-    )
+    many = Rig("many", tuple(replace(rig.cameras[0], name=f"camera_{i}") for i in range(9)))
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda package: object())
-    assert demo._engine("", odd) is None  # to be exported
+    assert demo._engine("", many) is None  # to be exported
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(NoEngineFits, match="odd"):
-        demo._engine("", odd)
+    with pytest.raises(NoEngineFits, match="9 cameras, as rig many has them"):
+        demo._engine("", many)
 
 
 def test_the_default_plan_is_a_simulated_drive_of_six_cameras(monkeypatch):

@@ -520,7 +520,7 @@ BAD_STARTS = {
     "no cameras": ({"rig_file": ""}, "parameter cameras is empty"),
     "no such rig file": ({"rig_file": "/nowhere/rig.yaml"}, "rig file /nowhere/rig.yaml"),
     "no such engine": ({"engine": "/nowhere/engine"}, "/nowhere/engine"),
-    "engine for another rig": ({"engine": "geometric_surround6_360x640"}, "6 camera"),
+    "engine for another rig": ({"engine": "geometric_surround6"}, "6 camera"),
     "unknown camera": ({"cameras": ["left", "middle"]}, "has no camera middle"),
     "out of range": ({"mapping.voxel_size": -3.0}, "parameter mapping.voxel_size is -3.0"),
     "not a choice": ({"publish_tf": "sideways"}, "parameter publish_tf is 'sideways'"),
@@ -705,7 +705,7 @@ def test_what_was_heard_is_written_and_scored_as_a_replay_is(drive, recorded, tm
     assert [entry.stamp_ns for entry in read_objects(tmp_path / "objects.jsonl")] == sorted(
         stamp_ns(s.header.stamp) for s in statuses
     )
-    spec = load_spec(engine)
+    spec = load_spec(engine, rig)
     preprocessor = Preprocessor(
         rig, make_calibration(rig, spec.input_size, spec.working_size), spec.channels
     )
@@ -748,7 +748,7 @@ def test_a_picture_that_the_played_bag_lacks_is_black_and_costs_nothing_else(
             ):
                 writer.write_raw(topic, kind, data, receive_ns)
     rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
-    spec = load_spec(choose_engine("", rig))
+    spec = load_spec(choose_engine("", rig), rig)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
     recording = Recording(
         recorded.bag, tmp_path / "holey", Preprocessor(rig, calibration, spec.channels), calibration

@@ -27,6 +27,11 @@ OUTSIDE = np.float32(
 
 # where a rig's overlap is looked for: metres around and above base_link
 RADII, HEIGHTS = (2.5, 5.0, 10.0, 25.0, 50.0), (0.3, 1.0, 2.0)
+# pixels along the longer side of a working image (docs/engine.md: what width costs and gives)
+STEREO_SIDE = 896
+WORKING_SIDE = {1: 640, 2: 512, 3: 416, 4: 384}
+WORKING_SIDE_OF_MANY = 320
+NEARLY = 0.99  # half of an odd size is still half
 
 Crop = tuple[float, float, float, float]
 
@@ -141,6 +146,36 @@ def input_size_for(rig: Rig, working_size: tuple[int, int]) -> tuple[int, int, i
     return max(size[0] for size in sizes), max(size[1] for size in sizes), reduce
 
 
+def sizes_for(rig: Rig, stereo: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H, W) and (h, w) that an engine of any size has for a rig.
+
+    The working image has the proportions of the rig's images (the median camera's) and a longer
+    side by the number of cameras: WORKING_SIDE, never more than the images have; multiples of 4,
+    64 at least. Each camera's images are averaged down on decoding as far as they stay twice as
+    fine as that, which costs less than decoding them whole; the input holds the largest of them.
+    """
+    count = len(rig.cameras)
+    longer = STEREO_SIDE if stereo else WORKING_SIDE.get(count, WORKING_SIDE_OF_MANY)
+    upright = [upright_size(camera) for camera in rig.cameras]
+    longer = min(longer, max(max(size) for size in upright) // 8 * 8)
+    aspect = sorted(height / width for height, width in upright)[count // 2]
+    shorter = round(longer * min(aspect, 1 / aspect) / 4) * 4
+    working = (max(64, shorter), max(64, longer))
+    working = working if aspect <= 1 else working[::-1]
+    sizes = [
+        reduced_size(
+            camera,
+            max(r for r in REDUCTIONS if r == 1 or _fits(_twice(working), reduced_size(camera, r))),
+        )
+        for camera in rig.cameras
+    ]
+    return (max(height for height, _ in sizes), max(width for _, width in sizes)), working
+
+
+def _twice(size: tuple[int, int]) -> tuple[float, float]:
+    return 2 * NEARLY * size[0], 2 * NEARLY * size[1]
+
+
 def reduction(camera: Camera, input_size: tuple[int, int]) -> int:
     """By how much a camera's images are averaged down so that they fit the input: the least that
     does. Raises CalibrationError."""
@@ -160,7 +195,7 @@ def reduced_size(camera: Camera, reduce: int) -> tuple[int, int]:
     return -(-height // reduce), -(-width // reduce)
 
 
-def _fits(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+def _fits(inner: tuple[float, float], outer: tuple[int, int]) -> bool:
     return inner[0] <= outer[0] and inner[1] <= outer[1]
 
 

@@ -47,7 +47,10 @@ _LATTICE = 4
 class Preprocessor:
     """Decodes a rig's images, several cameras at a time (OpenCV's decoders let go of the GIL).
 
-    Every call gives a Frame of its own: nothing that was given out is written to again.
+    Images of several sizes lie at the top left of an input that holds the largest, each averaged
+    down by as much as its own size asks for (cameras/calibration.py); their borders' pixels fill
+    what is left. Every call gives a Frame of its own: nothing that was given out is written to
+    again.
     """
 
     def __init__(self, rig: Rig, calibration: Calibration, channels: int) -> None:
@@ -149,6 +152,10 @@ class Preprocessor:
             pixels = np.asarray(cv2.rotate(pixels, _ROTATIONS[turns]), np.uint8)
             pixels = pixels.reshape(height, width, self._channels)
         out[:height, :width] = pixels
+        # the border of an image smaller than the input goes on: black would be an edge, with
+        # corners to follow, and darken what is sampled beside it
+        out[height:, :width] = out[height - 1, :width]
+        out[:, width:] = out[:, width - 1 : width]
 
     def _significant_bits(self, index: int, image: RawImage) -> int:
         """Of a camera's sixteen-bit images: as many as any of its values has needed so far, so that

@@ -286,7 +286,7 @@ def collect(
     image_topics: Mapping[str, str] | None = None,
 ) -> dict:
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
-    spec = engines.load_spec(engine)
+    spec = engines.load_spec(engine, rig)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
     recording = Recording(
         recorded,

@@ -218,6 +218,8 @@ def _arguments(arguments: argparse.Namespace) -> ExportArguments:
             else "expected --rig, or --cameras and --size"
         )
     chosen.setdefault("config", "learned" if learned else "surround")
+    if size or given.get("working_size"):
+        chosen["any_size"] = False
     if "working_size" not in chosen:
         height, width = chosen["input_size"]
         across = min(1024 if chosen["config"] == "stereo" else 320, width // 8 * 8)

@@ -44,7 +44,7 @@ EPILOG = """writes to --out:
 examples:
   recon4d replay drive/ --out run
   recon4d replay drive/ --out run --odometry /wheel/odom --save-frames
-  recon4d replay drive/ --out run --engine geometric_stereo_375x1242 -p mapping.voxel_size=0.1
+  recon4d replay drive/ --out run --engine geometric_stereo -p mapping.voxel_size=0.1
   recon4d replay phone/ --out run --height 1.4           one camera, no transforms: it looks ahead from 1.4 m above the road
   recon4d replay drive/ --out run --image front=/cam0 --camera-info front=/calibration/0
 """  # noqa: E501

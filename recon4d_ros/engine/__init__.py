@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from recon4d_ros.engine import tensorrt_library
+from recon4d_ros.engine.any_size import at_sizes
 from recon4d_ros.engine.base import (
     OBJECTS,
     Engine,
@@ -55,7 +56,8 @@ def load(
     runtime: str = "",
     threads: int = 0,
 ) -> Engine:
-    """An engine ready to step. runtime: the engine's own by default; threads: 0 lets the runtime
+    """An engine ready to step, an engine of any size at the sizes of this rig or calibration (else
+    at those it was measured at). runtime: the engine's own by default; threads: 0 lets the runtime
     choose.
 
     Raises EngineError with one sentence: folder or file missing, truncated, of another version, for
@@ -63,7 +65,9 @@ def load(
     installed.
     """
     folder = Path(folder)
-    spec = load_spec(folder)
+    spec = load_spec(folder, rig if isinstance(rig, Rig) else None)
+    if isinstance(rig, Calibration):
+        spec = at_sizes(spec, rig.input_size, rig.working_size)
     where = f"engine {folder}"
     if not spec.gives_depth:
         raise EngineError(
@@ -131,10 +135,10 @@ def _package(error: ImportError, runtime: str) -> str:
 
 
 def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
-    """A folder below `engines` whose engine fits the rig: full input size before reduced, stereo
-    before surround, then by name. None if none does. Engines of learned networks are for who asks
-    for them by name."""
-    fitting: list[tuple[int, bool, str, Path]] = []
+    """A folder below `engines` whose engine fits the rig: one made for its sizes (full input size
+    before reduced) before one of any size, stereo before surround, then by name. None if none does.
+    Engines of learned networks are for who asks for them by name."""
+    fitting: list[tuple[bool, int, bool, str, Path]] = []
     folder = Path(engines)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         try:
@@ -142,17 +146,19 @@ def find_engine(rig: Rig, engines: str | os.PathLike[str]) -> Path | None:
         except EngineError:
             continue
         if spec.checkpoint_sha256 == NO_CHECKPOINT and fits_rig(spec, rig):
-            fitting.append((-spec.input_size[0], not spec.stereo, path.name, path))
+            height = 0 if spec.shapes else spec.input_size[0]
+            fitting.append((bool(spec.shapes), -height, not spec.stereo, path.name, path))
     return min(fitting)[-1] if fitting else None
 
 
 def requirement(spec: EngineSpec) -> str:
     """The rig an engine is made for, in words."""
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
+    size = "any size" if spec.shapes else f"{size} (or 2, 4, 8 times that)"
     return (
         f"a rectified stereo pair (left first) of {size}"
         if spec.stereo
-        else f"{spec.cameras} camera(s) of {size} (or 2, 4, 8 times that)"
+        else f"{spec.cameras} camera(s) of {size}"
     )
 
 
@@ -174,10 +180,7 @@ def describe(folder: str | os.PathLike[str]) -> str:
             f"engine {folder.name}: {spec.network} ({spec.config}), {spec.precision},"
             f" {size / 1e6:.2f} MB"
         ),
-        (
-            f"  rig: {spec.cameras} camera(s), input {spec.input_size[1]}x{spec.input_size[0]},"
-            f" {'grey' if spec.channels == 1 else 'RGB'}"
-        ),
+        f"  rig: {_rig_of(spec)}",
         f"  working size: {spec.working_size[1]}x{spec.working_size[0]}; " + _capacity(spec),
         f"  runtime: {spec.runtime}; checkpoint: {spec.checkpoint_sha256}",
         "  built with: "
@@ -263,6 +266,15 @@ def _capacity(spec: EngineSpec) -> str:
         return f"gives {', '.join(shapes)}"
     values = f" of {spec.feature} values" if spec.feature else ""
     return f"{spec.pointers} pointers{values}"
+
+
+def _rig_of(spec: EngineSpec) -> str:
+    size = f"{spec.input_size[1]}x{spec.input_size[0]}"
+    return (
+        f"{spec.cameras} camera(s)"
+        + (f" of any size (measured at {size})" if spec.shapes else f", input {size}")
+        + f", {'grey' if spec.channels == 1 else 'RGB'}"
+    )
 
 
 def parity_lines(spec: EngineSpec) -> list[str]:

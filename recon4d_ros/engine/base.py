@@ -20,7 +20,8 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, sizes_for, upright
+from recon4d_ros.engine.any_size import at_sizes, check_shapes
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -51,7 +52,10 @@ class EngineSpec:
     confidence and color, or of all where it gives no depth. files: name: SHA-256 of what lies
     beside the model file and belongs to it (weights of a large model). source: the same of the ONNX
     that lies beside a TensorRT engine, to build it anew from; its model first. build: how a
-    TensorRT engine was built (tensorrt_library.py: Build).
+    TensorRT engine was built (tensorrt_library.py: Build). shapes: of an engine of any size, name:
+    shape of each input of the graph, with H, W, h, w for the sizes (engine/any_size.py);
+    input_size, working_size and the memory's shapes are then those it was measured at, until
+    `at_sizes` puts in a rig's. Empty where they are fixed.
     """
 
     network: str
@@ -76,6 +80,7 @@ class EngineSpec:
     files: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -175,9 +180,16 @@ class Engine(Protocol):
         """Gives the runtime's memory back."""
 
 
-def load_spec(folder: Path) -> EngineSpec:
-    """engine.yaml of an engine's folder, checked. Raises EngineError with one sentence."""
-    folder = Path(folder)
+def load_spec(folder: Path, rig: Rig | None = None) -> EngineSpec:
+    """engine.yaml of an engine's folder, checked; with a rig, as it is for this one: an engine of
+    any size has a rig's own sizes. Raises EngineError with one sentence."""
+    spec = _read_spec(Path(folder))
+    if rig is not None and spec.shapes:
+        return at_sizes(spec, *sizes_for(rig, spec.stereo))
+    return spec
+
+
+def _read_spec(folder: Path) -> EngineSpec:
     if not folder.is_dir():
         raise EngineError(
             f"engine {folder}: no such folder: expected one with model.onnx and {SPEC_FILE}"
@@ -240,6 +252,10 @@ def load_spec(folder: Path) -> EngineSpec:
         for name in ("options", "versions", "parity", "build"):
             if not isinstance(tree.setdefault(name, {}), dict):
                 raise TypeError
+        name = "shapes"
+        tree[name] = check_shapes(tree.get(name) or {})
+        if tree[name] and set(tree[name]) != set(tree["inputs"]):
+            raise ValueError
         name = "options"
         memory = tree[name].setdefault("memory", None)
         if any(int(size) < 1 for shape in memory.values() for size in shape):
@@ -354,10 +370,13 @@ def check_fits(spec: EngineSpec, calibration: Calibration, where: str) -> None:
 
 
 def fits_rig(spec: EngineSpec, rig: Rig) -> bool:
-    """Whether the engine can serve a rig: same number of cameras, an input size that is the images'
-    (or theirs averaged down by 2, 4 or 8)."""
+    """Whether the engine can serve a rig: same number of cameras; an input size that is the images'
+    (or theirs averaged down by 2, 4 or 8), where it is not of any size; a rectified pair for a
+    stereo one."""
     if len(rig.cameras) != spec.cameras:
         return False
+    if spec.shapes:
+        return not spec.stereo or is_rectified_rig(rig)
     sizes = [
         tuple(max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1))
         for reduce in REDUCTIONS

@@ -31,9 +31,9 @@ def choose_engine(wanted: str, rig: Rig) -> Path:
         return named_engine(wanted)
     found = find_engine(rig, paths.engines())
     if found is None:
-        sizes = sorted({f"{camera.width}x{camera.height}" for camera in rig.cameras})
         raise NoEngineFits(
-            f"no shipped engine fits rig {rig.name} ({len(rig.cameras)} cameras of"
-            f" {', '.join(sizes)}): `recon4d export --rig` makes one (see `recon4d export --help`)"
+            f"no shipped engine is for {len(rig.cameras)} cameras, as rig {rig.name} has them:"
+            f" `recon4d export --rig` makes one (see `recon4d export --help`), or --cameras chooses"
+            " fewer"
         )
     return found

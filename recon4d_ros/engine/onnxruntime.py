@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from recon4d_ros.engine.any_size import override
 from recon4d_ros.engine.base import EngineSpec
 
 
@@ -29,6 +30,7 @@ class OnnxRuntime:
     ):
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        override(options, spec)
         if threads:
             options.intra_op_num_threads = threads
         cuda = "CUDAExecutionProvider" in ort.get_available_providers()

@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from recon4d_ros.engine.any_size import input_shapes
 from recon4d_ros.engine.base import EngineSpec
 
 
@@ -30,7 +31,10 @@ class OpenVinoRuntime:
         }
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        self._compiled = core.compile_model(core.read_model(str(model)), "CPU", config)
+        graph = core.read_model(str(model))
+        if spec.shapes:
+            graph.reshape({name: list(shape) for name, shape in input_shapes(spec).items()})
+        self._compiled = core.compile_model(graph, "CPU", config)
         self._request = self._compiled.create_infer_request()
         self.device = (
             f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), {spec.precision}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright_size
+from recon4d_ros.cameras.calibration import sizes_for
 from recon4d_ros.engine.base import (
     SPEC_FILE,
     EngineSpec,
@@ -53,7 +53,9 @@ class ExportArguments:
     """What an engine is exported for. Sizes are (height, width). runtime: `auto` or `onnx` (the
     fastest CPU runtime measured) or a name of engine.RUNTIMES. checkpoint: of a learned network: a
     file, or "stand-in" (networks/stand_in.py). calibration: the bag of int8. rig: that it is for,
-    where one is known: some networks' tables are as large as it needs."""
+    where one is known: some networks' tables are as large as it needs. any_size: the
+    sizes are only those it is measured at, and each rig gets its own when it is loaded
+    (recon4d_geometric)."""
 
     config: str
     cameras: int
@@ -67,39 +69,18 @@ class ExportArguments:
     checkpoint: str = ""
     calibration: str = ""
     rig: Rig | None = None
+    any_size: bool = False
 
 
 def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
-    """Sizes for a rig: a rectified pair works at about 896 pixels of width, one camera at 640, more
-    at 320 to 480 each (docs/engine.md: what width costs and gives)."""
+    """A geometric engine of any size for a rig, measured at the sizes that it will have there."""
     stereo = is_rectified_rig(rig)
-    width = 896 if stereo else {1: 640, 2: 512, 3: 416, 4: 384}.get(len(rig.cameras), 320)
-    sizes = [upright_size(camera) for camera in rig.cameras]
-    widest = max(across for _, across in sizes)
-    aspect = sorted(high / across for high, across in sizes)[len(sizes) // 2]
-    width = min(width, widest // 8 * 8)
-    working = (max(64, round(width * aspect / 4) * 4), width)
-    # decoded as small as still twice the working size in surround (averaging down is cheap in the
-    # decoder), never below the working size
-    margin = 2.0
-    fitting = [
-        size
-        for size in (
-            tuple(
-                max(reduced_size(camera, reduce)[axis] for camera in rig.cameras) for axis in (0, 1)
-            )
-            for reduce in REDUCTIONS
-        )
-        if size[1] >= margin * working[1] * 0.99 and size[0] >= margin * working[0] * 0.99
-    ]
-    full = (max(high for high, _ in sizes), max(across for _, across in sizes))
-    chosen = fitting[-1] if fitting and not stereo else full
     return ExportArguments(
         "stereo" if stereo else "surround",
         len(rig.cameras),
-        (chosen[0], chosen[1]),
-        working,
+        *sizes_for(rig, stereo),
         channels,
+        any_size=True,
     )
 
 
@@ -372,6 +353,10 @@ def _check(a: ExportArguments) -> None:
         (
             a.network == GEOMETRIC and a.precision != "fp32",
             f"precision {a.precision} is not offered for {GEOMETRIC}: geometry needs fp32",
+        ),
+        (
+            a.network != GEOMETRIC and a.any_size,
+            f"any size is for {GEOMETRIC}: a learned network works at the size it is exported for",
         ),
         (
             (a.precision == "int8") != bool(a.calibration),

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from recon4d_ros.export import ExportArguments
 
 
+LARGEST_WORKING = 4096  # pixels a side, of an engine of any size
+
+
 def write_onnx(
     path: Path, arguments: ExportArguments, options: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -36,7 +39,10 @@ def write_onnx(
     model = GeometricStep(chosen).eval()
     inputs = options_of.frame_inputs(chosen)
     memory = options_of.memory_shapes(chosen)
-    input_names, output_names = write_graph(path, model, inputs, memory, OUTPUTS)
+    shapes = options_of.shapes_of_any_size(chosen) if arguments.any_size else {}
+    input_names, output_names = write_graph(
+        path, model, inputs, memory, OUTPUTS, shapes, _dims(chosen) if shapes else None
+    )
     written = dataclasses.asdict(chosen)
     plain = {
         name: value
@@ -49,6 +55,28 @@ def write_onnx(
         "outputs": output_names,
         "options": plain | {"memory": {name: list(shape) for name, shape in memory.items()}},
         "versions": builders(),
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
+
+
+def _dims(o: options_of.GeometricOptions) -> dict[str, Any]:
+    """What torch.export calls the symbols of shapes_of_any_size. The least working size is of two
+    cells a side: PyTorch traces other graphs for one."""
+    stride, most = o.stride, LARGEST_WORKING
+    least = -(-2 * o.cell // stride)
+    y, x = (torch.export.Dim(name, min=least, max=most // stride) for name in ("y", "x"))
+    height, width = (torch.export.Dim(name, min=32, max=2**14) for name in ("H", "W"))
+    shapes = options_of.shapes_of_any_size(o)
+    return {
+        "H": height,
+        "W": width,
+        f"h//{o.depth_stride}": stride // o.depth_stride * y,
+        f"w//{o.depth_stride}": stride // o.depth_stride * x,
+        f"h//{stride}": y,
+        f"w//{stride}": x,
+        "h": stride * y,
+        "w": stride * x,
+        str(shapes["token_weight"][0]): torch.export.Dim("tokens", min=2, max=2**14),
     }
 
 

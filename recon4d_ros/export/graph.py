@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -32,9 +33,15 @@ def write_graph(
     frame: Signature,
     memory: Mapping[str, Sequence[int]],
     outputs: Sequence[str],
+    symbolic: Mapping[str, Sequence[int | str]] | None = None,
+    dims: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Writes model.onnx (and model.onnx.data); gives the names of the graph's inputs and outputs,
-    in order: `outputs`, then new_ and the memory's names."""
+    in order: `outputs`, then new_ and the memory's names.
+
+    symbolic: the inputs' shapes where they are not fixed, a name for each dimension that is none;
+    dims: torch.export.Dim (or a multiple of one) of each name.
+    """
     example = tuple(torch.zeros(shape, dtype=dtype) for dtype, shape in frame.values()) + tuple(
         torch.zeros(tuple(shape)) for shape in memory.values()
     )
@@ -50,8 +57,8 @@ def write_graph(
     ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            step,
-            example,
+            _traced(step, example, [*map(symbolic.get, input_names)], dims) if symbolic else step,
+            () if symbolic else example,
             dynamo=True,
             opset_version=opset_of(step),
             input_names=input_names,
@@ -65,7 +72,7 @@ def write_graph(
             value.name = name  # one that is an output too had the output's name
         program.save(str(path), external_data=size > LARGEST_IN_ONE_FILE)
     del program
-    _clean(path)
+    _clean(path, symbolic or {})
     onnx.checker.check_model(str(path), full_check=True)
     return tuple(input_names), tuple(output_names)
 
@@ -77,6 +84,27 @@ def opset_of(step: torch.nn.Module) -> int:
         for module in step.modules()
     )
     return OPSET_BF16 if lowered else OPSET
+
+
+def _traced(
+    step: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    shapes: Sequence[Sequence[int | str] | None],
+    dims: Mapping[str, Any] | None,
+) -> torch.export.ExportedProgram:
+    """The step with its named dimensions open."""
+    assert dims is not None
+    open_ = tuple(
+        {axis: dims[size] for axis, size in enumerate(shape or ()) if isinstance(size, str)}
+        for shape in shapes
+    )
+    return torch.export.export(
+        step,
+        example,
+        dynamic_shapes=(open_,),
+        # sizes that follow from each other (cells, volumes) are the step's own affair
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
 
 
 def builders() -> dict[str, str]:
@@ -109,10 +137,22 @@ def _simplify(model: onnx_ir.Model) -> None:
     )(model)
 
 
-def _clean(path: Path) -> None:
+def _clean(path: Path, symbolic: Mapping[str, Sequence[int | str]]) -> None:
     """Names the nodes after the modules they came from, `module/node`, and takes away where in our
     source that was, which is of no use to a runtime and ties the file to this machine's paths."""
     model = onnx.load(str(path), load_external_data=False)
+    if symbolic:
+        for value in model.graph.input:
+            for entry, size in zip(
+                value.type.tensor_type.shape.dim, symbolic[value.name], strict=True
+            ):
+                if isinstance(size, str):
+                    entry.dim_param = size
+        del model.graph.value_info[:]  # with the tracer's names for them
+        for value in model.graph.output:
+            for entry in value.type.tensor_type.shape.dim:
+                if entry.HasField("dim_param"):
+                    entry.Clear()
     graphs = [
         model.graph,
         *(a.g for node in model.graph.node for a in node.attribute if a.HasField("g")),

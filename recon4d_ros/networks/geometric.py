@@ -36,7 +36,11 @@ from recon4d_ros.networks.matching import (
 )
 from recon4d_ros.networks.pointer_memory import SCALE, SIGMA, Memory, Tokens, fuse, patches
 from recon4d_ros.networks.projection import Projection
-from recon4d_ros.networks.working_image import as_bytes, as_grey, working_images
+from recon4d_ros.networks.splat import nearest_of
+from recon4d_ros.networks.working_image import as_bytes, as_grey, last_index, working_images
+
+RECALL_ROUNDS = 4
+CUE_ROUNDS = 8
 
 
 def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ class GeometricStep(nn.Module):
         seen = self.look(memory, grey, k, pose, present)
 
         # volume of scores, and inverse depth from it
-        cue = self.pointer_cue(memory, seen, k)
+        cue = self.pointer_cue(memory, seen, grey)
         if o.stereo:
             matched = self.match_pair(grey, k, pose, cue)
             inverse, spread, confidence = self.recall(at, *matched)
@@ -95,7 +99,7 @@ class GeometricStep(nn.Module):
         )
 
         # what the next step will remember
-        memory, pointer_pixel = self.judge(memory, seen, inverse, confidence, present)
+        memory, pointer_pixel = self.judge(memory, seen, grey, inverse, confidence)
         tokens, token_pixel = self.offer(memory, seen, grey, inverse, spread, confidence, k, pose)
         new |= {
             "pointer_position": memory.position,
@@ -164,10 +168,13 @@ class GeometricStep(nn.Module):
         chosen = chosen + ((like[:, 2] - like[:, 0]) / (2 * bend)).clamp(-0.75, 0.75)
 
         # each view's disparity, looked up where the other one says this pixel is
-        columns = torch.arange(2 * o.volume_size[1], dtype=torch.float32)
+        columns, end = (
+            torch.arange(chosen.shape[2], dtype=torch.float32),
+            last_index(chosen.shape[2]),
+        )
         target = torch.stack([columns - chosen[0], columns + chosen[1]])
-        inside = (target >= 0) & (target <= 2 * o.volume_size[1] - 1)
-        index = target.round().clamp(0, 2 * o.volume_size[1] - 1).to(torch.int64)
+        inside = (target >= 0) & (target <= end)
+        index = torch.minimum(target.round().clamp_min(0.0), end).to(torch.int64)
         there = torch.gather(chosen.flip(0), 2, index)
         agreement = torch.exp(-((chosen - there).abs() / 1.2).square()) * inside.to(torch.float32)
 
@@ -184,12 +191,13 @@ class GeometricStep(nn.Module):
         of their own pixels, averaged over a window: [2, K, y, x]."""
         _, c, y, x = descriptors.shape
         options = disparity.shape[1]
+        across, down = (2 / last_index(size) for size in (x, y))
         columns, rows = (
-            torch.arange(x, dtype=torch.float32) * (2 / (x - 1)) - 1,
-            torch.arange(y, dtype=torch.float32) * (2 / (y - 1)) - 1,
+            torch.arange(x, dtype=torch.float32) * across - 1,
+            torch.arange(y, dtype=torch.float32) * down - 1,
         )
         place = torch.stack([columns[None, :].expand(y, x), rows[:, None].expand(y, x)], -1)
-        way = torch.tensor([[-2 / (x - 1), 0.0], [2 / (x - 1), 0.0]])[:, None, None, None]
+        way = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[:, None, None, None] * across
         grid = (place + disparity[..., None] * way).reshape(2, options * y, x, 2)
         sampled = F.grid_sample(
             descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True
@@ -209,9 +217,8 @@ class GeometricStep(nn.Module):
         fades from frame to frame. Each [2, 2y, 2x]."""
         o = self.o
         count, rows, columns = inverse.shape
-        moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[
-            :, 0, :rows, :columns
-        ]
+        bottom, right = last_index(rows), last_index(columns)
+        moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[:, 0]
         known = at["before_sure"] * (moved == 0).to(torch.float32)
         shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))
         k = self.scaled_k(at["k"], o.depth_stride)
@@ -224,22 +231,19 @@ class GeometricStep(nn.Module):
         ahead = (q[2] > 1e-3) & (known > 0)
         z = torch.where(ahead, q[2], 1.0)
         u, v = (q[0] / z).round(), (q[1] / z).round()
-        inside = ahead & (u >= 0) & (u <= columns - 1) & (v >= 0) & (v <= rows - 1)
+        inside = ahead & (u >= 0) & (u <= right) & (v >= 0) & (v <= bottom)
         camera = torch.arange(count, dtype=torch.float32)[:, None, None]
-        index = (
-            torch.where(inside, (camera * rows + v) * columns + u, float(count * rows * columns))
-            .to(torch.int64)
-            .reshape(-1)
+        index = torch.where(inside, (camera * (bottom + 1) + v) * (right + 1) + u, -1.0)
+        there, sure = (
+            tensor.reshape(count, 1, rows, columns)
+            for tensor in nearest_of(
+                index.reshape(-1),
+                (at["before_inverse"] / z).reshape(-1),
+                known.reshape(-1),
+                count * rows * columns,
+                RECALL_ROUNDS,
+            )
         )
-        own = (at["before_inverse"] / z).reshape(-1)
-        nearest = torch.zeros(count * rows * columns + 1).scatter_reduce(
-            0, index, own, "amax", include_self=True
-        )
-        front = known.reshape(-1) * (own >= nearest[index]).to(torch.float32)
-        sure = torch.zeros(count * rows * columns + 1).scatter_reduce(
-            0, index, front, "amax", include_self=True
-        )
-        there, sure = (tensor[:-1].reshape(count, 1, rows, columns) for tensor in (nearest, sure))
         hole = (there == 0).to(
             torch.float32
         )  # between the pixels that a surface spreads over as it comes nearer
@@ -268,7 +272,7 @@ class GeometricStep(nn.Module):
         descriptors = soft_census(F.avg_pool2d(grey, o.stride), CENSUS_8)
         key, following = self.older_frames(at)
 
-        rays = self.rays(k, o.volume_size)
+        rays = self.rays(k, (descriptors.shape[2], descriptors.shape[3]))
         over_time = Projection.between(rays, key["pose"], pose, k, present * key["valid"])
         raw = sweep_scores(descriptors, key["descriptor"], *over_time, self.inverse_depths)
         over_rig = None
@@ -373,7 +377,7 @@ class GeometricStep(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Depth, sigma, confidence [n, h, w]: bilinear on surfaces, nearest at jumps so that no
         pixel hangs between two surfaces."""
-        size = self.o.working_size
+        size = covered.shape[1:]
         high = F.max_pool2d(inverse[:, None], 3, 1, 1)[:, 0]
         low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)[:, 0]
         jump = (high - low) > 4 * spread + 0.1 * inverse
@@ -428,7 +432,7 @@ class GeometricStep(nn.Module):
         the image), match (correlation of its patch)."""
         o = self.o
         n, m = o.cameras, o.pointers
-        h, w = o.working_size
+        bottom, right = last_index(grey.shape[2]), last_index(grey.shape[3])
         rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
         local = torch.matmul(
             memory.position[None] - centre[:, None], rotation
@@ -440,9 +444,9 @@ class GeometricStep(nn.Module):
         inside = (
             (z > 0.5)
             & (u >= 0)
-            & (u <= w - 1)
+            & (u <= right)
             & (v >= 0)
-            & (v <= h - 1)
+            & (v <= bottom)
             & (memory.valid > 0.5)
             & (present[:, None] > 0.5)
         )
@@ -458,54 +462,56 @@ class GeometricStep(nn.Module):
         correlation = (seen * memory.feature[None, :, :SCALE]).mean(-1)
         return {"u": u, "v": v, "z": safe, "visible": visible, "match": correlation * visible}
 
-    def flat_pixel(self, seen: dict[str, Tensor], where: Tensor, stride: int) -> Tensor:
-        """[n, m] int64 index into [n, h / stride, w / stride] of each pointer; one past the end
-        where not `where`."""
-        o = self.o
-        y, x = o.working_size[0] // stride, o.working_size[1] // stride
-        u = (seen["u"] / stride).floor().clamp(0, x - 1)
-        v = (seen["v"] / stride).floor().clamp(0, y - 1)
-        camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
-        return torch.where(where, (camera * y + v) * x + u, float(o.cameras * y * x)).to(
-            torch.int64
-        )
+    def flat_pixel(
+        self, seen: dict[str, Tensor], where: Tensor, stride: int, size: tuple[int, int]
+    ) -> Tensor:
+        """[n, m] flat index into [n, y, x] of `size` (y, x), pixels of stride x stride working
+        pixels, of each pointer, as float32 (exact below 2^24); -1 where not `where`."""
+        bottom, right = last_index(size[0]), last_index(size[1])
+        u = torch.minimum((seen["u"] / stride).floor().clamp_min(0.0), right)
+        v = torch.minimum((seen["v"] / stride).floor().clamp_min(0.0), bottom)
+        camera = torch.arange(self.o.cameras, dtype=torch.float32)[:, None]
+        return torch.where(where, (camera * (bottom + 1) + v) * (right + 1) + u, -1.0)
 
     def pointer_cue(
-        self, memory: Memory, seen: dict[str, Tensor], k: Tensor
+        self, memory: Memory, seen: dict[str, Tensor], grey: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Inverse depth of the nearest pointer seen again in each volume pixel (0: none), and its
         standard deviation: [n, y, x] each."""
         o = self.o
-        y, x = o.volume_size
-        count = o.cameras * y * x
+        y, x = grey.shape[2] // o.stride, grey.shape[3] // o.stride
         again = seen["match"] > o.agree
-        index = self.flat_pixel(seen, again, o.stride).reshape(-1)
-        inverse = (1 / seen["z"]).reshape(-1)
-        spread = (memory.feature[None, :, SIGMA] / (seen["z"] * seen["z"])).reshape(-1)
-        nearest = torch.zeros(count + 1).scatter_reduce(
-            0, index, inverse, "amax", include_self=True
+        index = self.flat_pixel(seen, again, o.stride, (y, x))
+        nearest, width = nearest_of(
+            index.reshape(-1),
+            (1 / seen["z"]).reshape(-1),
+            (memory.feature[None, :, SIGMA] / (seen["z"] * seen["z"])).reshape(-1),
+            o.cameras * y * x,
+            CUE_ROUNDS,
         )
-        front = (inverse >= nearest[index]).to(torch.float32)
-        width = torch.zeros(count + 1).scatter_reduce(
-            0, index, spread * front, "amax", include_self=True
-        )
-        return nearest[:-1].reshape(o.cameras, y, x), width[:-1].reshape(o.cameras, y, x)
+        return nearest.reshape(o.cameras, y, x), width.reshape(o.cameras, y, x)
 
     def judge(
         self,
         memory: Memory,
         seen: dict[str, Tensor],
+        grey: Tensor,
         inverse: Tensor,
         confidence: Tensor,
-        present: Tensor,
     ) -> tuple[Memory, Tensor]:
         """Pointers through which something farther is seen lose half their weight, and leave below
         a quarter; and the working pixel each pointer is seen at where the depth agrees, [n, m], so
         that the next step can drop those that moved."""
         o = self.o
-        index = self.flat_pixel(seen, seen["visible"] > 0.5, o.depth_stride)
-        measured = F.pad(inverse.reshape(-1), (0, 1))[index]
-        sure = F.pad(confidence.reshape(-1), (0, 1))[index]
+        visible = seen["visible"] > 0.5
+        index = self.flat_pixel(
+            seen, visible, o.depth_stride, (inverse.shape[1], inverse.shape[2])
+        ).clamp_min(0.0)
+        index = index.to(torch.int64).reshape(-1)
+        measured, sure = (
+            torch.where(visible, flat.reshape(-1)[index].reshape(visible.shape), 0.0)
+            for flat in (inverse, confidence)
+        )
         own = 1 / seen["z"]
         through = (
             ((measured < 0.75 * own) & (sure > 0.4) & (seen["match"] < o.agree))
@@ -515,9 +521,9 @@ class GeometricStep(nn.Module):
         weight = memory.weight * (1 - 0.5 * through)
         valid = memory.valid * (1 - through * (weight < 0.25).to(torch.float32))
         agrees = ((measured - own).abs() < 0.15 * own) & (seen["visible"] > 0.5)
-        h, w = o.working_size
+        height, width = (last_index(size) + 1 for size in grey.shape[2:])
         camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
-        pixel = (camera * h + seen["v"].round()) * w + seen["u"].round()
+        pixel = (camera * height + seen["v"].round()) * width + seen["u"].round()
         return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, -1.0)
 
     def offer(
@@ -534,16 +540,16 @@ class GeometricStep(nn.Module):
         """One token per cell: where a pointer is seen again, that point; else the cell's surest and
         most textured pixel. And its flat working pixel [t]."""
         o = self.o
-        n, (h, w), stride = o.token_cameras, o.working_size, o.depth_stride
-        y, x = h // stride, w // stride
+        n, stride = o.token_cameras, o.depth_stride
         side = o.cell // stride
-        rows, columns = h // o.cell, w // o.cell
+        rows, columns = grey.shape[2] // o.cell, grey.shape[3] // o.cell
 
         # the surest textured pixel of each cell
         small = F.avg_pool2d(grey[:n], stride)
         rough = (small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)).abs()[:, 0]
         value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
-        value = value[:, : rows * side, : columns * side]
+        for axis, size in ((1, rows * side), (2, columns * side)):  # whole cells; a slice would ask
+            value = torch.index_select(value, axis, torch.arange(size))  # whether there is a rest
         cells = (
             value.reshape(n, rows, side, columns, side)
             .permute(0, 1, 3, 2, 4)
@@ -553,43 +559,36 @@ class GeometricStep(nn.Module):
             torch.float32
         )  # below 2^24; TensorRT divides no integers the way PyTorch does
         down = (place / side).floor()
-        cell = torch.arange(n * rows * columns)
-        camera, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
-        u = ((column * side).to(torch.float32) + (place - down * side) + 0.5) * stride - 0.5
-        v = ((row * side).to(torch.float32) + down + 0.5) * stride - 0.5
-
-        # unless a pointer is seen again in the cell: the best match's own sub-pixel place (score
-        # and index packed in one float32: exact below 2^24)
-        m = o.pointers
-        levels = 2**24 // m - 2
-        again = seen["match"][:n] > o.agree
-        own_cell = (
-            torch.arange(n, dtype=torch.float32)[:, None] * rows
-            + (seen["v"][:n] / o.cell).floor().clamp(0, rows - 1)
-        ) * columns
-        own_cell = own_cell + (seen["u"][:n] / o.cell).floor().clamp(0, columns - 1)
-        own_cell = (
-            torch.where(again, own_cell, float(n * rows * columns)).to(torch.int64).reshape(-1)
+        shape = (n, rows, columns)
+        camera, row, column = (
+            torch.arange(size, dtype=torch.float32)
+            .reshape([size if axis == a else 1 for a in range(3)])
+            .expand(shape)
+            .reshape(-1)
+            for axis, size in enumerate(shape)
         )
-        merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
-        packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
-        best = torch.zeros(n * rows * columns + 1).scatter_reduce(
-            0, own_cell, packed.reshape(-1), "amax", include_self=True
-        )[:-1]
-        chosen = (best - 1 - ((best - 1) / m).floor() * m).clamp(0, m - 1).to(torch.int64)
-        hit = best > 0
-        u = torch.where(hit, seen["u"].reshape(-1)[camera * m + chosen], u)
-        v = torch.where(hit, seen["v"].reshape(-1)[camera * m + chosen], v)
+        u = (column * side + (place - down * side) + 0.5) * stride - 0.5
+        v = (row * side + down + 0.5) * stride - 0.5
+
+        # unless a pointer is seen again in the cell: the best match's own sub-pixel place
+        chosen, hit = self.best_again(memory, seen, n, rows, columns)
+        at_pointer = (camera * o.pointers + chosen).to(torch.int64)
+        u = torch.where(hit, seen["u"].reshape(-1)[at_pointer], u)
+        v = torch.where(hit, seen["v"].reshape(-1)[at_pointer], v)
 
         # its point, patch and weight
-        flat = (camera * y + (v / stride).floor().clamp(0, y - 1).to(torch.int64)) * x + (
-            u / stride
-        ).floor().clamp(0, x - 1).to(torch.int64)
+        bottom, right = last_index(inverse.shape[1]), last_index(inverse.shape[2])
+        flat = (
+            (camera * (bottom + 1) + torch.minimum((v / stride).floor().clamp_min(0.0), bottom))
+            * (right + 1)
+            + torch.minimum((u / stride).floor().clamp_min(0.0), right)
+        ).to(torch.int64)
         own_inverse, own_spread = inverse[:n].reshape(-1)[flat], spread[:n].reshape(-1)[flat]
         sure = confidence[:n].reshape(-1)[flat]
         depth = 1 / own_inverse.clamp_min(1 / o.far)
         sigma = depth * depth * own_spread
-        own_k, own_pose = k[camera], pose[camera]
+        which = camera.to(torch.int64)
+        own_k, own_pose = k[which], pose[which]
         ray = torch.stack(
             [
                 (u - own_k[:, 0, 2]) / own_k[:, 0, 0],
@@ -602,9 +601,7 @@ class GeometricStep(nn.Module):
             torch.matmul(own_pose[:, :3, :3], (ray * depth[:, None])[:, :, None])[:, :, 0]
             + own_pose[:, :3, 3]
         )
-        patch = patches(
-            grey, camera.to(torch.float32), torch.stack([u, v], 1), torch.full_like(u, o.patch_step)
-        )
+        patch = patches(grey, camera, torch.stack([u, v], 1), torch.full_like(u, o.patch_step))
         feature = torch.cat(
             [patch, (o.patch_step * depth / own_k[:, 0, 0])[:, None], sigma[:, None]], 1
         )
@@ -612,9 +609,34 @@ class GeometricStep(nn.Module):
             patch.square().mean(1) > 0.5
         )  # (deviation / (deviation + 2/255))^2: patches of nothing but noise hold no pose
         # a pointer seen again where the depth disagrees is no confirmation
-        expected = 1 / seen["z"].reshape(-1)[camera * m + chosen]
+        expected = 1 / seen["z"].reshape(-1)[at_pointer]
         contradicted = hit & ((own_inverse - expected).abs() > 3 * own_spread + 0.1 * expected)
         offered = (sure > 0.3) & (depth < 0.6 * o.far) & textured & ~contradicted
         weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), 0.0)
-        pixel = (camera.to(torch.float32) * h + v.round()) * w + u.round()
+        height, width = (last_index(size) + 1 for size in grey.shape[2:])
+        pixel = (camera * height + v.round()) * width + u.round()
         return Tokens(position, feature, weight, hit.to(torch.float32)), pixel
+
+    def best_again(
+        self, memory: Memory, seen: dict[str, Tensor], n: int, rows: int, columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Of each cell of the first n cameras the pointer that is seen again best, [t] as float32,
+        and whether there is one.
+
+        Every cell is held against every pointer of its camera, and the largest merit with its
+        pointer's index behind it in one float32 (exact below 2^24) is the best: so much is little
+        (half a million numbers), and no scatter with a reduction is needed, which TensorRT lacks.
+        """
+        m = self.o.pointers
+        levels = 2**24 // m - 2
+        again = seen["match"][:n] > self.o.agree
+        row = torch.minimum((seen["v"][:n] / self.o.cell).floor().clamp_min(0.0), last_index(rows))
+        column = (seen["u"][:n] / self.o.cell).floor().clamp_min(0.0)
+        column = torch.minimum(column, last_index(columns))
+        own = torch.where(again, row * (last_index(columns) + 1) + column, -1.0)  # [n, m]
+        merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
+        packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
+        cell = torch.arange(rows * columns, dtype=torch.float32)[None, :, None]
+        best = torch.where(own[:, None] == cell, packed[:, None], 0.0).amax(-1).reshape(-1)
+        chosen = best - 1 - ((best - 1) / m).floor() * m
+        return chosen.clamp(0, m - 1), best > 0

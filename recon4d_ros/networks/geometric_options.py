@@ -149,6 +149,33 @@ def frame_inputs(o: GeometricOptions) -> dict[str, tuple[torch.dtype, tuple[int,
     return inputs
 
 
+def shapes_of_any_size(o: GeometricOptions) -> dict[str, tuple[int | str, ...]]:
+    """The shapes of all inputs with the sizes as symbols, in the notation of engine/any_size.py."""
+    y, x = f"h//{o.stride}", f"w//{o.stride}"
+    fine = (f"h//{o.depth_stride}", f"w//{o.depth_stride}")
+    tokens = f"{o.token_cameras}*(h//{o.cell})*(w//{o.cell})"
+    symbols: dict[str, dict[int, str]] = {
+        "images": {1: "H", 2: "W"},
+        "grid": {1: "h", 2: "w"},
+        "moving": {1: "h", 2: "w"},
+        "partner": {1: y, 2: x},
+        "before_inverse": {1: fine[0], 2: fine[1]},
+        "before_sure": {1: fine[0], 2: fine[1]},
+    }
+    for frame in ("key", "next"):
+        symbols |= {f"{frame}_descriptor": {2: y, 3: x}, f"{frame}_inverse": {1: y, 2: x}}
+    every = {name: shape for name, (_, shape) in frame_inputs(o).items()} | memory_shapes(o)
+    return {
+        name: tuple(
+            tokens
+            if name.startswith("token_") and axis == 0
+            else symbols.get(name, {}).get(axis, size)
+            for axis, size in enumerate(shape)
+        )
+        for name, shape in every.items()
+    }
+
+
 def memory_shapes(o: GeometricOptions) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the memory, all float32, all zeros at the start. `*_pixel` are flat
     indices into [n, h, w], -1 for none (and 0 at the start, where nothing is valid)."""

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
+from recon4d_ros.networks.working_image import last_index
+
 Triple = tuple[Tensor, Tensor, Tensor]
 
 CENSUS_5 = tuple(
@@ -60,10 +62,9 @@ def rectified_scores(left: Tensor, right: Tensor, planes: int) -> Tensor:
     evidence.
     """
     h, w = left.shape[1] // 2, left.shape[2] // 2
-    product = (
-        torch.matmul(_rows_of_blocks(left).transpose(1, 2), _rows_of_blocks(right)) * 0.25
-    )  # [h, u, v]
-    product = F.pad(product, (planes - 1, 0))  # column u - d + D - 1
+    beyond = F.pad(_rows_of_blocks(right), (planes - 1, 0))  # cheaper than to pad the product
+    product = torch.matmul(_rows_of_blocks(left).transpose(1, 2), beyond) * 0.25
+    # [h, u, column u - d + D - 1]
     skewed = F.pad(product.reshape(h, w * (w + planes - 1)), (0, w))
     return skewed.reshape(h, w, w + planes)[:, :, :planes]
 
@@ -160,11 +161,11 @@ def sweep_scores(
     pixel = (pair(constant[0], constant[1]) + r * pair(slope[0], slope[1])) / torch.where(
         ahead, z, 1.0
     )
-    limit = torch.tensor([float(w), float(h)])
+    limit = torch.cat([last_index(w) + 1, last_index(h) + 1])
     pixel = torch.where(ahead, torch.minimum(pixel.clamp_min(-1.0), limit), -1.0)
     if isinstance(row, Tensor):
         pixel = pixel + pair(torch.zeros_like(row), row)
-    grid = pixel * torch.tensor([2 / (w - 1), 2 / (rows - 1)]) - 1
+    grid = pixel * (2 / torch.cat([last_index(w), last_index(rows)])) - 1
     groups = source.shape[0]
     grid = grid.reshape(groups, -1, w, 2)
     sampled = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

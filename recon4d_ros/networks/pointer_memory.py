@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recon4d_ros.networks.working_image import last_index
+
 PATCH = 8  # samples along a side of a feature's patch
 SCALE, SIGMA = (
     PATCH * PATCH,
@@ -104,14 +106,16 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
         weight / (1 + age) / (1 + away / 50) + touched.to(weight.dtype) * 1e3,
         free,
     )
-    count = min(tokens.weight.shape[0], capacity)
-    slots = torch.topk(useful, count, largest=False, sorted=True).indices
+    # as many slots as tokens; behind the memory's own ones, which come first, those that are none
+    useful = torch.cat([useful, torch.full_like(tokens.weight, 1e9)])
+    slots = torch.topk(useful, tokens.weight.shape[0], largest=False, sorted=True).indices
     new = offered & ~joins
     rank = (
         torch.cumsum(new.to(weight.dtype), 0) - 1
     )  # exact, and TensorRT sums and clamps no integers
-    place = slots[rank.clamp(0, count - 1).to(torch.int64)]
-    target = torch.where(new & (rank < count), place, capacity)  # `capacity`: a row thrown away
+    place = slots[rank.clamp_min(0).to(torch.int64)]
+    spare = torch.arange(capacity, capacity + tokens.weight.shape[0], device=place.device)
+    target = torch.where(new & (rank < capacity), place, spare)  # spare: rows thrown away
     return Memory(
         _put(position, target, tokens.position),
         _put(feature, target, tokens.feature),
@@ -122,11 +126,11 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
 
 
 def _put(rows: Tensor, target: Tensor, values: Tensor) -> Tensor:
-    """rows with rows[target[i]] = values[i]; targets are unique but for the last row past the end,
-    which takes what is not wanted."""
-    longer = F.pad(rows, (0, 0, 0, 1) if rows.dim() == 2 else (0, 1))
+    """rows with rows[target[i]] = values[i]; targets are unique, those past the end are not
+    wanted."""
+    longer = torch.cat([rows, torch.zeros_like(values)])  # never fewer rows than targets
     index = target if rows.dim() == 1 else target[:, None].expand(-1, rows.shape[1])
-    return longer.scatter(0, index, values)[:-1]
+    return longer.scatter(0, index, values)[: rows.shape[0]]
 
 
 def patches(grey: Tensor, camera: Tensor, uv: Tensor, step: Tensor) -> Tensor:
@@ -139,9 +143,11 @@ def patches(grey: Tensor, camera: Tensor, uv: Tensor, step: Tensor) -> Tensor:
     n, _, h, w = grey.shape
     offset = torch.arange(PATCH, device=grey.device, dtype=grey.dtype) - (PATCH - 1) / 2
     v, u = torch.meshgrid(offset, offset, indexing="ij")
-    x = (uv[:, :1] + u.reshape(1, -1) * step[:, None]).clamp(0, w - 1)
-    y = (uv[:, 1:] + v.reshape(1, -1) * step[:, None]).clamp(0, h - 1) + camera[:, None] * h
-    grid = torch.stack([x * (2 / (w - 1)) - 1, y * (2 / (n * h - 1)) - 1], -1)[None]
+    right, bottom, end = (last_index(size, grey.device) for size in (w, h, n * h))
+    x = torch.minimum((uv[:, :1] + u.reshape(1, -1) * step[:, None]).clamp_min(0.0), right)
+    y = torch.minimum((uv[:, 1:] + v.reshape(1, -1) * step[:, None]).clamp_min(0.0), bottom)
+    y = y + camera[:, None] * (bottom + 1)
+    grid = torch.stack([x * (2 / right) - 1, y * (2 / end) - 1], -1)[None]
     stack = grey.reshape(1, 1, n * h, w)
     values = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=True)[
         0, 0

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recon4d_ros.networks.matching import Triple
+from recon4d_ros.networks.working_image import last_index
 
 
 class Projection(NamedTuple):
@@ -48,14 +49,15 @@ class Projection(NamedTuple):
         index = (own + partner) * (1 - none) + n * n * none
         table = F.pad(pairs.permute(2, 3, 0, 1).reshape(12, n * n), (0, 1))
         chosen = table[:, index.reshape(-1).to(torch.int64)].reshape(3, 4, *partner.shape)
-        return Projection(*_along(rays, chosen), partner.clamp_min(0) * (y + 2) + 1)
+        return Projection(*_along(rays, chosen), partner.clamp_min(0) * (last_index(y) + 3) + 1)
 
     def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where
         it is not seen there), and how well the depth found `there` agrees (of the same camera, or
         of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for equal, 0.6
         for unknown."""
-        n, y, x = inverse.shape
+        n = inverse.shape[0]
+        bottom, right = last_index(inverse.shape[1]), last_index(inverse.shape[2])
         q = [
             constant + slope * inverse
             for constant, slope in zip(self.constant, self.slope, strict=True)
@@ -63,7 +65,7 @@ class Projection(NamedTuple):
         ahead = q[2] > 1e-3
         z = torch.where(ahead, q[2], 1.0)
         u, v = q[0] / z, q[1] / z
-        inside = ahead & (u >= 0) & (u <= x - 1) & (v >= 0) & (v <= y - 1)
+        inside = ahead & (u >= 0) & (u <= right) & (v >= 0) & (v <= bottom)
         motion = (
             ((self.slope[0] - u * self.slope[2]) / z).square()
             + ((self.slope[1] - v * self.slope[2]) / z).square()
@@ -71,11 +73,11 @@ class Projection(NamedTuple):
         camera = (
             torch.arange(n, dtype=torch.float32)[:, None, None]
             if isinstance(self.row, float)
-            else (self.row - 1) / (y + 2)
+            else (self.row - 1) / (bottom + 3)
         )
-        pixel = (camera * y + torch.where(inside, v, 0.0).round()) * x + torch.where(
-            inside, u, 0.0
-        ).round()
+        pixel = (camera * (bottom + 1) + torch.where(inside, v, 0.0).round()) * (
+            right + 1
+        ) + torch.where(inside, u, 0.0).round()
         found = there.reshape(-1)[pixel.to(torch.int64)]
         error = (inverse / z - found).abs() / tolerance
         agreement = torch.where(found > 0, 1 / (1 + error.square()), 0.6)

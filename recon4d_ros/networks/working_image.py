@@ -12,20 +12,31 @@ def working_images(images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """images [N, H, W, C] uint8, grid [N, h, w, 2] (u, v) in the input image -> [N, C, h, w]
     float32 in 0..255, and [N, h, w] bool: where the working image shows something of the input.
 
-    Sampled bilinearly. Where the input is more than twice as fine it is averaged down first, so
-    that nothing is skipped.
+    Sampled bilinearly. Where the input is at least four times as fine it is averaged down first, so
+    that nothing is skipped. A graph of any size cannot know that: its images are averaged down on
+    decoding (cameras/calibration.py: sizes_for).
     """
     x = images.to(torch.float32).permute(
         0, 3, 1, 2
     )  # in this order: TensorRT takes uint8 at the door only
-    coarse = max(1, min(x.shape[2] // grid.shape[1], x.shape[3] // grid.shape[2]) // 2)
+    covered = grid[..., 0] > -2
+    coarse = 1
+    if not any(isinstance(size, torch.SymInt) for size in (*images.shape, *grid.shape)):
+        coarse = max(1, min(x.shape[2] // grid.shape[1], x.shape[3] // grid.shape[2]) // 2)
     if coarse > 1:
         x = F.avg_pool2d(x, coarse)
-    size = torch.tensor([x.shape[3] - 1, x.shape[2] - 1], dtype=torch.float32, device=x.device)
-    place = (grid - (coarse - 1) / 2) / coarse * (2 / size) - 1
+        grid = (grid - (coarse - 1) / 2) / coarse
+    ends = torch.cat([last_index(size, x.device) for size in (x.shape[3], x.shape[2])])
+    place = grid * (2 / ends) - 1
     return F.grid_sample(
         x, place, mode="bilinear", padding_mode="border", align_corners=True
-    ), grid[..., 0] > -2
+    ), covered
+
+
+def last_index(size: int, device: torch.device | None = None) -> Tensor:
+    """size - 1 as a float32 tensor [1], to calculate with: the size may be a symbol of the exported
+    graph, which torch.tensor would fix."""
+    return torch.arange(size, dtype=torch.float32, device=device)[-1:]
 
 
 def as_rgb(x: Tensor) -> Tensor:
