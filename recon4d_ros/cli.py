@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 
@@ -53,6 +54,7 @@ EXIT_CODES = """exit codes:
   0  done
   2  bad input or usage, or a process of the demo's graph failed: one sentence on standard error says what, where and what was expected
   3  an engine has to be exported first and the exporter (PyTorch) is not installed here
+  4  the run went to its end and not one of its frame sets was tracked: its files are there, and say why
   130  interrupted
 """  # noqa: E501
 EXAMPLES = """examples:
@@ -96,6 +98,9 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (see EXIT_CODES)."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a name that the locale cannot write ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     names = [name for name, _, _ in COMMANDS]
     only = next((word for word in argv if word in names), None)
     try:

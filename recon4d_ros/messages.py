@@ -4,30 +4,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.cameras.image_header import compressed_kind
+from recon4d_ros.cameras.lens_names import lens_model
 from recon4d_ros.errors import CalibrationError, MessageError
 from recon4d_ros.geometry import inverse, se3_from_quaternion
-from recon4d_ros.types import (
-    DISTORTION_COEFFICIENTS,
-    Camera,
-    DynamicObject,
-    OdometrySample,
-    RawImage,
-)
+from recon4d_ros.types import Camera, DynamicObject, OdometrySample, RawImage
 
-_MODEL_ALIASES = {
-    "fisheye": "equidistant",
-    "kannala_brandt": "equidistant",
-    "kannala_brandt4": "equidistant",
-    "radtan": "plumb_bob",
-    "": "none",
-}
+_DEPTH_HEADER = 12  # bytes of compressedDepth's: format, two parameters of its quantisation
+# What is said in a message's format or encoding, and our name for it; the first that is found.
+_COMPRESSIONS = (
+    ("rvl", "rvl"),
+    ("mjpeg", "jpeg"),
+    ("jpeg", "jpeg"),
+    ("jpg", "jpeg"),
+    ("png", "png"),
+    ("tif", "tiff"),
+    ("webp", "webp"),
+    ("265", "hevc"),
+    ("hevc", "hevc"),
+    ("264", "h264"),
+    ("avc", "h264"),
+    ("av1", "av1"),
+    ("vp9", "vp9"),
+    ("vp8", "vp8"),
+    ("mpeg4", "mpeg4"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,35 @@ def raw_compressed_image(message: Any, received_ns: int = 0) -> RawImage:
     only where those say nothing."""
     data = _bytes(message.data)
     text = str(message.format).lower()
-    named = (
-        "jpeg" if "jpeg" in text or "jpg" in text else "png" if "png" in text else text or "empty"
+    inside = text.partition(";")[0].strip()
+    if "compresseddepth" in text and len(data) > _DEPTH_HEADER:
+        # image_transport's way for images of numbers: a header, then a PNG (or its own RVL)
+        if compressed_kind(data[_DEPTH_HEADER:]):
+            data = data[_DEPTH_HEADER:]
+        inside = ""
+    named = next(
+        (kind for word, kind in _COMPRESSIONS if word in text),
+        " ".join(text.split()) or "empty",
     )
     return RawImage(
         stamp_ns(message.header.stamp),
         compressed_kind(data) or named,
+        data,
+        received_ns=received_ns,
+        inside=inside,
+    )
+
+
+def raw_video(message: Any, received_ns: int = 0) -> RawImage:
+    """A packet of video, of ffmpeg_image_transport (FFMPEGPacket) or Foxglove (CompressedVideo), as
+    it is: `video.VideoDecoder` makes an image of it."""
+    ours = hasattr(message, "encoding")
+    data = _bytes(message.data)
+    named = str(message.encoding if ours else message.format).lower().partition(";")[0].strip()
+    codec = next((kind for word, kind in _COMPRESSIONS if word in named), named or "empty")
+    return RawImage(
+        stamp_ns(message.header.stamp if ours else message.timestamp),
+        compressed_kind(data) or codec,
         data,
         received_ns=received_ns,
     )
@@ -173,42 +203,211 @@ def is_rectified(image_topic: str) -> bool:
 def image_size(message: Any) -> tuple[int, int]:
     """(width, height) of the images that a sensor_msgs/CameraInfo is for: its region of interest,
     binned."""
-    roi = message.roi
-    width, height = int(roi.width) or int(message.width), int(roi.height) or int(message.height)
-    return width // (int(message.binning_x) or 1), height // (int(message.binning_y) or 1)
+    region = _region(message)
+    return _binned(region[2:], message)
+
+
+def is_calibrated(message: Any) -> bool:
+    """Whether a sensor_msgs/CameraInfo says a focal length at all: drivers of cameras without a
+    calibration, and some before their first image, send zeros."""
+    return bool(np.any(np.asarray(message.k)) or np.any(np.asarray(message.p)))
+
+
+@dataclass(frozen=True)
+class CameraReading:
+    """A camera as its camera_info says it, and in a sentence each what had to be made of it."""
+
+    camera: Camera
+    notes: tuple[str, ...] = ()
 
 
 def camera_from_info(
     name: str, message: Any, T_base_camera: NDArray[np.float64], rectified: bool = False
 ) -> Camera:
+    """The Camera of `read_camera_info`, where the images' size is not known. Raises
+    CalibrationError."""
+    return read_camera_info(name, message, T_base_camera, rectified).camera
+
+
+def read_camera_info(
+    name: str,
+    message: Any,
+    T_base_camera: NDArray[np.float64],
+    rectified: bool = False,
+    size: tuple[int, int] | None = None,
+) -> CameraReading:
     """A Camera from sensor_msgs/CameraInfo, its binning and region of interest applied.
 
     rectified: the image is (image_rect), so P is its matrix and there is no distortion; the frame
-    is taken to be the rectified one. Distortion whose coefficients are all zero is `none`. Raises
-    CalibrationError.
+    is taken to be the rectified one. size: (width, height) of the images, where known: it tells
+    whether binning and region are in the calibration already, and images of another size with the
+    same proportions are the same view, scaled. Raises CalibrationError.
     """
-    k = (
-        np.array(message.p, np.float64).reshape(3, 4)[:, :3]
-        if rectified
-        else np.array(message.k, np.float64).reshape(3, 3)
-    )
-    d = tuple(float(value) for value in message.d)
-    model = str(message.distortion_model).lower()
-    model = _MODEL_ALIASES.get(model, model)
-    if rectified or (not any(d) and model in DISTORTION_COEFFICIENTS):
-        model, d = "none", ()
-    elif model == "plumb_bob" and len(d) == 8:
-        # the same polynomial with its denominator given: some drivers name it so
-        model = "rational_polynomial"
-    roi = message.roi
-    binning = np.array([int(message.binning_x) or 1, int(message.binning_y) or 1], np.float64)
+    notes: list[str] = []
+    k = np.array(message.k, np.float64).reshape(3, 3)
+    p = np.array(message.p, np.float64).reshape(3, 4)[:, :3]
+    if rectified and not np.any(p):
+        notes.append(f"camera {name}: P of its camera_info is zero: K is taken for its matrix")
+    elif rectified or (not np.any(k) and np.any(p)):
+        if not rectified:
+            rectified = True
+            notes.append(
+                f"camera {name}: K of its camera_info is zero: P is taken, as of rectified images"
+            )
+        k = p
+    model, d = ("none", ()) if rectified else lens_model(message.distortion_model, message.d)
+    if not rectified and any(message.d) and not str(message.distortion_model).strip():
+        notes.append(
+            f"camera {name}: its camera_info names no distortion model: {len(message.d)}"
+            f" coefficients are taken as {model}'s"
+        )
+    offset, divide, (width, height), note = _sampling(message, size)
+    if note:
+        notes.append(f"camera {name}: {note}")
     k = k.copy()
-    k[:2, 2] = (
-        k[:2, 2] - (int(roi.x_offset), int(roi.y_offset)) + 0.5
-    ) / binning - 0.5  # pixel (0, 0) is the first pixel's centre
-    k[0, :2] /= binning[0]
-    k[1, 1] /= binning[1]
-    return Camera(name, *image_size(message), k, T_base_camera, model, d)
+    skew = k[0, 1] / divide[0]
+    # pixel (0, 0) is the first pixel's centre
+    k[:2, 2] = (k[:2, 2] - offset + 0.5) / divide - 0.5
+    k[0, 0] /= divide[0]
+    k[0, 1] = skew
+    k[1, 1] /= divide[1]
+    camera = Camera(name, width, height, k, T_base_camera, model, d)
+    return CameraReading(camera, tuple(notes))
+
+
+def _region(message: Any) -> tuple[int, int, int, int]:
+    """x, y, width, height of the part of the sensor that is read out, unbinned. A region that does
+    not fit in the camera_info's own size has been applied to that already."""
+    roi, width, height = message.roi, int(message.width), int(message.height)
+    x, y = int(roi.x_offset), int(roi.y_offset)
+    w, h = int(roi.width) or width, int(roi.height) or height
+    if width and height and (x + w > width or y + h > height):
+        return 0, 0, width, height
+    return x, y, w, h
+
+
+def _binned(size: tuple[int, int], message: Any) -> tuple[int, int]:
+    return size[0] // (int(message.binning_x) or 1), size[1] // (int(message.binning_y) or 1)
+
+
+def _sampling(
+    message: Any, size: tuple[int, int] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int], str]:
+    """How the image's pixels lie in those of camera_info: their offset, how many of them one is,
+    the image's size (width, height); and what was made of a contradiction. Raises
+    CalibrationError."""
+    x, y, *region = _region(message)
+    full = (int(message.width), int(message.height))
+    binning = np.array([int(message.binning_x) or 1, int(message.binning_y) or 1], np.float64)
+    here, whole, one = np.array([x, y], np.float64), np.zeros(2), np.ones(2)
+    said = _binned((region[0], region[1]), message)
+    note = ""
+    if (x, y) == (0, 0) and (int(message.roi.x_offset), int(message.roi.y_offset)) != (0, 0):
+        note = (
+            "the region of interest of its camera_info does not lie in its"
+            f" {full[0]}x{full[1]} pixels: it is taken as applied already"
+        )
+    if size is None or said == size:
+        return here, binning, said, note
+    if 0 in said:
+        return whole, one, size, "its camera_info says no size: it is taken as that of the images"
+    if np.any(binning > 1) and tuple(region) == size:
+        return here, one, size, "the binning of its camera_info is taken as applied already"
+    if (x, y, *region) != (0, 0, *full) and _binned(full, message) == size:
+        return whole, binning, size, "its images are whole: the region of interest is left out"
+    scale = np.array(said, np.float64) / size
+    # one factor, to half a pixel of rounding; by less than 2 % an image is cut, not scaled
+    least, most = (np.array(size) - 0.51) / said, (np.array(size) + 0.51) / said
+    if least.max() < most.min() and abs(float(np.log(scale[0]))) > 0.02:
+        note = (
+            f"camera_info is for {said[0]}x{said[1]} pixels, the images have {size[0]}x{size[1]}:"
+            " they are taken as the same view, scaled"
+        )
+        return here, binning * scale, size, note
+    raise CalibrationError(
+        f"camera_info is for {said[0]}x{said[1]} pixels, the images have {size[0]}x{size[1]}:"
+        " expected the same size, or the same proportions"
+    )
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a camera's frame is, and what its camera_info says of the stereo pair it is in.
+
+    T_base_frame: pose of its frame. tx: metres by which the second camera of a pair lies along x of
+    the first one's rectified frame (-P[0, 3] / P[0, 0]). rectify: R [3, 3], from the camera's raw
+    frame to the rectified one. rectified: whether the images are.
+    """
+
+    T_base_frame: NDArray[np.float64]
+    tx: float = 0.0
+    rectify: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
+    rectified: bool = False
+
+
+def mount(message: Any, T_base_frame: NDArray[np.float64], rectified: bool) -> Mount:
+    """The Mount of a sensor_msgs/CameraInfo whose frame is at T_base_frame."""
+    p = np.array(message.p, np.float64).reshape(3, 4)
+    tx = -p[0, 3] / p[0, 0] if p[0, 0] > 0 and np.isfinite(p[0, 3]) else 0.0
+    r = np.array(message.r, np.float64).reshape(3, 3)
+    proper = np.isfinite(r).all() and np.abs(r @ r.T - np.eye(3)).max() < 1e-3
+    return Mount(T_base_frame, float(tx), r if proper else np.eye(3), rectified)
+
+
+def stereo_poses(
+    mounts: Mapping[str, Mount],
+) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """T_base_camera by camera, and what had to be made of them.
+
+    A stereo pair may have both cameras in the first one's frame and the baseline in P (CameraInfo's
+    Tx, image_geometry, RealSense): cameras whose frames are in one place are put apart by it. Where
+    frames are apart they say all, and Tx is not looked at. Of cameras that are called left and
+    right the right one is put to the right, whatever sign the driver gives Tx.
+    """
+    poses = {name: one.T_base_frame for name, one in mounts.items()}
+    notes = []
+    for name, one in mounts.items():
+        beside = {
+            other: its for other, its in mounts.items() if _same_place(one, its) and other != name
+        }
+        first = [other for other, its in beside.items() if abs(its.tx) < 1e-4]
+        if abs(one.tx) < 1e-3 or not beside:
+            continue
+        tx, sides = one.tx, {other: side for other in (name, *beside) if (side := _side(other))}
+        for other in beside:
+            apart = one.tx - mounts[other].tx
+            if sides.get(name) and sides.get(name) == -sides.get(other, 0):
+                if apart * sides[name] < 0:
+                    tx = -one.tx
+                break
+        pose = np.eye(4)
+        pose[0, 3] = tx
+        if not one.rectified:
+            if len(first) == 1:
+                pose[:3] = mounts[first[0]].rectify.T @ pose[:3]
+            pose[:3, :3] = pose[:3, :3] @ one.rectify
+        poses[name] = one.T_base_frame @ pose
+        sign = ", against its sign, as it is named" if tx != one.tx else ""
+        notes.append(
+            f"camera {name}: its frame is in one place with that of {', '.join(beside)}: it is put"
+            f" {abs(tx):.3f} m to the {'right' if tx > 0 else 'left'} by Tx in P of its"
+            f" camera_info{sign}"
+        )
+    return poses, notes
+
+
+def _same_place(a: Mount, b: Mount) -> bool:
+    """To a millimetre and a tenth of a degree."""
+    relative = inverse(a.T_base_frame) @ b.T_base_frame
+    return bool(
+        np.abs(relative[:3, 3]).max() < 1e-3 and np.abs(relative[:3, :3] - np.eye(3)).max() < 2e-3
+    )
+
+
+def _side(name: str) -> int:
+    """1 for a camera that is called right, -1 for left, 0 for others."""
+    name = name.lower()
+    return ("right" in name) - ("left" in name)
 
 
 def _to_root(edges: Mapping[str, StaticTransform], frame: str) -> dict[str, NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class ParameterInfo:
     """One parameter as a user sees it. `name` is dotted (`mapping.voxel_size`); `minimum`/`maximum`
-    are inclusive."""
+    are inclusive. keyed: text of `key=value,..`, which can be given as `name.key: value` as
+    well."""
 
     name: str
     type: type
@@ -31,6 +32,7 @@ class ParameterInfo:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    keyed: bool = False
 
 
 def parameter(
@@ -40,8 +42,9 @@ def parameter(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[str] = (),
+    keyed: bool = False,
 ) -> T:
-    """A dataclass field that is a user's parameter; ranges are inclusive."""
+    """A dataclass field that is a user's parameter (see `ParameterInfo`); ranges are inclusive."""
     return dataclasses.field(
         default=default,
         metadata={
@@ -49,6 +52,7 @@ def parameter(
             "minimum": minimum,
             "maximum": maximum,
             "choices": tuple(choices),
+            "keyed": keyed,
         },
     )  # type: ignore[return-value]
 
@@ -71,6 +75,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[ParameterInfo]:
                 meta["minimum"],
                 meta["maximum"],
                 meta["choices"],
+                meta["keyed"],
             )
 
 
@@ -104,12 +109,28 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     """A parameter dataclass from dotted names, e.g. build(Parameters, {"mapping.voxel_size": 0.2}).
     Raises ParameterError."""
     known = {info.name: info for info in describe(cls)}
+    values = keys_folded(known.values(), values)
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ParameterError(
             f"unknown parameter {unknown[0]}: `recon4d info --parameters` lists all {len(known)}"
         )
     return _build(cls, {name: check(known[name], value) for name, value in values.items()}, "")
+
+
+def keys_folded(infos: Iterable[ParameterInfo], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, those of a keyed parameter's keys (`sync.offset.right`) folded into its own
+    text."""
+    keyed = [info.name for info in infos if info.keyed]
+    folded: dict[str, Any] = {}
+    for name, value in values.items():
+        whole = next((one for one in keyed if name.startswith(f"{one}.")), None)
+        if whole is None:
+            folded[name] = f"{folded[name]},{value}" if folded.get(name) else value
+        else:
+            entry = f"{name.removeprefix(f'{whole}.')}={value}"
+            folded[whole] = f"{folded[whole]},{entry}" if folded.get(whole) else entry
+    return folded
 
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:

@@ -4,7 +4,10 @@ all drive this class.
     sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
 
 The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics
-found moving in frame t-1, so a mover never enters the memory and nothing is delayed by it.
+found moving in frame t-1, so a mover never enters the memory and nothing is delayed by it. Of a
+frame whose pose is not usable, nothing enters memory and map. Where ego-motion begins a new segment
+(it lost the car for too long, and no odometry bridges the gap) map, memory and tracks are
+forgotten: where the old ones are from here is not known.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 
 from recon4d_ros import engine as engines
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.mapping import Mapper, MappingParameters
@@ -39,11 +43,12 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. Raises EngineError or CalibrationError if engine and
-    rig do not fit each other."""
+    """Online 4D reconstruction for one rig. Raises CalibrationError if the rig cannot be one
+    (`rig_check`), EngineError or CalibrationError if engine and rig do not fit each other."""
 
     def __init__(self, rig: Rig, engine_folder: Path, parameters: Parameters | None = None) -> None:
         parameters = parameters or Parameters()
+        self._rig_notes = check_rig(rig)
         self.rig = rig
         self.parameters = parameters
         self.engine = engines.load(engine_folder, rig)
@@ -55,6 +60,7 @@ class Reconstructor:
         self.mapper = Mapper(self.calibration, parameters.mapping)
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
+        self._segment = 0
         self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
@@ -69,7 +75,10 @@ class Reconstructor:
             for camera, reason in dropped.items():
                 self._undecodable.count(camera, reason)
         with _timed(latency, cpu, "egomotion"):
-            pose = self.egomotion.estimate(frame, frame_set.odometry, self.engine.pointers())
+            pose = self.egomotion.estimate(frame, frame_set.odometry, frame_set.jump)
+        if pose.segment != self._segment:
+            self._forget_the_world()
+            self._segment = pose.segment
         with _timed(latency, cpu, "engine"):
             geometry = self.engine.step(
                 frame, self.calibration, pose.T_map_camera, self._moving_before
@@ -80,7 +89,7 @@ class Reconstructor:
             delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
-        self._moving_before = motion.mask
+        self._moving_before = motion.mask if pose.usable else ~self._still
         return Reconstruction(
             frame_set,
             frame,
@@ -92,6 +101,11 @@ class Reconstructor:
             self.engine.memory_fill,
             cpu,
             dropped,
+            {
+                name: troubles
+                for name, troubles in zip(self.rig.names, self.egomotion.health, strict=True)
+                if troubles
+            },
         )
 
     @property
@@ -102,9 +116,20 @@ class Reconstructor:
             f"{camera}: {reason}": count for (camera, reason), count in self._undecodable().items()
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was made of the rig and its images, in the order they came up."""
+        return [*self._rig_notes, *self.preprocessor.notes]
+
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew."""
-        for stage in (self.engine, self.egomotion, self.dynamics, self.mapper):
+        self.egomotion.reset()
+        self._segment = 0
+        self._forget_the_world()
+
+    def _forget_the_world(self) -> None:
+        """Map, memory and tracks start anew."""
+        for stage in (self.engine, self.dynamics, self.mapper):
             stage.reset()
         self._moving_before = self._still
 

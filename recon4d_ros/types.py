@@ -21,7 +21,7 @@ from recon4d_ros.errors import CalibrationError
 
 DISTORTION_COEFFICIENTS = {
     "plumb_bob": (4, 5),
-    "rational_polynomial": (8,),
+    "rational_polynomial": (8, 12, 14),  # 12: and thin prism, 14: and tilted sensor (OpenCV)
     "equidistant": (4,),
     "none": (0,),
 }
@@ -34,7 +34,9 @@ class Camera:
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
     of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
     width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
-    None = nowhere. What is there is not looked at: no depth, no features, no map.
+    None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
+    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
+    stamp is that of its middle row.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Camera:
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
     own_car: NDArray[np.bool_] | None = None
+    rolling_shutter: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"camera {self.name}"
@@ -60,12 +63,11 @@ class Camera:
             )
         if np.shape(self.k) != (3, 3) or np.shape(self.T_base_camera) != (4, 4):
             raise CalibrationError(f"{where}: K must be 3x3 and T_base_camera 4x4")
-        if not (
-            np.all(np.isfinite(self.k))
-            and np.all(np.isfinite(self.T_base_camera))
-            and np.all(np.isfinite(self.d))
-        ):
-            raise CalibrationError(f"{where}: calibration has a value that is not finite")
+        for what, values in (("K", self.k), ("D", self.d), ("the pose", self.T_base_camera)):
+            if not np.all(np.isfinite(values)):
+                raise CalibrationError(
+                    f"{where}: {what} of its calibration has a value that is not finite"
+                )
         if self.k[0, 0] <= 0 or self.k[1, 1] <= 0:
             raise CalibrationError(
                 f"{where}: focal length is {self.k[0, 0]:g}, {self.k[1, 1]:g} px: expected above"
@@ -74,6 +76,11 @@ class Camera:
         if self.width <= 0 or self.height <= 0:
             raise CalibrationError(
                 f"{where}: image size is {self.width}x{self.height}: expected above zero"
+            )
+        if not 0.0 <= self.rolling_shutter < 0.2:
+            raise CalibrationError(
+                f"{where}: rolling_shutter is {self.rolling_shutter:g}: expected the seconds of"
+                " read-out, below 0.2"
             )
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
@@ -116,10 +123,11 @@ class Rig:
 class RawImage:
     """An image as it came: still encoded.
 
-    encoding: a ROS encoding (rgb, bgr, rgba, bgra, mono and bayer_* of 8 or 16 bits, yuv422 (uyvy),
-    yuv422_yuy2) or `jpeg`, `png`. data: the message's bytes (no copy). width, height, step (bytes
-    per row), big_endian: as in sensor_msgs/Image; 0 for jpeg and png. received_ns: wall clock of
-    reception (any monotonic clock), for latency; 0 offline.
+    encoding: in lower case, a ROS encoding (`decode.ENCODINGS`), a compression (jpeg, png, tiff,
+    webp) or a video's codec (`video.CODECS`). data: the message's bytes (no copy). width, height,
+    step (bytes per row), big_endian: as in sensor_msgs/Image; 0 where compressed. received_ns: wall
+    clock of reception (any monotonic clock), for latency; 0 offline. inside: of a compressed image
+    the encoding of its pixels, as the message's format says.
     """
 
     stamp_ns: int
@@ -130,6 +138,7 @@ class RawImage:
     step: int = 0
     big_endian: bool = False
     received_ns: int = 0
+    inside: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,8 +180,9 @@ class Calibration:
 
     grid: [N, h, w, 2] float32, for each pixel of the working image the pixel (u, v) of the *input*
     image (undistortion and resize). k: [N, 3, 3] float64 pinhole intrinsics of the working image.
-    T_base_camera: [N, 4, 4]. input_size: (H, W) of the input images; working_size: (h, w) of the
-    rectified working images, depth and masks.
+    T_base_camera: [N, 4, 4] of the working images' frames: the cameras' own, turned about their
+    optical axes where these are mounted rolled (`calibration.upright`). input_size: (H, W) of the
+    input images; working_size: (h, w) of the rectified working images, depth and masks.
     """
 
     names: tuple[str, ...]
@@ -199,10 +209,16 @@ class Frame:
 
 
 class Tracking(Enum):
-    """What the pose is worth."""
+    """What the pose is worth.
+
+    STARTING: no motion is known yet. TRACKING: the motion is right within its covariance.
+    DEGRADED: a motion is measured, but what it rests on cannot rule another one out. LOST: the
+    motion is not measured; the pose is carried on for a while, then kept.
+    """
 
     STARTING = "starting"
     TRACKING = "tracking"
+    DEGRADED = "degraded"
     LOST = "lost"
 
 
@@ -210,18 +226,29 @@ class Tracking(Enum):
 class PoseEstimate:
     """Pose of the car at the frame's stamp, and of each camera at its own stamp.
 
-    T_map_base: [4, 4]. T_map_camera: [N, 4, 4], skew between cameras' stamps taken into account.
-    covariance: [6, 6] of the pose error in base_link (vx vy vz wx wy wz order: m^2, rad^2).
-    velocity: [6] twist in base_link, m/s and rad/s. inliers: observations used.
+    T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
+    skew between cameras' stamps taken into account. covariance: [6, 6] of the pose's error since
+    the segment began, in base_link (vx vy vz wx wy wz order: m^2, rad^2). motion_covariance: [6, 6]
+    of the error of the motion since the last frame alone, likewise. velocity: [6] twist in
+    base_link, m/s and rad/s. inliers: observations used. reason: why it is not tracking, in words
+    for a user. segment: counts from 0; poses of different segments have nothing to do with each
+    other (see docs/design.md).
     """
 
     T_map_base: NDArray[np.float64]
     T_map_camera: NDArray[np.float64]
     tracking: Tracking
     covariance: NDArray[np.float64]
+    motion_covariance: NDArray[np.float64]
     velocity: NDArray[np.float64]
     inliers: int = 0
     reason: str = ""
+    segment: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether map, memory and dynamics may rest on it."""
+        return self.tracking is Tracking.TRACKING and bool(np.isfinite(self.T_map_camera).all())
 
 
 @dataclass(frozen=True)
@@ -304,6 +331,38 @@ class DynamicObject:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """An object that a network sees in one frame.
+
+    id: stays the same as long as the network carries the object from frame to frame; -1: none yet.
+    class_name: one of the engine's classes. class_score: 0..1, probability of the class. score:
+    0..1, class_score times how well the network believes the box to be centred: objects are sorted
+    by it. box_base, box_map: [7] float64, centre x, y, z, length, width, height in metres, and the
+    yaw of the length axis about z in radians (-pi..pi, counter-clockwise from x), in base_link and
+    in map. velocity_base, velocity_map: [3] float64 m/s over ground (not relative to the car), in
+    the axes of base_link and of map; its z is not supervised in training.
+    """
+
+    id: int
+    class_name: str
+    class_score: float
+    score: float
+    box_base: NDArray[np.float64]
+    box_map: NDArray[np.float64]
+    velocity_base: NDArray[np.float64]
+    velocity_map: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What an engine of objects says of one frame. stamp_ns: the frame set's. objects: best score
+    first."""
+
+    stamp_ns: int
+    objects: tuple[Detection, ...]
+
+
+@dataclass(frozen=True)
 class Motion:
     """What moves in one frame. mask: [N, h, w] bool in the working image; objects: confirmed
     tracks."""
@@ -337,7 +396,8 @@ class Reconstruction:
 
     cpu: processor seconds per stage, of all threads of this process, whatever they did; beside
     latency it shows what a stage waited for. dropped: camera -> why its image, which was there,
-    could not be used.
+    could not be used. troubles: camera -> what is wrong with its images (see cameras/health.py), of
+    those where something is.
     """
 
     frame_set: FrameSet
@@ -350,3 +410,4 @@ class Reconstruction:
     memory_fill: float
     cpu: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    troubles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

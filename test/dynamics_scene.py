@@ -171,7 +171,10 @@ def observe(
     stamp = round(seconds * 1e9)
     frame = Frame(stamp, color, present, np.full(n, stamp, np.int64))
     covariance = np.diag([1e-4] * 3 + [1e-7] * 3)
-    pose = PoseEstimate(T_map_base, T_map_camera, Tracking.TRACKING, covariance, np.zeros(6))
+    tracking = Tracking.TRACKING
+    pose = PoseEstimate(
+        T_map_base, T_map_camera, tracking, 1e4 * covariance, covariance, np.zeros(6)
+    )
     return frame, pose, Geometry(depth, sigma, np.isfinite(depth).astype(np.float32), color), truth
 
 

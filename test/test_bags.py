@@ -402,13 +402,11 @@ def spoil(path: Path) -> None:
     ("damage", "sentence"),
     [
         (lambda bag: shutil.rmtree(bag), "does not exist"),
-        (lambda bag: (bag / "metadata.yaml").unlink(), "has no metadata.yaml"),
+        (lambda bag: (bag / "bag.mcap").unlink(), "names are missing: bag.mcap"),
         (
-            lambda bag: (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: ["),
-            "damaged or not a rosbag2 bag",
+            lambda bag: [path.unlink() for path in bag.iterdir()],
+            "holds no .mcap or .db3 file: expected a rosbag2 folder",
         ),
-        (lambda bag: (bag / "metadata.yaml").write_text("hello: 1"), "metadata key is missing"),
-        (lambda bag: (bag / "bag.mcap").unlink(), "files are missing"),
         (lambda bag: cut(bag / "bag.mcap", 0.9), "is truncated"),
         (lambda bag: cut(bag / "bag.mcap", 0.3), "is truncated"),
         (lambda bag: cut(bag / "bag.mcap", 0.0), "is empty"),
@@ -513,19 +511,19 @@ def test_what_is_asked_for_must_be_there(tmp_path: Path) -> None:
             ),
         ),
         (
-            {"image": np.zeros((24, 32, 3), np.uint8)},
+            {"image": np.zeros((24, 40, 3), np.uint8)},
             CalibrationError,
-            "camera_info is for 64x48 pixels, the images have 32x24",
+            "camera_info is for 64x48 pixels, the images have 40x24",
         ),
         (
-            {"image": np.zeros((24, 32, 3), np.uint8), "compress": "png"},
+            {"image": np.zeros((24, 40, 3), np.uint8), "compress": "png"},
             CalibrationError,
-            "the images have 32x24",
+            "the images have 40x24",
         ),
         (
-            {"image": np.zeros((24, 32, 3), np.uint8), "compress": None},
+            {"image": np.zeros((24, 40, 3), np.uint8), "compress": None},
             CalibrationError,
-            "the images have 32x24",
+            "the images have 40x24",
         ),
     ],
 )

@@ -402,7 +402,7 @@ def results(depth_scale: float = 1.0) -> list[Reconstruction]:
             np.zeros((0, 3), np.int32),
         )
         estimate = PoseEstimate(
-            pose, pose @ RIG.T_base_camera, Tracking.TRACKING, np.eye(6), np.zeros(6)
+            pose, pose @ RIG.T_base_camera, Tracking.TRACKING, np.eye(6), np.eye(6), np.zeros(6)
         )
         out.append(
             Reconstruction(

@@ -19,7 +19,7 @@ from recon4d_ros.cameras.preprocess import make_calibration
 from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.commands.replay import replay
 from recon4d_ros.evaluation import format_report
-from recon4d_ros.mapping import Mapper, MappingParameters
+from recon4d_ros.mapping import Mapper, MappingParameters, spill
 from recon4d_ros.mapping.cloud_files import PLY_POINT
 from recon4d_ros.parameters import build
 from recon4d_ros.paths import rigs
@@ -137,3 +137,34 @@ def test_the_answer_of_save_map_tells_what_is_not_in_the_file(tmp_path):
     assert answer({}).message == f"9 points written to {tmp_path / 'map.ply'}"
     told = answer({DISK: 7})
     assert told.success and told.points == 9 and f"7 voxels are not in it: {DISK}" in told.message
+
+
+MOUNTS = """/dev/sda / ext4 rw 0 0
+tmpfs /tmp tmpfs rw 0 0
+tmpfs /var tmpfs rw 0 0
+/dev/sdb /var/tmp xfs rw 0 0
+"""
+
+
+def test_what_left_the_radius_is_not_kept_in_memory_that_nobody_counts(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    assert spill.in_memory(Path("/tmp/x"), str(mounts))
+    assert not spill.in_memory(Path("/var/tmp"), str(mounts))
+    assert spill.in_memory(Path("/var/lib"), str(mounts))
+    assert not spill.in_memory(Path("/home"), str(mounts))
+    assert not spill.in_memory(tmp_path, str(tmp_path / "there_is_none"))
+    monkeypatch.setattr(spill.tempfile, "gettempdir", lambda: "/tmp")
+    assert spill.folder_on_disk(str(mounts)) == Path("/var/tmp")
+    mounts.write_text("tmpfs / tmpfs rw 0 0\n")
+    assert spill.folder_on_disk(str(mounts)) is None
+
+
+def test_without_a_disk_what_left_the_radius_is_counted_as_lost(monkeypatch):
+    monkeypatch.setattr(spill, "folder_on_disk", lambda: None)
+    nowhere = spill.Spill()
+    nowhere.add(np.arange(7), np.zeros(7, PLY_POINT))
+    assert (nowhere.lost, nowhere.count, list(nowhere.blocks())) == (7, 0, [])
+    assert len(nowhere.latest()) == 0
+    nowhere.clear()
+    assert nowhere.lost == 0

@@ -53,7 +53,7 @@ def at(
     pose = np.eye(4)
     pose[:3, 3] = x, y, z
     return PoseEstimate(
-        pose, pose @ calibration(cameras).T_base_camera, tracking, np.eye(6), np.zeros(6)
+        pose, pose @ calibration(cameras).T_base_camera, tracking, np.eye(6), np.eye(6), np.zeros(6)
     )
 
 
@@ -266,8 +266,9 @@ def test_a_lost_pose_changes_nothing() -> None:
     for _ in range(6):
         mapper(at(0.0), wall(10.0), NOTHING, 0)
     before = mapper.points()[0]
-    delta = mapper(at(99.0, tracking=Tracking.LOST), wall(5.0), NOTHING, 0)
-    assert (len(delta.keys), len(delta.removed), delta.sequence) == (0, 0, 6)
+    for tracking in (Tracking.STARTING, Tracking.DEGRADED, Tracking.LOST):
+        delta = mapper(at(99.0, tracking=tracking), wall(5.0), NOTHING, 0)
+    assert (len(delta.keys), len(delta.removed), delta.sequence) == (0, 0, 8)
     np.testing.assert_array_equal(mapper.points()[0], before)
 
 
@@ -521,7 +522,7 @@ def drive() -> tuple[Mapper, Boxes, np.ndarray]:
             depth[None], (0.01 * depth)[None], np.ones_like(depth)[None], frame.images[0][None]
         )
         estimate = PoseEstimate(
-            pose, (pose @ OPTICAL)[None], Tracking.TRACKING, np.eye(6), np.zeros(6)
+            pose, (pose @ OPTICAL)[None], Tracking.TRACKING, np.eye(6), np.eye(6), np.zeros(6)
         )
         mapper(estimate, geometry, frame.moving[0][None], frame.stamp_ns)
         seen = unproject(frame.depth[0], k)[~frame.moving[0] & (frame.depth[0] < 30)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,18 @@ from hypothesis import strategies as st
 
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
-from recon4d_ros.cameras.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
+from recon4d_ros.cameras.calibration import (
+    WIDEST_HALF_ANGLE,
+    quarter_turns,
+    reduced_size,
+    reduction,
+    upright,
+    upright_size,
+)
+from recon4d_ros.cameras.decode import significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
+from recon4d_ros.cameras.lens import lens_at
 from recon4d_ros.cameras.preprocess import (
     ENCODINGS,
     OUTSIDE,
@@ -25,6 +35,7 @@ from recon4d_ros.cameras.preprocess import (
     make_calibration,
 )
 from recon4d_ros.errors import CalibrationError, ImageError
+from recon4d_ros.geometry import inverse
 from recon4d_ros.parallel import CPUS
 from recon4d_ros.types import Calibration, Camera, FrameSet, RawImage, Rig
 
@@ -45,8 +56,26 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     independent of the decoder's tables."""
     height, width = rgb.shape[:2]
     grey = luminance(rgb)
-    if encoding.startswith("mono"):
+    if encoding.startswith("mono") or encoding in ("8uc1", "16uc1"):
         pixels = grey[..., None]
+    elif encoding in PLANES:
+        yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+        u, v = yuv[height : height * 5 // 4], yuv[height * 5 // 4 :]
+        if encoding == "yv12":
+            u, v = v, u
+        pair = [v, u] if encoding == "nv21" else [u, v]
+        if encoding.startswith("nv"):
+            chroma = np.stack([one.reshape(height // 2, -1) for one in pair], -1)
+            planes = [yuv[:height], chroma.reshape(height // 2, width)]
+            planes = [np.pad(one, ((0, 0), (0, padding)), constant_values=99) for one in planes]
+        else:
+            planes = [yuv[:height], *(one.reshape(height // 2, -1) for one in pair)]
+            planes = [
+                np.pad(one, ((0, 0), (0, padding // (1 + (index > 0)))), constant_values=99)
+                for index, one in enumerate(planes)
+            ]
+        data = np.concatenate([one.ravel() for one in planes])
+        return RawImage(1, encoding, data, width, height, width + padding, big_endian)
     elif encoding.startswith("bayer"):
         pattern = [
             ["rgb".index(letter) for letter in encoding[6 + 2 * row : 8 + 2 * row]]
@@ -69,9 +98,10 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
         alpha = np.full((height, width, 1), 255, np.uint8)
         channels = {"r": rgb[..., :1], "g": rgb[..., 1:2], "b": rgb[..., 2:], "a": alpha}
         pixels = np.concatenate(
-            [channels[letter] for letter in encoding.removesuffix("8").removesuffix("16")], axis=-1
+            [channels[letter] for letter in LETTERS.get(encoding[-3:], encoding.rstrip("816"))],
+            axis=-1,
         )
-    if encoding.endswith("16"):
+    if "16" in encoding:
         wide = pixels.astype(np.uint16) * 256 + 77  # the low byte must not matter
         pixels = wide.astype(">u2" if big_endian else "<u2").view(np.uint8)
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)), constant_values=99)
@@ -90,7 +120,9 @@ def centres(image: np.ndarray) -> np.ndarray:
 
 
 YUV = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
-RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png")]
+PLANES = ("nv12", "nv21", "yuv420", "yuv420p", "i420", "yv12")
+LETTERS = {"uc3": "bgr", "uc4": "bgra"}  # OpenCV's order
+RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png", "tiff", "webp")]
 
 
 @pytest.mark.parametrize("encoding", RAW)
@@ -98,10 +130,11 @@ RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png")]
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_every_raw_encoding(encoding: str, padding: int, big_endian: bool) -> None:
     rgb = scene()
+    if encoding in PLANES and padding % 2:
+        padding += 1
     image = raw(encoding, rgb, padding, big_endian)
-    expected = (
-        np.repeat(luminance(rgb)[..., None], 3, axis=-1) if encoding.startswith("mono") else rgb
-    )
+    grey_only = encoding.startswith("mono") or encoding.endswith("uc1")
+    expected = np.repeat(luminance(rgb)[..., None], 3, axis=-1) if grey_only else rgb
     color, grey = decode(image, 3), decode(image, 1)
     assert (
         color.shape == (48, 64, 3)
@@ -110,7 +143,7 @@ def test_every_raw_encoding(encoding: str, padding: int, big_endian: bool) -> No
     )
     assert np.abs(centres(color).astype(int) - centres(expected)).max() <= 3
     assert np.abs(centres(grey)[:, 0].astype(int) - luminance(centres(expected))).max() <= (
-        12 if encoding in YUV else 2
+        12 if encoding in YUV + PLANES else 2
     )  # Y is 16..235
 
 
@@ -162,6 +195,82 @@ def test_compressed_grey_color_and_sixteen_bits() -> None:
     assert np.array_equal(decode(image, 1)[..., 0], deep >> 8)
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("encoding", ["mono16", "16uc1", "png", "tiff", "bayer_rggb16"])
+def test_sixteen_bits_of_which_some_are_used(bits: int, encoding: str) -> None:
+    """The highest eight of the bits that are used, told by the values, are taken."""
+    grey = luminance(scene())
+    grey[0, 0] = 255  # or the brightest patch would need no more than seven bits
+    wide = grey.astype(np.uint16) << (bits - 8)
+    if encoding in ("png", "tiff"):
+        image = RawImage(1, encoding, cv2.imencode(f".{encoding}", wide)[1].ravel())
+    else:
+        image = RawImage(1, encoding, wide.reshape(-1).view(np.uint8), 64, 48, 128)
+    assert significant_bits(image) == bits and significant_bits(raw("mono8", scene())) == 0
+    if encoding != "bayer_rggb16":
+        assert np.array_equal(decode(image, 1)[..., 0], grey)
+    assert np.array_equal(decode(image, 1), decode(image, 1, bits=bits))
+    darker = decode(image, 1, bits=16)  # as a camera of sixteen bits would mean it
+    assert np.abs(darker.astype(int) - (decode(image, 1).astype(int) >> (16 - bits))).max() <= 1
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("tail", [b"", bytes(900), bytes(300_000), b"\x12\x34" * 5000])
+def test_buffers_longer_than_the_image(extension: str, tail: bytes) -> None:
+    kind = {"jpg": "jpeg"}.get(extension, extension)
+    data = cv2.imencode(f".{extension}", scene()[..., ::-1])[1].tobytes()
+    image, padded = (
+        RawImage(1, kind, np.frombuffer(each, np.uint8)) for each in (data, data + tail)
+    )
+    assert compressed_kind(padded.data) == kind and source_size(padded) == (64, 48)
+    assert np.array_equal(decode(padded, 3), decode(image, 3))
+    assert np.abs(centres(decode(image, 3)).astype(int) - centres(scene())).max() <= 12
+
+
+def test_jpeg_without_its_end_marker_but_with_its_whole_scan() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (45, 62, 3), np.uint8)
+    for pixels in (scene()[..., ::-1], noise):
+        data = cv2.imencode(".jpg", pixels)[1].ravel()
+        image, cut = RawImage(1, "jpeg", data), RawImage(1, "jpeg", data[:-2])
+        assert np.array_equal(decode(cut, 3), decode(image, 3))
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize(("extension", "depth"), [("png", 8), ("png", 16), ("jpg", 8)])
+def test_a_mosaic_that_was_compressed_as_it_is(pattern: str, extension: str, depth: int) -> None:
+    pixels = raw(f"bayer_{pattern}8", scene()).data.reshape(48, 64)
+    if depth == 16:
+        pixels = pixels.astype(np.uint16) << 8
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 100] if extension == "jpg" else []
+    data = cv2.imencode(f".{extension}", pixels, quality)[1].ravel()
+    kind = "jpeg" if extension == "jpg" else "png"
+    said = f"bayer_{pattern}{depth}"
+    image = RawImage(1, kind, data, inside=said)
+    worst = np.abs(centres(decode(image, 3)).astype(int) - centres(scene())).max()
+    assert worst <= (0 if extension == "png" else 30)  # JPEG blurs the mosaic itself
+    colour = cv2.imencode(f".{extension}", scene()[..., ::-1])[1].ravel()
+    made = RawImage(1, kind, colour, inside=said)  # its sender made colour of it
+    assert np.abs(centres(decode(made, 3)).astype(int) - centres(scene())).max() <= 12
+
+
+def test_rows_of_all_planes_and_steps_that_cannot_be() -> None:
+    """Some drivers count the rows of colour as the image's, and some give a step that is none."""
+    image = raw("nv12", scene())
+    tall = replace(image, height=72)
+    assert source_size(tall) == source_size(image) == (64, 48)
+    assert np.array_equal(decode(tall, 3), decode(image, 3))
+    tight = raw("rgb8", scene())
+    for step in (64, 0, 191, 10_000):
+        assert np.array_equal(decode(replace(tight, step=step), 3), scene())
+
+
+def test_a_header_that_claims_too_much() -> None:
+    bomb = PNG.copy()
+    bomb[16:24] = 0, 1, 0, 0, 0, 1, 0, 0
+    with pytest.raises(ImageError, match="65536x65536 pixels: expected at most 64 million"):
+        decode(RawImage(1, "png", bomb), 3)
+
+
 JPEG = cv2.imencode(".jpg", scene())[1].ravel()
 PNG = cv2.imencode(".png", scene())[1].ravel()
 
@@ -170,7 +279,8 @@ PNG = cv2.imencode(".png", scene())[1].ravel()
     ("image", "sentence"),
     [
         (RawImage(1, "jpeg", JPEG[: len(JPEG) // 2]), "truncated: its end marker is missing"),
-        (RawImage(1, "jpeg", JPEG[:-2]), "truncated"),
+        (RawImage(1, "jpeg", JPEG[:-3]), "truncated"),
+        (RawImage(1, "jpeg", JPEG[:-9]), "truncated"),
         (RawImage(1, "jpeg", JPEG[:5]), "no header"),
         (RawImage(1, "jpeg", np.zeros(0, np.uint8)), "no header"),
         (RawImage(1, "jpeg", np.full(5000, 7, np.uint8)), "no header"),
@@ -184,9 +294,11 @@ PNG = cv2.imencode(".png", scene())[1].ravel()
         (RawImage(1, "rgb8", np.zeros(95, np.uint8), 4, 8, 12), "needs 96 bytes: got 95"),
         (RawImage(1, "rgb8", np.zeros(97, np.uint8), 4, 8, 12), "needs 96 bytes: got 97"),
         (
-            RawImage(1, "rgb8", np.zeros(96, np.uint8), 4, 8, 11),
+            RawImage(1, "rgb8", np.zeros(100, np.uint8), 4, 8, 11),
             "needs 12 bytes per row: step is 11",
         ),
+        (RawImage(1, "nv12", np.zeros(100, np.uint8), 8, 8, 8), "needs 96 bytes: got 100"),
+        (RawImage(1, "nv21", np.zeros(96, np.uint8), 7, 8, 8), "even width and height"),
         (RawImage(1, "mono8", np.zeros(0, np.uint8), 0, 8, 0), "image size is 0x8"),
         (RawImage(1, "yuv422", np.zeros(30, np.uint8), 5, 3, 10), "expected an even width"),
     ],
@@ -631,3 +743,155 @@ def test_real_bags_decode_whole(
     )
     assert height >= working[0] and width >= working[1] and (calibration.grid > OUTSIDE).all()
     assert 40 < frame.images.mean() < 200 and frame.images.std() > 20
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [("none", ()), ("plumb_bob", (-0.2, 0.05, 1e-3, -2e-3)), ("equidistant", (0.01,) * 4)],
+)
+def test_a_rolled_camera_gets_an_upright_working_image(
+    quarters: int, model: str, d: tuple[float, ...]
+) -> None:
+    """Two cameras in one place, one mounted rolled: the same points of the world lie on the same
+    pixels of both input and working images, and depth goes back into the rolled source image."""
+    level = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    size = (48, 64) if quarters % 2 else (64, 48)
+    k = np.array([[60.0, 0, 30], [0, 60, 22], [0, 0, 1]])
+    rolled = level @ geometry.exp(np.array([0, 0, 0, 0, 0, -quarters * np.pi / 2]))
+    turned_k = k.copy()
+    if quarters % 2:
+        turned_k[:2, 2] = k[1, 2], k[0, 2]
+    cameras = [
+        Camera("level", 64, 48, k, level, model, d),
+        Camera("rolled", *size, turned_k, rolled, model, d),
+    ]
+    assert quarter_turns(cameras[0]) == 0 and quarter_turns(cameras[1]) == quarters
+    assert upright_size(cameras[1]) == (48, 64)
+    rig = Rig("pair", tuple(cameras))
+    calibration = make_calibration(rig, (48, 64), (24, 32))
+    assert np.allclose(calibration.T_base_camera[0], level)
+    assert np.allclose(calibration.T_base_camera[1], level)
+    random = np.random.default_rng(quarters)
+    images = {
+        camera.name: random.integers(0, 256, (camera.height, camera.width), np.uint8)
+        for camera in cameras
+    }
+    preprocessor = Preprocessor(rig, calibration, 1)
+    raws = {
+        name: RawImage(1, "mono8", image.ravel(), *image.shape[::-1], image.shape[1])
+        for name, image in images.items()
+    }
+    frame, dropped = preprocessor(FrameSet(1, raws))
+    assert not dropped
+    assert np.array_equal(frame.images[1, ..., 0], np.rot90(images["rolled"], quarters))
+    # the working image's pinhole, the grid, and the lens: where a point of the world is
+    points = random.uniform((4, -1, 0.9), (9, 1, 1.9), (50, 3))
+    local = geometry.transform(inverse(calibration.T_base_camera[1]), points)
+    rays = local[:, :2] / local[:, 2:]
+    own = geometry.transform(inverse(rolled), points)
+    source = to_pixels(cameras[1], own[:, :2] / own[:, 2:])
+    u, v = source.T
+    w, h = size
+    expected = {
+        1: np.stack([v, w - 1 - u], 1),
+        2: np.stack([w - 1 - u, h - 1 - v], 1),
+        3: np.stack([h - 1 - v, u], 1),
+    }[quarters]
+    lens = lens_at(cameras[1], (48, 64))
+    assert lens.size == (48, 64)
+    assert np.allclose(lens.pixels(rays), expected, atol=1e-6)
+    assert np.allclose(lens.rays(expected), rays, atol=1e-5)
+    change = lens.derivative(np.zeros((1, 2)))[0]
+    assert np.allclose(change, 60 * np.eye(2), atol=1)  # upright: no patch is turned
+    working = (rays * np.diag(calibration.k[1])[:2] + calibration.k[1][:2, 2]).astype(np.float32)
+    columns, rows_at = (np.ascontiguousarray(axis[:, None]) for axis in working.T)
+    at = np.asarray(cv2.remap(calibration.grid[1], columns, rows_at, cv2.INTER_LINEAR))[:, 0]
+    inside = ((working >= 1) & (working <= (30, 22))).all(1) & (at > -1).all(1)
+    assert inside.sum() > 10 and np.abs(at - expected)[inside].max() < 0.2
+    # depth of the working image in the source image's own geometry
+    ramp = np.tile(np.arange(24, dtype=np.float32)[:, None] + 1, (1, 32))
+    back = preprocessor.to_source(ramp, 1)
+    assert back.shape == size[::-1]
+    upright_back = np.rot90(back, quarters)
+    seen = np.isfinite(upright_back)
+    assert seen.mean() > 0.7
+    rows = [np.nanmean(row) for row in upright_back if np.isfinite(row).any()]
+    assert (np.diff(rows) > -0.01).all() and rows[-1] > rows[0] + 15
+
+
+@pytest.mark.parametrize("degrees", [-35, 30, 130, -70])
+def test_any_roll_is_taken_out_and_small_ones_are_left(degrees: float) -> None:
+    level = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    k = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
+
+    def camera(angle: float) -> Camera:
+        turn = geometry.exp(np.array([0, 0, 0, 0, 0, np.deg2rad(angle)]))
+        return Camera("c", 64, 48, k, level @ turn)
+
+    rig = Rig("one", (camera(degrees),))
+    size = upright_size(rig.cameras[0])
+    calibration = make_calibration(rig, size, (24, 32))
+    assert np.allclose(calibration.T_base_camera[0], level)
+    assert (calibration.grid[0, 8:16, 10:22] > -1).all()  # the middle is filled
+    for small in (0.0, 5.0, -19.0):
+        assert upright(camera(small)) is None and quarter_turns(camera(small)) == 0
+    turned = make_calibration(Rig("a", (camera(98.0),)), (64, 48), (24, 32))
+    assert np.allclose(turned.T_base_camera, camera(8.0).T_base_camera)
+    below = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 1.4], [0, 0, 0, 1.0]])
+    down = Camera("d", 64, 48, k, below)
+    assert upright(down) is None  # has no up
+
+
+def test_skew_is_part_of_every_map(tmp_path: Path) -> None:
+    """K[0, 1] moves pixels by the same in the lens model, at points and in the grid."""
+    k = np.array([[60.0, 4.0, 30], [0, 58, 22], [0, 0, 1]])
+    rays = np.random.default_rng(0).uniform(-0.3, 0.3, (40, 2))
+    for model, d in (
+        ("none", ()),
+        ("plumb_bob", (-0.2, 0.05, 1e-3, -2e-3)),
+        ("equidistant", (0.01,) * 4),
+    ):
+        camera = Camera("c", 64, 48, k, np.eye(4), model, d)
+        straight = Camera("c", 64, 48, np.where(k == 4.0, 0.0, k), np.eye(4), model, d)
+        pixels, without = to_pixels(camera, rays), to_pixels(straight, rays)
+        v = (without[:, 1] - 22) / 58
+        assert np.allclose(pixels - without, np.stack([4.0 * v, 0 * v], 1))
+        lens = lens_at(camera, (48, 64))
+        assert np.allclose(lens.pixels(rays), pixels, atol=1e-9)
+        assert np.allclose(lens.rays(pixels), rays, atol=1e-5)
+        assert np.allclose(to_rays(camera, pixels), rays, atol=1e-9)
+        assert lens.derivative(np.zeros((1, 2)))[0, 0, 1] == pytest.approx(4.0, abs=0.02)
+        half = lens_at(camera, (24, 32))
+        assert np.allclose(half.pixels(rays), (pixels + 0.5) / 2 - 0.5)
+        calibration = make_calibration(Rig("c", (camera,)), (48, 64), (24, 32))
+        v0, u0 = np.indices((24, 32))
+        ray = np.stack(
+            [
+                (u0 - calibration.k[0, 0, 2]) / calibration.k[0, 0, 0],
+                (v0 - calibration.k[0, 1, 2]) / calibration.k[0, 1, 1],
+            ],
+            -1,
+        )
+        filled = calibration.grid[0][..., 0] > OUTSIDE
+        assert filled.mean() > 0.9
+        assert np.allclose(calibration.grid[0][filled], to_pixels(camera, ray)[filled], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [12, 14])
+def test_thin_prism_and_tilted_sensor(count: int) -> None:
+    """The longer polynomials, forth and back, and as OpenCV has them."""
+    d = (-0.2, 0.05, 1e-3, -2e-3, 0.01, 0.02, -0.01, 0.003, 2e-3, -1e-3, 1e-3, 5e-4, 0.02, -0.03)
+    k = np.array([[60.0, 0, 30], [0, 58, 22], [0, 0, 1]])
+    camera = Camera("c", 64, 48, k, np.eye(4), "rational_polynomial", d[:count])
+    rays = np.random.default_rng(0).uniform(-0.4, 0.4, (40, 2))
+    points = np.column_stack([rays, np.ones(40)])
+    expected = cv2.projectPoints(points, np.zeros(3), np.zeros(3), k, np.array(d[:count]))[0][:, 0]
+    pixels = to_pixels(camera, rays)
+    assert np.allclose(pixels, expected) and np.allclose(to_rays(camera, pixels), rays, atol=1e-9)
+    shorter = Camera("c", 64, 48, k, np.eye(4), "rational_polynomial", d[:8])
+    assert np.abs(to_pixels(shorter, rays) - pixels).max() > 0.02
+    lens = lens_at(camera, (48, 64))
+    assert np.allclose(lens.pixels(rays), pixels) and np.allclose(
+        lens.rays(pixels), rays, atol=1e-4
+    )

@@ -1,5 +1,5 @@
-"""The README's tables say what the code says; its make targets, files and links exist, and so does
-all that its ROS commands name."""
+"""The tables of docs/interfaces.md say what the code says; the README's make targets, files and
+links exist, and so does all that its ROS commands name."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_tables_are_generated_from_the_code():
     pytest.importorskip("rclpy", reason="the topics' types need the ROS environment")
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/readme.py", "--check"],
+        [sys.executable, ROOT / "scripts/interfaces.py", "--check"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ pytest.importorskip(
 from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from recon4d_msgs.srv import SaveMap
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
@@ -30,6 +32,7 @@ from std_srvs.srv import Trigger
 from recon4d_ros.ros import session as session_module
 from recon4d_ros.ros.graph import graph_environment
 from recon4d_ros.ros.node import Recon4dNode
+from recon4d_ros.ros.offered import BEST_EFFORT, RELIABLE, image_qos
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.types import FrameSet, Jump, RawImage
 
@@ -400,6 +403,74 @@ def test_a_worker_that_is_stuck_is_said_and_kills_nothing(make, monkeypatch, tmp
         assert node._state == "inactive" and not node.failure
     finally:
         free.set()
+
+
+def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monkeypatch):
+    node = make(watchdog=0.2)
+    node.start()
+    session, free, shown = node._session, threading.Event(), []
+
+    class Stuck(Reconstructor):
+        rig = "the rig"
+        engine = type("engine", (), {"forgotten": 0})
+
+        def step(self, frame_set: FrameSet) -> None:
+            free.wait(20)
+
+    loaded = Reconstructor()
+    monkeypatch.setattr(session, "_load", lambda rig: setattr(session, "_reconstructor", loaded))
+    monkeypatch.setattr(session, "_begin_anew", lambda reset: shown.append("anew"))
+    monkeypatch.setattr(session._publishers, "show", lambda *_: shown.append("a stuck result"))
+    session._reconstructor, stuck = Stuck(), session._worker
+    session._worker.put(FrameSet(START, {"left": image(START)}))
+    try:
+        end = time.monotonic() + 5
+        while session._reconstructor is not loaded and time.monotonic() < end:
+            node._tick()
+            time.sleep(0.02)
+        assert session._reconstructor is loaded and session._worker is not stuck
+        assert session.health.restarts == 1 and not node.failure
+    finally:
+        free.set()
+    stuck._thread.join(5)
+    session._worker.call(lambda: None).result(5)
+    assert shown == ["anew"]
+
+
+def test_reliable_where_every_publisher_is(make):
+    node = make()
+    topic = "/camera/left/image_raw"
+    offers = []
+    node.get_publishers_info_by_topic = lambda name: [
+        SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=offer)) for offer in offers
+    ]
+    assert image_qos(node, topic) is BEST_EFFORT and image_qos(node, topic, RELIABLE) is RELIABLE
+    offers.append(ReliabilityPolicy.RELIABLE)
+    assert image_qos(node, topic) is RELIABLE
+    offers.append(ReliabilityPolicy.BEST_EFFORT)
+    assert image_qos(node, topic) is BEST_EFFORT
+
+
+def test_a_clock_that_nobody_publishes_is_said(make, monkeypatch, capfd):
+    monkeypatch.setattr(session_module, "NO_CLOCK", 0.05)
+    node = make(use_sim_time=True)
+    node.start()
+    assert "clock" not in node._session.waiting()[0]
+    time.sleep(0.1)
+    node._tick()
+    assert "nothing has been published on /clock" in node._session.waiting()[0]
+    assert "nothing has been published on /clock" in capfd.readouterr().err
+
+
+def test_images_that_never_came_are_counted_with_the_remedy(make, capfd):
+    node = make()
+    node.start()
+    for n in range(30):
+        if n != 20:
+            node._session._on_image("left", image(START + n * 10**8), "")
+    node._tick()
+    assert node._session.health.drops()["left", session_module.NEVER_CAME] == 1
+    assert "let the driver publish reliably" in capfd.readouterr().err
 
 
 def test_the_last_words_of_all_topics_share_one_deadline(make):

@@ -385,7 +385,7 @@ def test_road_coordinates_invert(road: Road, s: float, lateral: float) -> None:
 
 
 def test_nothing_built_stands_on_the_road() -> None:
-    drive = Drive(seed=2)
+    drive = Drive(2)
     for index in range(-2, 12):
         scenery = drive.world.chunk(index).scenery
         low = scenery.corners[scenery.corners[..., 2].min(1) < 2.0].reshape(-1, 3)

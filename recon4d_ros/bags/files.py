@@ -18,17 +18,19 @@ def check_files(path: Path) -> None:
         raise BagError(
             f"bag {path} does not exist: expected a rosbag2 folder or an .mcap or .db3 file"
         )
-    if path.is_dir() and not (path / "metadata.yaml").exists():
-        raise BagError(
-            f"bag {path} has no metadata.yaml: expected a whole rosbag2 folder (`ros2 bag reindex`"
-            " mends it)"
-        )
     checks: dict[str, Callable[[Path], str]] = {".mcap": _mcap_fault, ".db3": _sqlite_fault}
     if path.is_file() and path.suffix not in checks:
         raise BagError(
             f"bag {path} has an unknown suffix: expected a rosbag2 folder or an .mcap or .db3 file"
+            f"{_ros1_hint(path)}"
         )
-    for file in _storage_files(path):
+    files = _storage_files(path)
+    named = path.is_file() or (path / "metadata.yaml").exists()
+    if not files and not named and not list(path.glob("*.zstd")):
+        raise BagError(
+            f"bag {path} holds no .mcap or .db3 file: expected a rosbag2 folder{_ros1_hint(path)}"
+        )
+    for file in files:
         try:
             fault = checks[file.suffix](file)
         except OSError as error:
@@ -39,6 +41,11 @@ def check_files(path: Path) -> None:
 
 def _storage_files(path: Path) -> list[Path]:
     return sorted([*path.glob("*.mcap"), *path.glob("*.db3")]) if path.is_dir() else [path]
+
+
+def _ros1_hint(path: Path) -> str:
+    ros1 = path.suffix == ".bag" or (path.is_dir() and any(path.glob("*.bag")))
+    return " (`rosbags-convert` makes one of a ROS 1 bag)" if ros1 else ""
 
 
 def _mcap_fault(file: Path) -> str:

@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader
+import numpy as np
+from numpy.typing import NDArray
 
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import topics as bag_topics
 from recon4d_ros.bags.files import check_files
+from recon4d_ros.bags.rig import RigOfBag, raw_image
+from recon4d_ros.bags.storage import Channel, Storage
 from recon4d_ros.bags.topics import CameraTopic, TopicInfo
+from recon4d_ros.bags.transforms import Transforms
 from recon4d_ros.bags.types import typestore
-from recon4d_ros.cameras.image_header import compressed_size
-from recon4d_ros.errors import BagError, CalibrationError, Recon4dError
+from recon4d_ros.cameras import video
+from recon4d_ros.errors import BagError, CalibrationError, ImageError, Recon4dError
 from recon4d_ros.geometry import inverse
-from recon4d_ros.types import Camera, OdometrySample, RawImage, Rig
+from recon4d_ros.paths import user_path
+from recon4d_ros.types import OdometrySample, RawImage, Rig
+
+STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
 
 
 @dataclass(frozen=True)
@@ -69,28 +75,41 @@ class BagReader:
     loaded before it is asked for.
 
     Raises BagError with one sentence if the bag is missing, truncated, damaged, or lacks what was
-    asked of it. stamps_replaced: per camera, images whose header had no stamp and got the time of
-    reception instead.
+    asked of it. What is lost beside that goes on without: notes has a sentence for each such thing,
+    in the order they were met. stamps_replaced: per camera, images whose header had no stamp and
+    got the time of reception instead. lost: "<camera or topic>: <reason>" -> messages that could
+    not be used. unreadable: topic -> why none of its messages can be read.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.stamps_replaced: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.notes: list[str] = []
         check_files(self.path)
         with _readable(self.path):
-            self._reader = Reader(self.path)
-            self._reader.open()
+            self._storage = Storage(self.path)
+        self._transforms: Transforms | None = None
+        self.unreadable = dict(self._storage.foreign)
         try:
             with _readable(self.path):
-                self._types = typestore(self._reader.connections)
+                self._types = typestore(self._storage.channels, self.unreadable)
         except BagError:
             self.close()
             raise
+        for note in self._storage.notes:
+            self.tell(note)
+        for topic, reason in self.unreadable.items():
+            self.tell(f"topic {topic} is not read: {reason}")
+
+    def tell(self, note: str) -> None:
+        """Keep a sentence for the user, once."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
-        if self._reader.is_open:
-            self._reader.close()
+        self._storage.close()
 
     def __enter__(self) -> BagReader:
         return self
@@ -105,11 +124,13 @@ class BagReader:
 
     @property
     def topics(self) -> dict[str, TopicInfo]:
-        """All topics by name, in the bag's order."""
+        """All topics that can be read by name, in the bag's order."""
         topics: dict[str, TopicInfo] = {}
-        for connection in self._reader.connections:
-            before = topics[connection.topic].count if connection.topic in topics else 0
-            topics[connection.topic] = TopicInfo(connection.msgtype, before + connection.msgcount)
+        for channel in self._storage.channels:
+            if channel.topic in self.unreadable:
+                continue
+            before = topics[channel.topic].count if channel.topic in topics else 0
+            topics[channel.topic] = TopicInfo(channel.type, before + channel.count)
         return topics
 
     def info(self) -> BagInfo:
@@ -121,35 +142,26 @@ class BagReader:
             for topic, info in topics.items()
             if info.type == bag_topics.ODOMETRY and topic not in truth
         )
-        files = self.path.iterdir() if self.path.is_dir() else [self.path]
-        storage = (
-            "sqlite3" if any(".db3" in file.suffixes for file in files) else "mcap"
-        )  # .db3.zstd where files are compressed
-        count = self._reader.message_count
-        start, duration = (
-            (self._reader.start_time, (self._reader.duration - 1) * 1e-9) if count else (0, 0.0)
-        )
+        storage = self._storage
         return BagInfo(
             self.path,
-            storage,
+            storage.kind,
             bag_topics.find_cameras(topics),
             odometry,
             truth,
-            start,
-            duration,
-            count,
+            storage.start_ns,
+            (storage.end_ns - storage.start_ns) * 1e-9,
+            storage.message_count,
         )
 
     def raw_messages(
         self, topics: Sequence[str] | None = None
     ) -> Iterator[tuple[str, str, int, bytes]]:
         """(topic, type, receive time in ns, CDR bytes) in order of reception."""
-        connections = self._connections(topics)
+        channels = self._channels(topics)
         with _readable(self.path):
-            for connection, receive_ns, data in (
-                self._reader.messages(connections) if connections else ()
-            ):
-                yield connection.topic, connection.msgtype, receive_ns, data
+            for channel, receive_ns, data in self._storage.messages(channels) if channels else ():
+                yield channel.topic, channel.type, receive_ns, data
 
     def messages(self, topics: Sequence[str] | None = None) -> Iterator[tuple[str, int, Any]]:
         """(topic, receive time in ns, message) in order of reception; array fields are views of the
@@ -168,53 +180,77 @@ class BagReader:
             ) from error
 
     def cameras(
-        self, names: Sequence[str] | None = None, image_topics: Mapping[str, str] | None = None
+        self,
+        names: Sequence[str] | None = None,
+        image_topics: Mapping[str, str] | None = None,
+        info_topics: Mapping[str, str] | None = None,
     ) -> dict[str, CameraTopic]:
         """The bag's cameras that have images, or those asked for, in the order asked for.
 
-        image_topics: camera -> image topic, where a rig file names it and the topic's namespace is
-        not the camera's name.
+        image_topics, info_topics: camera -> image topic, camera_info topic, where they are named
+        and not to be found.
         """
-        if not self._reader.message_count:
+        if not self._storage.message_count:
             raise BagError(f"bag {self.path} is empty: it holds no message")
-        every = bag_topics.find_cameras(self.topics)
+        topics = self.topics
+        every = bag_topics.find_cameras(topics)
         found = {name: camera for name, camera in every.items() if camera.count}
         for name, topic in (image_topics or {}).items():
             info = self._topic(topic)
-            if info.type not in (bag_topics.IMAGE, bag_topics.COMPRESSED_IMAGE):
+            if info.type not in bag_topics.IMAGES:
                 raise BagError(
                     f"bag {self.path}, camera {name}: {topic} is {info.type}: expected an image"
                 )
-            found[name] = bag_topics.camera_at(name, topic, self.topics)
+            found = {other: one for other, one in found.items() if one.image != topic}
+            found[name] = bag_topics.camera_at(name, topic, topics)
+        for name, topic in (info_topics or {}).items():
+            if (kind := self._topic(topic).type) != bag_topics.CAMERA_INFO:
+                raise BagError(
+                    f"bag {self.path}, camera {name}: {topic} is {kind}: expected"
+                    f" {bag_topics.CAMERA_INFO}"
+                )
+            if name in found:
+                found[name] = replace(found[name], camera_info=topic)
         if not found:
-            raise BagError(f"bag {self.path} has no image: its topics are {', '.join(self.topics)}")
-        if unknown := [name for name in names or () if name not in found]:
+            raise BagError(f"bag {self.path} has no image: its topics are {', '.join(topics)}")
+        if unknown := [
+            name for name in (*(names or ()), *(info_topics or ())) if name not in found
+        ]:
             raise BagError(
                 f"bag {self.path} has no camera {unknown[0]!r}: it has {', '.join(found)}"
             )
         return {name: found[name] for name in names} if names is not None else found
 
-    def rig(self, cameras: Sequence[str] | None = None, base_frame: str = "base_link") -> Rig:
-        """The rig as camera_info and /tf_static tell it; each camera's size is held against its
-        first image.
+    def rig(
+        self,
+        cameras: Sequence[str] | None = None,
+        base_frame: str = "base_link",
+        *,
+        height: float | None = None,
+        image_topics: Mapping[str, str] | None = None,
+        info_topics: Mapping[str, str] | None = None,
+    ) -> Rig:
+        """The rig as camera_info and the fixed transforms tell it (`rig.RigOfBag`).
 
-        Raises BagError if a camera or its camera_info is missing, CalibrationError if what they say
-        cannot be used.
+        height: metres of the first camera above the road, where no transform leads to base_frame:
+        the car's frame is put below that camera, which is taken to look straight ahead. Raises
+        BagError if a camera or its camera_info is missing, CalibrationError if what they say cannot
+        be used.
         """
-        chosen = self.cameras(cameras)
-        edges = self.static_transforms()
-        return Rig(
-            self.path.stem,
-            tuple(self._camera(camera, edges, base_frame) for camera in chosen.values()),
-        )
+        every = self.cameras(None, image_topics, info_topics)
+        chosen = self.cameras(cameras, image_topics, info_topics)
+        return RigOfBag(self, base_frame, height).rig(chosen, every, named=cameras is not None)
+
+    @property
+    def transforms(self) -> Transforms:
+        """The bag's transforms that stand still."""
+        if self._transforms is None:
+            self._transforms = Transforms(self)
+        return self._transforms
 
     def static_transforms(self) -> dict[str, ros.StaticTransform]:
         """Edges of /tf_static by child frame; none if the bag has no such topic."""
-        if bag_topics.TF_STATIC not in self.topics:
-            return {}
-        return ros.static_transforms(
-            message for _, _, message in self.messages([bag_topics.TF_STATIC])
-        )
+        return self.transforms.static
 
     def events(
         self,
@@ -236,82 +272,51 @@ class BagReader:
                 f"bag {self.path}: {odometry_topic} is {self.topics[odometry_topic].type}: expected"
                 f" {bag_topics.ODOMETRY}"
             )
-        edges = self.static_transforms() if odometry_topic else {}
+        base = _OdometryBase(self, odometry_topic or "", base_frame)
+        decoders = {name: video.VideoDecoder() for name in (one.name for one in chosen.values())}
         held: list[ImageEvent] = []
-        for topic, receive_ns, message in self.messages(
+        for topic, kind, receive_ns, data in self.raw_messages(
             [*chosen, *([odometry_topic] if odometry_topic else [])]
         ):
             if held and held[0].receive_ns != receive_ns:
                 yield from held
                 held.clear()
-            if topic in chosen:
-                held.append(
-                    ImageEvent(
-                        chosen[topic].name,
-                        self._image(chosen[topic], message, receive_ns),
-                        receive_ns,
-                    )
-                )
-            else:
-                yield OdometryEvent(
-                    _to_base(
-                        ros.odometry_sample(message), message.child_frame_id, edges, base_frame
-                    ),
-                    receive_ns,
-                )
+            who = chosen[topic].name if topic in chosen else topic
+            try:
+                message = self.deserialize(data, kind, topic)
+                if topic in chosen:
+                    images = self._images(chosen[topic], message, receive_ns, decoders[who])
+                    held.extend(ImageEvent(who, image, receive_ns) for image in images)
+                elif (sample := base(message)) is not None:
+                    yield OdometryEvent(sample, receive_ns)
+            except BagError:
+                self.lost[f"{who}: a message cannot be read as {kind}"] += 1
+            except ImageError as error:
+                self.lost[f"{who}: {error}"] += 1
         yield from held
+        for name, decoder in decoders.items():
+            for image in decoder.rest():
+                yield ImageEvent(name, image, self._storage.end_ns)
 
-    def _image(self, camera: CameraTopic, message: Any, receive_ns: int) -> RawImage:
-        if not ros.stamp_ns(message.header.stamp):
+    def _images(
+        self, camera: CameraTopic, message: Any, receive_ns: int, decoder: video.VideoDecoder
+    ) -> list[RawImage]:
+        image = raw_image(camera, message)
+        if not image.stamp_ns:
             self.stamps_replaced[camera.name] += 1
-            message.header.stamp.sec, message.header.stamp.nanosec = divmod(
-                receive_ns, 1_000_000_000
-            )
-        return _raw(camera, message)
+            image = replace(image, stamp_ns=receive_ns)
+        return decoder(image) if video.is_video(image) else [image]
 
-    def _camera(
-        self, camera: CameraTopic, edges: Mapping[str, ros.StaticTransform], base_frame: str
-    ) -> Camera:
-        where = f"bag {self.path}, camera {camera.name}"
-        topics = self.topics
-        if camera.camera_info is None or not topics[camera.camera_info].count:
-            known = [
-                topic
-                for topic, info in topics.items()
-                if info.type == bag_topics.CAMERA_INFO and info.count
-            ]
-            expected = f"{camera.image.removesuffix('/compressed').rsplit('/', 1)[0]}/camera_info"
-            raise BagError(
-                f"{where}: no camera_info on {expected}: the bag has"
-                f" {', '.join(known) or 'none at all'}"
-            )
-        info = self._first(camera.camera_info)
-        image_message = self._first(camera.image)
-        frame = info.header.frame_id or image_message.header.frame_id
-        try:
-            pose = ros.lookup(edges, base_frame, frame)
-            built = ros.camera_from_info(camera.name, info, pose, camera.rectified)
-        except CalibrationError as error:
-            raise CalibrationError(f"{where}: {error}") from error
-        image = _raw(camera, image_message)
-        size = (
-            compressed_size(image.data)
-            if camera.type == bag_topics.COMPRESSED_IMAGE
-            else (image.width, image.height)
-        )
-        if size is not None and size != (
-            built.width,
-            built.height,
-        ):  # a first image that is broken says nothing of the others
-            raise CalibrationError(
-                f"{where}: camera_info is for {built.width}x{built.height} pixels, the images have"
-                f" {size[0]}x{size[1]}"
-            )
-        return built
-
-    def _first(self, topic: str) -> Any:
-        for _, _, message in self.messages([topic]):
-            return message
+    def first(self, topic: str) -> Any:
+        """A topic's first message that can be read. Raises BagError if there is none."""
+        fault: BagError | None = None
+        for found, kind, _, data in self.raw_messages([topic]):
+            try:
+                return self.deserialize(data, kind, found)
+            except BagError as error:
+                fault = fault or error
+        if fault:
+            raise fault
         raise BagError(f"bag {self.path}: {topic} is announced but holds no message")
 
     def _topic(self, topic: str) -> TopicInfo:
@@ -322,35 +327,71 @@ class BagReader:
             )
         return topics[topic]
 
-    def _connections(self, topics: Sequence[str] | None) -> list[Connection]:
-        if not self._reader.is_open:
+    def _channels(self, topics: Sequence[str] | None) -> list[Channel]:
+        if not self._storage.is_open:
             raise BagError(f"bag {self.path} is closed")
         for topic in topics or ():
             self._topic(topic)
         return [
-            connection
-            for connection in self._reader.connections
-            if topics is None or connection.topic in topics
+            channel
+            for channel in self._storage.channels
+            if channel.topic not in self.unreadable and (topics is None or channel.topic in topics)
         ]
 
 
-def _raw(camera: CameraTopic, message: Any) -> RawImage:
-    return (
-        ros.raw_image(message)
-        if camera.type == bag_topics.IMAGE
-        else ros.raw_compressed_image(message)
-    )
+class _OdometryBase:
+    """Odometry samples as poses of base_frame: whichever frame of the car they were measured in,
+    where a fixed transform leads from it."""
 
+    def __init__(self, reader: BagReader, topic: str, base_frame: str) -> None:
+        self._reader, self._topic, self._base_frame = reader, topic, base_frame
+        self._T_child_base: dict[str, NDArray[np.float64] | None] = {}
+        self._first: NDArray[np.float64] | None = None
+        self._standing = 0.0
+        self._last_ns = 0
 
-def _to_base(
-    sample: OdometrySample, child: str, edges: Mapping[str, ros.StaticTransform], base_frame: str
-) -> OdometrySample:
-    child = ros.frame_name(child)
-    if child in ("", base_frame):
-        return sample
-    return OdometrySample(
-        sample.stamp_ns, sample.T_odom_base @ inverse(ros.lookup(edges, base_frame, child))
-    )
+    def __call__(self, message: Any) -> OdometrySample | None:
+        """None, counted and told, where the frame is not known, or the pose stands still while the
+        twist says that the car moves."""
+        if self._stands(message):
+            self._reader.lost[f"{self._topic}: its pose stands still, its twist does not"] += 1
+            return None
+        sample, child = ros.odometry_sample(message), ros.frame_name(message.child_frame_id)
+        if child in ("", self._base_frame):
+            return sample
+        if child not in self._T_child_base:
+            self._T_child_base[child] = self._lookup(child)
+        T_child_base = self._T_child_base[child]
+        if T_child_base is None:
+            self._reader.lost[f"{self._topic}: its frame {child!r} is not known"] += 1
+            return None
+        return OdometrySample(sample.stamp_ns, sample.T_odom_base @ T_child_base)
+
+    def _stands(self, message: Any) -> bool:
+        """Whether the pose, the same as ever, belies a twist that would have moved it far: some
+        drivers of wheel odometry fill in nothing but the twist."""
+        pose = ros.odometry_sample(message).T_odom_base
+        stamp, velocity = ros.stamp_ns(message.header.stamp), message.twist.twist.linear
+        self._first = pose if self._first is None else self._first
+        if self._standing < 0 or not np.allclose(pose, self._first, atol=1e-6):
+            self._standing = -1.0  # it moves, now and for good
+            return False
+        elapsed = min(max(stamp - self._last_ns, 0) * 1e-9, 1.0) if self._last_ns else 0.0
+        self._last_ns = stamp
+        self._standing += elapsed * float(np.hypot(velocity.x, velocity.y))
+        if self._standing > STANDS_FOR:
+            self._reader.tell(
+                f"odometry of {self._topic} is not used: its pose never changes, though its twist"
+                " says that the car moves"
+            )
+        return self._standing > STANDS_FOR
+
+    def _lookup(self, child: str) -> NDArray[np.float64] | None:
+        try:
+            return inverse(self._reader.transforms.lookup(self._base_frame, child))
+        except CalibrationError as error:
+            self._reader.tell(f"odometry of {self._topic} is not used: {error}")
+            return None
 
 
 @contextmanager

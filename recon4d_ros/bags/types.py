@@ -7,38 +7,59 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rosbags.interfaces import Connection, MessageDefinitionFormat
+from rosbags.interfaces import MessageDefinitionFormat
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from recon4d_ros.bags.storage import Channel
+
 PACKAGE = "recon4d_msgs"
+# Video as it is recorded by others' packages; a bag of sqlite3 may come without their definitions.
+VIDEO = {
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": (
+        "std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\n"
+        "uint8 flags\nbool is_bigendian\nuint8[] data\n"
+    ),
+    "foxglove_msgs/msg/CompressedVideo": (
+        "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n"
+    ),
+}
 
 
-def typestore(connections: Iterable[Connection] = ()) -> Typestore:
+def typestore(
+    channels: Iterable[Channel] = (), unreadable: dict[str, str] | None = None
+) -> Typestore:
     """Jazzy's types, then what the bag itself defines, then recon4d_msgs.
 
     In that order, so that a bag recorded with an older recon4d_msgs is read by its own definition.
+    unreadable: gets topic -> why, of topics whose definition cannot be read.
     """
     store = get_typestore(Stores.ROS2_JAZZY)
-    for connection in connections:
-        if (
-            connection.msgtype in store.fielddefs
-            or connection.msgdef.format is MessageDefinitionFormat.NONE
-        ):
+    for channel in channels:
+        definition = channel.definition
+        if channel.type in store.fielddefs or definition.format is MessageDefinitionFormat.NONE:
             continue
-        if connection.msgdef.format is MessageDefinitionFormat.IDL:
-            types = get_types_from_idl(connection.msgdef.data)
-        else:
-            types = get_types_from_msg(connection.msgdef.data, connection.msgtype)
-        store.register(
-            {name: definition for name, definition in types.items() if name not in store.fielddefs}
-        )
+        try:
+            if definition.format is MessageDefinitionFormat.IDL:
+                types = get_types_from_idl(definition.data)
+            else:
+                types = get_types_from_msg(definition.data, channel.type)
+            store.register(
+                {name: fields for name, fields in types.items() if name not in store.fielddefs}
+            )
+        except Exception as error:  # the parser's own, and whatever it trips over: the text is bad
+            if unreadable is not None:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                unreadable[channel.topic] = (
+                    f"the definition of {channel.type} cannot be read: {reason[:120]}"
+                )
     ours = {}
-    for path in message_files():
-        types = get_types_from_msg(path.read_text(encoding="utf-8"), f"{PACKAGE}/msg/{path.stem}")
-        ours.update(
-            {name: definition for name, definition in types.items() if name not in store.fielddefs}
-        )
+    texts = {
+        f"{PACKAGE}/msg/{path.stem}": path.read_text(encoding="utf-8") for path in message_files()
+    }
+    for name, text in {**texts, **VIDEO}.items():
+        types = get_types_from_msg(text, name)
+        ours.update({name: fields for name, fields in types.items() if name not in store.fielddefs})
     if ours:
         store.register(ours)
     return store

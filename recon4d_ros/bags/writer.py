@@ -25,6 +25,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from recon4d_ros.bags.types import typestore
 from recon4d_ros.errors import BagError, ImageError, OutputError, Recon4dError
 from recon4d_ros.geometry import quaternion
+from recon4d_ros.paths import user_path
 from recon4d_ros.types import Camera, Rig
 
 _FOREVER = QosTime(9223372036, 854775807)
@@ -69,7 +70,7 @@ class BagWriter:
         storage: Literal["mcap", "sqlite3"] = "mcap",
         compress_chunks: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         if self.path.exists():
             raise OutputError(f"bag {self.path} exists already: give a folder that does not")
         self._types = typestore()

@@ -1,5 +1,5 @@
-"""One image message to pixels: every ROS encoding the package takes, and JPEG and PNG, at full size
-or averaged down by 2, 4 or 8."""
+"""One image message to pixels: every ROS encoding the package takes, and compressed ones, at full
+size or averaged down by 2, 4 or 8."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.cameras.image_header import compressed_size, is_complete
+from recon4d_ros.cameras.image_header import (
+    COMPRESSED,
+    JPEG_END,
+    channel_count,
+    compressed_size,
+    is_complete,
+    is_wide,
+)
 from recon4d_ros.errors import ImageError
 from recon4d_ros.types import RawImage
 
 REDUCTIONS = (1, 2, 4, 8)
+# larger than any camera's: a header that claims more is damaged, and decoding would take the memory
+MOST_PIXELS = 1 << 26
+DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -39,11 +49,29 @@ class _Layout:
     to_rgb: int | None
 
 
+@dataclass(frozen=True)
+class _Planes:
+    """A plane of grey and, below it, colour at half the size. to_rgb: OpenCV's conversion. apart:
+    whether the two colours have a plane each, of half the step."""
+
+    to_rgb: int
+    apart: bool = False
+
+
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's
 # first two and the second row's.
+_BAYER = {
+    f"bayer_{ros}": (
+        getattr(cv2, f"COLOR_Bayer{opencv}2GRAY"),
+        getattr(cv2, f"COLOR_Bayer{opencv}2RGB"),
+    )
+    for ros, opencv in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB"))
+}
+_MONO8 = _Layout(1, 1, None, cv2.COLOR_GRAY2RGB)
+_MONO16 = _Layout(1, 2, None, cv2.COLOR_GRAY2RGB)
 _LAYOUTS = {
-    "mono8": _Layout(1, 1, None, cv2.COLOR_GRAY2RGB),
-    "mono16": _Layout(1, 2, None, cv2.COLOR_GRAY2RGB),
+    "mono8": _MONO8,
+    "mono16": _MONO16,
     "rgb8": _Layout(3, 1, cv2.COLOR_RGB2GRAY, None),
     "bgr8": _Layout(3, 1, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
     "rgba8": _Layout(4, 1, cv2.COLOR_RGBA2GRAY, cv2.COLOR_RGBA2RGB),
@@ -53,13 +81,8 @@ _LAYOUTS = {
     "rgba16": _Layout(4, 2, cv2.COLOR_RGBA2GRAY, cv2.COLOR_RGBA2RGB),
     "bgra16": _Layout(4, 2, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2RGB),
     **{
-        f"bayer_{ros}{bits}": _Layout(
-            1,
-            bits // 8,
-            getattr(cv2, f"COLOR_Bayer{opencv}2GRAY"),
-            getattr(cv2, f"COLOR_Bayer{opencv}2RGB"),
-        )
-        for ros, opencv in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB"))
+        f"{name}{bits}": _Layout(1, bits // 8, *codes)
+        for name, codes in _BAYER.items()
         for bits in (8, 16)
     },
     **dict.fromkeys(
@@ -68,62 +91,114 @@ _LAYOUTS = {
     **dict.fromkeys(
         ("yuv422_yuy2", "yuyv"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_YUY2, cv2.COLOR_YUV2RGB_YUY2)
     ),
+    # arrays of numbers, as OpenCV's own names go through cv_bridge: colours in OpenCV's order
+    "8uc1": _MONO8,
+    "8uc3": _Layout(3, 1, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
+    "8uc4": _Layout(4, 1, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2RGB),
+    "16uc1": _MONO16,
+    "16uc3": _Layout(3, 2, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
+    "16uc4": _Layout(4, 2, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2RGB),
 }
-ENCODINGS = (*_LAYOUTS, "jpeg", "png")
+_PLANES = {
+    "nv12": _Planes(cv2.COLOR_YUV2RGB_NV12),
+    "nv21": _Planes(cv2.COLOR_YUV2RGB_NV21),
+    **dict.fromkeys(("yuv420", "yuv420p", "i420"), _Planes(cv2.COLOR_YUV2RGB_I420, True)),
+    "yv12": _Planes(cv2.COLOR_YUV2RGB_YV12, True),
+}
+ENCODINGS = (*_LAYOUTS, *_PLANES, *COMPRESSED)
 
 
-def decode(image: RawImage, channels: int, reduce: int = 1) -> NDArray[np.uint8]:
+def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> NDArray[np.uint8]:
     """Pixels [ceil(height / reduce), ceil(width / reduce), channels] uint8: grey (channels = 1) or
     RGB (3).
 
     reduce: 1, 2, 4 or 8; each pixel is the average of reduce x reduce source pixels (JPEG: its
     scaled inverse DCT, which costs less than the full one), so that source pixel u lies at (u +
-    0.5) / reduce - 0.5. Sixteen bits become eight by >> 8. Raises ImageError with one sentence:
-    unknown encoding, wrong length, broken or truncated JPEG or PNG.
+    0.5) / reduce - 0.5. bits: of sixteen how many are significant; the highest eight of them are
+    taken. 0: as many as this image's values need (`significant_bits`). Raises ImageError with one
+    sentence: unknown encoding, wrong length, broken or truncated data.
     """
     if reduce not in REDUCTIONS or channels not in (1, 3):
         raise ValueError(
             f"reduce is {reduce}, channels {channels}: expected 1, 2, 4 or 8, and 1 or 3"
         )
-    pixels = (
-        _decode_compressed(image, channels, reduce)
-        if image.encoding in ("jpeg", "png")
-        else _decode_raw(image, channels, reduce)
-    )
+    if image.encoding in COMPRESSED:
+        pixels = _decode_compressed(image, channels, reduce, bits)
+    elif image.encoding in _PLANES:
+        pixels = _decode_planes(image, channels, reduce)
+    else:
+        pixels = _decode_raw(image, channels, reduce, bits)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def source_size(image: RawImage) -> tuple[int, int]:
-    """(width, height) without decoding. Raises ImageError if the image does not say."""
-    size = (
-        compressed_size(image.data)
-        if image.encoding in ("jpeg", "png")
-        else (image.width, image.height)
-    )
+    """(width, height) without decoding. Raises ImageError if the image does not say, or says more
+    than any camera has."""
+    size: tuple[int, int] | None = (image.width, image.height)
+    if image.encoding in COMPRESSED:
+        size = compressed_size(image.data)
+    elif image.encoding in _PLANES and image.height and not _has_planes(image, image.height):
+        rows = image.height * 2 // 3  # some drivers count the rows of all planes
+        size = (image.width, rows) if _has_planes(image, rows) else size
     if size is None:
         raise ImageError(
             f"{image.encoding} of {len(image.data)} bytes has no header: expected a whole"
             f" {image.encoding}"
         )
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ImageError(
+            f"{image.encoding} says {size[0]}x{size[1]} pixels: expected at most"
+            f" {MOST_PIXELS >> 20} million"
+        )
     return size
 
 
-def _decode_compressed(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8]:
+def significant_bits(image: RawImage) -> int:
+    """Of an image of sixteen bits how many its values need, one of DEPTHS: cameras of 10 or 12 bits
+    often leave the upper ones empty. 0 for other images.
+
+    Of one image only: a dark one needs fewer than its camera has. Raises ImageError.
+    """
+    values = _values16(image)
+    if values is None or not values.size:
+        return 0
+    top = int(values.max())
+    return next(bits for bits in DEPTHS if top < 1 << bits)
+
+
+def _values16(image: RawImage) -> NDArray[np.uint16] | None:
+    layout = _LAYOUTS.get(image.encoding)
+    if layout is not None and layout.bytes_per_channel == 2:
+        return _wide(image, layout)
+    if image.encoding in COMPRESSED and is_wide(image.data):
+        source_size(image)
+        pixels = _imdecode(image, image.data, cv2.IMREAD_UNCHANGED)
+        return pixels if pixels.dtype == np.uint16 else None
+    return None
+
+
+def _decode_compressed(image: RawImage, channels: int, reduce: int, bits: int) -> NDArray[np.uint8]:
     width, height = source_size(image)
-    if not is_complete(image.data):
-        raise ImageError(
-            f"{image.encoding} of {len(image.data)} bytes is truncated: its end marker is missing"
-        )
+    data = _whole(image)
+    bayer = _bayer_inside(image)
+    if bayer:
+        mosaic = _narrow(_imdecode(image, data, cv2.IMREAD_UNCHANGED), bits)
+        if mosaic.ndim != 2:
+            raise ImageError(
+                f"{image.encoding} of a Bayer image has {mosaic.shape[2]} channels: expected one"
+            )
+        code = _BAYER[bayer][channels == 3]
+        return _average(_attempt(lambda: cv2.cvtColor(mosaic, code), image), reduce)
     scaled = (
         image.encoding == "jpeg" and reduce > 1
     )  # OpenCV subsamples other formats' "reduced" sizes; those are averaged below
     if scaled:
         flags = (_JPEG_GREY if channels == 1 else _JPEG_COLOR)[reduce]
+    elif is_wide(image.data):
+        flags = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
     else:
         flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    pixels = _attempt(
-        lambda: cv2.imdecode(image.data, flags | cv2.IMREAD_IGNORE_ORIENTATION), image
-    )
+    pixels = _narrow(_imdecode(image, data, flags), bits)
     step = reduce if scaled else 1
     if pixels.shape[:2] != (-(-height // step), -(-width // step)):
         raise ImageError(
@@ -136,21 +211,113 @@ def _decode_compressed(image: RawImage, channels: int, reduce: int) -> NDArray[n
     )
 
 
-def _decode_raw(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8]:
+def _whole(image: RawImage) -> NDArray[np.uint8]:
+    """The data of a compressed image that is all there. Raises ImageError.
+
+    A JPEG without its end marker may have all of its scan. If it has, what is put behind the scan
+    changes no pixel: the decoder has no more to read.
+    """
+    if is_complete(image.data):
+        return image.data
+    if image.encoding == "jpeg":
+        end = np.frombuffer(JPEG_END, np.uint8)
+        other = np.tile(np.array([0x35, 0xCA, 0x59, 0x9C], np.uint8), 256)
+        ended = np.concatenate([image.data, end])
+        longer = np.concatenate([image.data, other, end])
+        try:
+            first, second = (_imdecode(image, one, cv2.IMREAD_COLOR) for one in (ended, longer))
+            if np.array_equal(first, second):
+                return ended
+        except ImageError:
+            pass  # it ends before its scan
+    raise ImageError(
+        f"{image.encoding} of {len(image.data)} bytes is truncated: its end marker is missing"
+    )
+
+
+def _bayer_inside(image: RawImage) -> str:
+    """The pattern of a mosaic that was compressed as it is: the message's format says Bayer, and
+    the image has one channel (else its sender made colour of it)."""
+    pattern = image.inside[:10]
+    return pattern if pattern in _BAYER and channel_count(image.data) == 1 else ""
+
+
+def _decode_planes(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8]:
+    width, height = source_size(image)
+    if width <= 0 or height <= 0 or width % 2 or height % 2:
+        raise ImageError(
+            f"{image.encoding} of {width}x{height} pixels: four pixels share a colour, expected an"
+            " even width and height"
+        )
+    step = image.step or width
+    apart = _PLANES[image.encoding].apart
+    if step < width or not _has_planes(image, height) or (apart and step % 2):
+        raise ImageError(
+            f"{image.encoding} of {width}x{height} pixels, step {step}, needs"
+            f" {step * height * 3 // 2} bytes: got {len(image.data)}"
+        )
+    if channels == 1:
+        grey = np.ndarray(
+            (height, width), np.uint8, np.ascontiguousarray(image.data), strides=(step, 1)
+        )
+        return _average(grey, reduce)
+    rows = np.ascontiguousarray(image.data[: step * height * 3 // 2])
+    if step != width and apart:
+        luma = rows[: step * height].reshape(height, step)[:, :width]
+        chroma = rows[step * height :].reshape(height, step // 2)[:, : width // 2]
+        table = np.concatenate([luma.ravel(), chroma.ravel()]).reshape(height * 3 // 2, width)
+    else:
+        table = rows.reshape(height * 3 // 2, step)[:, :width]
+    table = np.ascontiguousarray(table)
+    code = _PLANES[image.encoding].to_rgb
+    return _average(_attempt(lambda: cv2.cvtColor(table, code), image), reduce)
+
+
+def _has_planes(image: RawImage, height: int) -> bool:
+    return len(image.data) == (image.step or image.width) * height * 3 // 2
+
+
+def _decode_raw(image: RawImage, channels: int, reduce: int, bits: int) -> NDArray[np.uint8]:
     layout = _LAYOUTS.get(image.encoding)
     if layout is None:
         raise ImageError(
             f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}"
         )
-    if image.width <= 0 or image.height <= 0:
-        raise ImageError(f"image size is {image.width}x{image.height}: expected above zero")
     if layout.channels == 2 and image.width % 2:
         raise ImageError(
             f"{image.encoding} of {image.width}x{image.height} pixels: two pixels share a colour,"
             " expected an even width"
         )
+    if layout.bytes_per_channel == 2 and (bits or significant_bits(image)) < 16:
+        pixels = _narrow(_wide(image, layout), bits or significant_bits(image))
+    else:
+        # A view of the message; of sixteen-bit values only the high byte, which is >> 8.
+        step = _row_step(image, layout)
+        high = 0 if image.big_endian else layout.bytes_per_channel - 1
+        strides = (step, layout.channels * layout.bytes_per_channel, layout.bytes_per_channel)
+        data = np.ascontiguousarray(image.data)[high:]
+        pixels = np.ndarray(
+            (image.height, image.width, layout.channels), np.uint8, data, strides=strides
+        )
+        if layout.bytes_per_channel > 1 or step % layout.channels:
+            pixels = np.ascontiguousarray(pixels)  # strides that OpenCV's matrices cannot express
+    code = layout.to_grey if channels == 1 else layout.to_rgb
+    # where averaging commutes with conversion, it makes it cheaper
+    early = layout.channels >= 3 or not image.encoding.startswith(("bayer", "yu", "uyvy"))
+    pixels = _average(pixels, reduce) if early else pixels
+    if code is not None:
+        pixels = _attempt(lambda: cv2.cvtColor(pixels, code), image)
+    return pixels if early else _average(pixels, reduce)
+
+
+def _row_step(image: RawImage, layout: _Layout) -> int:
+    """Bytes from row to row. Raises ImageError if the data is not the image's."""
+    if image.width <= 0 or image.height <= 0:
+        raise ImageError(f"image size is {image.width}x{image.height}: expected above zero")
     row = image.width * layout.channels * layout.bytes_per_channel
     step = image.step or row
+    if len(image.data) == row * image.height:
+        return row  # whatever the step says: there is room for no other
     if step < row:
         raise ImageError(
             f"{image.encoding} of {image.width} pixels needs {row} bytes per row: step is {step}"
@@ -162,23 +329,29 @@ def _decode_raw(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8
             f"{image.encoding} of {image.width}x{image.height} pixels, step {step}, needs"
             f" {step * image.height} bytes: got {len(image.data)}"
         )
-    # A view of the message; of sixteen-bit values only the high byte, which is >> 8.
-    high = 0 if image.big_endian else layout.bytes_per_channel - 1
-    strides = (step, layout.channels * layout.bytes_per_channel, layout.bytes_per_channel)
-    data = np.ascontiguousarray(image.data)[high:]
-    pixels = np.ndarray(
-        (image.height, image.width, layout.channels), np.uint8, data, strides=strides
-    )
-    if layout.bytes_per_channel > 1 or step % layout.channels:
-        pixels = np.ascontiguousarray(pixels)  # strides that OpenCV's matrices cannot express
-    code = layout.to_grey if channels == 1 else layout.to_rgb
-    early = layout.channels >= 3 or image.encoding.startswith(
-        "mono"
-    )  # where averaging commutes with conversion, it makes it cheaper
-    pixels = _average(pixels, reduce) if early else pixels
-    if code is not None:
-        pixels = _attempt(lambda: cv2.cvtColor(pixels, code), image)
-    return pixels if early else _average(pixels, reduce)
+    return step
+
+
+def _wide(image: RawImage, layout: _Layout) -> NDArray[np.uint16]:
+    """[height, width, channels] of sixteen-bit values, a view. Raises ImageError."""
+    shape = (image.height, image.width, layout.channels)
+    strides = (_row_step(image, layout), 2 * layout.channels, 2)
+    kind = np.dtype(">u2" if image.big_endian else "<u2")
+    return np.ndarray(shape, kind, np.ascontiguousarray(image.data), strides=strides)
+
+
+def _narrow(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """The highest eight of `bits` significant bits (0: of as many as the values need); what is
+    above them is white."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.newbyteorder("=") != np.uint16:
+        raise ImageError(f"an image of {pixels.dtype} values: expected 8 or 16 bits")
+    if not bits:
+        top = int(pixels.max(initial=0))
+        bits = next(depth for depth in DEPTHS if top < 1 << depth)
+    shifted = np.right_shift(pixels, bits - 8)
+    return np.ascontiguousarray(np.minimum(shifted, 255).astype(np.uint8))
 
 
 def _average(pixels: NDArray[np.uint8], reduce: int) -> NDArray[np.uint8]:
@@ -195,7 +368,13 @@ def _average(pixels: NDArray[np.uint8], reduce: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _attempt(convert: Callable[[], Any], image: RawImage) -> NDArray[np.uint8]:
+def _imdecode(image: RawImage, data: NDArray[np.uint8], flags: int) -> NDArray[Any]:
+    if flags != cv2.IMREAD_UNCHANGED:  # which turns nothing, and is -1
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    return _attempt(lambda: cv2.imdecode(data, flags), image)
+
+
+def _attempt(convert: Callable[[], Any], image: RawImage) -> NDArray[Any]:
     """OpenCV raises for some broken images and gives None for others."""
     try:
         pixels = convert()
@@ -208,4 +387,4 @@ def _attempt(convert: Callable[[], Any], image: RawImage) -> NDArray[np.uint8]:
         raise ImageError(
             f"{image.encoding} of {len(image.data)} bytes is broken: it cannot be decoded"
         )
-    return np.asarray(pixels, np.uint8)
+    return np.asarray(pixels)

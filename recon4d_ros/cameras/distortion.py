@@ -80,7 +80,7 @@ def widest_ray(camera: Camera) -> float:
 
 
 def _radial(camera: Camera, radius: Array) -> Array:
-    d = np.zeros(8)
+    d = np.zeros(14)  # thin prism and tilt, the last six, bend the radius by little
     d[: len(camera.d)] = camera.d
     square = radius**2
     above = np.polynomial.polynomial.polyval(square, [1.0, d[0], d[1], d[4]])

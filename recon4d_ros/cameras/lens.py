@@ -10,7 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.cameras.calibration import reduced_size, reduction
+from recon4d_ros.cameras.calibration import (
+    quarter_turns,
+    reduced_size,
+    reduction,
+    turned_pixels,
+    upright,
+)
 from recon4d_ros.cameras.distortion import widest_ray
 from recon4d_ros.types import Camera
 
@@ -23,13 +29,17 @@ ROUNDS = (
 @dataclass(frozen=True)
 class Lens:
     """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H,
-    W). widest: tangent of its end."""
+    W). widest: tangent of its end. turn: 2x2, from rays in the frame of the working image to the
+    camera's own (`calibration.upright`), and image: from its pixels to those of the turned image
+    (`calibration.turned_pixels`); None where these are one."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
     model: str
     size: tuple[int, int]
     widest: float
+    turn: NDArray[np.float64] | None = None
+    image: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     @property
     def focal(self) -> float:
@@ -38,29 +48,37 @@ class Lens:
     def rays(self, pixels: NDArray) -> NDArray[np.float64]:
         """Undistorted normalised coordinates [M, 2] (x/z, y/z) of distorted pixels [M, 2]."""
         points = np.ascontiguousarray(pixels, np.float64)
+        if self.image is not None:
+            points = (points - self.image[1]) @ self.image[0]
+        points = points - self.k[:2, 2]
+        y = points[:, 1] / self.k[1, 1]
+        points = np.stack([(points[:, 0] - self.k[0, 1] * y) / self.k[0, 0], y], axis=1)
         if len(points) == 0 or self.model == "none":
-            return (points - self.k[:2, 2]) / self.k[[0, 1], [0, 1]]
+            return points if self.turn is None else points @ self.turn
         undistort = (
             cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
         )
-        rays = np.asarray(undistort(points[:, None], self.k, self.d)[:, 0], np.float64)
+        rays = np.asarray(undistort(points[:, None], np.eye(3), self.d)[:, 0], np.float64)
         for _ in range(ROUNDS):
-            change = (self._distorted(rays) - points) / self.k[[0, 1], [0, 1]]
+            change = self._distorted(rays) - points
             rays -= change
             if np.abs(change).max() < 1e-6:
                 break
-        return rays
+        return rays if self.turn is None else rays @ self.turn
 
     def pixels(self, rays: NDArray) -> NDArray[np.float64]:
         """Distorted pixels [M, 2] of normalised coordinates [M, 2]: the inverse of `rays`; NaN
         beyond the model's range."""
         points = np.ascontiguousarray(rays, np.float64)
-        if len(points) == 0 or self.model == "none":
-            return points * self.k[[0, 1], [0, 1]] + self.k[:2, 2]
-        beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
-        return np.where(
-            beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
-        )
+        if self.turn is not None:
+            points = points @ self.turn.T
+        if len(points) and self.model != "none":
+            beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
+            points = np.where(
+                beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
+            )
+        points = points @ self.k[:2, :2].T + self.k[:2, 2]
+        return points if self.image is None else points @ self.image[0].T + self.image[1]
 
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
@@ -82,13 +100,15 @@ class Lens:
             )
 
     def _distorted(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distorted, still normalised: the matrix comes after, for OpenCV leaves out its skew."""
         if self.model == "equidistant":
             return np.asarray(
-                cv2.fisheye.distortPoints(rays[:, None], self.k, self.d)[:, 0], np.float64
+                cv2.fisheye.distortPoints(rays[:, None], np.eye(3), self.d)[:, 0], np.float64
             )
         ones = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
         return np.asarray(
-            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), self.k, self.d)[0][:, 0], np.float64
+            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), np.eye(3), self.d)[0][:, 0],
+            np.float64,
         )
 
 
@@ -111,6 +131,8 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
         model,
         reduced_size(camera, reduce),
         widest_ray(camera),
+        None if (turn := upright(camera)) is None else turn[:2, :2],
+        turned_pixels(camera, reduce) if quarter_turns(camera) else None,
     )
 
 
@@ -121,10 +143,6 @@ def own_car_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | Non
         return None
     height, width = reduced_size(camera, reduction(camera, size))
     out = np.zeros(size, np.bool_)
-    out[:height, :width] = (
-        cv2.resize(
-            camera.own_car.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
-        )
-        > 0
-    )
+    mask = np.ascontiguousarray(np.rot90(camera.own_car, quarter_turns(camera)), np.uint8)
+    out[:height, :width] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     return out

@@ -11,16 +11,33 @@ from recon4d_ros.cameras.calibration import (
     OUTSIDE,
     input_size_for,
     make_calibration,
+    quarter_turns,
     reduced_size,
     reduction,
+    upright,
 )
-from recon4d_ros.cameras.decode import ENCODINGS, decode, source_size
+from recon4d_ros.cameras.decode import (
+    COMPRESSED,
+    DEPTHS,
+    ENCODINGS,
+    decode,
+    significant_bits,
+    source_size,
+)
 from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.errors import CalibrationError, ImageError
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
 
 __all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "input_size_for", "make_calibration"]
+
+# by quarters counterclockwise
+_ROTATIONS = {
+    1: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    2: cv2.ROTATE_180,
+    3: cv2.ROTATE_90_CLOCKWISE,
+}
+_LOOK_AGAIN = 10  # compressed images of sixteen bits between those whose values are looked at
 
 # source pixels between the exactly undistorted ones; between them the map is interpolated, to a
 # fraction of a pixel
@@ -34,7 +51,10 @@ class Preprocessor:
     """
 
     def __init__(self, rig: Rig, calibration: Calibration, channels: int) -> None:
-        """channels: 1 (grey) or 3 (RGB). Raises CalibrationError."""
+        """channels: 1 (grey) or 3 (RGB). Raises CalibrationError.
+
+        notes: gets a sentence for each thing that was taken from the images themselves.
+        """
         if rig.names != calibration.names:
             raise CalibrationError(
                 f"the rig has cameras {', '.join(rig.names)}, its calibration"
@@ -45,6 +65,9 @@ class Preprocessor:
         self._channels = channels
         self._reductions = [reduction(camera, calibration.input_size) for camera in rig.cameras]
         self._maps: dict[int, NDArray[np.int16]] = {}
+        self._bits: dict[int, int] = {}
+        self._counts = [0] * len(rig.cameras)
+        self.notes: list[str] = []
 
     def __call__(self, frame_set: FrameSet) -> tuple[Frame, dict[str, str]]:
         """The frame, and why an image that was there is not in it (camera -> one sentence): that
@@ -120,7 +143,31 @@ class Preprocessor:
                 f" {camera.width}x{camera.height}"
             )
         height, width = reduced_size(camera, reduce)
-        out[:height, :width] = decode(image, self._channels, reduce)
+        bits = self._significant_bits(index, image)
+        pixels = decode(image, self._channels, reduce, bits)
+        if turns := quarter_turns(camera):
+            pixels = np.asarray(cv2.rotate(pixels, _ROTATIONS[turns]), np.uint8)
+            pixels = pixels.reshape(height, width, self._channels)
+        out[:height, :width] = pixels
+
+    def _significant_bits(self, index: int, image: RawImage) -> int:
+        """Of a camera's sixteen-bit images: as many as any of its values has needed so far, so that
+        brightness does not change with what is seen. 0 for other images."""
+        known = self._bits.get(index, 0)
+        look = image.encoding not in COMPRESSED or self._counts[index] % _LOOK_AGAIN == 0
+        self._counts[index] += 1
+        if known == DEPTHS[-1] or not look:
+            return known
+        bits = significant_bits(image)
+        if bits > known:
+            self._bits[index] = bits
+            if known or bits < DEPTHS[-1]:
+                self.notes.append(
+                    f"camera {self._rig.cameras[index].name}: {image.encoding} with values of"
+                    f" {bits} bits{f', no longer {known}' if known else ''}: the upper eight of"
+                    " these are taken"
+                )
+        return max(bits, known)
 
 
 def _source_map(
@@ -134,6 +181,8 @@ def _source_map(
     )
     v, u = np.meshgrid(rows, columns, indexing="ij")
     rays = to_rays(camera, np.stack([u, v], axis=-1))
+    if (turn := upright(camera)) is not None:
+        rays = rays @ turn[:2, :2]
     working = (rays * (k[0, 0], k[1, 1]) + k[:2, 2]).astype(np.float32)
     # Linear interpolation of the lattice at every source pixel, as an affine resampling with the
     # pixel centres where they belong.

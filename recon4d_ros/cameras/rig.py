@@ -18,6 +18,8 @@ cameras:
     camera_info_topic: /camera/front/camera_info      # optional
     own_car_mask: own_car_front.png                   # optional, beside this file: white where the
     raw image shows the car itself
+    rolling_shutter: 0.02         # optional: seconds from the first row's read-out to the last's
+    (0, the default: global shutter); the image's stamp is then that of its middle row
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.lens_names import lens_model
 from recon4d_ros.errors import CalibrationError, OutputError
 from recon4d_ros.geometry import quaternion, se3_from_quaternion
+from recon4d_ros.paths import user_path
 from recon4d_ros.types import Camera, Rig
 
 BASE_FRAME = "base_link"  # what rigs are given in, unless the user says otherwise
@@ -50,6 +54,7 @@ _KNOWN = {
     "image_topic",
     "camera_info_topic",
     "own_car_mask",
+    "rolling_shutter",
 }
 
 
@@ -77,7 +82,7 @@ def load_rig(path: str | Path) -> Rig:
 
 def load_rig_file(path: str | Path) -> RigFile:
     """The rig and its topics. Raises CalibrationError as `load_rig`."""
-    path = Path(path)
+    path = user_path(path)
     where = f"rig file {path}"
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -143,6 +148,8 @@ def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | No
             )
             if value
         }
+        if camera.rolling_shutter:
+            entry["rolling_shutter"] = camera.rolling_shutter
         if camera.own_car is not None:
             entry["own_car_mask"] = f"{path.stem}_own_car_{camera.name.replace('/', '_')}.png"
             masks[path.parent / entry["own_car_mask"]] = np.asarray(
@@ -191,7 +198,9 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
         ).tolist()
     )
     own_car = (
-        _own_car(folder / str(entry["own_car_mask"]), where) if "own_car_mask" in entry else None
+        _own_car(folder / user_path(str(entry["own_car_mask"])), where)
+        if "own_car_mask" in entry
+        else None
     )
     try:
         return Camera(
@@ -200,12 +209,24 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
             _size(entry, "height", where),
             _matrix(entry, where),
             pose,
-            str(entry.get("distortion_model", "none")),
-            d,
+            *_lens(str(entry.get("distortion_model", "none")), d),
             own_car,
+            float(
+                _numbers(
+                    {"rolling_shutter": [entry.get("rolling_shutter", 0.0)]},
+                    "rolling_shutter",
+                    1,
+                    where,
+                )[0]
+            ),
         )
     except CalibrationError as error:
         raise CalibrationError(f"{where}: {error}") from error
+
+
+def _lens(model: str, d: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
+    """A fisheye without coefficients is one all the same where a person says so."""
+    return (model, d) if model == "equidistant" else lens_model(model, d)
 
 
 def _own_car(path: Path, where: str) -> NDArray[np.bool_]:

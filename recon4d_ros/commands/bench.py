@@ -21,6 +21,7 @@ from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameter
 from recon4d_ros.commands.simulate import find_rig, simulate_to
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, OutputError
+from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import frame_sets, odometry_topic
 from recon4d_ros.runs.statistics import RunStatistics, percentiles, rss_mib
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bag",
         nargs="?",
-        type=Path,
+        type=user_path,
         help="bag to play to and fro (default: a simulated drive of --rig)",
     )
     parser.add_argument(
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=int, default=200, help="frame sets to process (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the result there too")
     add_engine_and_parameters(parser)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import yaml
 
 from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.errors import ParameterError
-from recon4d_ros.parameters import build, describe, flatten
+from recon4d_ros.parameters import build, describe, flatten, keys_folded
+from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.node_parameters import NODE_NAME, CameraParameters, NodeParameters
+
+NOT_TRACKED = 4  # exit code of a run that went to its end and tracked nothing (cli.EXIT_CODES)
 
 
 def add_engine_and_parameters(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,7 @@ def add_engine_and_parameters(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--parameters",
-        type=Path,
+        type=user_path,
         metavar="YAML",
         help="parameter file (as the node takes it, or plain nested names)",
     )
@@ -54,6 +58,55 @@ def add_base_frame(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_bag_rig(parser: argparse.ArgumentParser) -> None:
+    """The options for what a bag does not say of its cameras, or not clearly."""
+    add_base_frame(parser)
+    parser.add_argument(
+        "--height",
+        type=float,
+        metavar="METRES",
+        help=(
+            "a bag without transforms to the car's frame: the first camera's height above the road;"
+            " it is taken to look straight ahead"
+        ),
+    )
+    for option, what in (("--image", "images"), ("--camera-info", "camera_info")):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="CAMERA=TOPIC",
+            help=f"a bag whose names leave it open: topic of a camera's {what}; may be repeated",
+        )
+
+
+def bag_rig(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `BagReader.rig` takes beside the cameras, from the options of add_bag_rig. Raises
+    ParameterError."""
+    return {
+        "base_frame": arguments.base_frame,
+        "height": arguments.height,
+        "image_topics": _topics("--image", arguments.image),
+        "info_topics": _topics("--camera-info", arguments.camera_info),
+    }
+
+
+def _topics(option: str, assignments: Sequence[str]) -> dict[str, str]:
+    topics = {}
+    for assignment in assignments:
+        camera, equals, topic = assignment.partition("=")
+        if not (camera and equals and topic.startswith("/")):
+            raise ParameterError(f"{option} {assignment}: expected CAMERA=/TOPIC")
+        topics[camera] = topic
+    return topics
+
+
+def warn(command: str, notes: Iterable[str]) -> None:
+    """What a user should know, a line each on standard error."""
+    for note in notes:
+        print(f"recon4d {command}: warning: {note}", file=sys.stderr, flush=True)
+
+
 def parameters_from(arguments: argparse.Namespace) -> Parameters:
     """Parameters of the file and of -p, the latter on top. Raises ParameterError."""
     return build(Parameters, parameter_values(arguments.parameters, arguments.parameter))
@@ -68,7 +121,7 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            tree = yaml.safe_load(file.read_text())
+            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ParameterError(
                 f"parameter file {file}: cannot be read: {' '.join(str(error).split())}"
@@ -77,7 +130,9 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
             raise ParameterError(f"parameter file {file}: expected names with values")
         sections = dict(_sections(tree))
         values = _of_the_node(file, sections) if sections else flatten(tree)
-        known = {info.name for info in describe(Parameters)}
+        infos = list(describe(Parameters))
+        known = {info.name for info in infos}
+        values = keys_folded(infos, values)
         if unknown := sorted(str(name) for name in values if name not in known):
             raise ParameterError(
                 f"parameter file {file}: unknown parameter {unknown[0]}: `recon4d info"

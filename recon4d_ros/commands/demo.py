@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,21 +21,27 @@ from tqdm import tqdm
 
 from recon4d_ros import engine as engines
 from recon4d_ros.bags import BagReader
-from recon4d_ros.bags.topics import TRUTH
+from recon4d_ros.bags.rig import camera_topics
+from recon4d_ros.bags.topics import IMAGES, TRUTH
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig import BASE_FRAME
+from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.commands import demo_folder
 from recon4d_ros.commands.common import (
-    add_base_frame,
+    NOT_TRACKED,
+    add_bag_rig,
     add_engine_and_parameters,
+    bag_rig,
     parameter_values,
     parameters_from,
+    warn,
 )
 from recon4d_ros.commands.simulate import check_drive, find_rig, simulate_to
 from recon4d_ros.engine.choose import NoEngineFits, choose_engine
 from recon4d_ros.errors import BagError, ParameterError
-from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
+from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
 from recon4d_ros.export import default_export_arguments, export_engine
+from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.graph import GraphError, run_graph
 from recon4d_ros.runs.output import writing
@@ -42,6 +49,7 @@ from recon4d_ros.runs.recording import Recording
 from recon4d_ros.runs.replay import frame_sets, odometry_topic
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
+from recon4d_ros.tally import Tally
 from recon4d_ros.types import Rig, Tracking
 
 EPILOG = """leaves in --out:
@@ -65,7 +73,7 @@ HEADROOM = 1.35
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("demo"),
         metavar="DIR",
         help=(
@@ -73,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " (default: %(default)s)"
         ),
     )
-    parser.add_argument("--bag", type=Path, help="play this bag instead of simulating a drive")
+    parser.add_argument("--bag", type=user_path, help="play this bag instead of simulating a drive")
     parser.add_argument(
         "--rig", default="nuscenes_like", help="rig of the simulated drive (default: %(default)s)"
     )
@@ -96,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--odometry", default="auto", metavar="TOPIC", help="as in `recon4d replay`"
     )
-    add_base_frame(parser)
+    add_bag_rig(parser)
     add_engine_and_parameters(parser)
 
 
@@ -114,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         simulate_to(bag, plan.rig, arguments.seconds, SIMULATED_RATE, arguments.seed, truth_every=2)
     engine = plan.engine or _export(plan.rig, out)
-    rate = arguments.rate or _sustainable_rate(engine, plan.rig, bag, plan.parameters)
+    rate = arguments.rate or _sustainable_rate(engine, plan, bag)
     print(
         f"2/3  playing {bag} over DDS at {rate:.2f} x real time to the node with engine"
         f" {engine.name}",
@@ -131,17 +139,21 @@ def run(arguments: argparse.Namespace) -> int:
         },
         rate=rate,
         show_progress=True,
-        player_arguments=["--truth"] if plan.odometry and plan.odometry.startswith(TRUTH) else [],
+        found=plan.found,
+        player_arguments=[
+            *(["--truth"] if plan.odometry and plan.odometry.startswith(TRUTH) else []),
+            *(["--exclude", *plan.unused] if plan.unused else []),
+        ],
     )
     print("3/3  scoring what was heard", flush=True)
-    summary = collect(graph.bag, bag, out, plan.rig, engine)
+    topics = plan.found.get("image_topics")
+    summary = collect(graph.bag, bag, out, plan.rig, engine, topics)
     report = format_report(summary)
     how = f"{bag}, played at {rate:.2f} x real time; engine {engine.name}."
     failure = f"{graph.failure()}\n\n" if not graph.ok else ""
     with writing(out):
-        (out / "report.md").write_text(
-            f"# recon4d demo\n\n{how}\n\n{failure}```\n{report}\n```\n\n![overview](overview.png)\n"
-        )
+        text = f"{how}\n\n{failure}```\n{report}\n```\n\n![overview](overview.png)\n"
+        (out / "report.md").write_text(f"# recon4d demo\n\n{text}", encoding="utf-8")
     print(report)
     seconds = time.monotonic() - start
     print(
@@ -152,13 +164,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise GraphError(graph.failure())
     if reason := nothing_usable(summary):
         raise BagError(reason)
+    if reason := nothing_tracked(summary):
+        print(f"recon4d demo: {reason}", file=sys.stderr)
+        return NOT_TRACKED
     return 0
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What was asked for, all of it checked. engine: None = one has to be exported. values:
-    parameters by dotted name, as given."""
+    parameters by dotted name, as given. found: what the bag's rig takes. unused: the bag's image
+    topics that no camera of the rig is on, which nobody will read."""
 
     rig: Rig
     base_frame: str
@@ -166,6 +182,8 @@ class _Plan:
     engine: Path | None
     parameters: Parameters
     values: Mapping[str, Any]
+    found: Mapping[str, Any]
+    unused: list[str]
 
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
@@ -184,6 +202,8 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
             f"--rate is {arguments.rate:g}: expected above 0, or 0 for what this machine keeps up"
             " with"
         )
+    found: dict[str, Any] = {}
+    unused: list[str] = []
     if arguments.bag is None:
         check_drive(arguments.seconds, SIMULATED_RATE, arguments.seed)
         if arguments.odometry not in ("auto", "none", f"{TRUTH}odom"):
@@ -197,8 +217,16 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
         )
     else:
         with BagReader(arguments.bag) as reader:
-            rig = reader.rig(base_frame=arguments.base_frame)
+            found = bag_rig(arguments)
+            rig = reader.rig(**found)
             odometry = odometry_topic(reader, arguments.odometry)
+            used = [topics.image for topics in camera_topics(reader, rig, **found).values()]
+            unused = [
+                topic
+                for topic, info in reader.topics.items()
+                if info.type in IMAGES and topic not in used and not topic.startswith(TRUTH)
+            ]
+            warn("demo", [*reader.notes, *check_rig(rig)])
     return _Plan(
         rig,
         BASE_FRAME if arguments.bag is None else arguments.base_frame,
@@ -206,6 +234,8 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
         _engine(arguments.engine, rig),
         parameters,
         values,
+        found,
+        unused,
     )
 
 
@@ -231,26 +261,39 @@ def _export(rig: Rig, out: Path) -> Path:
     return export_engine(out / "engine", default_export_arguments(rig), progress=True)
 
 
-def _sustainable_rate(engine: Path, rig: Rig, bag: Path, parameters: Parameters) -> float:
+def _sustainable_rate(engine: Path, plan: _Plan, bag: Path) -> float:
     """How fast this machine can take the bag: its first frame sets, timed here, and a third as much
     again for DDS, player and recorder."""
     with BagReader(bag) as reader:
-        sets = list(islice(frame_sets(reader, Synchronizer(rig.names, parameters.sync)), 8))
+        synchronizer = Synchronizer(plan.rig.names, plan.parameters.sync)
+        topics = plan.found.get("image_topics")
+        sets = list(islice(frame_sets(reader, synchronizer, None, topics), 8))
     if len(sets) < 2:
         return 1.0
     interval = (sets[-1].stamp_ns - sets[0].stamp_ns) * 1e-9 / (len(sets) - 1)
-    reconstructor = Reconstructor(rig, engine, parameters)
+    reconstructor = Reconstructor(plan.rig, engine, plan.parameters)
     seconds = [sum(reconstructor.step(frame_set).latency.values()) for frame_set in sets]
     reconstructor.close()
     return float(np.clip(interval / (HEADROOM * np.median(seconds[1:])), 0.1, 1.0))
 
 
-def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> dict:
+def collect(
+    recorded: Path,
+    source: Path,
+    out: Path,
+    rig: Rig,
+    engine: Path,
+    image_topics: Mapping[str, str] | None = None,
+) -> dict:
     """The run's folder from the recording: the same files and scores as `recon4d replay`."""
     spec = engines.load_spec(engine)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
     recording = Recording(
-        recorded, source, Preprocessor(rig, calibration, spec.channels), calibration
+        recorded,
+        source,
+        Preprocessor(rig, calibration, spec.channels),
+        calibration,
+        image_topics=image_topics or {},
     )
     with BagReader(source) as reader:
         evaluator = Evaluator(source, rig) if reader.info().has_ground_truth else None
@@ -258,11 +301,14 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
     writer = RunWriter(out, rig=rig, save_frames=True, force=True, evaluator=evaluator)
     stages: dict[str, list[float]] = {}
     lost = count = usable = 0
+    not_tracked = Tally()
     for result in tqdm(recording.frames(), unit="set", desc="score", mininterval=0.5):
         writer.add(result, recording.preprocessor)
         count += 1
         usable += int(result.frame.present.sum())
-        lost += result.pose.tracking is not Tracking.TRACKING
+        if result.pose.tracking is not Tracking.TRACKING:
+            lost += 1
+            not_tracked.count(result.pose.tracking.value, result.pose.reason or "no reason")
         for stage, seconds in result.latency.items():
             stages.setdefault(stage, []).append(seconds)
     latency = {
@@ -283,6 +329,9 @@ def collect(recorded: Path, source: Path, out: Path, rig: Rig, engine: Path) -> 
             "frames_played": played,
             "images_used": usable,
             "not_tracking": lost,
+            "not_tracked": {
+                f"{state}: {reason}": count for (state, reason), count in not_tracked().items()
+            },
             "drops": recording.drops,
             "latency_ms": latency,
         },

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recon4d_ros.cameras.calibration import input_size_for
+from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.commands.common import add_bag_rig, bag_rig, warn
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.export import (
     GEOMETRIC,
@@ -20,6 +22,7 @@ from recon4d_ros.export import (
     rebuild,
 )
 from recon4d_ros.export.gpu import add_gpu_arguments, gpu_options
+from recon4d_ros.paths import user_path
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
@@ -37,7 +40,7 @@ a learned network is exported for the rig's cameras (--rig, or --cameras and --i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="engine folder to write"
+        "--out", type=user_path, required=True, metavar="DIR", help="engine folder to write"
     )
     parser.add_argument(
         "--rig",
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " are not given"
         ),
     )
+    add_bag_rig(parser)
     parser.add_argument(
         "--network",
         default=GEOMETRIC,
@@ -123,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="build for --runtime tensorrt from this engine's ONNX",
     )
@@ -150,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _arguments(arguments: argparse.Namespace) -> ExportArguments:
-    rig = _find_rig(arguments.rig) if arguments.rig else None
+    rig = _find_rig(arguments.rig, bag_rig(arguments)) if arguments.rig else None
     size, image_size = (
         _parse_size("--size", arguments.size),
         _parse_size("--image-size", arguments.image_size),
@@ -219,16 +223,21 @@ def _parse_size(name: str, text: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _find_rig(name: str) -> Rig:
+def _find_rig(name: str, found: Mapping[str, Any]) -> Rig:
+    """A rig that can be one; what is unlikely about it is told on standard error."""
     from recon4d_ros import paths
     from recon4d_ros.bags import BagReader
     from recon4d_ros.cameras.rig import load_rig
 
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        return load_rig(path)
+    path, notes = user_path(name), []
     shipped = paths.rigs() / f"{name}.yaml"
-    if not path.exists() and shipped.is_file():
-        return load_rig(shipped)
-    with BagReader(path) as reader:
-        return reader.rig()
+    if path.suffix in (".yaml", ".yml"):
+        rig = load_rig(path)
+    elif not path.exists() and shipped.is_file():
+        rig = load_rig(shipped)
+    else:
+        with BagReader(path) as reader:
+            rig = reader.rig(**found)
+            notes = reader.notes
+    warn("export", [*notes, *check_rig(rig)])
+    return rig

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.cameras.rig import BASE_FRAME, CameraTopics, load_rig, load_rig_file, save_rig
-from recon4d_ros.commands.common import add_base_frame
+from recon4d_ros.bags.rig import camera_topics
+from recon4d_ros.cameras.rig import load_rig, load_rig_file, save_rig
+from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.commands.common import add_bag_rig, bag_rig
 from recon4d_ros.engine import describe as describe_engine
-from recon4d_ros.errors import BagError, EngineError, OutputError, Recon4dError
+from recon4d_ros.errors import BagError, CalibrationError, EngineError, OutputError, Recon4dError
 from recon4d_ros.parameters import ParameterInfo, describe
+from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.types import Rig
 
@@ -29,16 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         nargs="?",
-        type=Path,
+        type=user_path,
         help=(
             "bag (folder, .mcap, .db3), engine folder, rig file or checkpoint (.pth, .pt,"
             " .safetensors)"
         ),
     )
-    add_base_frame(parser)
+    add_bag_rig(parser)
     parser.add_argument(
         "--save-rig",
-        type=Path,
+        type=user_path,
         metavar="YAML",
         help="write the rig of a bag, or of a rig file, as a rig file",
     )
@@ -51,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.path is None:
         raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
     else:
-        print(describe_path(arguments.path, arguments.base_frame))
+        found = bag_rig(arguments)
+        print(describe_path(arguments.path, **found))
         if arguments.save_rig:
-            _save_rig(arguments.path, arguments.save_rig, arguments.base_frame)
+            _save_rig(arguments.path, arguments.save_rig, **found)
     return 0
 
 
-def _save_rig(path: Path, file: Path, base_frame: str) -> None:
+def _save_rig(path: Path, file: Path, **found: Any) -> None:
     """Raises the error of the kind of file it is, and OutputError where there is a file already."""
     if file.exists():
         raise OutputError(f"{file} is there already: expected the name of a new rig file")
@@ -66,16 +71,15 @@ def _save_rig(path: Path, file: Path, base_frame: str) -> None:
         save_rig(given.rig, file, given.topics)
     else:
         with BagReader(path) as reader:
-            found = reader.info().cameras.items()
-            topics = {
-                name: CameraTopics(camera.image, camera.camera_info or "") for name, camera in found
-            }
-            save_rig(reader.rig(base_frame=base_frame), file, topics)
+            rig = reader.rig(**found)
+            topics = camera_topics(reader, rig, **found)
+            save_rig(rig, file, topics)
     print(f"wrote {file}")
 
 
-def describe_path(path: Path, base_frame: str = BASE_FRAME) -> str:
-    """Text for a person. Raises the error of the kind of file it is."""
+def describe_path(path: Path, **found: Any) -> str:
+    """Text for a person; found: what `BagReader.rig` takes. Raises the error of the kind of file it
+    is."""
     if not path.exists():
         raise BagError(f"{path}: no such file or folder")
     if (path / "engine.yaml").is_file():
@@ -85,7 +89,7 @@ def describe_path(path: Path, base_frame: str = BASE_FRAME) -> str:
     if path.suffix in (".pth", ".pt", ".safetensors"):
         return "\n".join(_checkpoint_lines(path))
     with BagReader(path) as reader:
-        return "\n".join(bag_lines(reader, base_frame))
+        return "\n".join(bag_lines(reader, **found))
 
 
 def _checkpoint_lines(path: Path) -> list[str]:
@@ -98,8 +102,9 @@ def _checkpoint_lines(path: Path) -> list[str]:
     return list(identify(path).lines())
 
 
-def bag_lines(reader: BagReader, base_frame: str) -> list[str]:
-    """A bag's length, topics and rig; a rig that cannot be found is said, not an error here."""
+def bag_lines(reader: BagReader, **found: Any) -> list[str]:
+    """A bag's length, topics and rig, and what was made of them; a rig that cannot be found is
+    said, not an error here."""
     lines = [f"{reader.path}: {reader.info().duration_s:.1f} s"]
     width = max((len(topic) for topic in reader.topics), default=0)
     lines += [
@@ -107,9 +112,10 @@ def bag_lines(reader: BagReader, base_frame: str) -> list[str]:
         for topic, info in sorted(reader.topics.items())
     ]
     try:
-        return lines + rig_lines(reader.rig(base_frame=base_frame))
+        rig = reader.rig(**found)
     except Recon4dError as error:
-        return [*lines, f"no rig: {error}"]
+        return [*lines, *(f"  note: {note}" for note in reader.notes), f"no rig: {error}"]
+    return [*lines, *rig_lines(rig), *(f"  note: {note}" for note in reader.notes)]
 
 
 def rig_lines(rig: Rig) -> list[str]:
@@ -121,7 +127,10 @@ def rig_lines(rig: Rig) -> list[str]:
             f"  {camera.name:20} {size}, f {camera.k[0, 0]:.1f} px, {camera.distortion_model}, at"
             f" ({x:.2f}, {y:.2f}, {z:.2f}) m"
         )
-    return lines
+    try:
+        return lines + [f"  note: {note}" for note in check_rig(rig)]
+    except CalibrationError as error:
+        return [*lines, f"  not usable: {error}"]
 
 
 def parameter_lines(infos: list[ParameterInfo]) -> list[str]:

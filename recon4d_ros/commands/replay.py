@@ -4,21 +4,33 @@ docs/design.md."""
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.cameras.rig import BASE_FRAME, chosen, load_rig_file
-from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
+from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.commands.common import (
+    NOT_TRACKED,
+    add_bag_rig,
+    add_engine_and_parameters,
+    bag_rig,
+    parameters_from,
+    warn,
+)
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
-from recon4d_ros.evaluation import Evaluator, format_report, nothing_usable
+from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
+from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import frame_sets, odometry_topic
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
+from recon4d_ros.tally import Tally
 from recon4d_ros.types import Tracking
 
 EPILOG = """writes to --out:
@@ -33,21 +45,23 @@ examples:
   recon4d replay drive/ --out run
   recon4d replay drive/ --out run --odometry /wheel/odom --save-frames
   recon4d replay drive/ --out run --engine geometric_stereo_375x1242 -p mapping.voxel_size=0.1
+  recon4d replay phone/ --out run --height 1.4           one camera, no transforms: it looks ahead from 1.4 m above the road
+  recon4d replay drive/ --out run --image front=/cam0 --camera-info front=/calibration/0
 """  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bag", type=Path, help="rosbag2 folder or file (MCAP, sqlite3)")
+    parser.add_argument("bag", type=user_path, help="rosbag2 folder or file (MCAP, sqlite3)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="DIR",
         help="folder to write (must not exist, or --force)",
     )
     parser.add_argument(
         "--rig",
-        type=Path,
+        type=user_path,
         metavar="YAML",
         help="rig file (default: camera_info and /tf_static of the bag)",
     )
@@ -62,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)"
         ),
     )
-    add_base_frame(parser)
+    add_bag_rig(parser)
     parser.add_argument(
         "--save-frames", action="store_true", help="also write depth and masks of every frame"
     )
@@ -82,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         rig_file=arguments.rig,
         cameras=arguments.cameras,
         odometry=arguments.odometry,
-        base_frame=arguments.base_frame,
+        **bag_rig(arguments),
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
@@ -90,6 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(format_report(summary))
     print(f"wrote {arguments.out}")
+    if reason := nothing_tracked(summary):
+        print(f"recon4d replay: {reason}", file=sys.stderr)
+        return NOT_TRACKED
     return 0
 
 
@@ -103,6 +120,9 @@ def replay(
     cameras: list[str] | None = None,
     odometry: str = "auto",
     base_frame: str = BASE_FRAME,
+    height: float | None = None,
+    image_topics: Mapping[str, str] | None = None,
+    info_topics: Mapping[str, str] | None = None,
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
@@ -110,30 +130,42 @@ def replay(
 ) -> dict:
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
-    Raises Recon4dError, also where no image was of use; the folder then says why.
+    base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
+    them. progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
+    where no image was of use; the folder then says why.
     """
     parameters = parameters or Parameters()
     if max_frames < 0:
         raise ParameterError(f"--max-frames is {max_frames}: expected at least 0 (all)")
     with BagReader(bag) as reader:
         file = load_rig_file(rig_file) if rig_file else None
-        rig = chosen(file.rig, cameras) if file else reader.rig(cameras, base_frame)
-        image_topics = (
-            {
+        if file:
+            rig = chosen(file.rig, cameras)
+            named = {
                 name: topics.image
                 for name, topics in file.topics.items()
                 if topics.image and name in rig.names
             }
-            if file
-            else {}
-        )
+            image_topics = {**named, **(image_topics or {})}
+        else:
+            rig = reader.rig(
+                cameras,
+                base_frame,
+                height=height,
+                image_topics=image_topics,
+                info_topics=info_topics,
+            )
         topic = odometry_topic(reader, odometry)
+        unlikely = check_rig(rig)
+        if progress:
+            warn("replay", [*reader.notes, *unlikely])
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         synchronizer = Synchronizer(rig.names, parameters.sync)
         evaluator = Evaluator(bag, rig) if reader.info().has_ground_truth else None
         writer = RunWriter(out, rig=rig, save_frames=save_frames, force=force, evaluator=evaluator)
         statistics = RunStatistics()
         lost = usable = 0
+        not_tracked = Tally()
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
             frame_sets(reader, synchronizer, topic, image_topics, base_frame),
@@ -145,7 +177,9 @@ def replay(
         ):
             result = reconstructor.step(frame_set)
             statistics.add(result.latency, result.memory_fill)
-            lost += result.pose.tracking is not Tracking.TRACKING
+            if result.pose.tracking is not Tracking.TRACKING:
+                lost += 1
+                not_tracked.count(result.pose.tracking.value, result.pose.reason or "no reason")
             usable += int(result.frame.present.sum())
             writer.add(result, reconstructor.preprocessor)
             if statistics.frames == max_frames:
@@ -176,10 +210,16 @@ def replay(
             },
             "images_used": usable,
             "not_tracking": lost,
+            "not_tracked": {
+                f"{state}: {reason}": count for (state, reason), count in not_tracked().items()
+            },
             "drops": {
                 f"{camera}: {reason}": count
                 for (camera, reason), count in sorted(synchronizer.statistics.dropped.items())
-            },
+            }
+            | dict(reader.lost),
+            "odometry_dropped": dict(synchronizer.statistics.odometry_dropped),
+            "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes],
             "undecodable": reconstructor.undecodable,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),

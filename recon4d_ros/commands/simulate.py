@@ -11,21 +11,24 @@ from tqdm import tqdm
 from recon4d_ros import paths
 from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.errors import CalibrationError, ParameterError
+from recon4d_ros.paths import user_path
 from recon4d_ros.sim.bag import write_bag
+from recon4d_ros.sim.scenario import NAMES
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
   recon4d simulate --out drive                                    20 s of the six-camera rig
   recon4d simulate --out drive --rig kitti_like --seconds 60      stereo
   recon4d simulate --out drive --rig my_car.yaml --seed 7         your own rig in another world
+  recon4d simulate --out drive --scenario motorway+night+rain     fast, dark and wet
+  recon4d simulate --list-scenarios                               what there is
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
-        required=True,
+        type=user_path,
         metavar="BAG",
         help="bag folder to write (must not exist)",
     )
@@ -34,6 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="nuscenes_like",
         metavar="NAME|YAML",
         help="rig file, or the name of one in config/rigs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scenario",
+        default="city",
+        metavar="NAME",
+        help=(
+            "what kind of drive: names of --list-scenarios joined by +, e.g. motorway+night+rain"
+            " (default: %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--list-scenarios", action="store_true", help="say what scenarios there are, and end"
+    )
+    parser.add_argument(
+        "--imu",
+        action="store_true",
+        help="also /imu (sensor_msgs/Imu, 100 Hz) with noise and bias",
+    )
+    parser.add_argument(
+        "--odometry",
+        action="store_true",
+        help="also /odom (wheel odometry, 50 Hz) with an error of scale and noise",
     )
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="length of the drive (default: %(default)s)"
@@ -53,12 +78,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.list_scenarios:
+        print("\n".join(f"{name:12} {text}" for name, text in NAMES.items()))
+        return 0
+    if arguments.out is None:
+        raise ParameterError("--out is missing: expected the bag folder to write")
     simulate_to(
-        arguments.out, find_rig(arguments.rig), arguments.seconds, arguments.rate, arguments.seed
+        arguments.out,
+        find_rig(arguments.rig),
+        arguments.seconds,
+        arguments.rate,
+        arguments.seed,
+        scenario=arguments.scenario,
+        imu=arguments.imu,
+        odometry=arguments.odometry,
     )
     print(
-        f"wrote {arguments.out}: {arguments.seconds:g} s of rig {arguments.rig}, with"
-        " /ground_truth/*"
+        f"wrote {arguments.out}: {arguments.seconds:g} s of {arguments.scenario}, rig"
+        f" {arguments.rig}, with /ground_truth/*"
     )
     return 0
 
@@ -91,7 +128,15 @@ def check_drive(seconds: float, rate: float, seed: int) -> None:
 
 
 def simulate_to(
-    bag: Path, rig: Rig, seconds: float, rate: float, seed: int, truth_every: int = 1
+    bag: Path,
+    rig: Rig,
+    seconds: float,
+    rate: float,
+    seed: int,
+    truth_every: int = 1,
+    scenario: str = "city",
+    imu: bool = False,
+    odometry: bool = False,
 ) -> None:
     """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
     ParameterError, OutputError."""
@@ -105,4 +150,7 @@ def simulate_to(
             seed=seed,
             ground_truth_every=truth_every,
             progress=lambda done, _: bar.update(done - bar.n),
+            scenario=scenario,
+            imu=imu,
+            odometry=odometry,
         )

@@ -17,7 +17,7 @@ from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, make_views, partners
 from recon4d_ros.dynamics.watcher import Surroundings, Watcher
 from recon4d_ros.geometry import inverse, transform
-from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
+from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig
 
 WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {
     "residual": Watcher,
@@ -61,7 +61,7 @@ class Dynamics:
         """Mask and objects of one frame. The mask marks everything that moves relative to the
         world, in each camera."""
         mask = np.zeros((len(self._watchers), *self._size), bool)
-        if pose.tracking is Tracking.LOST:
+        if not pose.usable:
             for watcher in self._watchers:
                 watcher.reset()
             return Motion(mask)
@@ -174,9 +174,9 @@ class Dynamics:
 
 
 def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:
-    """Standard deviations of the motion between two frames, metres and radians: the pose's own,
-    within what is plausible."""
-    variance = np.diag(pose.covariance)
+    """Standard deviations of the motion between two frames, metres and radians, within what is
+    plausible."""
+    variance = np.diag(pose.motion_covariance)
     return (
         float(np.clip(np.sqrt(variance[:3].max()), 0.005, 0.1)),
         float(np.clip(np.sqrt(variance[3:].max()), 0.0003, 0.005)),

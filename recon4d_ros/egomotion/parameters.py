@@ -18,15 +18,16 @@ class EgomotionParameters:
     features: int = parameter(
         400, "points followed, all cameras together (at most 200 each)", minimum=40, maximum=4000
     )
-    memory: str = parameter(
-        "auto",
-        "hold the pose against the engine's pointer memory: `always`, `never`, or `auto`, where it"
-        " was measured to help: cameras without a second one beside them, in every second frame,"
-        " and any camera in every frame while the followed points do not hold the pose",
-        choices=("auto", "always", "never"),
-    )
     min_inliers: int = parameter(
         15, "sightings that must agree for the pose to count as tracked", minimum=6, maximum=500
+    )
+    extrapolate: float = parameter(
+        0.5,
+        "for so long a motion that neither images nor odometry confirm is carried on, s; then the"
+        " pose stays and a new segment begins: map and memory start anew. A car that brakes by 4"
+        " m/s^2 unseen is 0.5 m off after this time, 2 m after twice of it",
+        minimum=0.0,
+        maximum=10.0,
     )
     pixel_noise: float = parameter(
         0.5,

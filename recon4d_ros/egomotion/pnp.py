@@ -86,6 +86,15 @@ class Prior:
         return np.asarray(np.linalg.inv(self.covariance), np.float64)
 
 
+def fused(prior: Prior, T_map_base: Array, information: Array, pull: Array) -> Prior:
+    """The prior and another measurement of the pose together: information [6, 6] of steps at
+    T_map_base [4, 4], and its pull [6] there (zero where that is its own best)."""
+    toward = geometry.log(geometry.inverse(T_map_base) @ prior.T_map_base)
+    normal = prior.strength + information
+    step = np.asarray(np.linalg.solve(normal, prior.strength @ toward + pull), np.float64)
+    return Prior(T_map_base @ geometry.exp(step), np.asarray(np.linalg.inv(normal), np.float64))
+
+
 @dataclass(frozen=True)
 class Solution:
     """distance [M]: squared Mahalanobis distance of every observation. inlier [M]. information: [6,

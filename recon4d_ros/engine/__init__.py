@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
-from recon4d_ros.engine.base import Engine, EngineSpec, check_files, fits_rig, load_spec
+from recon4d_ros.engine.base import OBJECTS, Engine, EngineSpec, check_files, fits_rig, load_spec
 from recon4d_ros.engine.hosted import HostedEngine, Runtime
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Rig
@@ -16,6 +16,7 @@ __all__ = [
     "RUNTIMES",
     "Engine",
     "EngineSpec",
+    "check_rig",
     "describe",
     "find_engine",
     "load",
@@ -56,15 +57,21 @@ def load(
             f"{where}: {spec.network} gives {spec.config} and no depth: expected an engine of"
             " another network"
         )
-    if isinstance(rig, Rig) and not fits_rig(spec, rig):
-        raise EngineError(
-            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
-            f" {_rig_in_words(rig)}"
-        )
+    if isinstance(rig, Rig):
+        check_rig(spec, rig, where)
     engine = HostedEngine(spec, start_runtime(folder, spec, runtime, threads), where)
     if isinstance(rig, Calibration):
         engine.use(rig)
     return engine
+
+
+def check_rig(spec: EngineSpec, rig: Rig, where: str) -> None:
+    """Raises EngineError if the engine was made for another rig."""
+    if not fits_rig(spec, rig):
+        raise EngineError(
+            f"{where} does not fit rig {rig.name}: it is made for {requirement(spec)}; this rig has"
+            f" {_rig_in_words(rig)}"
+        )
 
 
 def start_runtime(folder: Path, spec: EngineSpec, runtime: str = "", threads: int = 0) -> Runtime:
@@ -175,6 +182,9 @@ def describe(folder: str | os.PathLike[str]) -> str:
 
 
 def _capacity(spec: EngineSpec) -> str:
+    if spec.config == OBJECTS:
+        classes = spec.options.get("classes", ())
+        return f"{spec.options.get('detections')} objects at most, of {len(classes)} classes"
     if not spec.gives_depth:
         shapes = (f"{name} {'x'.join(map(str, s))}" for name, s in spec.extra_outputs.items())
         return f"gives {', '.join(shapes)}"

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.alignment import Scale
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
@@ -30,8 +30,9 @@ STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
 STAND_IN_WARNING = (
     "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 )
-WITHOUT_DEPTH = ("occupancy", "detection")
-STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} means nothing"
+OBJECTS = "objects"  # config of engines that give objects: engine/objects.py
+WITHOUT_DEPTH = (OBJECTS, "occupancy", "detection")  # configs of engines that give something else
+STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} mean nothing"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class EngineSpec:
 
     def save(self, path: Path) -> None:
         tree = _plain(dataclasses.asdict(self))
-        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140))
+        path.write_text(yaml.safe_dump(tree, sort_keys=False, width=140), encoding="utf-8")
 
     @property
     def stereo(self) -> bool:
@@ -92,6 +93,13 @@ class EngineSpec:
         nothing."""
         stand_in = STAND_IN_WARNING if self.gives_depth else STAND_IN_OTHER.format(self.config)
         said = [stand_in] if self.checkpoint_sha256 == STAND_IN else []
+        trained = self.options.get("trained_cameras", self.cameras)
+        if trained != self.cameras:
+            said.append(
+                f"{self.network} was trained with {trained} cameras and runs with {self.cameras}:"
+                " the order and the number of cameras are free in its design, but what its weights"
+                " are worth on other rigs is not known"
+            )
         return "; ".join([*said, *filter(None, [self.options.get("caution")])])
 
 
@@ -173,7 +181,7 @@ def load_spec(folder: Path) -> EngineSpec:
             " interrupted"
         )
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"
@@ -191,7 +199,7 @@ def load_spec(folder: Path) -> EngineSpec:
         for name, f in fields.items()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
-    missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields))
+    missing, unknown = sorted(required - set(tree)), sorted(set(tree) - set(fields), key=str)
     if missing or unknown:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} "
@@ -325,7 +333,9 @@ def is_rectified_rig(rig: Rig) -> bool:
     return (
         len(rig.cameras) == 2
         and all(
-            (camera.width, camera.height) == (first.width, first.height) and not any(camera.d)
+            (camera.width, camera.height) == (first.width, first.height)
+            and not any(camera.d)
+            and upright(camera) is None
             for camera in rig.cameras
         )
         and is_rectified_pair(

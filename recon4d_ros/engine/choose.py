@@ -22,7 +22,7 @@ def choose_engine(wanted: str, rig: Rig) -> Path:
     """The folder of the engine named, or of the shipped one that fits. Raises EngineError,
     NoEngineFits."""
     if wanted:
-        folder = Path(wanted)
+        folder = paths.user_path(wanted)
         return folder if folder.is_dir() or "/" in wanted else paths.engines() / wanted
     found = find_engine(rig, paths.engines())
     if found is None:

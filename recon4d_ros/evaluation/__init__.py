@@ -2,6 +2,6 @@
 run's folder."""
 
 from recon4d_ros.evaluation.evaluator import Evaluator, History
-from recon4d_ros.evaluation.report import format_report, nothing_usable
+from recon4d_ros.evaluation.report import format_report, nothing_tracked, nothing_usable
 
-__all__ = ["Evaluator", "History", "format_report", "nothing_usable"]
+__all__ = ["Evaluator", "History", "format_report", "nothing_tracked", "nothing_usable"]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
@@ -23,7 +24,7 @@ from recon4d_ros.evaluation.metrics.masks import MaskAccumulator
 from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
 from recon4d_ros.evaluation.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
 from recon4d_ros.evaluation.objects import ObjectsAt, objects_at
-from recon4d_ros.evaluation.truth import TrueObjects, Truth
+from recon4d_ros.evaluation.truth import TrueObjects, Truth, TruthSource
 from recon4d_ros.evaluation.visibility import box_pixels, project_visible
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping.keys import pack
@@ -77,10 +78,10 @@ class _Cloud:
 class Evaluator:
     """Scores a run while it runs. `add` each frame set in order, then `finish` with the map."""
 
-    def __init__(self, bag: str | Path, rig: Rig) -> None:
-        """Raises BagError if the bag cannot be read."""
+    def __init__(self, bag: str | Path | TruthSource, rig: Rig) -> None:
+        """The truth of a bag, or of another source. Raises BagError if the bag cannot be read."""
         self._rig = rig
-        self._truth = Truth(bag)
+        self._truth: TruthSource = Truth(bag) if isinstance(bag, (str, Path)) else bag
         self.depth = DepthAccumulator(rig.names)
         self.confident = DepthAccumulator(rig.names)
         self.lidar = DepthAccumulator(rig.names)
@@ -296,14 +297,8 @@ class Evaluator:
         if moving is not None:
             good &= ~moving[v, u]
         z, u, v = z[good], u[good], v[good]
-        points = np.stack(
-            [
-                (u - camera.k[0, 2]) / camera.k[0, 0] * z,
-                (v - camera.k[1, 2]) / camera.k[1, 1] * z,
-                z,
-            ],
-            axis=1,
-        )
+        rays = to_rays(camera, np.stack([u, v], axis=1))
+        points = np.column_stack([rays * z[:, None], z])
         self._cloud.add(transform(T_map_base @ camera.T_base_camera, points).astype(np.float32))
 
     def _add_objects(

@@ -32,6 +32,21 @@ def nothing_usable(summary: Tree) -> str:
     )
 
 
+def nothing_tracked(summary: Tree) -> str:
+    """ "" or, of a run in which not one of several frame sets was tracked, the sentence that says
+    so: its trajectory and map mean nothing."""
+    if summary["frames"] < 2 or summary["not_tracking"] < summary["frames"]:
+        return ""
+    clocks = [note for note in summary.get("notes", ()) if note.startswith("clocks of ")]
+    return "; ".join(
+        [
+            f"bag {summary['bag']}: none of its {summary['frames']} frame sets was tracked:"
+            f" {most_frequent({**summary.get('not_tracked', {}), **summary['drops']})}",
+            *clocks,
+        ]
+    )
+
+
 def most_frequent(counts: Mapping[str, int], most: int = 3) -> str:
     """Reasons in one line: `4 x left: too late, 1 x ...`."""
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
@@ -52,13 +67,17 @@ def _run_lines(summary: Tree) -> Iterator[str]:
     yield f"run          {summary['frames']} frame sets{rate}{memory}"
     if lost := summary.get("not_tracking"):
         yield f"not tracked  {lost} of {summary['frames']} frame sets"
+        yield from _count_lines("", summary.get("not_tracked") or {})
     for title, key in (
         ("not used", "drops"),
         ("undecodable", "undecodable"),
         ("no stamp", "stamps_replaced"),
+        ("odometry", "odometry_dropped"),
         ("map lost", "map_lost"),
     ):
         yield from _count_lines(title, summary.get(key) or {})
+    for note in summary.get("notes", ()):
+        yield f"note         {note}"
     stages = summary.get("latency_ms", {})
     if stages:
         yield (

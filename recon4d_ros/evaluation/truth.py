@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -32,6 +32,32 @@ class TrueObjects:
     ids: NDArray[np.int64]
     boxes: Boxes
     velocity: NDArray[np.float64]
+
+
+class TruthSource(Protocol):
+    """What an evaluator asks for, with stamps that grow."""
+
+    def close(self) -> None: ...
+
+    def pose(self, stamp_ns: int) -> NDArray[np.float64] | None:
+        """T_world_base."""
+        ...
+
+    def depth(self, camera: str, stamp_ns: int) -> NDArray[np.float32] | None:
+        """[height, width] m along the optical axis in the raw image's geometry, NaN = none."""
+        ...
+
+    def mask(self, camera: str, stamp_ns: int) -> NDArray[np.bool_] | None:
+        """[height, width] True on what moves."""
+        ...
+
+    def objects(self, stamp_ns: int) -> TrueObjects | None:
+        """Everything that moves."""
+        ...
+
+    def points(self, stamp_ns: int, within_ns: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Stamp and lidar points [K, 3] in base_link."""
+        ...
 
 
 class Truth:

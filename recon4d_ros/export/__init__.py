@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size
+from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, upright_size
 from recon4d_ros.engine.base import (
     SPEC_FILE,
     EngineSpec,
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 GEOMETRIC = "recon4d_geometric"
-LEARNED = ("point3r", "driv3r", "dymultidepth", "uniscene")  # networks/checkpoint.py: SYSTEMS
+LEARNED = ("point3r", "driv3r", "dymultidepth", "sparse4d", "uniscene")  # checkpoint.py: SYSTEMS
 NETWORKS = (GEOMETRIC, *LEARNED)
 CONFIGS = ("stereo", "surround")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -74,8 +74,9 @@ def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
     at 320 to 480 each (docs/engine.md: what width costs and gives)."""
     stereo = is_rectified_rig(rig)
     width = 896 if stereo else {1: 640, 2: 512, 3: 416, 4: 384}.get(len(rig.cameras), 320)
-    widest = max(camera.width for camera in rig.cameras)
-    aspect = sorted(camera.height / camera.width for camera in rig.cameras)[len(rig.cameras) // 2]
+    sizes = [upright_size(camera) for camera in rig.cameras]
+    widest = max(across for _, across in sizes)
+    aspect = sorted(high / across for high, across in sizes)[len(sizes) // 2]
     width = min(width, widest // 8 * 8)
     working = (max(64, round(width * aspect / 4) * 4), width)
     # decoded as small as still twice the working size in surround (averaging down is cheap in the
@@ -91,10 +92,7 @@ def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
         )
         if size[1] >= margin * working[1] * 0.99 and size[0] >= margin * working[0] * 0.99
     ]
-    full = (
-        max(camera.height for camera in rig.cameras),
-        max(camera.width for camera in rig.cameras),
-    )
+    full = (max(high for high, _ in sizes), max(across for _, across in sizes))
     chosen = fitting[-1] if fitting and not stereo else full
     return ExportArguments(
         "stereo" if stereo else "surround",

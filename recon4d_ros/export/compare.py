@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.engine import load_spec, start_runtime
-from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.base import OBJECTS, EngineSpec
 from recon4d_ros.engine.hosted import Runtime, empty_outputs
 from recon4d_ros.errors import EngineError
-from recon4d_ros.export.parity import difference
+from recon4d_ros.export.parity import NEAR, align_rows, difference
 from recon4d_ros.export.reference import STEPS, given, memory_before
 from recon4d_ros.runs.statistics import peak_rss_mib
 
@@ -99,9 +99,17 @@ def _differences(
             engine.remember(memory_before(expected, spec, step))
         outputs = empty_outputs(spec)
         engine.run(given(expected, spec, step), outputs)
+        truth = {name: expected[f"{step}/{name}"] for name in spec.outputs}
+        got = {
+            name: outputs[name] if name in outputs else engine.memory(name.removeprefix("new_"))
+            for name in spec.outputs
+        }
+        alone: Mapping[str, float] = {}
+        if spec.config == OBJECTS:
+            got, alone = align_rows(got, truth, NEAR[spec.precision])
         for name in spec.outputs:
-            got = outputs[name] if name in outputs else engine.memory(name.removeprefix("new_"))
-            now = difference(name, got, expected[f"{step}/{name}"], spec.working_size[1])
+            now = difference(name, got[name], truth[name], spec.working_size[1])
+            now["holes"] += alone.get(name, 0.0)
             worst[name] = {key: max(value, worst.get(name, now)[key]) for key, value in now.items()}
     return worst
 

@@ -15,6 +15,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.parity import check_parity, in_shares
 from recon4d_ros.export.reference import from_runtime
+from recon4d_ros.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     )
     gpu.add_argument(
         "--timing-cache",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="measured kernels, kept for the next build",
     )

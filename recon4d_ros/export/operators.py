@@ -55,7 +55,7 @@ class OperatorReport:
 def check_operators(model: Path) -> OperatorReport:
     """Compares the graph's operators, their types and the restrictions that a graph of ours can
     meet with the table."""
-    table: dict[str, Any] = yaml.safe_load(TABLE.read_text())
+    table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     proto = onnx.load(str(model), load_external_data=False)
     proto = onnx.shape_inference.infer_shapes(proto)
     types: dict[str, int] = {}

@@ -111,7 +111,7 @@ def roll_out(
         )  # None: only on a terminal
         for index, frame_set in enumerate(bar):
             frame, _ = preprocessor(frame_set)
-            pose = egomotion.estimate(frame, frame_set.odometry, engine.pointers())
+            pose = egomotion.estimate(frame, frame_set.odometry, frame_set.jump)
             geometry = engine.step(frame, calibration, pose.T_map_camera, moving)
             if index in recorded:
                 written[index] = scratch / f"step_{index:03}.npz"

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from recon4d_ros import bev
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.hosted import rig_partners
 from recon4d_ros.engine.occupancy import OCCUPANCY, grid_of, motion_inputs, rig_tables
+from recon4d_ros.geometry import se3
 from recon4d_ros.types import Calibration
+
+# of an optical frame (x right, y down, z ahead) in a lidar frame (x right, y ahead, z up)
+AHEAD = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
@@ -50,6 +55,9 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         "anchor_shift": np.zeros(3, np.float32),
         "moving": moving,
         "metres_per_unit": np.ones(1, np.float32),
+        "projection": _ring(k, n),
+        "lidar_motion": se3(np.eye(3), np.array([0.0, -0.6 * (index > 0), 0])).astype(np.float32),
+        "seconds": np.full(1, 0.5 * (index > 0), np.float32),
     }
     if "from_cell" in spec.inputs:
         inputs |= _bev_inputs(spec, index, k)
@@ -66,6 +74,16 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         )
         inputs["partner"] = rig_partners(calibration, int(spec.options["stride"]))
     return inputs
+
+
+def _ring(k: NDArray[np.float64], n: int) -> NDArray[np.float32]:
+    """Lidar -> pixels [n, 4, 4] of n cameras 0.5 m below and around it, the first one ahead."""
+    projection = np.tile(np.eye(4), (n, 1, 1))
+    for camera in range(n):
+        turn = Rotation.from_euler("z", 2 * np.pi * camera / n).as_matrix() @ AHEAD
+        projection[camera, :3, :3] = k @ turn.T
+        projection[camera, :3, 3] = k @ turn.T @ np.array([0, 0, 0.5])
+    return projection.astype(np.float32)
 
 
 def _bev_inputs(spec: EngineSpec, index: int, k: NDArray[np.float64]) -> dict[str, NDArray]:

@@ -25,7 +25,7 @@ from recon4d_ros.mapping.views import Gate, Samples, free_until, rays, sample, s
 from recon4d_ros.mapping.voxel_table import EMPTY, VoxelTable
 from recon4d_ros.parallel import each
 from recon4d_ros.parameters import parameter
-from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate, Tracking
+from recon4d_ros.types import Calibration, Geometry, MapDelta, PoseEstimate
 
 # Columns of a voxel's row: mean position within the voxel (0..1), mean colour (0..255), weight,
 # evidence.
@@ -193,12 +193,12 @@ class Mapper:
     def __call__(
         self, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_], stamp_ns: int
     ) -> MapDelta:
-        """One frame. mask: [N, h, w] True on movers. With a lost pose the map stays as it is (the
-        delta is empty but counted).
+        """One frame. mask: [N, h, w] True on movers. With a pose that is not usable the map stays
+        as it is (the delta is empty but counted).
 
         stamp_ns is not used by the map itself: its deltas are stamped by whoever publishes them.
         """
-        if pose.tracking is not Tracking.LOST and np.all(np.isfinite(pose.T_map_camera)):
+        if pose.usable:
             self._center = np.floor(pose.T_map_base[:3, 3] / self._parameters.voxel_size).astype(
                 np.int64
             )

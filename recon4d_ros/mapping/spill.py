@@ -3,8 +3,10 @@ its file does not forget."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +15,57 @@ from recon4d_ros.mapping.cloud_files import PLY_POINT
 
 _RECORD = np.dtype([("key", "<i8"), ("point", PLY_POINT)])
 _BLOCK = 1 << 18
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+# where a file goes if the temporary folder (TMPDIR) is memory in disguise, first that will do
+_ON_DISK = ("/var/tmp", "~/.cache", ".")
+
+
+def folder_on_disk(mounts: str = "/proc/self/mounts") -> Path | None:
+    """A folder to write to that is not memory: the temporary one, else one of _ON_DISK; None if
+    there is none. mounts: the kernel's list of file systems."""
+    for name in (tempfile.gettempdir(), *_ON_DISK):
+        folder = Path(name).expanduser()
+        if folder.is_dir() and os.access(folder, os.W_OK) and not in_memory(folder, mounts):
+            return folder
+    return None
+
+
+def in_memory(folder: Path, mounts: str = "/proc/self/mounts") -> bool:
+    """Whether what is written there stays in memory (tmpfs and the like): by the mount that the
+    folder lies under."""
+    path, best, kind = folder.resolve(), -1, ""
+    try:
+        lines = Path(mounts).read_text().splitlines()
+    except OSError:
+        return False  # not Linux: nothing is known
+    for line in lines:
+        _, point, system = line.split()[:3]
+        parts = len(Path(point).parts)
+        if parts >= best and path.is_relative_to(point.replace("\\040", " ")):
+            best, kind = parts, system
+    return kind in _MEMORY_FILE_SYSTEMS
 
 
 class Spill:
     """An unnamed temporary file of voxels: it vanishes with the process. A full disk stops the
-    keeping, never the drive."""
+    keeping, never the drive; where there is no disk at all (every folder is a tmpfs, whose pages
+    are memory that no limit of the map counts) all is refused and counted as lost."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="recon4d_map_", buffering=0)
+        folder = folder_on_disk()
+        self._file = (
+            open(os.devnull, "wb", buffering=0)
+            if folder is None
+            else tempfile.TemporaryFile(prefix="recon4d_map_", buffering=0, dir=folder)
+        )
+        self._refuses = folder is None
         self.count = 0
         self.lost = 0  # voxels that a full disk refused
 
     def add(self, keys: NDArray[np.int64], points: NDArray[np.void]) -> None:
+        if self._refuses:
+            self.lost += len(keys)
+            return
         records = np.empty(len(keys), _RECORD)
         records["key"], records["point"] = keys, points
         try:
@@ -35,7 +76,8 @@ class Spill:
             self.lost += len(keys)
 
     def clear(self) -> None:
-        self._file.truncate(0)
+        if not self._refuses:
+            self._file.truncate(0)
         self.count = 0
         self.lost = 0
 

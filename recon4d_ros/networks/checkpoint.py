@@ -57,6 +57,9 @@ SYSTEMS = (
     System("driv3r", "Driv3R", ("dust3r.patch_embed.proj.weight", "pos_patch_embed.proj.weight")),
     System("dymultidepth", "Dynamic-multiframe-depth", ("fusion_module.gamma",)),
     System(
+        "sparse4d", "Sparse4D", ("head.instance_bank.anchor", "head.layers.0.weights_fc.weight")
+    ),
+    System(
         "uniscene",
         "UniScene",
         (

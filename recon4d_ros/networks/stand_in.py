@@ -75,4 +75,7 @@ def fill(network: nn.Module) -> nn.Module:
         else:
             values[name] = noise.div_(math.sqrt(max(1, math.prod(noise.shape[1:]))))
     network.load_state_dict(values, assign=True)
+    adjust = getattr(network, "stand_in", None)  # what a network cannot do without
+    if adjust is not None:
+        adjust()
     return network.eval()

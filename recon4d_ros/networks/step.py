@@ -47,7 +47,7 @@ class Step(Protocol):
 
     extra_outputs: tuple[str, ...]
     # outputs: tuple[str, ...] = OUTPUTS    of a network that gives something else than maps
-    # config: str = "learned"     "occupancy", "detection": what it gives, where that is no depth
+    # config: str = "learned"     "objects", "occupancy", "detection": what it gives, not depth
     # described: Mapping[str, Any] = {}     what the host is to know of it, for engine.yaml
     # one_world: bool = True      False: every camera's network_position is in a world and a unit of
     # its own
@@ -79,4 +79,7 @@ def frame_inputs(o: StepOptions) -> Signature:
         "anchor_shift": (torch.float32, (3,)),
         "moving": (torch.uint8, (n, h, w)),
         "metres_per_unit": (torch.float32, (1,)),
+        "projection": (torch.float32, (n, 4, 4)),
+        "lidar_motion": (torch.float32, (4, 4)),
+        "seconds": (torch.float32, (1,)),
     }

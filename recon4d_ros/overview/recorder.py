@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.calibration import upright
 from recon4d_ros.cameras.decode import decode
 from recon4d_ros.cameras.distortion import to_pixels
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.evaluator import History
-from recon4d_ros.geometry import box_corners, inverse, transform
+from recon4d_ros.geometry import box_corners, inverse, se3, transform
 from recon4d_ros.mapping import Cloud
 from recon4d_ros.overview.data import CameraView, ObjectView, OverviewData, Trail
 from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
@@ -96,6 +97,9 @@ class OverviewRecorder:
                 (),
             )
         objects = [o for o in result.motion.objects if o.missed == 0]
+        T_camera_map = inverse(result.pose.T_map_camera[n])
+        if (turn := upright(camera)) is not None:  # the source image is not turned
+            T_camera_map = se3(turn, np.zeros(3)) @ T_camera_map
         raw = result.frame_set.images.get(
             camera.name
         )  # a recording may have a camera's depth and not its picture
@@ -105,10 +109,7 @@ class OverviewRecorder:
             preprocessor.to_source(result.motion.mask[n], n),
             preprocessor.to_source(result.geometry.depth[n], n),
             tuple(
-                view
-                for o in objects
-                if (view := _object_view(o, inverse(result.pose.T_map_camera[n]), camera))
-                is not None
+                view for o in objects if (view := _object_view(o, T_camera_map, camera)) is not None
             ),
         )
 

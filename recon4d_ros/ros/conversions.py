@@ -274,8 +274,8 @@ def odometry_msg(
     """Pose with covariance in the parent frame, twist in the child's.
 
     The estimate's covariance is of the error in base_link; the message's is in the parent frame, so
-    its blocks are rotated. The twist is a difference of two poses dt seconds apart, so its
-    covariance is twice the pose's over dt squared. Lost is said with a huge one.
+    its blocks are rotated. The twist is the last motion over dt seconds, so its covariance is that
+    motion's over dt squared. Lost is said with a huge one.
     """
     lost = pose.tracking is Tracking.LOST
     covariance = LOST_COVARIANCE if lost else pose.covariance
@@ -288,7 +288,7 @@ def odometry_msg(
     message.twist.twist.linear = vector_msg(pose.velocity[:3])
     message.twist.twist.angular = vector_msg(pose.velocity[3:])
     message.twist.covariance = np.ascontiguousarray(
-        covariance * (1.0 if lost else 2.0 / max(dt, 1e-3) ** 2), np.float64
+        LOST_COVARIANCE if lost else pose.motion_covariance / max(dt, 1e-3) ** 2, np.float64
     ).reshape(-1)
     return message
 

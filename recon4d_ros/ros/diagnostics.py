@@ -21,6 +21,7 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 _TRACKING = {
     Tracking.STARTING: Status.STARTING,
     Tracking.TRACKING: Status.TRACKING,
+    Tracking.DEGRADED: Status.DEGRADED,
     Tracking.LOST: Status.LOST,
 }
 
@@ -76,6 +77,8 @@ class Health:
         self.map_voxels = 0
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
+        self.troubles: Mapping[str, tuple[str, ...]] = {}  # camera -> what is wrong with its images
+        self.restarts = 0  # engines that were given up as stuck
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
         self._cpu: dict[str, deque[float]] = {}
@@ -105,6 +108,7 @@ class Health:
         self.tracking, self.reason = result.pose.tracking, result.pose.reason
         self.memory_fill, self.map_voxels = result.memory_fill, voxels
         self.objects = len(result.motion.objects)
+        self.troubles = result.troubles
         self.present = [bool(value) for value in result.frame.present]
         self._latency.append(latency)
         for kept, now in ((self._stages, stages), (self._cpu, cpu)):
@@ -195,8 +199,11 @@ class Health:
             )
 
         out = [self._node_status(status, state, list(waiting), paused)]
-        if self.engine.warning:
-            out.append(status("engine", WARN, self.engine.warning))
+        faults = [self.engine.warning] if self.engine.warning else []
+        if self.restarts:
+            faults.append(f"was stuck and started anew, {self.restarts} time(s)")
+        if faults:
+            out.append(status("engine", WARN, "; ".join(faults), restarts=self.restarts))
         running = state == "active" and not paused
         if running:
             out.append(self._tracking_status(status))
@@ -273,9 +280,12 @@ class Health:
         )
 
     def _tracking_status(self, status) -> DiagnosticStatus:
-        level = {Tracking.TRACKING: OK, Tracking.STARTING: WARN, Tracking.LOST: ERROR}[
-            self.tracking
-        ]
+        level = {
+            Tracking.TRACKING: OK,
+            Tracking.STARTING: WARN,
+            Tracking.DEGRADED: WARN,
+            Tracking.LOST: ERROR,
+        }[self.tracking]
         text = (
             self.tracking.value
             if self.tracking is Tracking.TRACKING or not self.reason
@@ -295,8 +305,9 @@ class Health:
                 ERROR,
                 "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s",
             )
-        elif losses:
-            level, text = WARN, f"{rate:.1f} images/s, {', '.join(losses)}"
+        elif losses or name in self.troubles:
+            said = [*losses, *self.troubles.get(name, ())]
+            level, text = WARN, f"{rate:.1f} images/s, {', '.join(said)}"
         else:
             level, text = OK, f"{rate:.1f} images/s"
         return status(

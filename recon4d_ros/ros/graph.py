@@ -25,7 +25,8 @@ import yaml
 
 from recon4d_ros import paths
 from recon4d_ros.bags import BagReader
-from recon4d_ros.cameras.rig import BASE_FRAME, CameraTopics, save_rig
+from recon4d_ros.bags.rig import camera_topics
+from recon4d_ros.cameras.rig import BASE_FRAME, save_rig
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.runs.output import writing
 
@@ -105,19 +106,17 @@ def transport_environment() -> dict[str, str]:
     return dict.fromkeys(PROFILE_VARIABLES, str(paths.share() / "config/fastdds.xml"))
 
 
-def bag_parameters(bag: Path, folder: Path, base_frame: str = BASE_FRAME) -> dict[str, Any]:
+def bag_parameters(
+    bag: Path, folder: Path, base_frame: str = BASE_FRAME, **found: Any
+) -> dict[str, Any]:
     """The node's parameters for a bag: its rig as seen from base_frame, as a rig file in `folder`,
-    and its topics.
+    and its topics. found: what else `BagReader.rig` takes.
 
     Raises BagError, CalibrationError, OutputError.
     """
     with BagReader(bag) as reader:
-        cameras = reader.cameras()
-        rig = reader.rig(base_frame=base_frame)
-        topics = {
-            name: CameraTopics(camera.image, camera.camera_info or "")
-            for name, camera in cameras.items()
-        }
+        rig = reader.rig(base_frame=base_frame, **found)
+        topics = camera_topics(reader, rig, **found)
     save_rig(rig, folder / "rig.yaml", topics)
     return {"rig_file": str((folder / "rig.yaml").resolve())}
 
@@ -144,7 +143,8 @@ def write_parameters(path: Path, parameters: Mapping[str, Any]) -> Path:
     OutputError."""
     with writing(path.parent):
         path.write_text(
-            yaml.safe_dump({"/**": {"ros__parameters": dict(parameters)}}, sort_keys=True)
+            yaml.safe_dump({"/**": {"ros__parameters": dict(parameters)}}, sort_keys=True),
+            encoding="utf-8",
         )
     return path
 
@@ -247,6 +247,7 @@ def run_graph(
     rate: float = 1.0,
     record_topics: Sequence[str] = (),
     rig_from_bag: bool = True,
+    found: Mapping[str, Any] | None = None,
     domain: int | None = None,
     player_arguments: Sequence[str] = (),
     show_progress: bool | None = None,
@@ -256,7 +257,8 @@ def run_graph(
 
     out: a folder; the recording becomes out/bag, logs and the node's parameters out/logs.
     parameters: of the node, by dotted name, on top of what the bag gives (its rig and topics;
-    without rig_from_bag the caller gives cameras and topics, and the rig comes over DDS).
+    without rig_from_bag the caller gives cameras and topics, and the rig comes over DDS). found:
+    what `BagReader.rig` takes beside the frame.
     record_topics: further topics for the recording, e.g. the input images. show_progress: the
     player's bar on this terminal (default: if it is one). The recorder is ready before the node is
     started to be fed, and the player starts when the node reads every image topic; at the end the
@@ -267,9 +269,8 @@ def run_graph(
     with writing(out):
         logs.mkdir(parents=True, exist_ok=True)
     given = dict(parameters or {})
-    from_bag = (
-        bag_parameters(bag, logs, given.get("base_frame", BASE_FRAME)) if rig_from_bag else {}
-    )
+    more_of_rig = {"base_frame": given.get("base_frame", BASE_FRAME), **(found or {})}
+    from_bag = bag_parameters(bag, logs, **more_of_rig) if rig_from_bag else {}
     values = {**from_bag, "use_sim_time": True, "output_folder": str(out), **given}
     file = write_parameters(logs / "parameters.yaml", values)
     environment = graph_environment(domain)

@@ -6,13 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import message_filters
 import tf2_ros
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -22,28 +24,24 @@ from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.messages import frame_name, image_size, odometry_sample
 from recon4d_ros.ros.conversions import raw_image, transform_matrix
 from recon4d_ros.ros.entities import making
+from recon4d_ros.ros.offered import BEST_EFFORT, LATCHED, RELIABLE, image_qos, is_latched
 from recon4d_ros.types import OdometrySample, RawImage
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 PAIR_QUEUE = 10
 
 
-def sensor_qos() -> QoSProfile:
-    """Best effort and a short queue: of images that came while we were busy the newest win."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
-    )
-
-
 def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions.with_default_policies()
 
 
-def subscribe(node: Node, kind: type, topic: str) -> message_filters.Subscriber:
+def subscribe(
+    node: Node, kind: type, topic: str, qos: QoSProfile = BEST_EFFORT
+) -> message_filters.Subscriber:
     """Raises ParameterError."""
     with making(f"{topic} cannot be subscribed to"):
         return message_filters.Subscriber(
-            node, kind, topic, qos_profile=sensor_qos(), qos_overriding_options=overridable()
+            node, kind, topic, qos_profile=qos, qos_overriding_options=overridable()
         )
 
 
@@ -66,8 +64,9 @@ class CalibrationInput:
         topics: Mapping[str, CameraSource],
         info: Callable[[str, CameraInfo], None],
     ) -> None:
-        self._node = node
+        self._node, self._topics, self._info = node, topics, info
         self.subscribers: dict[str, message_filters.Subscriber] = {}
+        self._latched: dict[str, Subscription] = {}
         try:
             for name, topic in topics.items():
                 subscriber = subscribe(node, CameraInfo, topic.camera_info)
@@ -77,9 +76,20 @@ class CalibrationInput:
             self.close()
             raise
 
+    def look(self) -> None:
+        """Ask for the last message of publishers that keep it: one that came before us sends it to
+        nobody who does not ask. Beside the other subscription, which those that keep none match."""
+        for name, topic in self._topics.items():
+            if name not in self._latched and is_latched(self._node, topic.camera_info):
+                self._latched[name] = self._node.create_subscription(
+                    CameraInfo, topic.camera_info, partial(self._info, name), LATCHED
+                )
+
     def close(self) -> None:
         for subscriber in self.subscribers.values():
             self._node.destroy_subscription(subscriber.sub)
+        for subscription in self._latched.values():
+            self._node.destroy_subscription(subscription)
 
 
 @dataclass(frozen=True)
@@ -111,14 +121,10 @@ class CameraInput:
         bad: Callable[[str, str], None],
     ) -> None:
         """image(camera, raw image, frame_id); bad(camera, sentence)."""
-        self._node, self._name, self._topics, self._image, self._bad = (
-            node,
-            name,
-            topics,
-            image,
-            bad,
-        )
+        self.name = name
+        self._node, self._topics, self._image, self._bad = node, topics, image, bad
         self._subscriber: message_filters.Subscriber | None = None
+        self._source: tuple[str, type, QoSProfile] | None = None
         self._sizes = message_filters.SimpleFilter()
         self._pairs = message_filters.TimeSynchronizer([self._sizes, info], PAIR_QUEUE)
         self._pairs.registerCallback(self._on_pair)
@@ -129,12 +135,27 @@ class CameraInput:
 
     def connect(self) -> bool:
         """Subscribe, once the transport is known: `auto` looks at what is published. True when
-        subscribed. Raises ParameterError."""
-        if self._subscriber is None and (found := self._resolve()):
+        subscribed. Called again, it asks anew where the publishers now offer something else.
+        Raises ParameterError."""
+        if self._source is None:
+            found = self._resolve()
+            if found is None:
+                return False
             topic, kind = found
-            self._subscriber = subscribe(self._node, kind, topic)
+        else:
+            topic, kind, _ = self._source
+        qos = image_qos(self._node, topic, self._source[2] if self._source else BEST_EFFORT)
+        if self._source is None or qos is not self._source[2]:
+            self.disconnect()
+            self._subscriber = subscribe(self._node, kind, topic, qos)
             self._subscriber.registerCallback(self._on_image)
-        return self.connected
+            self._source = topic, kind, qos
+        return True
+
+    @property
+    def reliable(self) -> bool:
+        """Whether lost images are sent again."""
+        return self._source is not None and self._source[2] is RELIABLE
 
     def waits_for(self) -> str:
         return f"a publisher of {self._topics.image} (transport {self._topics.transport})"
@@ -142,7 +163,7 @@ class CameraInput:
     def disconnect(self) -> None:
         if self._subscriber is not None:
             self._node.destroy_subscription(self._subscriber.sub)
-            self._subscriber = None
+            self._subscriber = self._source = None
 
     def _resolve(self) -> tuple[str, type] | None:
         """What to subscribe to: the name before remapping, which a subscription does itself, and
@@ -178,18 +199,18 @@ class CameraInput:
         try:
             image = raw_image(message, time.monotonic_ns())
         except Recon4dError as error:
-            self._bad(self._name, str(error))
+            self._bad(self.name, str(error))
             return
         size = (image.width, image.height) if image.width else compressed_size(image.data)
         if size:
             self._sizes.signalMessage(ImageSize(message.header, *size))
-        self._image(self._name, image, frame_name(message.header.frame_id))
+        self._image(self.name, image, frame_name(message.header.frame_id))
 
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
         width, height = image_size(info)
         if (image.width, image.height) != (width, height):
             self._bad(
-                self._name,
+                self.name,
                 f"image is {image.width}x{image.height} and its camera_info says {width}x{height}",
             )
 

@@ -26,6 +26,7 @@ from recon4d_ros.ros.entities import check_topic
 from recon4d_ros.ros.inputs import CameraSource
 from recon4d_ros.ros.node_parameters import NODE_NAME
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process, spin_until
+from recon4d_ros.ros.services import ServiceThread
 from recon4d_ros.ros.session import Session, Setup
 from recon4d_ros.types import Rig
 
@@ -75,9 +76,10 @@ class Recon4dNode(LifecycleNode):
         )
         self.add_post_set_parameters_callback(self._mended)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", self._on_save_map)
+        self._service_thread = ServiceThread(self)
+        self._service_thread.offer(Trigger, "~/reset", self._on_reset)
+        self._service_thread.offer(SetBool, "~/pause", self._on_pause)
+        self._service_thread.offer(SaveMap, "~/save_map", self._on_save_map)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TICK, self._tick, clock=steady)
         self.create_timer(POLL, self._poll, clock=steady)
@@ -160,6 +162,10 @@ class Recon4dNode(LifecycleNode):
         """Through the states to finalized, whichever it is in."""
         if not self.finalized:
             self.trigger_shutdown()
+
+    def destroy_node(self) -> None:
+        self._service_thread.close()
+        super().destroy_node()
 
     def _close_session(self) -> None:
         if self._session is not None:
@@ -258,8 +264,8 @@ class Recon4dNode(LifecycleNode):
 
     def _report(self) -> None:
         session = self._session
-        if session is not None and session.active and (session.paused or session.waiting()):
-            session.show_status()
+        if session is not None:
+            session.heartbeat()
         health = session.health if session is not None else Health(())
         waiting = (
             session.waiting() if session is not None else [self.failure] if self.failure else []
@@ -280,24 +286,26 @@ class Recon4dNode(LifecycleNode):
             self._session.clock_jumped_back()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._session is None:
+        session = self._session
+        if session is None:
             response.success, response.message = (
                 False,
                 f"the node is {self._state}: there is nothing to reset",
             )
             return response
         try:
-            self._session.reset("asked for")
+            session.reset("asked for")
             response.success, response.message = True, "map, memory, tracks and pose start anew"
-        except TimeoutError as error:
+        except (TimeoutError, Recon4dError) as error:
             response.success, response.message = False, str(error)
         return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if self._session is None:
+        session = self._session
+        if session is None:
             response.success, response.message = False, f"the node is {self._state}"
             return response
-        self._session.paused = request.data
+        session.paused = request.data
         response.success, response.message = True, "paused" if request.data else "running"
         return response
 
@@ -310,15 +318,16 @@ class Recon4dNode(LifecycleNode):
             if request.path
             else folder / f"map_{self.get_clock().now().nanoseconds}.ply"
         )
+        session = self._session
         try:
-            if self._session is None:
+            if session is None:
                 raise Recon4dError(f"the node is {self._state}: there is no map")
             if not request.path:
                 folder.mkdir(parents=True, exist_ok=True)
-            response.points = int(self._session.save_map(path))
+            response.points = int(session.save_map(path))
             lost = "".join(
                 f"; {count} voxels are not in it: {reason}"
-                for reason, count in self._session.health.map_losses.items()
+                for reason, count in session.health.map_losses.items()
             )
             response.success, response.message = (
                 True,

@@ -64,6 +64,13 @@ class NodeParameters:
         minimum=0.1,
         maximum=600.0,
     )
+    watchdog: float = parameter(
+        60.0,
+        "seconds that one step may take before the engine is taken for stuck and started anew, map"
+        " and pose with it; 0 = never",
+        minimum=0.0,
+        maximum=3600.0,
+    )
     output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
 
 

@@ -8,7 +8,7 @@ any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -113,8 +113,19 @@ def read(node: Node, info: ParameterInfo, prefix: str = "") -> Any:
 def read_all(node: Node) -> tuple[NodeParameters, Parameters]:
     """Both dataclasses from the node's parameters. Raises ParameterError."""
     own = build(NodeParameters, {info.name: read(node, info) for info in describe(NodeParameters)})
-    algorithm = build(Parameters, {info.name: read(node, info) for info in describe(Parameters)})
+    infos = list(describe(Parameters))
+    keys = {
+        name: node._parameter_overrides[name].value
+        for name in node._parameter_overrides
+        if _is_key(name, infos)
+    }
+    algorithm = build(Parameters, {info.name: read(node, info) for info in infos} | keys)
     return own, algorithm
+
+
+def _is_key(name: str, infos: Iterable[ParameterInfo]) -> bool:
+    """Whether it names an entry of a keyed parameter, such as sync.offset.right."""
+    return any(info.keyed and name.startswith(f"{info.name}.") for info in infos)
 
 
 def declare_camera(node: Node, camera: str) -> dict[str, str]:
@@ -164,8 +175,11 @@ def refuse_when_configured(configured: bool, parameters: list[Parameter]) -> Set
 
 def unknown_overrides(node: Node) -> list[str]:
     """Names that the user gave and nobody declared: most often a typing error."""
+    infos = list(all_parameters())
     return sorted(
         name
         for name in node._parameter_overrides
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+        if not node.has_parameter(name)
+        and not name.startswith("qos_overrides.")
+        and not _is_key(name, infos)
     )

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from recon4d_ros.bags import BagReader
 from recon4d_ros.bags.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TF_STATIC, TRUTH
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
+from recon4d_ros.paths import user_path
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spinning
 
@@ -302,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
             " to ROS."
         ),
     )
-    parser.add_argument("bag", type=Path, help="bag folder, or one .mcap or .db3 file")
+    parser.add_argument("bag", type=user_path, help="bag folder, or one .mcap or .db3 file")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="bag seconds per second (default 1)"
     )

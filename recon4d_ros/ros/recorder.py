@@ -22,6 +22,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from recon4d_ros.bags import BagWriter
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
+from recon4d_ros.paths import user_path
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.player import split_ros_args
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, lean_executor, ros_process
@@ -231,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
             "exit codes: 0 recorded, 2 nothing recorded or the folder cannot be written."
         ),
     )
-    parser.add_argument("--out", type=Path, required=True, help="bag folder to make")
+    parser.add_argument("--out", type=user_path, required=True, help="bag folder to make")
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="topics to record")
     parser.add_argument(
         "--all-of",

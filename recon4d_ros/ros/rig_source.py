@@ -69,6 +69,10 @@ class RigSource:
                 phrases.append(f"tf {self._base_frame}->{self._frame(name)}")
         return phrases
 
+    def lacks_info(self, name: str) -> bool:
+        """Whether a camera's camera_info is still awaited."""
+        return self._known is None and name not in self._infos
+
     def rig(self) -> Rig | None:
         """The rig, or None while something is missing. Raises CalibrationError if what is there
         makes no rig."""

@@ -7,9 +7,10 @@ publishers, /tf
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,12 @@ from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
+HEARTBEAT_NS = 900_000_000
+NO_CLOCK = 1.0  # seconds until a /clock that is silent from the start is said to be
+NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one that sends it only
+# while somebody reads its images
+LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
+NEVER_CAME = "never came (gaps in its time stamps)"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -69,6 +76,10 @@ class Session:
         self.paused = False
         self.active = False
         self._now = WaitingClock(node.get_clock())
+        self._sync_lock = threading.RLock()  # services have a thread of their own
+        self._activated = 0.0  # monotonic time
+        self._looked = 0.0  # monotonic time of the last look at the publishers
+        self._clock_said = False
         self._camera_frames: dict[str, str] = {}
         self._frames = Frames(
             own.map_frame,
@@ -78,11 +89,13 @@ class Session:
         )
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
+        self._findings_said = 0
         self._reconstructor: Reconstructor | None = None
         self._loading: Future | None = None
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
+        self._status_ns = 0  # monotonic time of the last ~/status
         self._stamp_ns = 0
         self._last_ns: int | None = (
             None  # stamp of the last frame set of this drive, in the worker's thread
@@ -136,15 +149,18 @@ class Session:
         ]
         opened.callback(self._disconnect)
         opened.callback(self._close_reconstructor)
-        self._worker = Worker(
+        self._worker = self._make_worker()
+        opened.callback(lambda: self._worker.close())  # the one of then: it may be another
+        if setup.rig is not None:
+            self._worker.call(partial(self._load, setup.rig)).result()
+
+    def _make_worker(self) -> Worker:
+        return Worker(
             self._process,
             displaced=self._displaced,
             failed=self._step_failed,
             idle=self._publish_map_if_due,
         )
-        opened.callback(self._worker.close)
-        if setup.rig is not None:
-            self._worker.call(partial(self._load, setup.rig)).result()
 
     def _disconnect(self) -> None:
         for camera in self._cameras:
@@ -162,6 +178,7 @@ class Session:
     def activate(self) -> None:
         """Raises Recon4dError as `tick`."""
         self._synchronize_anew()
+        self._looked, self._activated = 0.0, time.monotonic()
         if self._setup.own.odom_topic:
             self._odometry = OdometryInput(
                 self._node,
@@ -193,29 +210,61 @@ class Session:
 
     def tick(self) -> None:
         """Several times a second: count drops, find the rig, load the engine, subscribe to the
-        images once they can be used.
+        images once they can be used, or once a camera_info is awaited that may only be sent while
+        somebody reads the images.
 
         Raises Recon4dError if the rig turns out to be none, the engine does not fit it, or a topic
         cannot be subscribed to.
         """
         self._count_sync()
+        if 0 < self._setup.own.watchdog < self._worker.busy:
+            self._leave_stuck_engine()
         if self._loading is not None and self._loading.done():
             loading, self._loading = self._loading, None
             loading.result()
         if self._reconstructor is None:
             if self._loading is None and (rig := self._source.rig()) is not None:
                 self._loading = self._worker.call(partial(self._load, rig))
-        elif self.active:
-            for camera in self._cameras:
+        if self._now.stands_still and not self._clock_said:
+            self._clock_said = True
+            self._log.warning(f"waiting for {self.waiting()[0]}")
+        if look := time.monotonic() - self._looked > LOOK_ANEW:
+            self._looked = time.monotonic()
+            self._calibrations.look()
+        ask = time.monotonic() - self._activated > NO_INFO
+        for camera in self._cameras if self.active else ():
+            if self._reconstructor is None and not (ask and self._source.lacks_info(camera.name)):
+                camera.disconnect()
+            elif look or not camera.connected:
                 camera.connect()
+
+    def _leave_stuck_engine(self) -> None:
+        """A step that does not end cannot be stopped: its thread is left, and another engine is
+        loaded in a new one."""
+        if self._reconstructor is None:
+            return
+        self.health.restarts += 1
+        self._log.error(
+            f"the engine has not ended its step for {self._worker.busy:.0f} s (parameter watchdog):"
+            " another one is started, and map, memory, tracks and pose begin anew"
+        )
+        rig, self._reconstructor = self._reconstructor.rig, None
+        self._worker.abandon()
+        self._worker = self._make_worker()
+        self._synchronize_anew()
+        self._loading = self._worker.call(partial(self._load, rig))
+        self._worker.call(lambda: self._begin_anew(reset=True))
 
     def poll(self) -> None:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
-            self._hand_over(self._synchronizer.poll(self._now()))
+            with self._sync_lock:
+                self._hand_over(self._synchronizer.poll(self._now()))
 
     def waiting(self) -> list[str]:
         """What is missing before frame sets can come."""
+        if self._now.stands_still:
+            return ["time: use_sim_time is set, and nothing has been published on /clock"]
         if self._loading is not None:
             return ["the engine to load"]
         missing = self._source.missing()
@@ -223,25 +272,28 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
-    # --- services, in the executor's thread
+    # --- services, in a thread of their own (services.py)
 
     def reset(self, reason: str) -> None:
-        """Forget the drive, the frame set that waits included. Raises TimeoutError if the worker is
-        stuck."""
+        """Forget the drive, the frame set that waits included; waits until it is done. Raises
+        TimeoutError if the worker is stuck."""
+        if (future := self._ask_reset(reason)) is not None:
+            self._await(future, "everything starts anew")
+
+    def clock_jumped_back(self) -> None:
+        """The clock's own word of a bag loop, where the images' stamps have not said it already.
+        In the executor's thread: does not wait."""
+        if time.monotonic_ns() - self._reset_ns > RESET_ONCE_NS:
+            self._ask_reset("the clock jumped back")
+
+    def _ask_reset(self, reason: str) -> Future | None:
         self._worker.discard()
         self._buffer.clear()
         self._synchronize_anew()
         self._log.info(f"reset: {reason}")
-        if self._reconstructor is not None:
-            self._call(lambda: self._begin_anew(reset=True), "everything starts anew")
-
-    def clock_jumped_back(self) -> None:
-        """The clock's own word of a bag loop, where the images' stamps have not said it already."""
-        if time.monotonic_ns() - self._reset_ns > RESET_ONCE_NS:
-            try:
-                self.reset("the clock jumped back")
-            except TimeoutError as error:
-                self._log.warning(str(error))
+        if self._reconstructor is None:
+            return None
+        return self._worker.call(lambda: self._begin_anew(reset=True))
 
     def save_map(self, path: Path) -> int:
         """Write the map; returns its points. Raises OutputError, TimeoutError, or Recon4dError
@@ -254,17 +306,28 @@ class Session:
         return self.health.status_msg(self._stamp_ns, self._frames.base, paused=self.paused)
 
     def show_status(self) -> None:
+        self._status_ns = time.monotonic_ns()
         self._publishers.show_status(self.status_msg())
+
+    def heartbeat(self) -> None:
+        """Once a second: ~/status also while no frame set comes."""
+        if self.active and time.monotonic_ns() - self._status_ns > HEARTBEAT_NS:
+            self.show_status()
 
     def _call(self, function: Callable, promise: str):
         """Raises TimeoutError with its sentence if the worker does not come to it in time; it will
         later."""
-        future = self._worker.call(function)
+        return self._await(self._worker.call(function), promise)
+
+    def _await(self, future: Future, promise: str):
         if not wait([future], CALL_TIMEOUT).done:
             raise TimeoutError(
                 f"the worker is still busy after {CALL_TIMEOUT:g} s: {promise} when it is free"
             )
-        return future.result()
+        try:
+            return future.result()
+        except CancelledError:
+            raise Recon4dError("the node was cleaned up before it came to that") from None
 
     # --- inputs, in the executor's thread
 
@@ -285,10 +348,15 @@ class Session:
                     " (counted, said here once)"
                 )
         if not self.paused:
-            self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
+            with self._sync_lock:
+                self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
+                for finding in self._synchronizer.findings[self._findings_said :]:
+                    self._log.warning(finding)
+                self._findings_said = len(self._synchronizer.findings)
 
     def _on_odometry(self, sample: OdometrySample) -> None:
-        self._synchronizer.add_odometry(sample)
+        with self._sync_lock:
+            self._synchronizer.add_odometry(sample, self._now())
 
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
@@ -299,16 +367,35 @@ class Session:
             self._worker.put(frame_set)
 
     def _synchronize_anew(self) -> None:
-        self._count_sync()
-        self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
-        self._sync_counted = {}
+        with self._sync_lock:
+            self._count_sync()
+            self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
+            self._sync_counted = {}
+            self._findings_said = 0
 
     def _count_sync(self) -> None:
         """The synchronizer's own drops into the common count; whether frame sets come or not."""
-        for key, total in sync_drops(self._synchronizer.statistics).items():
-            for _ in range(total - self._sync_counted.get(key, 0)):
-                self.health.drops.count(*key)
-            self._sync_counted[key] = total
+        with self._sync_lock:
+            for key, total in sync_drops(self._synchronizer.statistics).items():
+                for _ in range(total - self._sync_counted.get(key, 0)):
+                    if self.health.drops.count(*key) and key[1] == NEVER_CAME:
+                        self._say_remedy(key[0])
+                self._sync_counted[key] = total
+
+    def _say_remedy(self, name: str) -> None:
+        """What helps where images are lost between driver and node."""
+        camera = next(camera for camera in self._cameras if camera.name == name)
+        remedy = (
+            "start the driver with FASTDDS_DEFAULT_PROFILES_FILE=<share>/recon4d_ros/config/"
+            "fastdds.xml, for its shared memory is smaller than an image"
+            if camera.reliable
+            else "let the driver publish reliably, for with best effort a lost packet is a lost"
+            " image"
+        )
+        self._log.warning(
+            f"{name}: images are lost between driver and node (counted on /diagnostics, said here"
+            f" once): {remedy}; docs/drivers.md has more"
+        )
 
     def _displaced(self, frame_set: FrameSet) -> None:
         for camera in frame_set.images:
@@ -319,7 +406,9 @@ class Session:
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
         reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
-        self._publishers.calibrate(reconstructor.calibration)
+        for note in reconstructor.notes:
+            self._log.warning(note)
+        self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
             folder.name, engine.spec.runtime, engine.device, engine.spec.warning
@@ -352,6 +441,8 @@ class Session:
             )
         forgotten = reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
+        if reconstructor is not self._reconstructor:  # it was given up as stuck meanwhile
+            return
         if reconstructor.engine.forgotten > forgotten:
             self._bad("engine", "its memory held what is not finite, and was forgotten")
         if (
@@ -362,7 +453,6 @@ class Session:
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
         start, worked = time.perf_counter(), time.process_time()
-        self._stamp_ns = frame_set.stamp_ns
         sentence = (
             self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
         )
@@ -377,6 +467,7 @@ class Session:
         cpu = {**result.cpu, "publish": time.process_time() - worked}
         self._map_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
+        self._stamp_ns = frame_set.stamp_ns
         self.health.done(
             result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
         )
@@ -425,7 +516,17 @@ class WaitingClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._made = time.monotonic()
         self._last = self._offset = 0
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether /clock is awaited and nothing has come on it for NO_CLOCK seconds."""
+        return (
+            time.monotonic() - self._made > NO_CLOCK
+            and bool(getattr(self._clock, "ros_time_is_active", False))
+            and self._clock.now().nanoseconds == 0
+        )
 
     def __call__(self) -> int:
         if not getattr(self._clock, "ros_time_is_active", False):
@@ -437,8 +538,9 @@ class WaitingClock:
 
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
-    """Drops by (source, reason): each camera's, and `odometry`."""
+    """Drops by (source, reason): each camera's, what never came included, and `odometry`."""
     return {
         **statistics.dropped,
+        **{(camera, NEVER_CAME): count for camera, count in statistics.missing.items()},
         **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -48,6 +49,7 @@ class Worker:
         self._slot: FrameSet | None = None
         self._calls: list[tuple[Future, Callable[[], Any]]] = []
         self._stop = False
+        self._began: float | None = None  # monotonic time of the step that runs now
         self._thread = threading.Thread(target=self._run, name="recon4d worker", daemon=True)
         self._thread.start()
 
@@ -74,6 +76,16 @@ class Worker:
                 self._calls.append((future, function))
                 self._condition.notify()
         return future
+
+    @property
+    def busy(self) -> float:
+        """Seconds that the step of now has taken so far; 0 between two."""
+        began = self._began
+        return time.monotonic() - began if began is not None else 0.0
+
+    def abandon(self) -> None:
+        """End, without waiting for a step that does not: its thread is left to itself."""
+        self.close(timeout=0.0)
 
     def close(self, timeout: float = 30.0) -> None:
         """End after the step that runs now. Calls that wait are cancelled."""
@@ -106,8 +118,10 @@ class Worker:
                         future.set_exception(error)
             try:
                 if frame_set is not None:
+                    self._began = time.monotonic()
                     self._process(frame_set)
                 elif not calls:
                     self._idle()
             except Exception as error:
                 self._failed(error)
+            self._began = None

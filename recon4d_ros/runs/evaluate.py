@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,17 @@ from recon4d_ros.types import Rig
 
 
 def evaluate_run(
-    folder: str | Path, bag: str | Path, rig: Rig | None = None, base_frame: str = BASE_FRAME
+    folder: str | Path,
+    bag: str | Path,
+    rig: Rig | None = None,
+    base_frame: str = BASE_FRAME,
+    **found: Any,
 ) -> dict:
     """Scores of a run's folder against the truth in its bag; depth and masks where the run kept its
     frames (--save-frames).
 
-    rig: the one that the run used, by default the bag's as seen from base_frame. Raises
-    Recon4dError with one sentence if folder or bag cannot be read.
+    rig: the one that the run used, by default the bag's as seen from base_frame; found: what else
+    `BagReader.rig` takes. Raises Recon4dError with one sentence if folder or bag cannot be read.
     """
     folder = Path(folder)
     stamps, poses = read_trajectory(folder / "trajectory.tum")
@@ -35,7 +40,7 @@ def evaluate_run(
             raise Recon4dError(
                 f"bag {bag} has no truth to compare with: expected topics /ground_truth/*"
             )
-        rig = rig or reader.rig(base_frame=base_frame)
+        rig = rig or reader.rig(base_frame=base_frame, **found)
     evaluator = Evaluator(bag, rig)
     saved = [_saved_stamps(folder / "depth" / name) for name in rig.names]
     objects = (

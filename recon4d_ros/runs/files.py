@@ -35,7 +35,7 @@ def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     Recon4dError."""
     stamps, rows = [], []
     try:
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if line.strip() and not line.startswith("#"):
                 first, *rest = line.split()
                 if len(rest) != 7:
@@ -83,7 +83,7 @@ def object_entry(o: DynamicObject) -> dict[str, Any]:
 def read_objects(path: Path) -> Iterator[ObjectsAt]:
     """One entry per line of objects.jsonl. Raises Recon4dError."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     entry = json.loads(line)

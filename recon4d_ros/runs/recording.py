@@ -7,7 +7,7 @@ a listener heard, not from inside the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,12 @@ from recon4d_ros.types import (
     Tracking,
 )
 
-_TRACKING = {0: Tracking.STARTING, 1: Tracking.TRACKING, 2: Tracking.LOST}
+_TRACKING = {
+    0: Tracking.STARTING,
+    1: Tracking.TRACKING,
+    2: Tracking.LOST,
+    4: Tracking.DEGRADED,
+}
 _NO_DELTA = MapDelta(
     0,
     0.0,
@@ -54,7 +59,8 @@ class Recording:
     """The recorded outputs of one node. `frames` yields them set by set; afterwards `cloud` is the
     map as heard over the drive: the last one, and of those before what lay beyond its reach.
 
-    source: the bag that was played, for the pictures. preprocessor: of the rig and engine that ran.
+    source: the bag that was played, for the pictures; image_topics: camera -> topic there, where
+    it was named. preprocessor: of the rig and engine that ran.
     A set is what the node's status said of a frame set, with the images published for it.
     """
 
@@ -66,6 +72,7 @@ class Recording:
     latency: list[float] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)
     cloud: Cloud = field(default_factory=lambda: _empty())
+    image_topics: Mapping[str, str] = field(default_factory=dict)
 
     def frames(self) -> Iterator[Reconstruction]:
         """Reconstructions in the order of their stamps. Raises BagError if the recording has no
@@ -84,7 +91,7 @@ class Recording:
                 for name in self.calibration.names
             ],
         )
-        source = _SourceImages(self.source, self.calibration.names)
+        source = _SourceImages(self.source, self.calibration.names, self.image_topics)
         slack = int(np.median(np.diff(sorted(statuses)))) // 2 if len(statuses) > 1 else 10**9
         with closing(working), closing(source):
             for stamp in sorted(statuses):
@@ -169,6 +176,7 @@ class Recording:
             T_map_base @ self.calibration.T_base_camera,
             _TRACKING.get(status.tracking, Tracking.LOST),
             np.asarray(pose.pose.covariance, np.float64).reshape(6, 6),
+            np.full((6, 6), np.nan),  # published as the twist's, over a time that is not
             np.zeros(6),
             reason=status.reason,
         )
@@ -229,10 +237,18 @@ class _ImageStream:
 class _SourceImages:
     """The played bag's images by camera and stamp, read forward with a short memory."""
 
-    def __init__(self, bag: Path, cameras: Sequence[str], window_ns: int = 4_000_000_000) -> None:
+    def __init__(
+        self,
+        bag: Path,
+        cameras: Sequence[str],
+        image_topics: Mapping[str, str] | None = None,
+        window_ns: int = 4_000_000_000,
+    ) -> None:
         self._reader = BagReader(bag)
         self._events = (
-            event for event in self._reader.events(cameras) if isinstance(event, ImageEvent)
+            event
+            for event in self._reader.events(cameras, image_topics=image_topics)
+            if isinstance(event, ImageEvent)
         )
         self._held: dict[tuple[str, int], RawImage] = {}
         self._latest = -1

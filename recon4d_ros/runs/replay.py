@@ -46,5 +46,5 @@ def frame_sets(
         if isinstance(event, ImageEvent):
             yield from synchronizer.add_image(event.camera, event.image, event.receive_ns)
         elif isinstance(event, OdometryEvent):
-            synchronizer.add_odometry(event.sample)
+            synchronizer.add_odometry(event.sample, event.receive_ns)
     yield from synchronizer.flush()

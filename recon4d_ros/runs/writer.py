@@ -21,6 +21,7 @@ from recon4d_ros.evaluation import Evaluator
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
+from recon4d_ros.paths import user_path
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
 from recon4d_ros.runs.output import writing
 from recon4d_ros.types import Reconstruction, Rig
@@ -56,15 +57,15 @@ class RunWriter:
         evaluator: where given, it scores each frame as it comes (with depth and masks, saved or
         not) and `finish` adds its metrics.
         """
-        self.out = Path(out)
+        self.out = user_path(out)
         self._rig = rig
         self._save_frames = save_frames
         self._evaluator = evaluator
         self._recorder = OverviewRecorder(rig)
         self._prepare(force)
         with writing(self.out):
-            self._trajectory = open(self.out / "trajectory.tum", "w", buffering=1)
-            self._objects = open(self.out / "objects.jsonl", "w", buffering=1)
+            self._trajectory = open(self.out / "trajectory.tum", "w", 1, "utf-8")
+            self._objects = open(self.out / "objects.jsonl", "w", 1, "utf-8")
 
     def add(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
         """One frame set: a line of the trajectory and of the objects, its images if they are kept,
@@ -107,7 +108,7 @@ class RunWriter:
             summary["metrics"] = metrics
         with writing(self.out):
             (self.out / "summary.json").write_text(
-                json.dumps(without_nan(summary), indent=1) + "\n"
+                json.dumps(without_nan(summary), indent=1) + "\n", encoding="utf-8"
             )
         history = self._evaluator.history if self._evaluator else None
         picture = draw_overview(self._recorder.data(cloud, summary, history))

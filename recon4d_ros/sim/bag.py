@@ -20,9 +20,14 @@ from recon4d_ros.bags import BagWriter, rig_transforms
 from recon4d_ros.depth_png import encode_depth
 from recon4d_ros.errors import OutputError
 from recon4d_ros.geometry import quaternion
-from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator
+from recon4d_ros.sim.motion_sensors import ACCELERATION_NOISE, GYRO_NOISE, wheels
+from recon4d_ros.sim.motion_sensors import imu as inertial
+from recon4d_ros.sim.scenario import Scenario
+from recon4d_ros.sim.scenario import scenario as scenario_of
+from recon4d_ros.sim.simulate import START_NS, Drive, SimFrame, SimObject, Simulator
 from recon4d_ros.types import Rig
 
+_IMU = "sensor_msgs/msg/Imu"
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
 
@@ -44,29 +49,71 @@ def write_bag(
     rate: float = 10.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    quality: int = 92,
+    quality: int | None = None,
     workers: int = 2,
     skew_s: float = 0.0,
     ground_truth_every: int = 1,
     storage: Literal["mcap", "sqlite3"] = "mcap",
+    scenario: str = "city",
+    imu: bool = False,
+    odometry: bool = False,
 ) -> None:
     """Simulate a drive and write it as a bag (topics: see DESIGN.md; /ground_truth/* as docs say).
 
     progress: called with (frames done, frames in all). workers: processes that render; 1 renders in
     this one. ground_truth_every: depth and masks for every n-th frame only (pose and objects are in
-    every frame). The bag's content does not depend on `workers`. Raises OutputError if the bag
-    cannot be written.
+    every frame). quality: of the JPEGs, the scenario's unless given. imu, odometry: also /imu and
+    /odom, with their errors (see motion_sensors.py). The bag's content does not
+    depend on `workers`. Raises OutputError if the bag cannot be written, ParameterError if there is
+    no such scenario.
     """
+    chosen = scenario_of(scenario, seed)
+    rig = chosen.rig(rig)
+    quality = chosen.conditions.jpeg_quality if quality is None else quality
     total = round(seconds * rate)
     with BagWriter(path, storage) as bag:
         start = Simulator.stamp_of(0, rate)
         bag.write_tf_static(start, rig_transforms(rig))
+        _write_motion(bag, chosen, seconds, imu, odometry)
         for encoded in _frames(
-            rig, seconds, rate, seed, skew_s, quality, ground_truth_every, workers
+            (rig, seconds, rate, seed, skew_s, scenario), quality, ground_truth_every, workers
         ):
             _write(bag, rig, encoded)
             if progress:
                 progress(encoded.frame.index + 1, total)
+
+
+def _write_motion(
+    bag: BagWriter, chosen: Scenario, seconds: float, imu: bool, odometry: bool
+) -> None:
+    """What the car's other sensors say of its motion."""
+    if not (imu or odometry):
+        return
+    pose = Drive(chosen, seconds).T_world_base
+    if imu:
+        vector = bag.type("geometry_msgs/msg/Vector3")
+        still = bag.type("geometry_msgs/msg/Quaternion")(0.0, 0.0, 0.0, 1.0)
+        unknown = np.zeros(9)
+        unknown[0] = -1.0  # "no orientation", as sensor_msgs/Imu has it
+        turning, force = (
+            np.eye(3).ravel() * sigma**2 for sigma in (GYRO_NOISE, ACCELERATION_NOISE)
+        )
+        for sample in inertial(pose, seconds, chosen.seed):
+            stamp = START_NS + round(sample.t * 1e9)
+            message = bag.type(_IMU)(
+                bag.header(stamp, "base_link"),
+                still,
+                unknown,
+                vector(*map(float, sample.gyro)),
+                turning,
+                vector(*map(float, sample.acceleration)),
+                force,
+            )
+            bag.write("/imu", _IMU, message, stamp)
+    if odometry:
+        for wheel in wheels(pose, seconds, chosen.seed):
+            stamp = START_NS + round(wheel.t * 1e9)
+            bag.write_odometry("/odom", stamp, wheel.T_odom_base, twist=wheel.velocity)
 
 
 def depth_png(depth: NDArray[np.float32]) -> bytes:
@@ -118,17 +165,10 @@ def _work(index: int, quality: int, every: int) -> Encoded:
 
 
 def _frames(
-    rig: Rig,
-    seconds: float,
-    rate: float,
-    seed: int,
-    skew_s: float,
-    quality: int,
-    every: int,
-    workers: int,
+    arguments: tuple[Any, ...], quality: int, every: int, workers: int
 ) -> Iterator[Encoded]:
-    """Every frame, in order."""
-    arguments = (rig, seconds, rate, seed, skew_s)
+    """Every frame, in order. arguments: of Simulator."""
+    _, seconds, rate, *_ = arguments
     count = round(seconds * rate)
     if workers <= 1 or count < 4 or not _can_spawn():
         simulator = Simulator(*arguments)

@@ -4,7 +4,7 @@ the shadows on all of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from recon4d_ros.sim.road import (
     PARKING,
     PAVEMENT,
     SIDE_STREET,
+    Crossing,
     Road,
 )
 from recon4d_ros.sim.solids import ELLIPSOID, Solids
@@ -30,17 +31,62 @@ _REACH = 200.0  # metres to each side of the window's middle
 _SNAP = 50.0
 SHADOW_CELL, SHADOW_REACH = 0.15, 66.0
 
-# Per zone, from the middle outwards: layer, linear colour, texels per metre, texture laid along the
-# road.
-_ZONES = (
-    (Layer.ASPHALT, (0.115, 0.115, 0.12), 64.0, False),
-    (Layer.ASPHALT, (0.21, 0.10, 0.08), 64.0, False),
-    (Layer.COBBLE, (0.15, 0.145, 0.14), 128.0, True),
-    (Layer.PLASTER, (0.34, 0.33, 0.31), 64.0, True),
-    (Layer.PAVERS, (0.26, 0.25, 0.235), 128.0, True),
-    (Layer.GRASS, (0.085, 0.125, 0.035), 64.0, False),
-)
-_EDGES = (CARRIAGEWAY, CYCLE_LANE, PARKING, KERB, PAVEMENT)
+
+@dataclass(frozen=True)
+class Zone:
+    """A strip of ground. color: linear. density: texels per metre. along: whether the texture lies
+    along the road (or on the world's own grid)."""
+
+    layer: Layer
+    color: tuple[float, float, float]
+    density: float
+    along: bool = False
+
+
+ASPHALT = Zone(Layer.ASPHALT, (0.115, 0.115, 0.12), 64.0)
+SMOOTH_ASPHALT = Zone(Layer.PLASTER, (0.105, 0.105, 0.11), 48.0)  # new: hardly any texture
+GRASS = Zone(Layer.GRASS, (0.085, 0.125, 0.035), 64.0)
+PAVERS = Zone(Layer.PAVERS, (0.26, 0.25, 0.235), 128.0, True)
+KERBSTONE = Zone(Layer.PLASTER, (0.34, 0.33, 0.31), 64.0, True)
+# metres along the road in which all markings (1.2, 2.4, 6.6, 9, 18, 36 m) and tiles (4, 8 m)
+# repeat: the origin of s moves in such steps, so that nothing on the ground moves with it
+_REPEAT = 792.0
+
+
+@dataclass(frozen=True)
+class Lie:
+    """Where n points of the ground lie to the road. s (from `Ground.s_origin`, which is a multiple
+    of _REPEAT), lateral, away = |lateral|: m. fine_s, fine_l: a pixel's extent along and across
+    the road, m. x, y: metres from `Ground.origin`; dx, dy: unit viewing direction; minor, major: a
+    pixel's extent, m."""
+
+    s: NDArray[np.float32]
+    lateral: NDArray[np.float32]
+    away: NDArray[np.float32]
+    fine_s: NDArray[np.float32]
+    fine_l: NDArray[np.float32]
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    dx: NDArray[np.float32]
+    dy: NDArray[np.float32]
+    minor: NDArray[np.float32]
+    major: NDArray[np.float32]
+
+
+class GroundPlan(Protocol):
+    """What is painted and laid where. zones: what zone numbers mean."""
+
+    @property
+    def zones(self) -> tuple[Zone, ...]: ...
+
+    def lay(
+        self, at: Lie, origin: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Zone number [n] and the share that is painted [n]. origin: [2] world metres of `at.x`,
+        `at.y`."""
+        ...
+
+
 _NO_SECOND_MAP: Any = (
     None  # cv2.remap takes None where the first map holds both coordinates; its stubs do not say so
 )
@@ -65,8 +111,9 @@ class Ground:
     """Road coordinates for world points near the car, by interpolation in a lattice of exact
     ones."""
 
-    def __init__(self, road: Road) -> None:
+    def __init__(self, road: Road, plan: GroundPlan) -> None:
         self.road = road
+        self.plan = plan
         self._middle: tuple[float, float] | None = None
         self._fields = np.zeros((1, 1, 4), np.float32)
         self.origin = np.zeros(2)
@@ -83,12 +130,17 @@ class Ground:
         nodes = np.arange(count) * _CELL
         gx, gy = np.meshgrid(self.origin[0] + nodes, self.origin[1] + nodes)
         s, lateral, heading = self.road.locate(np.stack([gx, gy], -1))
-        self.s_origin = float(
-            np.floor(self.road.locate(np.array(middle))[0] / 237.6) * 237.6
-        )  # 237.6 = 36 x 6.6 = 26.4 x 9
+        self.s_origin = float(np.floor(self.road.locate(np.array(middle))[0] / _REPEAT) * _REPEAT)
         self._fields = np.stack(
             [s - self.s_origin, lateral, np.cos(heading), np.sin(heading)], -1
         ).astype(np.float32)
+
+    def coordinates(
+        self, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(s, lateral) of points in metres from `origin`."""
+        fields = sample(self._fields, x / np.float32(_CELL), y / np.float32(_CELL))
+        return fields[:, 0] + np.float32(self.s_origin), fields[:, 1]
 
     def surface(
         self,
@@ -108,21 +160,11 @@ class Ground:
         stretch = major - minor
         fine_s, fine_l = minor + stretch * np.abs(along), minor + stretch * np.abs(across)
         away = np.abs(lateral)
-        zone = np.zeros(len(away), np.int8)
-        for edge in _EDGES:
-            zone += away > np.float32(edge)
-        paint = self._markings(s, lateral, away, fine_s, fine_l)
-        for crossing in self.road.crossings:
-            middle = crossing.origin - self.origin
-            if np.abs(middle - _REACH).max() > _REACH:
-                continue
-            tx, ty = crossing.tangent.astype(np.float32)
-            q = (x - np.float32(middle[0])) * tx + (y - np.float32(middle[1])) * ty
-            r = (y - np.float32(middle[1])) * tx - (x - np.float32(middle[0])) * ty
-            self._cross(q, r, away, zone, paint, dx * tx + dy * ty, minor, major)
-        layers, colors, density, laid = (np.array([z[i] for z in _ZONES]) for i in range(4))
-        road_wise = laid.astype(bool).take(zone)
-        bare = colors.T.astype(np.float32).take(zone, axis=1)
+        at = Lie(s, lateral, away, fine_s, fine_l, x, y, dx, dy, minor, major)
+        zone, paint = self.plan.lay(at, self.origin)
+        zones = self.plan.zones
+        road_wise = np.array([one.along for one in zones]).take(zone)
+        bare = np.array([one.color for one in zones]).T.astype(np.float32).take(zone, axis=1)
         color = np.stack(
             [own + paint * (white - own) for own, white in zip(bare, _PAINT, strict=True)]
         )
@@ -131,82 +173,106 @@ class Ground:
             np.where(road_wise, lateral, y),
             np.where(road_wise, along, dx),
             np.where(road_wise, across, dy),
-            layers.astype(np.int16).take(zone),
-            density.astype(np.float32).take(zone),
+            np.array([one.layer for one in zones]).astype(np.int16).take(zone),
+            np.array([one.density for one in zones]).astype(np.float32).take(zone),
             color,
         )
 
-    def _markings(
-        self, s: NDArray, lateral: NDArray, away: NDArray, fine_s: NDArray, fine_l: NDArray
-    ) -> NDArray[np.float32]:
-        """Share of each point that is painted, anti-aliased over the pixel's extent."""
-        paint = _line(away - np.float32(CARRIAGEWAY), 0.08, fine_l)
-        np.maximum(
-            paint,
-            _line(np.abs(lateral - np.float32(LANE / 2)) - np.float32(0.14), 0.06, fine_l),
-            out=paint,
-        )
-        dash = _line(_phase(s, 9.0), 1.5, fine_s)
-        np.maximum(paint, _line(lateral + np.float32(LANE / 2), 0.07, fine_l) * dash, out=paint)
-        dots = _line(_phase(s, 1.2), 0.35, fine_s)
-        np.maximum(paint, _line(away - np.float32(CYCLE_LANE), 0.06, fine_l) * dots, out=paint)
-        tick = _line(_phase(s, 6.6), 0.05, fine_s) * _line(
-            away - np.float32(0.5 * (CYCLE_LANE + PARKING)), 1.1, fine_l
-        )
-        np.maximum(paint, tick, out=paint)
-        return paint
 
-    @staticmethod
-    def _cross(
-        q: NDArray,
-        r: NDArray,
-        away: NDArray,
-        zone: NDArray,
-        paint: NDArray,
-        along: NDArray,
-        minor: NDArray,
-        major: NDArray,
-    ) -> None:
-        """A side street and its zebra crossings, in place. q: metres along the main road from the
-        crossing's middle; r: across it."""
-        beside, out = np.abs(q), np.abs(r)
-        near = (beside < 14.0) & (out < 130.0)
-        stretch = major - minor
-        fine_q = minor + stretch * np.abs(along)
-        fine_r = minor + stretch * np.sqrt(np.maximum(1.0 - along * along, 0.0))
-        street = near & (beside < SIDE_STREET) & (out > CARRIAGEWAY - 0.1)
-        zone[near & (zone == 5) & (beside < SIDE_STREET + 3.0) & (out > PAVEMENT)] = 4
-        zone[near & (zone == 2) & (beside < 9.5)] = 4
-        zone[near & (zone == 1) & (beside < SIDE_STREET)] = 0
-        zone[street] = 0
-        paint[near & (beside < SIDE_STREET + 1.0)] = 0.0
-        zebra = (
-            _line(beside - np.float32(6.5), 1.5, fine_q)
-            * _line(_phase(r, 1.0), 0.25, fine_r)
-            * (near & (out < CYCLE_LANE))
-        )
-        stop = _line(q + np.float32(9.2), 0.2, fine_q) * (
-            near & (r < LANE / 2) & (r > -CARRIAGEWAY)
-        )
-        stop += _line(q - np.float32(9.2), 0.2, fine_q) * (
-            near & (r > LANE / 2) & (r < CARRIAGEWAY)
-        )
-        dash = (
-            _line(r * 0, 1.0, fine_r)
-            * _line(q, 0.06, fine_q)
-            * _line(_phase(r, 6.0), 1.2, fine_r)
-            * (street & (out > PAVEMENT))
-        )
-        np.maximum(paint, np.maximum(zebra, np.maximum(stop, dash)), out=paint)
-        zone[(zebra > 0) & (zone == 1)] = 0
+@dataclass(frozen=True)
+class CityGround:
+    """Three lanes, cycle lanes, parking, pavements, and a side street at each crossing."""
+
+    crossings: tuple[Crossing, ...]
+    zones: tuple[Zone, ...] = (
+        ASPHALT,
+        Zone(Layer.ASPHALT, (0.21, 0.10, 0.08), 64.0),
+        Zone(Layer.COBBLE, (0.15, 0.145, 0.14), 128.0, True),
+        KERBSTONE,
+        PAVERS,
+        GRASS,
+    )
+
+    def lay(
+        self, at: Lie, origin: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        zone = strips(at.away, (CARRIAGEWAY, CYCLE_LANE, PARKING, KERB, PAVEMENT))
+        paint = line(at.away - np.float32(CARRIAGEWAY), 0.08, at.fine_l)
+        for more in (
+            line(np.abs(at.lateral - np.float32(LANE / 2)) - np.float32(0.14), 0.06, at.fine_l),
+            line(at.lateral + np.float32(LANE / 2), 0.07, at.fine_l)
+            * line(phase(at.s, 9.0), 1.5, at.fine_s),
+            line(at.away - np.float32(CYCLE_LANE), 0.06, at.fine_l)
+            * line(phase(at.s, 1.2), 0.35, at.fine_s),
+            line(phase(at.s, 6.6), 0.05, at.fine_s)
+            * line(at.away - np.float32(0.5 * (CYCLE_LANE + PARKING)), 1.1, at.fine_l),
+        ):
+            np.maximum(paint, more, out=paint)
+        for crossing in self.crossings:
+            middle = crossing.origin - origin
+            if np.abs(middle - _REACH).max() > _REACH:
+                continue
+            tx, ty = crossing.tangent.astype(np.float32)
+            q = (at.x - np.float32(middle[0])) * tx + (at.y - np.float32(middle[1])) * ty
+            r = (at.y - np.float32(middle[1])) * tx - (at.x - np.float32(middle[0])) * ty
+            _cross(q, r, at.away, zone, paint, at.dx * tx + at.dy * ty, at.minor, at.major)
+        return zone, paint
 
 
-def _phase(s: NDArray, period: float) -> NDArray:
+def _cross(
+    q: NDArray,
+    r: NDArray,
+    away: NDArray,
+    zone: NDArray,
+    paint: NDArray,
+    along: NDArray,
+    minor: NDArray,
+    major: NDArray,
+) -> None:
+    """A side street and its zebra crossings, in place. q: metres along the main road from the
+    crossing's middle; r: across it."""
+    beside, out = np.abs(q), np.abs(r)
+    near = (beside < 14.0) & (out < 130.0)
+    stretch = major - minor
+    fine_q = minor + stretch * np.abs(along)
+    fine_r = minor + stretch * np.sqrt(np.maximum(1.0 - along * along, 0.0))
+    street = near & (beside < SIDE_STREET) & (out > CARRIAGEWAY - 0.1)
+    zone[near & (zone == 5) & (beside < SIDE_STREET + 3.0) & (out > PAVEMENT)] = 4
+    zone[near & (zone == 2) & (beside < 9.5)] = 4
+    zone[near & (zone == 1) & (beside < SIDE_STREET)] = 0
+    zone[street] = 0
+    paint[near & (beside < SIDE_STREET + 1.0)] = 0.0
+    zebra = (
+        line(beside - np.float32(6.5), 1.5, fine_q)
+        * line(phase(r, 1.0), 0.25, fine_r)
+        * (near & (out < CYCLE_LANE))
+    )
+    stop = line(q + np.float32(9.2), 0.2, fine_q) * (near & (r < LANE / 2) & (r > -CARRIAGEWAY))
+    stop += line(q - np.float32(9.2), 0.2, fine_q) * (near & (r > LANE / 2) & (r < CARRIAGEWAY))
+    dash = (
+        line(r * 0, 1.0, fine_r)
+        * line(q, 0.06, fine_q)
+        * line(phase(r, 6.0), 1.2, fine_r)
+        * (street & (out > PAVEMENT))
+    )
+    np.maximum(paint, np.maximum(zebra, np.maximum(stop, dash)), out=paint)
+    zone[(zebra > 0) & (zone == 1)] = 0
+
+
+def strips(away: NDArray, edges: tuple[float, ...]) -> NDArray[np.int8]:
+    """Number of the strip that each point lies in, by the strips' outer edges."""
+    zone = np.zeros(len(away), np.int8)
+    for edge in edges:
+        zone += away > np.float32(edge)
+    return zone
+
+
+def phase(s: NDArray, period: float) -> NDArray:
     """Distance to the nearest multiple of a period, signed."""
     return s - np.float32(period) * np.rint(s * np.float32(1.0 / period))
 
 
-def _line(distance: NDArray, half_width: float, fine: NDArray) -> NDArray[np.float32]:
+def line(distance: NDArray, half_width: float, fine: NDArray) -> NDArray[np.float32]:
     """Share of a pixel of extent `fine` that a stripe of +-half_width covers."""
     half = np.float32(half_width)
     covered = np.clip((half + 0.5 * fine - np.abs(distance)) / fine, 0.0, 1.0)

@@ -29,11 +29,22 @@ _DARK = (0.03, 0.03, 0.03)
 
 @dataclass(frozen=True)
 class Body:
-    """What a thing that can move looks like. kind: car, van, truck, cyclist or pedestrian. variant:
-    chooses shape and colours."""
+    """What a thing that can move looks like. kind: car, van, truck, lorry, cyclist or pedestrian.
+    variant: chooses shape and colours."""
 
     kind: str
     variant: int
+
+
+@dataclass(frozen=True)
+class Mover:
+    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride,
+    radians."""
+
+    id: int
+    body: Body
+    pose: NDArray[np.float64]
+    phase: float = 0.0
 
 
 def build(body: Body, phase: float = 0.0) -> Solids:
@@ -43,7 +54,7 @@ def build(body: Body, phase: float = 0.0) -> Solids:
         return _pedestrian(rng, phase)
     if body.kind == "cyclist":
         return _cyclist(rng, phase)
-    return {"car": _car, "van": _van, "truck": _truck}[body.kind](rng)
+    return {"car": _car, "van": _van, "truck": _truck, "lorry": _lorry}[body.kind](rng)
 
 
 def extent(solids: Solids) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -170,6 +181,40 @@ def _truck(rng: np.random.Generator) -> Solids:
     return concatenate(
         [cab, load, chassis, *_wheels(length / 2 - 1.1, -length / 2 + 1.6, width / 2, 0.42)]
     )
+
+
+def _lorry(rng: np.random.Generator) -> Solids:
+    """Tractor and semi-trailer, 13 to 16 m long and 4 m high: large plain sides."""
+    color = CAR_COLORS[int(rng.integers(len(CAR_COLORS)))]
+    length, width, top = rng.uniform(13.0, 16.0), 2.5, rng.uniform(3.7, 4.0)
+    paint, dark = Skin(Layer.PAINT, color, 90), Skin(Layer.METAL, (0.06, 0.06, 0.06), 90)
+    side = _rgb(rng.uniform(0.3, 0.8, 3))
+    tarpaulin = Skin(Layer.PAINT if rng.random() < 0.4 else Layer.CARGO, side, 0)
+    glass = Skin(Layer.GLASS_SIDE, color, 0)
+    cab = box(
+        (length / 2 - 1.1, 0, 2.0),
+        (2.2, width, 3.0),
+        paint,
+        {0: Skin(Layer.GLASS_FRONT, color, 0), 2: glass, 3: glass},
+        taper=(0.92, 0.96, -0.08),
+    )
+    rear = Skin(Layer.METAL, side, 64)
+    load = box(
+        (-1.4, 0, 0.5 * (1.15 + top)),
+        (length - 2.8, width, top - 1.15),
+        rear,
+        {1: rear, 2: tarpaulin, 3: tarpaulin},
+    )
+    chassis = box((-0.4, 0, 0.85), (length - 1.2, 1.6, 0.5), dark)
+    bumper = box(
+        (-length / 2 + 0.1, 0, 0.75), (0.15, 2.3, 0.35), dark, {1: Skin(Layer.CAR_REAR, side, 0)}
+    )
+    guard = box((-1.0, 0, 0.8), (length * 0.4, width - 0.1, 0.6), dark)
+    wheels = [
+        *_wheels(length / 2 - 1.4, length / 2 - 4.3, width / 2, 0.5),
+        *_wheels(-length / 2 + 2.0, -length / 2 + 3.4, width / 2, 0.5),
+    ]
+    return concatenate([cab, load, chassis, bumper, guard, *wheels])
 
 
 def _pitched(angle: float) -> NDArray[np.float64]:
@@ -417,3 +462,39 @@ def building(width: float, depth: float, height: float, rng: np.random.Generator
                     )
                 )
     return concatenate(parts)
+
+
+def guard_rail(length: float) -> Solids:
+    """A steel guard rail along x, its profile towards both sides."""
+    steel = Skin(Layer.METAL, (0.42, 0.43, 0.44), 60)
+    posts = [
+        box((x, 0, 0.38), (0.1, 0.12, 0.76), steel)
+        for x in np.arange(-length / 2 + 2, length / 2, 4)
+    ]
+    return concatenate([box((0, 0, 0.62), (length, 0.2, 0.31), steel), *posts])
+
+
+def delineator() -> Solids:
+    """A white post with a black band at the road's side."""
+    white, black = Skin(Layer.PLASTER, (0.75, 0.75, 0.75), 100), Skin(Layer.PAINT, _DARK, 100)
+    return concatenate(
+        [box((0, 0, 0.5), (0.1, 0.12, 1.0), white), box((0, 0, 0.82), (0.11, 0.13, 0.2), black)]
+    )
+
+
+def gantry(rng: np.random.Generator, low: float, high: float) -> Solids:
+    """A sign gantry across y from low to high, its plates facing -x."""
+    steel = Skin(Layer.METAL, (0.35, 0.36, 0.38), 60)
+    plate = Skin(Layer.SHOP_0, (0.1, 0.2, 0.6), 0)
+    parts = [cylinder((0, y, 3.2), 0.18, 6.4, steel) for y in (low, high)]
+    parts.append(box((0, 0.5 * (low + high), 6.3), (0.4, high - low, 0.5), steel))
+    parts += [
+        box((-0.35, y, 6.6), (0.12, *rng.uniform((2.6, 1.6), (4.0, 2.6))), steel, {1: plate})
+        for y in np.arange(low + 3.5, high - 2.0, 4.5)
+    ]
+    return concatenate(parts)
+
+
+def slab(start: tuple[float, float, float], size: tuple[float, float, float], skin: Skin) -> Solids:
+    """A box whose lower face's middle is at `start`."""
+    return box((start[0], start[1], start[2] + size[2] / 2), size, skin)

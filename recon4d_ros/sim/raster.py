@@ -33,16 +33,48 @@ class Hits:
 
     inverse_depth: [H, W] float32, 1/metres along the optical axis, 0 for the sky. surface: [H, W]
     int32: SKY, GROUND, or FIRST + FACES * row + face for the row-th of `solids`. solids: those in
-    view, in the camera's optical frame.
+    view, in the camera's optical frame. x, y, inverse: ray and inverse depth of what is seen, in
+    the camera's frame at the middle of the read-out; with a global shutter the pixel's own.
     """
 
     inverse_depth: NDArray[np.float32]
     surface: NDArray[np.int32]
     solids: Solids
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    inverse: NDArray[np.float32]
 
 
-def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hits:
-    """Cast the rays of a view against the ground z = 0 and the solids (in world)."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are read out one after another, H of them, in the camera's frame at the middle.
+
+    time: [H] seconds from the middle. rotation: [H, 3, 3] and origin: [H, 3] of T_middle_row.
+    velocity: [P, 3] of each solid, m/s in world.
+    """
+
+    time: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    velocity: NDArray[np.float64]
+
+    def of(self, rows: slice, drift: NDArray[np.float64]) -> Rows:
+        """Some rows as a solid sees them that moves with `drift` [3] m/s (camera's frame)."""
+        time = self.time[rows]
+        return Rows(
+            time, self.rotation[rows], self.origin[rows] - time[:, None] * drift, self.velocity[:0]
+        )
+
+
+def cast(
+    solids: Solids,
+    view: View,
+    T_world_camera: NDArray[np.float64],
+    ground: bool = True,
+    rows: Rows | None = None,
+) -> Hits:
+    """Cast the rays of a view against the solids (in world) and, if wanted, the ground z = 0. rows:
+    of a rolling shutter; T_world_camera is then that of the middle of its read-out."""
     back = np.eye(4)
     back[:3, :3] = T_world_camera[:3, :3].T
     back[:3, 3] = -back[:3, :3] @ T_world_camera[:3, 3]
@@ -50,9 +82,12 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
     radius = (
         np.sqrt(((solids.corners[:, 0] - solids.corners[:, 7]) ** 2).sum(1)) * 0.6
     )  # tapered ones are not centred: a margin
-    seen = solids.take(_in_frustum(centre, radius, view)).moved(back)
-    low, high = _bounds(seen.corners)
-    near, far = seen.corners[..., 2].min(1), seen.corners[..., 2].max(1)
+    if rows is not None:
+        radius = radius + 1.0 + 0.02 * np.abs(centre[:, 2])
+    near_by = np.flatnonzero(_in_frustum(centre, radius, view))
+    seen = solids.take(near_by).moved(back)
+    drift = None if rows is None else rows.velocity[near_by] @ T_world_camera[:3, :3]
+    low, high, near, far = _extent(seen.corners, rows, drift)
     boxes = view.pixel_rectangles(low, high)
     big = ((high - low) * view.focal).max(1) > 0.7  # less than a pixel is noise, not a picture
     visible = np.flatnonzero(
@@ -63,9 +98,12 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
     nearest = 1.0 / np.maximum(near[visible], NEAR)
 
     normal = T_world_camera[:3, :3].T[:, 2]
-    ground = (-normal / T_world_camera[2, 3]).astype(np.float64)
-    inverse_depth = _linear(ground, view.x, view.y)
-    surface = np.where(inverse_depth > 1e-5, np.int32(GROUND), np.int32(SKY))
+    if rows is None:
+        floor = (-normal / T_world_camera[2, 3]).astype(np.float64)
+    else:
+        floor = _turned(normal, rows) / (-T_world_camera[2, 3] - rows.origin @ normal)[:, None]
+    inverse_depth = _linear(floor, view.x, view.y)
+    surface = np.where((inverse_depth > 1e-5) & ground, np.int32(GROUND), np.int32(SKY))
     inverse_depth[surface == SKY] = 0.0
     scaled, front = _scaled_planes(seen)
     for row in range(len(seen)):
@@ -74,10 +112,14 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
         if window.min() >= nearest[row]:
             continue
         x, y = _crop(view, u0, u1, v0, v1)
+        own, moved = scaled[row], None
+        if rows is not None and drift is not None:
+            moved = rows.of(slice(v0, v1), drift[visible[row]])
+            own = _scaled_rows(seen.planes[row], moved)
         if seen.kind[row] == FLAT:
-            entry, leave, face = _planes(scaled[row], front[row], x, y)
+            entry, leave, face = _planes(own, front[row], x, y)
         else:
-            rounded = _quadric(seen, row, scaled[row], front[row], x, y)
+            rounded = _quadric(seen, row, own, front[row], x, y, moved)
             if rounded is None:
                 continue
             entry, leave, face = rounded
@@ -86,7 +128,66 @@ def cast(solids: Solids, view: View, T_world_camera: NDArray[np.float64]) -> Hit
         np.copyto(surface[v0:v1, u0:u1], face + np.int32(FIRST + FACES * row), where=hit)
     if view.valid is not None:
         inverse_depth[~view.valid], surface[~view.valid] = 0.0, SKY
-    return Hits(inverse_depth, surface, seen)
+    if rows is None or drift is None:
+        return Hits(inverse_depth, surface, seen, view.x, view.y, inverse_depth)
+    return Hits(
+        inverse_depth, surface, seen, *_middle(inverse_depth, surface, view, rows, drift[visible])
+    )
+
+
+def _turned(normal: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+    """A direction of the middle's frame in each row's: [H, 3]."""
+    return np.einsum("i,hij->hj", normal, rows.rotation)
+
+
+def _scaled_rows(planes: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+    """[6, h, 3] n/h of one solid's planes [6, 4] for each row."""
+    normal = planes[:, :3]
+    offset = planes[:, 3:] - normal @ rows.origin.T
+    safe = np.where(np.abs(offset) < 1e-6, 1e-6, offset)
+    return np.einsum("ki,hij->khj", normal, rows.rotation) / safe[..., None]
+
+
+def _extent(
+    corners: NDArray[np.float64], rows: Rows | None, drift: NDArray[np.float64] | None
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Bounds of x/z and y/z [P, 2] and least and greatest z [P] of hexahedra, over the whole
+    read-out."""
+    if rows is None or drift is None:
+        return *_bounds(corners), corners[..., 2].min(1), corners[..., 2].max(1)
+    several = []
+    for at in (0, len(rows.time) // 2, -1):
+        there = corners + (drift * rows.time[at])[:, None] - rows.origin[at]
+        turned = there @ rows.rotation[at]
+        several.append((*_bounds(turned), turned[..., 2].min(1), turned[..., 2].max(1)))
+    low, high, near, far = (np.stack(part) for part in zip(*several, strict=True))
+    return low.min(0), high.max(0), near.min(0), far.max(0)
+
+
+def _middle(
+    inverse_depth: NDArray[np.float32],
+    surface: NDArray[np.int32],
+    view: View,
+    rows: Rows,
+    drift: NDArray[np.float64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Ray (x, y) and inverse depth, in the middle's frame and at its time, of what each pixel
+    sees."""
+    x, y = np.broadcast_to(view.x, view.shape), np.broadcast_to(view.y, view.shape)
+    r, o = rows.rotation, rows.origin
+    direction = [r[:, i, :1] * x + r[:, i, 1:2] * y + r[:, i, 2:] for i in range(3)]
+    every = np.concatenate([np.zeros((1, 3)), drift])  # sky and ground stand
+    owner = np.where(surface >= FIRST, (surface - FIRST) // FACES + 1, 0)
+    shift = [
+        o[:, i, None] - every[:, i].take(owner) * rows.time[:, None]
+        if len(drift)
+        else o[:, i, None]
+        for i in range(3)
+    ]
+    w = inverse_depth.astype(np.float64)
+    point = [direction[i] + w * shift[i] for i in range(3)]  # times depth
+    z = np.where(np.abs(point[2]) > 1e-6, point[2], 1e-6)
+    return tuple(part.astype(np.float32) for part in (point[0] / z, point[1] / z, w / z))  # type: ignore[return-value]
 
 
 def _in_frustum(
@@ -142,7 +243,10 @@ def _crop(
 
 def _linear(v: NDArray[np.float64], x: NDArray, y: NDArray) -> NDArray[np.float32]:
     """v.(x, y, 1); without distortion x is a row and y a column, and the sum is the only full-size
-    operation."""
+    operation. v: [3], or [h, 3] one for each row."""
+    if v.ndim == 2:
+        a, b, c = (v[:, i, None].astype(x.dtype) for i in range(3))
+        return (x * a + c) + y * b
     return (x * x.dtype.type(v[0]) + x.dtype.type(v[2])) + y * x.dtype.type(v[1])
 
 
@@ -167,7 +271,13 @@ def _planes(
 
 
 def _quadric(
-    solids: Solids, row: int, scaled: NDArray, front: NDArray, x: NDArray, y: NDArray
+    solids: Solids,
+    row: int,
+    scaled: NDArray,
+    front: NDArray,
+    x: NDArray,
+    y: NDArray,
+    rows: Rows | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]] | None:
     """As `_planes` for an ellipsoid or a cylinder; None if the camera is inside. In float64: its
     discriminant cancels from afar."""
@@ -175,20 +285,35 @@ def _quadric(
     if solids.kind[row] == CYLINDER:
         scale = scale * (1.0, 1.0, 0.0)
     m, o = solids.frame[row, :, :3] * scale[:, None], solids.frame[row, :, 3] * scale
-    c = o @ o - 1.0
-    if c <= 1e-9:
-        return None
-    b, q = o @ m, m.T @ m
-    form = np.outer(b, b) - c * q
     x, y = x.astype(np.float64), y.astype(np.float64)
-    root = (
-        (form[0, 0] * x * x + 2 * form[0, 2] * x + form[2, 2])
-        + (form[1, 1] * y * y + 2 * form[1, 2] * y)
-        + (2 * form[0, 1]) * x * y
-    )
+    if rows is None:
+        c = o @ o - 1.0
+        if c <= 1e-9:
+            return None
+        b, q = o @ m, m.T @ m
+        form = np.outer(b, b) - c * q
+        root = (
+            (form[0, 0] * x * x + 2 * form[0, 2] * x + form[2, 2])
+            + (form[1, 1] * y * y + 2 * form[1, 2] * y)
+            + (2 * form[0, 1]) * x * y
+        )
+        along = _linear(-b / c, x, y)
+    else:
+        start, turned = o + rows.origin @ m.T, m @ rows.rotation
+        c = ((start * start).sum(1) - 1.0)[:, None]
+        if c.min() <= 1e-9:
+            return None
+        b = np.einsum("hi,hij->hj", start, turned)
+        form = b[:, :, None] * b[:, None] - c[..., None] * (turned.transpose(0, 2, 1) @ turned)
+        f = [[form[:, i, j, None] for j in range(3)] for i in range(3)]
+        root = (
+            (f[0][0] * x * x + 2 * f[0][2] * x + f[2][2])
+            + (f[1][1] * y * y + 2 * f[1][2] * y)
+            + (2 * f[0][1]) * x * y
+        )
+        along = _linear(-b / c, x, y)
     inside = root > 0
     root = np.sqrt(np.where(inside, root, 0.0)) / c
-    along = _linear(-b / c, x, y)
     entry = np.where(inside, along + root, -1.0)
     leave = np.maximum(along - root, 0.0)
     face = np.full(entry.shape, PLANES, np.int32)

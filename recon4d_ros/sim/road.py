@@ -18,6 +18,7 @@ CHUNK = 60.0  # metres of road per chunk; curvature is zero at its ends
 STEP = 0.25  # metres between samples of the centre line
 FIRST_CHUNK = -4
 HEADING_LIMIT = np.deg2rad(55.0)
+CITY_TURN = (0.25, 0.8)  # radians per chunk
 
 # The cross section, lateral metres of each zone's outer edge; the same to both sides.
 LANE = 3.2
@@ -42,14 +43,25 @@ class Crossing:
 
 class Road:
     """The centre line from chunk FIRST_CHUNK up to `length` metres. Same seed, same road, whatever
-    the length."""
+    the length.
 
-    def __init__(self, seed: int, length: float) -> None:
+    turn: least and greatest heading change of a chunk, radians. crossings: whether side streets
+    cross it.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        length: float,
+        turn: tuple[float, float] = CITY_TURN,
+        crossings: bool = True,
+    ) -> None:
         self.seed = seed
+        self._crossed = crossings
         last = int(np.ceil(length / CHUNK)) + 6
         per_chunk = round(CHUNK / STEP)
         chunks = np.arange(FIRST_CHUNK, last)
-        turns = _turns(seed, chunks)
+        turns = _turns(seed, chunks, turn, crossings)
         u = (np.arange(per_chunk) * STEP) / CHUNK
         bump = 1.0 - np.cos(2.0 * np.pi * u)  # integrates to 1 over a chunk
         self._curvature = (turns[:, None] * bump / CHUNK).ravel()
@@ -64,7 +76,11 @@ class Road:
         self._s = self.s_min + STEP * np.arange(len(self._xy))
         self._xy -= self._xy[round(-self.s_min / STEP)]
         self._tree: cKDTree = cKDTree(self._xy)
-        self.crossings = tuple(self._crossing(int(c)) for c in chunks if has_crossing(seed, int(c)))
+        self.crossings = tuple(self._crossing(int(c)) for c in chunks if self.has_crossing(int(c)))
+
+    def has_crossing(self, chunk: int) -> bool:
+        """Whether a side street crosses in the middle of a chunk (such a chunk is straight)."""
+        return self._crossed and _crossed(chunk)
 
     @property
     def s_max(self) -> float:
@@ -135,21 +151,22 @@ class Road:
         return float(self._tree.query(xy)[0].min())
 
 
-def has_crossing(seed: int, chunk: int) -> bool:
-    """Whether a side street crosses in the middle of a chunk (such a chunk is straight)."""
+def _crossed(chunk: int) -> bool:
     return (chunk - 1) % 3 == 0
 
 
-def _turns(seed: int, chunks: NDArray[np.int64]) -> NDArray[np.float64]:
+def _turns(
+    seed: int, chunks: NDArray[np.int64], turn_range: tuple[float, float], crossings: bool
+) -> NDArray[np.float64]:
     """Heading change of each chunk in radians: bounded so that the heading stays within its
     limit."""
     heading, turns = 0.0, []
     for chunk in chunks:
         rng = np.random.default_rng([seed, int(chunk) + 1000, 1])
-        size = rng.uniform(0.25, 0.8) * (1 if rng.random() < 0.5 else -1)
+        size = rng.uniform(*turn_range) * (1 if rng.random() < 0.5 else -1)
         if abs(heading + size) > HEADING_LIMIT:
             size = -size
-        turn = 0.0 if has_crossing(seed, int(chunk)) else size
+        turn = 0.0 if crossings and _crossed(int(chunk)) else size
         heading += turn
         turns.append(turn)
     return np.array(turns)

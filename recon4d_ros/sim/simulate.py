@@ -15,23 +15,41 @@ from numpy.typing import NDArray
 
 from recon4d_ros.geometry import inverse, log
 from recon4d_ros.sim import models
+from recon4d_ros.sim.course import make_place
+from recon4d_ros.sim.glare import dazzle, draw_points
 from recon4d_ros.sim.ground import Ground, Shadows
-from recon4d_ros.sim.models import Body
+from recon4d_ros.sim.light import (
+    LampMap,
+    Points,
+    joined,
+    light_of,
+    no_points,
+    street_lamps,
+    vehicle_lamps,
+)
+from recon4d_ros.sim.models import Body, Mover
+from recon4d_ros.sim.rain import Lens, mirror, mirror_view, mirrored, streaks
 from recon4d_ros.sim.raster import FIRST, cast
 from recon4d_ros.sim.road import CHUNK
+from recon4d_ros.sim.scenario import Scenario, scenario
 from recon4d_ros.sim.sensor import Sensor
-from recon4d_ros.sim.shade import SUN, shade
-from recon4d_ros.sim.solids import FACES, Solids, concatenate, empty
+from recon4d_ros.sim.shade import Lamps, Setting, shade
+from recon4d_ros.sim.shutter import blur, camera_twist, pixel_motion, rows_of
+from recon4d_ros.sim.solids import ELLIPSOID, FACES, Solids, concatenate, empty
 from recon4d_ros.sim.textures import make_atlas
-from recon4d_ros.sim.traffic import Mover, Traffic
+from recon4d_ros.sim.traffic import VEHICLES
 from recon4d_ros.sim.view import View, make_view
-from recon4d_ros.sim.world import World
+from recon4d_ros.sim.wind import swayed
 from recon4d_ros.types import Camera, Rig
 
 START_NS = 1_700_000_000_000_000_000  # the stamp of time 0
 HORIZON_S = 600.0  # traffic is planned for whole multiples of this
 MOVING = 0.25  # m/s: what is slower counts as standing
 _PHASES = 24  # steps of a stride that are drawn
+_AE_DELAY = 0.6  # seconds by which an automatic exposure follows the light
+OWN_CAR = Body("car", 5)  # what casts the own shadow
+_OWN_CAR_MIDDLE = np.eye(4)
+_OWN_CAR_MIDDLE[0, 3] = 1.35  # its middle before the rear axle
 
 
 @dataclass(frozen=True)
@@ -100,34 +118,74 @@ class SimFrame:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything at one time. still: the scenery; free: what can move; solids: both."""
+    """Everything at one time. still: the scenery; swaying: what the wind moves of it; free: what
+    can move; solids: all of them, in this order."""
 
     time: float
     chunks: tuple[int, int]
     still: Solids
+    swaying: Solids
     free: Solids
     solids: Solids
     objects: tuple[SimObject, ...]
 
+    @property
+    def velocities(self) -> NDArray[np.float64]:
+        """[P, 3] of each of `solids`, m/s in world."""
+        out = np.zeros((len(self.solids), 3))
+        for thing in self.objects:
+            out[self.solids.instance == thing.id] = thing.velocity
+        return out
+
+
+@dataclass(frozen=True)
+class SimCamera:
+    """A camera of a simulated rig. index: its place in the rig. mirror_view: in which what the road
+    mirrors is drawn. lens: the water on it, None where it is dry."""
+
+    index: int
+    view: View
+    sensor: Sensor
+    mirror_view: View
+    lens: Lens | None
+
+
+def make_camera(camera: Camera, index: int, scenario: Scenario) -> SimCamera:
+    """A camera of a scenario."""
+    view, conditions = make_view(camera), scenario.conditions
+    return SimCamera(
+        index,
+        view,
+        Sensor(view, scenario.seed, index, conditions.exposure_steps),
+        mirror_view(view) if conditions.rain else view,
+        Lens(view, scenario.seed, index, conditions.rain) if conditions.rain else None,
+    )
+
 
 class Drive:
-    """A seed's world, its traffic and a renderer. seconds: how long it will be used; costs nothing
-    but planning.
+    """A scenario's world, its traffic and a renderer. what: the scenario, or the seed of a city.
+    seconds: how long it will be used; costs nothing but planning.
 
     Drives whose `seconds` fall into the same multiple of HORIZON_S are the same drive.
     """
 
-    def __init__(self, seed: int = 0, seconds: float = HORIZON_S) -> None:
+    def __init__(self, what: int | Scenario = 0, seconds: float = HORIZON_S) -> None:
+        self.scenario = what if isinstance(what, Scenario) else scenario("city", what)
         self.horizon_s = HORIZON_S * max(1, int(np.ceil(seconds / HORIZON_S)))
-        self.seed = seed
-        self.world = World(seed, 14.0 * (self.horizon_s + 60.0))
-        self.traffic = Traffic(self.world, self.horizon_s)
-        self._ground = Ground(self.world.road)
-        self._shadows = Shadows(SUN)
+        seed = self.scenario.seed
+        place = make_place(self.scenario.course, seed, self.horizon_s)
+        self.world, self.traffic = place.world, place.traffic
+        self._ground = Ground(self.world.road, place.ground)
+        self.conditions = self.scenario.conditions
+        self._light = light_of(self.conditions)
+        self._shelter = place.shelter
+        self._lamp_map = LampMap()
+        self._shadows = Shadows(self._light.sun)
         self._atlas = make_atlas(seed)
-        self._still: tuple[tuple[int, int], Solids] | None = None
+        self._still: tuple[tuple[int, int], Solids, Solids] | None = None
         self._shaded: Scene | None = None
         self._shadow = np.zeros((1, 1), np.uint8)
+        self._points = no_points()
 
     def T_world_base(self, t: float) -> NDArray[np.float64]:
         """Pose of base_link at t seconds."""
@@ -140,10 +198,12 @@ class Drive:
 
     def scene(self, t: float) -> Scene:
         """Everything near the ego vehicle at time t."""
-        around = self.world.around(float(self.traffic.ego.s(t)))
+        around = self.world.around(self.traffic.station(t))
         key = around.start, around.stop
         if self._still is None or self._still[0] != key:
-            self._still = key, concatenate([self.world.chunk(index).scenery for index in around])
+            scenery = concatenate([self.world.chunk(index).scenery for index in around])
+            crowns = (scenery.kind == ELLIPSOID) & (self.conditions.wind > 0)
+            self._still = key, scenery.take(~crowns), scenery.take(crowns)
         movers, h = self.traffic.movers(t), 0.005
         before = {mover.id: mover for mover in self.traffic.movers(t - h)}
         after = {mover.id: mover for mover in self.traffic.movers(t + h)}
@@ -157,28 +217,55 @@ class Drive:
             span = h * ((a is not mover) + (b is not mover))
             objects.append(_object(mover, low, high, a.pose, b.pose, max(span, h)))
         free = concatenate(bodies) if bodies else empty()
-        return Scene(
-            t, key, self._still[1], free, concatenate([self._still[1], free]), tuple(objects)
-        )
+        _, still, crowns = self._still
+        swaying = swayed(crowns, t, self.conditions.wind) if len(crowns) else crowns
+        every = concatenate([still, swaying, free])
+        return Scene(t, key, still, swaying, free, every, tuple(objects))
 
-    def render(
-        self, scene: Scene, view: View, sensor: Sensor, T_world_camera: NDArray[np.float64]
-    ) -> Picture:
+    def render(self, scene: Scene, camera: SimCamera) -> Picture:
         """One camera's picture of a scene."""
+        view, conditions = camera.view, self.conditions
+        T_world_base = self.T_world_base(scene.time)
+        T_world_camera = T_world_base @ view.camera.T_base_camera
         self._ground.move_to(T_world_camera[:2, 3])
         if scene is not self._shaded:  # one drawing serves all cameras of a scene
-            self._shaded, middle = scene, self.T_world_base(scene.time)[:2, 3]
-            self._shadow = self._shadows.draw(middle, scene.still, scene.chunks, scene.free)
-        hits = cast(scene.solids, view, T_world_camera)
-        light = shade(
-            hits,
-            view,
-            T_world_camera,
+            self._shaded = scene
+            self._prepare(scene, T_world_base)
+        setting = Setting(
             self._ground,
             self._atlas,
             self._shadow,
             self._shadows.origin,
+            self._light,
+            Lamps(
+                self._lamp_map if self._light.dark else None,
+                T_world_base if self._light.dark else None,
+                self._shelter,
+            ),
         )
+        twist, rows, velocities = np.zeros(6), None, np.zeros((0, 3))
+        if view.camera.rolling_shutter or conditions.exposure_s:
+            twist = camera_twist(view.camera.T_base_camera, self.velocity(scene.time))
+            velocities = scene.velocities
+        if view.camera.rolling_shutter:
+            rows = rows_of(view, twist, velocities)
+        hits = cast(scene.solids, view, T_world_camera, rows=rows)
+        light = shade(hits, view, T_world_camera, setting)
+        if conditions.rain:
+            below = mirrored(T_world_camera)
+            reflected = cast(scene.solids, camera.mirror_view, below, ground=False)
+            mirror_image = shade(reflected, camera.mirror_view, below, setting)
+            draw_points(mirror_image, reflected, camera.mirror_view, below, self._points, 0.3)
+            mirror(
+                light,
+                mirror_image,
+                hits,
+                T_world_camera,
+                self._atlas,
+                self._light.haze_length,
+                conditions.rain,
+            )
+        draw_points(light, hits, view, T_world_camera, self._points, 1.0 + conditions.rain)
         with np.errstate(divide="ignore"):
             depth = np.where(
                 hits.inverse_depth > 0, np.float32(1.0) / hits.inverse_depth, np.float32(np.nan)
@@ -187,7 +274,64 @@ class Drive:
         owners = np.concatenate([[0], hits.solids.instance]).astype(np.int32)
         moves = np.array([owner in speeds for owner in owners.tolist()])
         row = np.where(hits.surface >= FIRST, (hits.surface - FIRST) // FACES + 1, 0)
-        return Picture(sensor.expose(light, scene.time), depth, owners[row], moves[row])
+        if conditions.exposure_s:
+            known = {0: np.zeros(3), **{thing.id: thing.velocity for thing in scene.objects}}
+            moving = np.stack([known.get(owner, known[0]) for owner in owners.tolist()])
+            local = (moving @ T_world_camera[:3, :3]).astype(np.float32)
+            flow = pixel_motion(hits, view, twist, local[row])
+            light = blur(light, flow, conditions.exposure_s)
+        if conditions.glare:
+            dazzle(light, hits, view, T_world_camera, self._light, conditions.glare)
+        if conditions.rain:
+            brightness = float(light.mean())
+            seed, index = self.scenario.seed, camera.index
+            streaks(light, seed, index, scene.time, conditions.rain, brightness)
+        if camera.lens is not None:
+            light = camera.lens.wet(light, scene.time)
+        image = camera.sensor.expose(light, scene.time, self._late(scene.time))
+        return Picture(image, depth, owners[row], moves[row])
+
+    def _prepare(self, scene: Scene, T_world_base: NDArray[np.float64]) -> None:
+        """What one drawing does for all cameras of a scene: shadows and lamps."""
+        middle = T_world_base[:2, 3]
+        casters = concatenate([scene.swaying, scene.free])
+        if self.conditions.glare:  # a low sun: the own car's shadow is in the pictures
+            own, _, _ = _body(OWN_CAR, 0)
+            casters = concatenate([casters, own.moved(T_world_base @ _OWN_CAR_MIDDLE)])
+        self._shadow = self._shadows.draw(middle, scene.still, scene.chunks, casters)
+        parts = [no_points()]
+        if self._light.dark:
+            vehicles = [thing for thing in scene.objects if thing.kind in VEHICLES]
+            vehicles = [thing for thing in vehicles if not 2_000_000 <= thing.id < 4_000_000]
+            poses = np.array([v.T_world_object for v in vehicles]).reshape(-1, 4, 4)
+            sizes = np.array([v.size for v in vehicles]).reshape(-1, 3)
+            braking = np.array([not v.moving for v in vehicles], bool)
+            heads = poses.copy()
+            heads[:, :3, 3] += 0.5 * sizes[:, :1] * poses[:, :3, 0]
+            lamps = np.concatenate(
+                [np.zeros((0, 3)), *(self.world.chunk(i).lamps for i in range(*scene.chunks))]
+            )
+            self._lamp_map.draw(middle, lamps, scene.chunks, heads)
+            parts += [street_lamps(lamps), vehicle_lamps(poses, sizes, braking)]
+        if self._shelter is not None:
+            parts.append(self._tunnel_lamps(scene.time))
+        self._points = joined(parts)
+
+    def _tunnel_lamps(self, t: float) -> Points:
+        assert self._shelter is not None
+        lamps = self._shelter.lamps(self.traffic.station(t))
+        xy, _ = self.world.road.place(lamps[:, 0], lamps[:, 1])
+        return street_lamps(np.concatenate([xy, lamps[:, 2:]], axis=1), 0.25, 5.0)
+
+    def _late(self, t: float) -> float:
+        """The light around the car over that to which the exposure, which follows late, was set."""
+        if self._shelter is None:
+            return 1.0
+        place = [np.array([self.traffic.station(at)], np.float32) for at in (t, t - _AE_DELAY)]
+        now, then = (
+            0.15 + float(self._shelter.daylight(s, s * 0 - 7.0, s * 0 + 1.0)[0]) for s in place
+        )
+        return float(np.clip(now / then, 0.2, 4.0))
 
 
 @lru_cache(2048)
@@ -222,7 +366,7 @@ class Simulator:
     """A drive seen by a rig: any frame on its own, in any order.
 
     skew_s: the last camera's stamp is this much after the first one's (a rig whose cameras fire one
-    after another).
+    after another). name: the scenario's (see scenario.py).
     """
 
     def __init__(
@@ -232,12 +376,13 @@ class Simulator:
         rate: float = 10.0,
         seed: int = 0,
         skew_s: float = 0.0,
+        name: str = "city",
     ) -> None:
-        self.rig, self.rate, self.skew_s = rig, rate, skew_s
+        drive = scenario(name, seed)
+        self.rig, self.rate, self.skew_s = drive.rig(rig), rate, skew_s
         self.count = round(seconds * rate)
-        self.drive = Drive(seed, seconds)
-        self.views = [make_view(camera) for camera in rig.cameras]
-        self.sensors = [Sensor(view, seed, index) for index, view in enumerate(self.views)]
+        self.drive = Drive(drive, seconds)
+        self.cameras = [make_camera(c, index, drive) for index, c in enumerate(self.rig.cameras)]
 
     @staticmethod
     def stamp_of(index: int, rate: float) -> int:
@@ -248,8 +393,8 @@ class Simulator:
         """Stamp of a frame, or of one camera's image in it."""
         late = (
             0.0
-            if camera is None or len(self.views) < 2
-            else self.skew_s * camera / (len(self.views) - 1)
+            if camera is None or len(self.cameras) < 2
+            else self.skew_s * camera / (len(self.cameras) - 1)
         )
         return self.stamp_of(index, self.rate) + round(late * 1e9)
 
@@ -259,11 +404,10 @@ class Simulator:
         t = (stamp - START_NS) * 1e-9
         scene = self.drive.scene(t)
         stamps, pictures = [], []
-        for number, (view, sensor) in enumerate(zip(self.views, self.sensors, strict=True)):
-            own = self.stamp_ns(index, number)
+        for camera in self.cameras:
+            own = self.stamp_ns(index, camera.index)
             then = scene if own == stamp else self.drive.scene((own - START_NS) * 1e-9)
-            pose = self.drive.T_world_base(then.time) @ view.camera.T_base_camera
-            pictures.append(self.drive.render(then, view, sensor, pose))
+            pictures.append(self.drive.render(then, camera))
             stamps.append(own)
         return SimFrame(
             index,
@@ -283,9 +427,10 @@ def simulate(
     seed: int = 0,
     skew_s: float = 0.0,
     frames: Sequence[int] | None = None,
+    name: str = "city",
 ) -> Iterator[SimFrame]:
-    """The frames of a drive, in order; `frames` chooses some by index."""
-    simulator = Simulator(rig, seconds, rate, seed, skew_s)
+    """The frames of a drive, in order; `frames` chooses some by index. name: the scenario's."""
+    simulator = Simulator(rig, seconds, rate, seed, skew_s, name)
     for index in range(simulator.count) if frames is None else frames:
         yield simulator.frame(index)
 

@@ -84,6 +84,8 @@ class Solids:
 
 def concatenate(parts: Sequence[Solids]) -> Solids:
     """All solids of `parts`, in order."""
+    if not parts:
+        return empty()
     return Solids(
         *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Solids))
     )

@@ -11,46 +11,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.sim.models import Body
-from recon4d_ros.sim.road import CHUNK, LANE, STEP, Road, has_crossing
+from recon4d_ros.sim.models import Body, Mover
+from recon4d_ros.sim.progress import Progress, queue_speeds
+from recon4d_ros.sim.road import CHUNK, LANE
 from recon4d_ros.sim.world import PARKED_LATERAL, Parked, World
 
-EGO_LATERAL = -LANE
-LEAD_AHEAD, LEAD_SECONDS = 9.0, 2.7
-TAIL_BEHIND, TAIL_SECONDS = 8.0, 3.0
-SIGHT = 140.0  # metres around the ego vehicle in which movers exist
-CRUISE = (7.5, 14.0)  # m/s
-LATERAL_ACCELERATION = 2.2
-BRAKE, THRUST = 1.8, 1.5  # m/s^2
-STOP_SECONDS = 3.5
-START_S = 12.0
 VARIANTS = 24  # of each kind: few enough that all their strides stay in memory
-_DT = 0.02
+VEHICLES = ("car", "van", "truck", "lorry")
 
 
-@dataclass(frozen=True)
-class Mover:
-    """One mover at one time. pose: [4, 4] in world, on the ground; phase: of its stride,
-    radians."""
+class Pace(Enum):
+    """What a column's speed means."""
 
-    id: int
-    body: Body
-    pose: NDArray[np.float64]
-    phase: float = 0.0
+    STEADY = "steady"  # m/s over ground
+    # m/s over the ego vehicle's; those who cross give way to it (it gives way to nobody)
+    OVERTAKES = "overtakes"
+    STOP_AND_GO = "stop and go"  # +1 or -1: the direction; it moves while the ego vehicle stands
 
 
 @dataclass(frozen=True)
 class Column:
-    """An endless column on one lane. speed: m/s along s, negative is oncoming. keep: the share of
-    places that are taken.
-
-    overtakes: speed is what it has over the ego vehicle's, and those who cross give way to it (it
-    gives way to nobody).
+    """An endless column on one lane. speed: as `pace` says, along s, negative is oncoming. keep:
+    share of places that are taken. spacing and jitter: metres.
     """
 
     number: int
@@ -60,18 +48,59 @@ class Column:
     spacing: float
     jitter: float
     keep: float
-    overtakes: bool = False
+    pace: Pace = Pace.STEADY
 
 
-COLUMNS = (
-    Column(1, ("car", "car", "van", "truck"), LANE, -8.5, 34.0, 9.0, 0.8),
-    Column(2, ("car", "car", "car", "van"), 0.0, 3.2, 34.0, 7.0, 0.75, True),
-    Column(3, ("cyclist",), -5.6, 4.6, 34.0, 9.0, 0.75),
-    Column(4, ("cyclist",), 5.6, -4.4, 40.0, 12.0, 0.75),
-    Column(5, ("pedestrian",), -10.2, 1.45, 17.0, 6.0, 0.7),
-    Column(6, ("pedestrian",), -11.0, -1.3, 21.0, 7.0, 0.7),
-    Column(7, ("pedestrian",), 10.3, -1.4, 19.0, 6.0, 0.7),
-    Column(8, ("pedestrian",), 11.1, 1.25, 23.0, 7.0, 0.7),
+@dataclass(frozen=True)
+class Company:
+    """The car before (or behind) the ego vehicle, which drives the same way some seconds earlier.
+
+    ahead: metres from the ego vehicle's rear axle to its middle where both stand; seconds: how much
+    earlier. wobble: seconds by which that changes.
+    """
+
+    kind: str
+    ahead: float
+    seconds: float
+    wobble: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrafficPlan:
+    """Who is on a road. ego_lateral: metres left of the centre line.
+
+    crossers: how many per place cross between or behind (0: nobody; 1: as on a street).
+    leavers: whether parked cars leave. sight: metres around the ego vehicle in which movers exist.
+    weaves: vehicles sway in their lane with time (a queue's must not: who stands does not sway).
+    """
+
+    ego_lateral: float
+    columns: tuple[Column, ...]
+    lead: Company
+    tail: Company
+    crossers: int = 0
+    leavers: bool = False
+    sight: float = 140.0
+    weaves: bool = False
+
+
+CITY = TrafficPlan(
+    ego_lateral=-LANE,
+    columns=(
+        Column(1, ("car", "car", "van", "truck"), LANE, -8.5, 34.0, 9.0, 0.8),
+        Column(2, ("car", "car", "car", "van"), 0.0, 3.2, 34.0, 7.0, 0.75, Pace.OVERTAKES),
+        Column(3, ("cyclist",), -5.6, 4.6, 34.0, 9.0, 0.75),
+        Column(4, ("cyclist",), 5.6, -4.4, 40.0, 12.0, 0.75),
+        Column(5, ("pedestrian",), -10.2, 1.45, 17.0, 6.0, 0.7),
+        Column(6, ("pedestrian",), -11.0, -1.3, 21.0, 7.0, 0.7),
+        Column(7, ("pedestrian",), 10.3, -1.4, 19.0, 6.0, 0.7),
+        Column(8, ("pedestrian",), 11.1, 1.25, 23.0, 7.0, 0.7),
+    ),
+    lead=Company("car", 9.0, 2.7, 0.5),
+    tail=Company("car", -8.0, -3.0),
+    crossers=1,
+    leavers=True,
+    weaves=True,
 )
 
 
@@ -102,83 +131,6 @@ class Crosser:
         return 2.6 if self.body.kind in ("car", "van") else 1.0
 
 
-class Ego:
-    """The ego vehicle's progress along its lane, planned for a whole horizon: curves slow it, some
-    crossings stop it."""
-
-    def __init__(self, road: Road, seed: int, horizon_s: float) -> None:
-        rng = np.random.default_rng([seed, 5])
-        nodes = np.arange(0.0, road.s_max, STEP)
-        wish = np.interp(
-            nodes,
-            np.arange(0.0, road.s_max + 180.0, 90.0),
-            rng.uniform(*CRUISE, size=int(road.s_max / 90.0) + 3),
-        )
-        limit = np.minimum(
-            wish, np.sqrt(LATERAL_ACCELERATION / np.maximum(np.abs(road.curvature(nodes)), 1e-4))
-        )
-        for i in range(len(limit) - 2, -1, -1):  # brake in time
-            limit[i] = min(limit[i], (limit[i + 1] ** 2 + 2 * BRAKE * STEP) ** 0.5)
-        stops = [
-            crossing.s - 9.0
-            for i, crossing in enumerate(c for c in road.crossings if c.s > 300.0)
-            if i % 2 == 0
-        ]
-        speeds = _drive(limit, stops, int((horizon_s + 40.0) / _DT))
-        kernel = np.exp(-0.5 * (np.arange(-40, 41) / 14.0) ** 2)  # 0.28 s: bounded jerk
-        speeds = np.convolve(np.pad(speeds, 40, mode="edge"), kernel / kernel.sum(), mode="valid")
-        self._speed = speeds
-        self._s = START_S + np.concatenate(
-            [[0.0], np.cumsum(0.5 * (speeds[1:] + speeds[:-1]) * _DT)]
-        )
-        self.horizon_s = horizon_s
-
-    def s(self, t: NDArray | float) -> NDArray[np.float64]:
-        """Metres along the road at time t (seconds); before 0 and after the horizon at constant
-        speed."""
-        x = np.asarray(t, np.float64) / _DT
-        inside = np.clip(x, 0.0, len(self._s) - 1.001)
-        i = inside.astype(np.int64)
-        u = inside - i
-        v0, v1 = self._speed[i] * _DT, self._speed[i + 1] * _DT
-        value = (
-            (1 + 2 * u) * (1 - u) ** 2 * self._s[i]
-            + u * (1 - u) ** 2 * v0
-            + u * u * (3 - 2 * u) * self._s[i + 1]
-            + u * u * (u - 1) * v1
-        )
-        return value + (x - inside) * np.where(x < 0, self._speed[0], self._speed[-1]) * _DT
-
-    def time_at(self, s: float) -> float:
-        """When it passes s (the last moment, where it stops there)."""
-        return (
-            float(np.searchsorted(self._s, s, side="right") * _DT)
-            if s > START_S
-            else float((s - START_S) / self._speed[0])
-        )
-
-
-def _drive(limit: NDArray[np.float64], stops: list[float], steps: int) -> NDArray[np.float64]:
-    """Speeds every _DT: follow the limit with bounded acceleration, wait at stops."""
-    s, v, wait, next_stop = START_S, float(limit[round(START_S / STEP)]) * 0.8, 0.0, 0
-    speeds = np.empty(steps)
-    last = len(limit) - 1
-    for k in range(steps):
-        speeds[k] = v
-        goal = float(limit[min(int((s + 0.3 * v) / STEP), last)])
-        if next_stop < len(stops):
-            room = stops[next_stop] - s
-            if room < -2.0 or (room < 0.4 and wait > STOP_SECONDS):
-                next_stop, wait = next_stop + 1, 0.0
-            elif room < 60.0:
-                goal = min(goal, (2 * 1.5 * max(room, 0.0)) ** 0.5)
-                if room < 0.4:
-                    goal, wait = 0.0, wait + _DT
-        v = max(v + min(max((goal - v) / 0.5, -2.6), THRUST) * _DT, 0.0)
-        s += v * _DT
-    return speeds
-
-
 def _soft_ramp(x: NDArray, width: float) -> NDArray:
     """max(x, 0) with a parabola of +-width around the kink."""
     return np.where(x <= -width, 0.0, np.where(x >= width, x, (x + width) ** 2 / (4 * width)))
@@ -187,12 +139,25 @@ def _soft_ramp(x: NDArray, width: float) -> NDArray:
 class Traffic:
     """All movers of a world around its ego vehicle."""
 
-    def __init__(self, world: World, horizon_s: float) -> None:
+    def __init__(self, world: World, ego: Progress, plan: TrafficPlan = CITY) -> None:
         self.world = world
-        self.ego = Ego(world.road, world.seed, horizon_s)
+        self.ego = ego
+        self.plan = plan
         self._lead_body, self._tail_body = (
-            Body("car", (world.seed * 7 + i) % VARIANTS) for i in (3, 4)
+            Body(company.kind, (world.seed * 7 + i) % VARIANTS)
+            for i, company in ((3, plan.lead), (4, plan.tail))
         )
+        self._queues = {
+            column.number: Progress(
+                queue_speeds(
+                    np.random.default_rng([world.seed, column.number, 13]), ego.horizon_s, 0.0
+                ),
+                ego.horizon_s,
+                0.0,
+            )
+            for column in plan.columns
+            if column.pace is Pace.STOP_AND_GO
+        }
         self._hash = lru_cache(4096)(self._place)
         self._crossers_of = lru_cache(None)(self._make_crossers)
         self._exists = lru_cache(4096)(self._keeps_clear)
@@ -203,24 +168,15 @@ class Traffic:
     def ego_pose(self, t: float) -> NDArray[np.float64]:
         """T_world_base: on its lane, with the little pitch and roll of a sprung car; base_link
         stays at z = 0."""
-        pose = self.world.on_road(float(self.ego.s(t)), EGO_LATERAL)
+        pose = self.world.on_road(float(self.ego.s(t)), self.plan.ego_lateral)
         h = 0.15
         s = self.ego.s(np.array([t - h, t, t + h]))
         speed, acceleration = (s[2] - s[0]) / (2 * h), (s[2] - 2 * s[1] + s[0]) / h**2
-        shake = min(speed / 8.0, 1.0)
-        pitch = -0.004 * acceleration + shake * (
-            0.0035 * np.sin(2 * np.pi * 1.3 * t) + 0.002 * np.sin(2 * np.pi * 0.37 * t + 1.0)
-        )
-        roll = 0.004 * speed**2 * float(self.world.road.curvature(s[1:2])[0]) + shake * (
-            0.003 * np.sin(2 * np.pi * 0.9 * t + 2.0)
-        )
-        c, d, e, f = np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
-        pose[:3, :3] = (
-            pose[:3, :3]
-            @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]])
-            @ np.array([[1, 0, 0], [0, e, -f], [0, f, e]])
-        )
-        return pose
+        return sprung(pose, speed, acceleration, float(self.world.road.curvature(s[1:2])[0]), t)
+
+    def station(self, t: float) -> float:
+        """Metres along the road: which part of the world is in sight."""
+        return float(self.ego.s(t))
 
     def movers(self, t: float) -> list[Mover]:
         """Everyone who can move and is within sight at time t (parked cars too), in a fixed
@@ -235,22 +191,23 @@ class Traffic:
         return found
 
     def _company(self, t: float) -> Iterator[Mover]:
-        lead = float(self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0))) + LEAD_AHEAD
-        yield Mover(
-            101, self._lead_body, self.world.on_road(lead, EGO_LATERAL + 0.1 * np.sin(0.4 * t))
-        )
-        tail = float(self.ego.s(t - TAIL_SECONDS)) - TAIL_BEHIND
-        yield Mover(
-            102,
-            self._tail_body,
-            self.world.on_road(tail, EGO_LATERAL + 0.1 * np.sin(0.3 * t + 1.0)),
-        )
+        for number, body, company, rate, phase in (
+            (101, self._lead_body, self.plan.lead, 0.4, 0.0),
+            (102, self._tail_body, self.plan.tail, 0.3, 1.0),
+        ):
+            s = float(self._company_s(company, t))
+            sway = 0.1 * np.sin((rate * t if self.plan.weaves else 0.05 * s) + phase)
+            yield Mover(number, body, self.world.on_road(s, self.plan.ego_lateral + sway))
+
+    def _company_s(self, company: Company, t: NDArray | float) -> NDArray[np.float64]:
+        wobble = company.wobble * np.sin(2 * np.pi * np.asarray(t) / 17.0)
+        return self.ego.s(t + company.seconds + wobble) + company.ahead
 
     def _column_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
-        for column in COLUMNS:
+        for column in self.plan.columns:
             base = self._base(column, t)
             middle = (s_ego - base) / column.spacing
-            reach = SIGHT if column.kinds[0] == "car" else 0.6 * SIGHT
+            reach = self.plan.sight * (1.0 if column.kinds[0] in VEHICLES else 0.6)
             for j in range(
                 int(np.floor(middle - reach / column.spacing)),
                 int(np.ceil(middle + reach / column.spacing)) + 1,
@@ -259,7 +216,8 @@ class Traffic:
                 if body is None or not self._exists(column, j):
                     continue
                 s = start + float(base)
-                lateral = column.lateral + 0.12 * np.sin(0.5 * t + j)
+                sway = 0.12 * np.sin((0.5 * t if self.plan.weaves else 0.05 * s) + j)
+                lateral = column.lateral + sway
                 pose = self.world.on_road(s, lateral, 0.0 if column.speed > 0 else np.pi)
                 yield Mover(
                     1_000_000 * (10 + column.number) + j % 1_000_000, body, pose, _stride(body, s)
@@ -267,8 +225,10 @@ class Traffic:
 
     def _base(self, column: Column, t: NDArray | float) -> NDArray[np.float64]:
         """How far a column has come at time t."""
+        if column.pace is Pace.STOP_AND_GO:
+            return column.speed * self._queues[column.number].s(t)
         way = column.speed * np.asarray(t, np.float64)
-        return way + self.ego.s(t) if column.overtakes else way
+        return way + self.ego.s(t) if column.pace is Pace.OVERTAKES else way
 
     def _place(self, column: Column, j: int) -> tuple[float, Body | None]:
         """Where the j-th place of a column was at t = 0, and who holds it."""
@@ -285,15 +245,17 @@ class Traffic:
         """Whether a column's j-th never comes near what crosses its lane, or the leaving car on
         it."""
         start, _ = self._hash(column, j)
+        if not self.plan.crossers:
+            return True
         half = {"car": 1.3, "cyclist": 0.8}.get(column.kinds[0])
-        if half is not None and not column.overtakes:
+        if half is not None and column.pace is Pace.STEADY:
             places, times, crossers = self._all_crossers()
             meets = (places - start) / column.speed
             for i in np.flatnonzero(np.abs(meets - times) < 30.0):
                 gap = np.abs(crossers[i].at(meets[i] + np.linspace(-1.0, 1.0, 9)) - column.lateral)
                 if gap.min() < crossers[i].half_length + half:
                     return False
-        if column.number == 1:
+        if column is self.plan.columns[0]:  # the lane into which parked cars leave
             for car, leaves_at in self._all_leavers():
                 times = leaves_at + np.arange(0.0, 14.0, 0.5)
                 if (
@@ -323,7 +285,7 @@ class Traffic:
     def _crossing_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for chunk in self.world.around(s_ego):
             for crosser in self._crossers_of(chunk):
-                if abs(crosser.s - s_ego) > SIGHT:
+                if abs(crosser.s - s_ego) > self.plan.sight:
                     continue
                 lateral = float(crosser.at(t))
                 pose = self.world.on_road(crosser.s, lateral, np.pi / 2 * np.sign(crosser.speed))
@@ -332,7 +294,7 @@ class Traffic:
     def _make_crossers(self, chunk: int) -> tuple[Crosser, ...]:
         """Who crosses in a chunk, timed by the ego vehicle's passing: between the car ahead and it,
         or behind it."""
-        if chunk < 0:
+        if chunk < 0 or not self.plan.crossers:
             return ()
         rng = np.random.default_rng([self.world.seed, chunk + 1000, 7])
         first = 4_000_000 + chunk % 20000 * 20
@@ -344,13 +306,15 @@ class Traffic:
             body = Body(kind, int(rng.integers(VARIANTS)))
             for more in (0.0, -0.15, 0.15, -0.3, 0.3, *np.arange(1, 9) * 0.35 * np.sign(delay)):
                 time = self.ego.time_at(s - 1.5) + delay + more
-                crosser = Crosser(first + len(made), body, s, EGO_LATERAL, time, speed, reach)
+                crosser = Crosser(
+                    first + len(made), body, s, self.plan.ego_lateral, time, speed, reach
+                )
                 if self._lane_is_free(crosser):
                     made.append(crosser)
                     return
 
         sign = 1.0 if rng.random() < 0.5 else -1.0
-        if has_crossing(self.world.seed, chunk):
+        if self.world.road.has_crossing(chunk):
             middle = (chunk + 0.5) * CHUNK
             add("car", middle - sign * 1.8, -1.75, sign * 8.5, 90.0)
             add("cyclist", middle + 6.0, -1.55, -sign * 4.4, 45.0)
@@ -367,19 +331,29 @@ class Traffic:
                 -sign * 2.0,
                 10.5,
             )
+        for _ in range(self.plan.crossers - 1):
+            s, delay = (chunk + rng.random()) * CHUNK, rng.choice([-1.0, 1.0])
+            direction = rng.choice([-1.0, 1.0])
+            add(
+                "pedestrian",
+                s,
+                delay * rng.uniform(1.7, 4.0),
+                direction * rng.uniform(1.2, 2.2),
+                10.5,
+            )
         return tuple(made)
 
     def _lane_is_free(self, crosser: Crosser) -> bool:
         """Whether the ego vehicle, the cars before and behind it and those that overtake are away
         while someone is on their lanes."""
         t = crosser.time + np.linspace(-6.0, 6.0, 121)
-        on_lane = np.abs(crosser.at(t) - EGO_LATERAL) < crosser.half_length + 1.1
+        on_lane = np.abs(crosser.at(t) - self.plan.ego_lateral) < crosser.half_length + 1.1
         margin = 3.2 + (1.0 if crosser.half_length > 2.0 else 0.4)
-        lead = self.ego.s(t + LEAD_SECONDS + 0.5 * np.sin(2 * np.pi * t / 17.0)) + LEAD_AHEAD
-        for s in (self.ego.s(t) + 1.5, lead, self.ego.s(t - TAIL_SECONDS) - TAIL_BEHIND):
+        near = (self._company_s(company, t) for company in (self.plan.lead, self.plan.tail))
+        for s in (self.ego.s(t) + 1.5, *near):
             if (on_lane & (np.abs(s - crosser.s) < margin)).any():
                 return False
-        for column in (column for column in COLUMNS if column.overtakes):
+        for column in (c for c in self.plan.columns if c.pace is Pace.OVERTAKES):
             on_lane = np.abs(crosser.at(t) - column.lateral) < crosser.half_length + 1.3
             base = self._base(column, t)
             places = (crosser.s - base) / column.spacing
@@ -395,16 +369,16 @@ class Traffic:
     def _parked_movers(self, t: float, s_ego: float) -> Iterator[Mover]:
         for chunk in self.world.around(s_ego):
             for car in self.world.chunk(chunk).parked:
-                if car.leaves:
+                if car.leaves and self.plan.leavers:
                     place, lateral, turn = (
                         float(value[0])
                         for value in _leaving(car, np.array([t - self.leaving_time(car)]))
                     )
-                    if abs(place - s_ego) < SIGHT + 20.0:
+                    if abs(place - s_ego) < self.plan.sight + 20.0:
                         yield Mover(
                             car.id, car.body, self.world.on_road(place, lateral, turn + np.pi)
                         )
-                elif abs(car.s - s_ego) < SIGHT + 20.0:
+                elif abs(car.s - s_ego) < self.plan.sight + 20.0:
                     yield self._parked_at(car)
 
     def _stand(self, car: Parked) -> Mover:
@@ -420,14 +394,34 @@ def _leaving(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(s, lateral, turn) of a left-parked car that pulls out into the oncoming lane, `since`
     seconds after it starts."""
-    cruise, acceleration = -COLUMNS[0].speed, 2.2
+    cruise, acceleration = -CITY.columns[0].speed, 2.2
     ramp = cruise / acceleration
     moving = np.maximum(since, 0.0)
     way = np.where(moving < ramp, 0.5 * acceleration * moving**2, cruise * (moving - 0.5 * ramp))
     u = np.clip((way - 0.3) / 16.0, 0.0, 1.0)
-    lateral = PARKED_LATERAL + (COLUMNS[0].lateral - PARKED_LATERAL) * u * u * (3 - 2 * u)
-    slope = (COLUMNS[0].lateral - PARKED_LATERAL) * 6 * u * (1 - u) / 16.0
+    lateral = PARKED_LATERAL + (CITY.columns[0].lateral - PARKED_LATERAL) * u * u * (3 - 2 * u)
+    slope = (CITY.columns[0].lateral - PARKED_LATERAL) * 6 * u * (1 - u) / 16.0
     return car.s - way, lateral, -np.arctan(slope)
+
+
+def sprung(
+    pose: NDArray[np.float64], speed: float, acceleration: float, curvature: float, t: float
+) -> NDArray[np.float64]:
+    """A pose on the ground with the little pitch and roll of a sprung car, which stands still where
+    the car does. m/s, m/s^2, 1/m, s."""
+    shake = min(abs(speed) / 8.0, 1.0)
+    pitch = -0.004 * acceleration + shake * (
+        0.0035 * np.sin(2 * np.pi * 1.3 * t) + 0.002 * np.sin(2 * np.pi * 0.37 * t + 1.0)
+    )
+    roll = 0.004 * speed**2 * curvature + shake * (0.003 * np.sin(2 * np.pi * 0.9 * t + 2.0))
+    c, d, e, f = np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    pose = pose.copy()
+    pose[:3, :3] = (
+        pose[:3, :3]
+        @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]])
+        @ np.array([[1, 0, 0], [0, e, -f], [0, f, e]])
+    )
+    return pose
 
 
 def _stride(body: Body, way: float) -> float:

@@ -39,6 +39,14 @@ class View:
     def shape(self) -> tuple[int, int]:
         return self.camera.height, self.camera.width
 
+    def pixels_per_ray(self, step: int = 1) -> NDArray[np.float32]:
+        """Jacobian [h, w, 2, 2] of (u, v) by (x, y), of every step-th pixel."""
+        if self.x.shape[0] == 1 and self.y.shape[1] == 1:
+            out = np.zeros((1, 1, 2, 2), np.float32)
+            out[..., 0, 0], out[..., 1, 1] = self.camera.k[0, 0], self.camera.k[1, 1]
+            return out
+        return _inverse_jacobian(self.x, self.y)[::step, ::step]
+
     def pixel_rectangles(self, low: NDArray, high: NDArray) -> NDArray[np.int64]:
         """[P, 4] (u0, u1, v0, v1), end exclusive, that contain all pixels whose rays lie between
         low and high [P, 2] (x, y)."""
@@ -53,8 +61,10 @@ def make_view(camera: Camera) -> View:
     """The rays of all pixels, by inverting the lens."""
     k = camera.k
     if camera.distortion_model == "none":
-        x = ((np.arange(camera.width) - k[0, 2]) / k[0, 0])[None]
         y = ((np.arange(camera.height) - k[1, 2]) / k[1, 1])[:, None]
+        x = ((np.arange(camera.width) - k[0, 2]) / k[0, 0])[None]
+        if k[0, 1]:
+            x = x - k[0, 1] / k[0, 0] * y
         valid = None
     else:
         v, u = np.indices((camera.height, camera.width), dtype=np.float64)
@@ -79,6 +89,16 @@ def make_view(camera: Camera) -> View:
         y_high,
         float(0.5 * (k[0, 0] + k[1, 1])),
     )
+
+
+def _inverse_jacobian(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[H, W, 2, 2] d(u, v)/d(x, y) from the rays of neighbouring pixels."""
+    xv, xu = np.gradient(x)
+    yv, yu = np.gradient(y)
+    determinant = xu * yv - xv * yu
+    safe = np.where(np.abs(determinant) > 1e-12, determinant, np.float32(np.inf))
+    every = np.stack([yv, -xv, -yu, xu], -1).reshape(*x.shape, 2, 2) / safe[..., None, None]
+    return every.astype(np.float32)
 
 
 def _bounds(

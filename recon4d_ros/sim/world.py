@@ -7,14 +7,14 @@ Only the chunks around the car exist at any time, so that a drive may be of any 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.sim import models
-from recon4d_ros.sim.models import Body
-from recon4d_ros.sim.road import CHUNK, PAVEMENT, SIDE_STREET, Road, has_crossing
+from recon4d_ros.sim.models import Body, Mover
+from recon4d_ros.sim.road import CHUNK, PAVEMENT, SIDE_STREET, Road
 from recon4d_ros.sim.solids import Solids, concatenate
 
 BEHIND, AHEAD = 150.0, 230.0  # metres of road kept around the car
@@ -22,6 +22,7 @@ PARKED_LATERAL = 7.5
 SLOT = 6.6  # metres of kerb per parked car
 CROSSING_HALF = 11.0  # metres of road to each side of a crossing's middle that stay free
 _KEPT_CHUNKS = 16
+LAMP_HEAD = np.array([0.0, 1.6, 6.85, 1.0])  # in a lamp's own frame
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,20 @@ class Parked:
 @dataclass(frozen=True)
 class Chunk:
     """Scenery of one chunk in world coordinates; parked cars are listed apart, because some of them
-    leave."""
+    leave. lamps: [L, 3] heads of street lamps."""
 
     scenery: Solids
     parked: tuple[Parked, ...]
+    lamps: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
 
 class World:
-    """The static world of a seed. length: metres of road that will be needed."""
+    """The static world of a seed along a road: a city's. Other courses override what a chunk
+    holds."""
 
-    def __init__(self, seed: int = 0, length: float = 8400.0) -> None:
+    def __init__(self, seed: int, road: Road) -> None:
         self.seed = seed
-        self.road = Road(seed, length)
+        self.road = road
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
 
     def chunk(self, index: int) -> Chunk:
@@ -66,6 +69,10 @@ class World:
         """The chunks within sight of a car at s."""
         return range(int((s - BEHIND) // CHUNK), int((s + AHEAD) // CHUNK) + 1)
 
+    def extra(self, index: int, t: float) -> tuple[Mover, ...]:
+        """Those of a chunk that can move and belong to the place, at time t."""
+        return ()
+
     def on_road(self, s: float, lateral: float, turn: float = 0.0) -> NDArray[np.float64]:
         """Pose [4, 4] on the ground at (s, lateral), its x axis along the road, turned left by
         `turn` radians."""
@@ -75,17 +82,19 @@ class World:
     def _make(self, index: int) -> Chunk:
         rng = np.random.default_rng([self.seed, index + 1000, 2])
         parts: list[Solids] = []
+        lamps: list[NDArray[np.float64]] = []
         for side in (1, -1):
             parts += self._row(index, side, rng)
-            parts += self._street_furniture(index, side, rng)
-        if has_crossing(self.seed, index):
+            parts += self._street_furniture(index, side, rng, lamps)
+        if self.road.has_crossing(index):
             parts += self._side_street(index, rng)
-        return Chunk(concatenate(parts), self.parked(index))
+        heads = np.concatenate([*lamps, np.zeros((0, 3))])
+        return Chunk(concatenate(parts), self.parked(index), heads)
 
     def _free(self, index: int, s: float, half: float) -> bool:
         """Whether s +- half along this chunk stays clear of its side street."""
         return (
-            not has_crossing(self.seed, index)
+            not self.road.has_crossing(index)
             or abs(s - (index + 0.5) * CHUNK) > CROSSING_HALF + half
         )
 
@@ -131,8 +140,10 @@ class World:
                         parts.append(models.tree(rng).moved(spot))
         return parts
 
-    def _street_furniture(self, index: int, side: int, rng: np.random.Generator) -> list[Solids]:
-        """Trees, lamps, signs and boxes at the kerb."""
+    def _street_furniture(
+        self, index: int, side: int, rng: np.random.Generator, lamps: list[NDArray[np.float64]]
+    ) -> list[Solids]:
+        """Trees, lamps, signs and boxes at the kerb; the lamps' heads go into `lamps`."""
         parts = []
         for slot in range(6):
             s = index * CHUNK + 10.0 * slot + rng.uniform(0.5, 9.5)
@@ -140,9 +151,9 @@ class World:
             if not self._free(index, s, 1.0):
                 continue
             if slot % 3 == 1:
-                parts.append(
-                    models.lamp().moved(self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi))
-                )
+                pose = self.on_road(s, side * 9.1, 0.0 if side < 0 else np.pi)
+                parts.append(models.lamp().moved(pose))
+                lamps.append((pose @ LAMP_HEAD)[None, :3])
             elif kind < 0.55:
                 parts.append(
                     models.tree(rng).moved(self.on_road(s, side * 9.6, rng.uniform(0, 6.28)))
@@ -210,7 +221,7 @@ class World:
                         )
                     )
         left = [car for car in slots if car.side > 0 and car.body.kind == "car"]
-        if left and not has_crossing(self.seed, index):
+        if left and not self.road.has_crossing(index):
             leaver = min(left, key=lambda car: abs(car.s - (index + 0.4) * CHUNK))
             slots[slots.index(leaver)] = Parked(leaver.id, leaver.s, leaver.side, leaver.body, True)
         return tuple(slots)

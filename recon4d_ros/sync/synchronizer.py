@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
+from recon4d_ros.sync.clocks import ClockOffsets, parse_offsets
+from recon4d_ros.sync.gaps import GapCounter
 from recon4d_ros.sync.odometry import OdometryQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
@@ -29,6 +31,7 @@ BEFORE_JUMP = "from before the time jump"
 TOO_FEW = "set has fewer than min_cameras"
 NOT_NEWER = "set is not newer than the last"
 ALONE = "its stamp is far from all others"
+OTHER_CLOCK = "its clock is not the cameras'"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ class SyncParameters:
         minimum=0.01,
         maximum=3600.0,
     )
+    offset: str = parameter(
+        "",
+        "What the cameras' clocks are ahead by, taken off their stamps: seconds by camera"
+        " (right=37.0,front=auto), also as sync.offset.<camera>; auto learns it from the times of"
+        " reception, for one camera or, alone, for all. `odometry` is a name too. Cameras that then"
+        " fire within a quarter period of each other are taken to fire at once",
+        keyed=True,
+    )
     odometry_queue: int = parameter(
         2000, "Most odometry samples held until the next set", minimum=1, maximum=100000
     )
@@ -92,12 +103,14 @@ class SyncParameters:
 
 @dataclass
 class SyncStatistics:
-    """Counts since the start. dropped: (camera, reason) -> images. odometry_dropped: reason ->
-    samples."""
+    """Counts since the start. dropped: (camera, reason) -> images that came and are not used.
+    missing: images of each camera that never came, by the gaps in its stamps. odometry_dropped:
+    reason -> samples."""
 
     received: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
     odometry_received: int = 0
     odometry_dropped: Counter[str] = field(default_factory=Counter)
     sets: int = 0
@@ -135,6 +148,7 @@ class Synchronizer:
         self.parameters = p
         self.cameras = tuple(cameras)
         self.statistics = SyncStatistics()
+        self._clocks = ClockOffsets(self.cameras, parse_offsets(p.offset, self.cameras))
         self._backward, self._forward, self._dead_after = (
             round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after)
         )
@@ -154,6 +168,7 @@ class Synchronizer:
                 round(p.slop * SECOND) if p.policy == "approximate" else 0,
                 p.queue,
             )
+        self._gaps = {name: GapCounter() for name in self.cameras}
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
@@ -172,6 +187,13 @@ class Synchronizer:
         if camera not in self.cameras:
             raise ValueError(f"camera {camera!r} is not one of {', '.join(self.cameras)}")
         self.statistics.received[camera] += 1
+        sets = []
+        for one in self._clocks.image(camera, image, now_ns):
+            self._take(one.camera, one.image, one.now_ns)
+            sets += self.poll(one.now_ns)
+        return sets + self.poll(now_ns)
+
+    def _take(self, camera: str, image: RawImage, now_ns: int) -> None:
         if (out := self._out_of_time(camera, image.stamp_ns)) is not None:
             self._set_aside(_Aside(camera, image, now_ns, back=out < 0))
         else:
@@ -180,18 +202,27 @@ class Synchronizer:
             ):
                 self._end_aside(ALONE)  # time goes on as before
             self._admit(camera, image, now_ns)
-        return self.poll(now_ns)
 
     @property
     def held(self) -> int:
         """Images that are waiting for their set."""
-        return self._policy.count() + (self._aside is not None)
+        return self._policy.count() + (self._aside is not None) + len(self._clocks)
 
-    def add_odometry(self, sample: OdometrySample) -> None:
-        """Take an odometry sample; one that is not finite or not newer than the last is counted and
+    @property
+    def findings(self) -> list[str]:
+        """Sentences about the streams' clocks, in the order they were found."""
+        return self._clocks.findings
+
+    def add_odometry(self, sample: OdometrySample, now_ns: int | None = None) -> None:
+        """Take an odometry sample; one that is not finite, not newer than the last, or (where the
+        time of its reception is given) of another clock than the cameras' is counted and
         dropped."""
         self.statistics.odometry_received += 1
-        self._odometry.add(sample)
+        stamp_ns = self._clocks.odometry(sample.stamp_ns, now_ns)
+        if stamp_ns is None:
+            self.statistics.odometry_dropped[OTHER_CLOCK] += 1
+        else:
+            self._odometry.add(replace(sample, stamp_ns=stamp_ns))
 
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""
@@ -199,13 +230,20 @@ class Synchronizer:
 
     def flush(self) -> list[FrameSet]:
         """Everything that is held, without waiting."""
+        sets = []
+        for one in self._clocks.flush():
+            self._take(one.camera, one.image, one.now_ns)
+            sets += self.poll(one.now_ns)
         self._end_aside(ALONE)
-        return self._assemble(self._policy.due(None))
+        return sets + self._assemble(self._policy.due(None))
 
     def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
         if reason := self._door(camera, image.stamp_ns, now_ns):
             self._drop(camera, reason)
-        elif reason := self._policy.offer(camera, image, now_ns):
+            return
+        if missing := self._gaps[camera].add(image.stamp_ns):
+            self.statistics.missing[camera] += missing
+        if reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
@@ -272,6 +310,8 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
+        for gaps in self._gaps.values():
+            gaps.restart()
         self._before_jump = {
             **self._before_jump,
             **{name: newest for name, newest in self._newest.items() if name != camera},

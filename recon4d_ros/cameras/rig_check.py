@@ -1,0 +1,86 @@
+"""Whether a rig can be one: what is wrong with extrinsics is told before anything runs, not by a
+map without points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+
+from recon4d_ros.errors import CalibrationError
+from recon4d_ros.types import Camera, Rig
+
+SAME_PLACE = 5e-3  # metres: nearer than any two lenses can be
+SAME_WAY = np.cos(np.deg2rad(5.0))
+SAME_LENS = 1.2  # ratio of focal lengths up to which two cameras that share a place show the same
+SKY = np.sin(np.deg2rad(45.0))  # an optical axis this far up is no car's camera
+UPWARD = np.sin(np.deg2rad(20.0))
+GROUND = 0.15  # metres above base_link below which no camera of a car is
+HIGH = 5.0  # and above which none is
+
+
+def check_rig(rig: Rig) -> list[str]:
+    """Sentences about what is unlikely. Raises CalibrationError about what cannot be: two cameras
+    in one place that look the same way, a camera that looks at the sky."""
+    for camera in rig.cameras:
+        _looks_at_the_sky(camera)
+    for one, other in combinations(rig.cameras, 2):
+        _in_one_place(one, other)
+    return list(_unlikely(rig))
+
+
+def _looks_at_the_sky(camera: Camera) -> None:
+    x, _, axis = camera.T_base_camera[:3, :3].T
+    if axis[2] <= SKY:
+        return
+    up = np.rad2deg(np.arcsin(min(axis[2], 1.0)))
+    body = abs(x[2]) < UPWARD and axis[2] > np.cos(np.deg2rad(30.0))
+    why = (
+        "its frame is the body's (x forward, z up), not the optical one"
+        if body
+        else "its frame is not that of its images"
+    )
+    raise CalibrationError(
+        f"camera {camera.name} looks {up:.0f} degrees up, at the sky: {why}: expected an optical"
+        " frame (z forward, x right, y down) in camera_info, on /tf_static or in the rig file"
+    )
+
+
+def _in_one_place(one: Camera, other: Camera) -> None:
+    apart = np.linalg.norm(one.T_base_camera[:3, 3] - other.T_base_camera[:3, 3])
+    along = float(one.T_base_camera[:3, 2] @ other.T_base_camera[:3, 2])
+    focal = one.k[0, 0] / one.width, other.k[0, 0] / other.width
+    if apart < SAME_PLACE and along > SAME_WAY and max(focal) < SAME_LENS * min(focal):
+        raise CalibrationError(
+            f"cameras {one.name} and {other.name} are in one place and look the same way: expected"
+            " a frame for each on /tf_static, the baseline as Tx in P of the second one's"
+            " camera_info, or a rig file; `--cameras` leaves one out"
+        )
+
+
+def _unlikely(rig: Rig) -> Iterator[str]:
+    for camera in rig.cameras:
+        upward = camera.T_base_camera[2, 2]
+        if upward > UPWARD:
+            yield (
+                f"camera {camera.name} looks {np.rad2deg(np.arcsin(upward)):.0f} degrees up: is"
+                " its frame that of its images?"
+            )
+    heights = rig.T_base_camera[:, 2, 3]
+    alone = len(rig.cameras) == 1
+    if (np.abs(heights) < GROUND).all():
+        what = "the camera stands" if alone else "all cameras stand"
+        yield (
+            f"{what} at the height of the car's frame (z = {heights[0]:.2f} m): expected that frame"
+            " on the road, from which heights (and with one camera the scale) are taken"
+        )
+    elif heights.min() < 0:
+        low = rig.names[int(np.argmin(heights))]
+        yield (
+            f"camera {low} is {-heights.min():.2f} m below the car's frame: expected that frame on"
+            " the road"
+        )
+    elif heights.max() > HIGH:
+        high = rig.names[int(np.argmax(heights))]
+        yield f"camera {high} is {heights.max():.1f} m above the car's frame: in metres?"

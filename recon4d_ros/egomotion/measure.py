@@ -1,0 +1,316 @@
+"""One frame's motion measured: points followed from a prediction, the joint solver, the road beside
+it, and whether to believe the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import geometry
+from recon4d_ros.egomotion import klt, pnp
+from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.klt import Sightings
+from recon4d_ros.egomotion.landmarks import Landmarks
+from recon4d_ros.egomotion.parameters import EgomotionParameters
+from recon4d_ros.egomotion.pnp import Prior, Solution
+from recon4d_ros.egomotion.road import Road, RoadMotion, RoadView
+from recon4d_ros.types import Frame
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MeasureThresholds:
+    """Chosen on simulated drives (seeds below 1000), see docs/egomotion.md."""
+
+    far: float = 8.0  # pixels a prediction may be off without another look
+    few: float = 0.6  # share of the points found below which a second look is worth it
+    # variance of what points say together over what they would say if they erred independently:
+    # they share depths, lenses and a calibration
+    together: float = 12.0
+    patches: float = 2.0  # the same of the road's patches
+    turn_known: float = 0.0015  # rad that the points may be off in rotation, for the road
+    turn_unknown: float = 0.01  # and where there are no points
+    share: float = 0.25  # of the sightings that have to agree
+    doubt: float = 0.05  # m that the motion may be unsure by, and as a share of it:
+    doubt_share: float = 0.1
+    fits: float = 0.8  # mean correlation of a motion that need not be looked for further
+    contradiction: float = 9.0  # squared deviation of road and points, one degree of freedom
+    road_better: float = 0.06  # mean correlation by which one motion fits the road better
+    # m, and share of it, that road and points may differ by
+    differ: float = 0.03
+    differ_share: float = 0.04
+    slide: float = 0.08  # sideways, as a share of the speed: slip of 5 degrees
+    slide_speed: float = 0.4  # m/s of it that no noise makes
+    axle: float = 2.0  # m that base_link may be from the rear axle
+    hardest: float = 12.0  # m/s^2 that no car brakes by
+    jolt: float = 0.4  # m/s that two frames' noise makes
+    creep: float = 1.0  # m/s: what is faster does not stand
+    still_road: float = 0.025  # mean correlation that standing may cost
+    still_deviation: float = 22.5  # squared deviation of standing: six degrees of freedom, 99.9 %
+    still_pixels: float = 0.6  # pixels a point may move while the car stands
+    still_share: float = 0.5  # of the points that have to stay
+
+
+THRESHOLDS = MeasureThresholds()
+TYPICAL = 1.39  # median of a squared Mahalanobis distance of two degrees of freedom
+
+
+@dataclass(frozen=True)
+class Instant:
+    """All that one frame's pose is found from; nothing of it changes while it is looked for.
+
+    T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
+    whether there is a velocity. road: what the images show of it.
+    """
+
+    frame: Frame
+    seconds: float
+    cameras: Cameras
+    T_base_camera: Array
+    images: Images
+    landmarks: Landmarks
+    pose: Array
+    moving: bool
+    road: list[RoadView]
+    parameters: EgomotionParameters
+
+    def velocity(self, T_map_base: Array) -> Array:
+        """The twist [6] that leads there from the last frame."""
+        return geometry.log(geometry.inverse(self.pose) @ T_map_base) / self.seconds
+
+    def T_camera_base(self, velocity: Array) -> Array:
+        return at_their_stamps(self.T_base_camera, self.frame, velocity)
+
+    def sight(self, prior: Prior, velocity: Array) -> Sightings:
+        noise = self.parameters.pixel_noise
+        return klt.sight(
+            self.cameras,
+            self.images,
+            self.landmarks,
+            prior.T_map_base,
+            self.T_camera_base(velocity),
+            noise,
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A pose and what it rests on.
+
+    solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else.
+    problem: why not to believe it, if it is not. road: what the road says of it. doubt: what makes
+    it unsure.
+    """
+
+    sightings: Sightings
+    prior: Prior
+    solution: Solution
+    T_camera_base: Array
+    covariance: Array
+    problem: str
+    pose: Array
+    road: RoadMotion | None = None
+    doubt: str = ""
+
+
+def attempt(now: Instant, prior: Prior) -> Attempt:
+    """Sightings and solution from one prediction; if that was far off and many points were not
+    found, again from the solution."""
+    t = THRESHOLDS
+    seen = now.sight(prior, now.velocity(prior.T_map_base))
+    first = solved(now, seen, prior)
+    asked = now.frame.present[now.landmarks.camera]
+    few = seen.found[asked].sum() < t.few * asked.sum()
+    if first.solution.inliers < 8 or not (few or not now.moving):
+        return first
+    nearer = Prior(first.solution.T_map_base, prior.covariance)
+    if klt.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base) <= t.far:
+        return first
+    again = now.sight(nearer, now.velocity(nearer.T_map_base))
+    return solved(now, again, nearer) if again.found.sum() > seen.found.sum() else first
+
+
+def solved(
+    now: Instant,
+    seen: Sightings,
+    prior: Prior,
+    start: Array | None = None,
+    road: Array | None = None,
+) -> Attempt:
+    """The joint solution. start: a pose [4, 4] already near, to be polished only. road: information
+    [6, 6] in the prior that was measured, not predicted."""
+    frame, velocity, t = now.frame, now.velocity(prior.T_map_base), THRESHOLDS
+    solution = None
+    firm = Prior(prior.T_map_base, prior.covariance / t.together)
+    for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
+        T_camera_base = now.T_camera_base(velocity)
+        solution = pnp.solve(
+            T_camera_base, seen.observations, firm, seed=frame.stamp_ns % 2**32, start=start
+        )
+        found = now.velocity(solution.T_map_base)
+        skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
+        if np.abs(found - velocity).max() * skew < 1e-3:
+            break
+        velocity = found
+    assert solution is not None
+    excess = (
+        max(1.0, float(np.median(solution.distance[solution.inlier])) / TYPICAL)
+        if solution.inliers
+        else 1.0
+    )
+    known = solution.information / (excess * t.together)
+    measured = known if road is None else known + road
+    alone = np.asarray(np.linalg.inv(measured + np.eye(6) * 1e-4), np.float64)
+    covariance = np.asarray(np.linalg.inv(known + prior.strength), np.float64)
+    wrong = problem(now, seen, solution, alone)
+    pose = solution.T_map_base
+    return Attempt(seen, prior, solution, T_camera_base, covariance, wrong, pose)
+
+
+def problem(now: Instant, seen: Sightings, solution: Solution, covariance: Array) -> str:
+    """Why this solution is not to be believed; empty if it is."""
+    present, needed, t = now.frame.present, now.parameters.min_inliers, THRESHOLDS
+    if not present.any():
+        return "no camera has sent an image"
+    if seen.blind[present].all() and len(now.landmarks):
+        return "the images show none of the points followed"
+    if solution.inliers < needed:
+        return f"{solution.inliers} sightings agree, {needed} are needed"
+    share = solution.inliers / max(len(seen.observations), 1)
+    if share < t.share:
+        return f"{100 * share:.0f} % of the sightings agree, {100 * t.share:.0f} % are needed"
+    doubt = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
+    moved = float(np.linalg.norm(solution.T_map_base[:3, 3] - now.pose[:3, 3]))
+    if doubt > t.doubt + t.doubt_share * moved:
+        return f"the motion is known to {doubt:.2f} m only"
+    return ""
+
+
+@dataclass(frozen=True)
+class Metres:
+    """How far the car went along its own axis by the road, and the variance of that; `motion`: all
+    that the road said."""
+
+    travel: float
+    variance: float
+    motion: RoadMotion
+
+
+def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | None:
+    """What the road says of the motion, looked for from what the points say, from the prediction,
+    and, where both fit it badly, along the car's axis."""
+    t = THRESHOLDS
+    views = now.road
+    if sum(len(view.use) for view in views) < road.thresholds.fewest:
+        return None
+    back = geometry.inverse(now.pose)
+    expected, found = back @ prior.T_map_base, back @ tried.solution.T_map_base
+    turned = expected.copy()
+    turned[:3, :3] = found[:3, :3]
+    starts = np.stack([found, turned, expected])
+    scores, _ = road.score(views, starts)
+    best = int(np.argmax(scores - np.array([0.0, t.road_better, t.road_better])))
+    start = starts[best]
+    free = max(0.05, 2.0 * float(np.sqrt(prior.covariance[0, 0])))
+    if scores[best] < t.fits:
+        start, _ = road.along(views, start, free)
+    # the points know the rotation, if there are points
+    turn = t.turn_known if not tried.problem else t.turn_unknown
+    around = Prior(start, np.diag([free, 0.03, 0.03, turn, turn, turn]) ** 2)
+    said = road.measure(views, around, start)
+    if said is None or said.score < road.thresholds.score:
+        return None
+    spread = np.linalg.inv(said.information / t.patches + around.strength)[0, 0]
+    return Metres(float(said.T[0, 3]), float(spread), said)
+
+
+def joined(now: Instant, tried: Attempt, prior: Prior, said: Metres) -> Attempt:
+    """The attempt with the road's metres beside its points: across and in rotation the points are
+    better. Where the two contradict each other the points are asked again, from the road's motion:
+    the largest group of them may be a vehicle. Without points the road says all."""
+    t = THRESHOLDS
+    if not tried.problem:
+        went = geometry.inverse(now.pose) @ tried.solution.T_map_base
+        off = said.travel - float(went[0, 3])
+        both = float(tried.covariance[0, 0]) + said.variance
+        if off**2 < t.contradiction * both:
+            gain = tried.covariance[:, 0] / both
+            covariance = tried.covariance - both * np.outer(gain, gain)
+            pose = tried.solution.T_map_base @ geometry.exp(gain * off)
+            return replace(tried, pose=pose, covariance=covariance, road=said.motion)
+    if tried.problem:
+        road = said.motion.information / t.patches
+    else:
+        road = np.zeros((6, 6))
+        road[0, 0] = 1.0 / said.variance
+    fused = pnp.fused(prior, now.pose @ said.motion.T, road, np.zeros(6))
+    better = solved(now, tried.sightings, fused, road=road)
+    return replace(better, prior=prior, road=said.motion)
+
+
+def doubt(now: Instant, tried: Attempt, before: Array | None) -> str:
+    """Why a motion that fits may be that of something else; empty if no reason is known.
+
+    before: the last twist [6], if there is one. A car that slides sideways, or changes its speed as
+    none can, has followed a vehicle; so has one that leaves the road behind it.
+    """
+    t = THRESHOLDS
+    twist = now.velocity(tried.pose)
+    deviation = np.sqrt(np.diag(tried.covariance)) / now.seconds
+    slip = abs(float(twist[1])) - t.slide * abs(float(twist[0])) - t.axle * abs(float(twist[5]))
+    if slip > t.slide_speed + 3.0 * deviation[1]:
+        return f"the motion found slides sideways by {abs(twist[1]):.1f} m/s: it may be a vehicle's"
+    if before is not None:
+        change = abs(float(twist[0] - before[0]))
+        if change > t.hardest * now.seconds + t.jolt + 3.0 * deviation[0]:
+            return f"the speed found changes by {change:.1f} m/s at once: it may be a vehicle's"
+    if tried.road is not None:
+        went = float((geometry.inverse(now.pose) @ tried.pose)[0, 3])
+        apart = abs(went - float(tried.road.T[0, 3]))
+        allowed = (
+            t.differ + t.differ_share * abs(went) + 3.0 * float(np.sqrt(tried.covariance[0, 0]))
+        )
+        if apart > allowed:
+            return f"road and points disagree by {apart:.2f} m"
+    return ""
+
+
+def rescaled(now: Instant, tried: Attempt, table: Landmarks) -> Attempt:
+    """The attempt with the landmarks where the table has them now."""
+    o = tried.sightings.observations
+    index = o.landmark
+    moved = replace(
+        o,
+        origin=table.origin[index],
+        bearing=table.bearing[index],
+        rho=table.rho[index],
+        variance=np.where(
+            np.arange(len(o)) < tried.sightings.second, table.variance[index], o.variance
+        ),
+    )
+    return replace(tried, sightings=replace(tried.sightings, observations=moved))
+
+
+def stands(now: Instant, tried: Attempt, road: Road) -> bool:
+    """Whether the car has not moved since the images that its points are followed from: the motion
+    found is no more than its noise, the road lies as it lay, and most points stay where they were.
+    """
+    t = THRESHOLDS
+    motion = geometry.inverse(now.pose) @ tried.pose
+    if np.linalg.norm(motion[:3, 3]) > t.creep * now.seconds:
+        return False
+    views = now.road
+    seen, table = tried.sightings, now.landmarks
+    moved = np.linalg.norm(seen.pixel[seen.found] - table.pixel[seen.found], axis=1)
+    stay = float((moved < t.still_pixels).mean()) if len(moved) >= 10 else 0.0
+    if sum(len(view.use) for view in views) >= road.thresholds.fewest:
+        (here, there), _ = road.score(views, np.stack([np.eye(4), motion]))
+        if here < road.thresholds.score or here < there - t.still_road:
+            return False
+        return here > 0.8 or stay > t.still_share
+    twist = geometry.log(motion)
+    deviation = float(twist @ np.linalg.solve(tried.covariance, twist))
+    return stay > t.still_share and deviation < t.still_deviation

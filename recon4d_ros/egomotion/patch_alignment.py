@@ -1,0 +1,265 @@
+"""A followed point brought to rest: its patch, seen as it must look from the new place, aligned
+with the new image.
+
+A tracker that moves a window as it is finds a point of the road to a pixel or two only: between two
+frames the road below a car grows by half and shears. Where the point is known to be, and the
+surface around it is taken to lie as the road or to face the camera, the change is known beforehand
+(a plane's homography, to first order), and what is left is a shift. Alignment is
+inverse-compositional (Baker and Matthews, IJCV 2004, section 3.2), on patches normalised for gain
+and offset, all points of a camera at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import geometry
+from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images
+from recon4d_ros.egomotion.landmarks import Landmarks
+
+Array = NDArray[np.float64]
+
+SIDE, STEP = 8, 1.5  # samples along a patch's side, pixels between them
+SAMPLES = SIDE * SIDE
+ROUNDS = 4
+REACH = 4.0  # samples that a point may be off
+ALIKE, CHANCE = (
+    0.8,
+    0.5,
+    # normalised correlation of a match, as a share of what noise leaves of it; what no match is
+    # below
+)
+TEXTURE, QUIET = 2.0, 1.0  # deviation of a patch over the noise's, grey levels of noise at least
+ROWS = 16  # one row in so many tells an image's noise
+U, V = (
+    ((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32)
+    for axis in np.indices((SIDE, SIDE))[::-1]
+)  # pixels, [SAMPLES]
+WIDE_U, WIDE_V = (
+    ((axis.reshape(-1) - (SIDE + 1) / 2) * STEP).astype(np.float32)
+    for axis in np.indices((SIDE + 2, SIDE + 2))[::-1]
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one camera, and which of the points, from `first` to before `last`, are to be
+    found in the second."""
+
+    here: NDArray[np.uint8]
+    there: NDArray[np.uint8]
+    first: int
+    last: int
+
+
+def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
+    """How a step in one view becomes one in another [M, 2, 2], to first order, both in normalised
+    coordinates (not pixels).
+
+    at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there.
+    T_there_here [M, 4, 4].
+    """
+    plane = normal / (normal * at).sum(-1, keepdims=True)
+    homography = T_there_here[:, :3, :3] + T_there_here[:, :3, 3:] * plane[:, None]
+    q = (homography @ (at / at[:, 2:])[..., None])[..., 0]
+    xy = q[:, :2] / q[:, 2:]
+    return (homography[:, :2, :2] - xy[..., None] * homography[:, 2:, :2]) / q[:, 2:, None]
+
+
+def align(
+    pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M,
+    2], how alike it is there [M], and how sure the place is: what a grey level of noise makes of it
+    [M, 2, 2], squared pixels.
+
+    Alike is the normalised correlation (before the last step) as a share of what the second image's
+    noise leaves of it: to be held against ALIKE. warp [M, 2, 2]: how a step in pixels of the first
+    image becomes one in pixels of the second.
+    """
+    at = pixel.astype(np.float32)
+    wide = _sampled(
+        [(pair.here, pair) for pair in pairs], at[:, :1] + WIDE_U, at[:, 1:] + WIDE_V
+    ).reshape(-1, SIDE + 2, SIDE + 2)
+    patch = wide[:, 1:-1, 1:-1].reshape(-1, SAMPLES)
+    patch = patch - _mean(patch)
+    slope = np.stack(np.gradient(patch.reshape(-1, SIDE, SIDE), axis=(2, 1)), axis=1).reshape(
+        len(patch), 2, SAMPLES
+    )
+    # Neither light nor contrast is a shift: what of the slopes looks like one of these is taken out
+    # of them.
+    energy = np.maximum(np.square(patch).sum(1), 1.0)
+    slope -= slope.mean(axis=2, keepdims=True)
+    slope -= ((slope @ patch[..., None]) / energy[:, None, None]) * patch[:, None]
+    unsure = _pseudo_inverse(slope @ np.swapaxes(slope, 1, 2))
+    gain = unsure @ slope
+    w = warp.astype(np.float32)
+    u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+    shift, place = np.zeros((len(patch), 2), np.float32), near.astype(np.float32)
+    second = [(pair.there, pair) for pair in pairs]
+    for _ in range(ROUNDS):
+        now = _sampled(second, place[:, :1] + u, place[:, 1:] + v)
+        move = -np.minimum(np.maximum(gain @ now[..., None], -1.0), 1.0)
+        shift += move[..., 0]
+        place += (w @ move)[..., 0] * np.float32(STEP)
+    now -= _mean(now)
+    energy_now = np.maximum(np.square(now).sum(1), 1.0)
+    alike = (now * patch).sum(1) / np.sqrt(energy_now * energy)
+    # Patches of deviation s under noise of deviation n are no more alike than s^2 / (s^2 + n^2).
+    variance = np.array([noise(pair.there) ** 2 for pair in pairs], np.float32)
+    noisy = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
+    left = np.sqrt(
+        np.maximum(1.0 - noisy / energy, 0.0) * np.maximum(1.0 - noisy / energy_now, 0.0)
+    )
+    alike /= np.maximum(left, CHANCE / ALIKE)
+    spread = STEP**2 * (w @ unsure @ np.swapaxes(w, 1, 2))
+    inside = np.abs(shift).max(-1) < REACH
+    return place, np.where(inside, alike, -1.0).astype(np.float32), spread.astype(np.float32)
+
+
+class Reference:
+    """Patches of one image, to be compared with others at many places: pixel [M, 2] of it.
+
+    textured [M]: which have more in them than noise.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], pixel: NDArray) -> None:
+        at = pixel.astype(np.float32)
+        pair = Pair(image, image, 0, len(at))
+        patch = _sampled([(image, pair)], at[:, :1] + U, at[:, 1:] + V)
+        self.patch = patch - _mean(patch)
+        self.energy = np.square(self.patch).sum(1)
+        self.noise = noise(image)
+        self.textured = self.energy > SAMPLES * np.float32(TEXTURE**2 * max(self.noise, QUIET) ** 2)
+
+    def alike(
+        self, image: NDArray[np.uint8], which: NDArray, place: NDArray, warp: Array
+    ) -> NDArray[np.float32]:
+        """Normalised correlation of patches which [K] with another image at place [K, 2], seen by
+        warp [K, 2, 2], as a share of what noise leaves of it."""
+        w, at = warp.astype(np.float32), place.astype(np.float32)
+        u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+        pair = Pair(image, image, 0, len(at))
+        now = _sampled([(image, pair)], at[:, :1] + u, at[:, 1:] + v)
+        now -= _mean(now)
+        energy, here = np.maximum(np.square(now).sum(1), 1.0), np.maximum(self.energy[which], 1.0)
+        left = 1.0 - SAMPLES * np.float32(self.noise**2) / here
+        same = (now * self.patch[which]).sum(1) / np.sqrt(energy * here)
+        return np.asarray(same / np.maximum(left, CHANCE), np.float32)
+
+
+def _sampled(
+    images: list[tuple[NDArray[np.uint8], Pair]], u: NDArray[np.float32], v: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Values [M, S] at pixels u, v [M, S], each pair's points in its image."""
+    out = np.empty(u.shape, np.uint8)
+    for image, pair in images:
+        mine = slice(pair.first, pair.last)
+        out[mine] = cv2.remap(
+            image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+    return out.astype(np.float32)
+
+
+def noise(image: NDArray[np.uint8]) -> float:
+    """Standard deviation of an image's noise in grey levels, from the median of what no slope
+    explains (Immerkaer, CVIU 1996)."""
+    rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
+    across = rows[0] - 2 * rows[1] + rows[2]
+    rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
+    return float(np.median(np.abs(rest))) / (6.0 * 0.6745)
+
+
+def _mean(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (patch @ np.full(SAMPLES, 1.0 / SAMPLES, np.float32))[:, None]
+
+
+def _pseudo_inverse(hessian: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of symmetric [M, 2, 2]; what is flat is left nearly where it is."""
+    a, b, c = hessian[:, 0, 0] + 1.0, hessian[:, 0, 1], hessian[:, 1, 1] + 1.0
+    return np.stack([c, -b, -b, a], axis=-1).reshape(-1, 2, 2) / (a * c - b * b)[:, None, None]
+
+
+KNOWN, LOW = (
+    0.2,
+    0.2,
+    # relative deviation of an inverse depth and metres from the ground: a patch that is taken to
+    # lie on it
+)
+WILD = 1.5  # change of a patch that is not to be believed
+
+
+def settle(
+    cameras: Cameras,
+    images: Images,
+    table: Landmarks,
+    pixel: NDArray,
+    found: NDArray[np.bool_],
+    T_map_camera: Array,
+    T_map_base: Array,
+) -> None:
+    """Pixels [L, 2] of what cameras that look alone have found [L] come to rest, in place; what
+    does not look as it should is not found.
+
+    T_map_camera [N, 4, 4], T_map_base [4, 4]: where the rig is expected.
+    """
+    index, pairs, last = [], [], 0
+    for camera, (before, after) in enumerate(zip(images.before, images.now, strict=True)):
+        mine = np.flatnonzero((table.camera == camera) & found)
+        if before is not None and after is not None and len(mine) and cameras.alone(camera):
+            index.append(mine)
+            pairs.append(Pair(before, after, last, last := last + len(mine)))
+    if not pairs:
+        return
+    which = np.concatenate(index)
+    warp = _looks(cameras, table, which, images.T_map_camera, T_map_camera, T_map_base)
+    pixel[which], alike, _ = align(pairs, table.pixel[which], pixel[which], warp)
+    found[which] = alike > ALIKE
+
+
+def _looks(
+    cameras: Cameras,
+    table: Landmarks,
+    index: NDArray,
+    T_map_before: Array,
+    T_map_now: Array,
+    T_map_base: Array,
+) -> Array:
+    """How patches of landmarks change, pixels to pixels, from their cameras' places [N, 4, 4]
+    before to those now [M, 2, 2]: what lies on the ground as the ground does, all else as if it
+    faced its camera."""
+    camera, up = table.camera[index], T_map_base[:3, 2]
+    position = table.origin[index] + table.bearing[index] / table.rho[index, None]
+    T_before_map = geometry.inverse(T_map_before)
+    at = (
+        np.einsum("mij,mj->mi", T_before_map[camera, :3, :3], position)
+        + T_before_map[camera, :3, 3]
+    )
+    at[:, 2] = np.maximum(at[:, 2], 0.1)
+    high = (T_map_before[:, :3, 3] - T_map_base[:3, 3]) @ up > LOWEST
+    flat = (np.abs((position - T_map_base[:3, 3]) @ up) < LOW) & high[camera]
+    flat &= table.variance[index] < (KNOWN * table.rho[index]) ** 2
+    normal = np.where(
+        flat[:, None], (T_before_map[:, :3, :3] @ up)[camera], np.array([0.0, 0.0, 1.0])
+    )
+    T_now_before = (geometry.inverse(T_map_now) @ T_map_before)[camera]
+    there = np.einsum("mij,mj->mi", T_now_before[:, :3, :3], at) + T_now_before[:, :3, 3]
+    there[:, 2] = np.where(there[:, 2] > 0.0, there[:, 2], np.nan)
+    before, now = (cameras.derivatives(camera, q[:, :2] / q[:, 2:]) for q in (at, there))
+    warp = now @ warps(at, normal, T_now_before) @ _inverse(before)
+    sane = np.abs(warp - np.eye(2)).max((1, 2)) < WILD  # NaN is not
+    return np.where(sane[:, None, None], warp, np.eye(2))
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of [M, 2, 2]; infinite or NaN where there is none."""
+    (a, b), (c, d) = np.moveaxis(matrix, 0, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(
+            np.stack([d, -b, -c, a], axis=-1).reshape(-1, 2, 2) / (a * d - b * c)[:, None, None],
+            np.float64,
+        )

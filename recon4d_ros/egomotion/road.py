@@ -1,0 +1,406 @@
+"""The road as a sensor of the car's motion: it is flat, a known way below the cameras, and it does
+not move.
+
+A grid of patches on the lane ahead and behind is looked for in the images before, each as the plane
+changes it (Baker and Matthews, IJCV 2004; homography of a plane: Hartley and Zisserman, 13.1). How
+alike they are tells one speed from another before anything is tracked or triangulated, whatever
+moves beside the car; where they come to rest says how far the car went, in metres. That is what
+monocular odometry on vehicles takes its scale from (Song, Chandraker and Guest, PAMI 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import geometry
+from recon4d_ros.egomotion import patch_alignment
+from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images
+from recon4d_ros.egomotion.patch_alignment import Pair, Reference
+from recon4d_ros.egomotion.pnp import Prior
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoadThresholds:
+    """Chosen on simulated drives (seeds below 1000), see docs/egomotion.md."""
+
+    half_lane: float = 2.3  # m: a lane with its markings
+    nearest: float = 2.5  # m from base_link: less is the car itself
+    farthest: float = 28.0  # m: a row of pixels is more than a metre there
+    rows: float = 11.0  # pixels between patches: as wide as one
+    columns: float = 17.0
+    most: int = 280  # patches of one camera
+    asked: int = 80  # of them, with texture, are looked for
+    fewest: int = 14  # patches with texture that a road has to have
+    alike: float = 0.7  # correlation of a patch that is followed
+    score: float = 0.35  # mean correlation below which it is no road, or another motion
+    fastest: float = 62.0  # m/s, looked for when nothing is known
+    backward: float = 6.0  # m/s
+    basin: float = (
+        2.5  # pixels in the nearest row: as far as patches find their place by themselves
+    )
+    lean: float = 0.008  # rad: how far the car leans against the road
+    middle: float = 1.35  # m before the rear axle: half a wheelbase, about which a car nods
+    lean_keep: float = 0.95  # of it from frame to frame: brakes and bumps pass
+    height: float = 0.012  # share of a camera's height that is not known: load, tyres, road
+    uneven: float = 0.010  # m that one patch of the road is off the plane
+    patch_noise: float = 0.15  # pixels, beside what the image's noise makes
+    gate: float = 9.0  # squared deviation of a patch that does not move as the road does
+
+
+THRESHOLDS = RoadThresholds()
+
+
+@dataclass(frozen=True)
+class RoadMotion:
+    """What the road says of the motion `T` [4, 4] (pose of base_link now in base_link before).
+
+    information, pull [6, 6], [6]: of steps xi at T (T exp(xi)), the road's lean and height taken
+    out. score: mean correlation of the patches at T; agreeing: patches that move as the road does;
+    textured: patches that could.
+    """
+
+    T: Array
+    information: Array
+    pull: Array
+    score: float
+    agreeing: int
+    textured: int
+
+
+@dataclass
+class _Grid:
+    """Patches of one camera: pixel [K, 2], ray in base_link [K, 3], centre [3] of the camera."""
+
+    camera: int
+    pixel: NDArray
+    toward: Array
+    centre: Array
+
+
+@dataclass
+class RoadView:
+    """One camera in one frame: the grid's patches in the newest image, and the one before."""
+
+    grid: _Grid
+    reference: Reference
+    now: NDArray[np.uint8]
+    before: NDArray[np.uint8]
+    T_camera_base: Array
+    use: NDArray
+
+
+class Road:
+    """lean: [2] slope of the road along x and y in base_link, and its covariance: the package's one
+    estimate of it."""
+
+    def __init__(self, cameras: Cameras, thresholds: RoadThresholds = THRESHOLDS) -> None:
+        self._cameras, self.thresholds = cameras, thresholds
+        self._grids = [
+            grid
+            for camera in range(len(cameras))
+            if (grid := _grid(cameras, camera, thresholds)) is not None
+        ]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget how the car leans."""
+        self.lean = np.zeros(2)
+        self._covariance = np.eye(2) * self.thresholds.lean**2
+
+    @property
+    def visible(self) -> bool:
+        """Whether any camera looks at the lane from a known height."""
+        return bool(self._grids)
+
+    def views(self, images: Images, T_map_base: Array) -> list[RoadView]:
+        """What of the road the newest images show and those taken at the last pose T_map_base [4,
+        4].
+
+        A camera that fires late does so in both images: between them it moves as the car does.
+        """
+        out = []
+        for grid in self._grids:
+            before, now = images.before[grid.camera], images.now[grid.camera]
+            there = images.T_map_base[grid.camera]
+            if before is None or now is None or not np.array_equal(there, T_map_base):
+                continue
+            reference = Reference(now, grid.pixel)
+            use = np.flatnonzero(reference.textured)
+            if len(use) > self.thresholds.asked:
+                use = use[np.linspace(0, len(use) - 1, self.thresholds.asked).astype(int)]
+            place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
+            out.append(RoadView(grid, reference, now, before, place, use))
+        return out
+
+    def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
+        """Mean correlation [K] of the patches with the images before, for motions [K, 4, 4], and of
+        how many patches that is."""
+        total, count = np.zeros(len(motions)), np.zeros(len(motions), np.int64)
+        for view in views:
+            if len(view.use) < self.thresholds.fewest:
+                continue
+            ground, _ = self._ground(view.grid, view.use)
+            for index, motion in enumerate(motions):
+                place, warp, inside = self._moved(view, ground, motion)
+                alike = view.reference.alike(
+                    view.before, view.use[inside], place[inside], warp[inside]
+                )
+                # what the image before does not show counts a third: a motion is not better for
+                # leaving the picture
+                total[index] += np.clip(alike, 0.0, 1.0).sum()
+                count[index] += int(inside.sum())
+        textured = sum(len(view.use) for view in views)
+        shown = np.maximum(count, 1)
+        return np.where(
+            count >= max(self.thresholds.fewest, 0.15 * textured), total / shown, 0.0
+        ), count
+
+    def search(
+        self, views: list[RoadView], seconds: float, turn: Array
+    ) -> tuple[Array, float, float]:
+        """Any motion along the car's axis, coarse to fine, with rotation `turn` [3, 3]: the best
+        [4, 4], its score, and that of the best other one."""
+        t = self.thresholds
+        if not views:
+            return np.eye(4), 0.0, 0.0
+        step = min(self._pixel_travel(view) for view in views) * t.basin
+        travel = np.arange(-t.backward * seconds, t.fastest * seconds, step)
+        motions = np.tile(np.eye(4), (len(travel), 1, 1))
+        motions[:, :3, :3] = turn
+        motions[:, 0, 3] = travel
+        scores, _ = self.score(views, motions)
+        best = int(np.argmax(scores))
+        rival = np.abs(travel - travel[best]) > 2.5 * step
+        fine = travel[best] + step * np.linspace(-1.0, 1.0, 9)
+        motions = np.tile(motions[best], (9, 1, 1))
+        motions[:, 0, 3] = fine
+        finer, _ = self.score(views, motions)
+        top = int(np.argmax(finer))
+        return motions[top], float(finer[top]), float(scores[rival].max(initial=0.0))
+
+    def along(self, views: list[RoadView], start: Array, reach: float) -> tuple[Array, float]:
+        """The motion within `reach` metres of `start` [4, 4], along the car's axis, that the road
+        fits best, and its score."""
+        step = min(self._pixel_travel(view) for view in views) * self.thresholds.basin
+        count = int(np.clip(np.ceil(reach / step), 1, 8))
+        motions = np.tile(start, (2 * count + 1, 1, 1))
+        motions[:, 0, 3] += step * np.arange(-count, count + 1)
+        scores, _ = self.score(views, motions)
+        best = int(np.argmax(scores))
+        return motions[best], float(scores[best])
+
+    def _pixel_travel(self, view: RoadView) -> float:
+        """Metres that move the nearest patches by a pixel."""
+        ground, _ = self._ground(view.grid, np.arange(len(view.grid.pixel)))
+        forward = np.eye(4)
+        forward[0, 3] = 0.01
+        still, _, _ = self._moved(view, ground, np.eye(4))
+        moved, _, inside = self._moved(view, ground, forward)
+        fastest = np.nanmax(np.linalg.norm(moved - still, axis=1)[inside], initial=1e-3)
+        return float(0.01 / fastest)
+
+    def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
+        """The motion near `start` [4, 4] that the patches agree on; None if there are too few.
+
+        prior: of the motion, relative to base_link before; it holds what patches cannot see.
+        """
+        t, motion = self.thresholds, start
+        lean_strength = np.linalg.inv(self._covariance)
+        theta = np.concatenate([np.zeros(6), self.lean, np.zeros(1)])
+        nuisance = np.zeros((3, 3))
+        nuisance[:2, :2] = lean_strength
+        nuisance[2, 2] = 1.0
+        information = np.zeros((9, 9))
+        gradient, agreeing, textured = np.zeros(9), 0, 0
+        parts: list[tuple[RoadView, NDArray, Array, Array]] = []
+        for view in views:
+            textured += len(view.use)
+            if len(view.use) < t.fewest:
+                continue
+            ground, _ = self._ground(view.grid, view.use)
+            place, warp, inside = self._moved(view, ground, motion)
+            use = view.use[inside]
+            if len(use) < t.fewest:
+                continue
+            pair = Pair(view.now, view.before, 0, len(use))
+            found, alike, spread = patch_alignment.align(
+                [pair], view.grid.pixel[use], place[inside], warp[inside]
+            )
+            good = alike > t.alike
+            if good.sum() < 4:
+                continue
+            use, found, spread = use[good], found[good], spread[good]
+            lens = self._cameras.lenses[view.grid.camera]
+            rays = lens.rays(found)
+            back = np.linalg.inv(lens.derivative(rays))
+            noise = max(view.reference.noise, 1.0) ** 2 * spread + np.eye(2) * t.patch_noise**2
+            parts.append((view, use, rays, back @ noise @ np.swapaxes(back, 1, 2)))
+        count = sum(len(use) for _, use, _, _ in parts)
+        if count < t.fewest:
+            return None
+        motion = self._voted(parts, prior, motion, theta)
+        for index in range(6):
+            information, gradient = np.zeros((9, 9)), np.zeros(9)
+            agreeing = 0
+            for view, use, rays, covariance in parts:
+                residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
+                bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+                weight = np.linalg.inv(covariance + bumps)
+                distance = np.einsum("mi,mij,mj->m", residual, weight, residual)
+                width = t.gate * max(1.0, 4.0 / 2.0**index)
+                robust = np.square(width / (width + distance))
+                agreeing += int((distance < t.gate).sum())
+                scaled = weight * robust[:, None, None]
+                information += np.einsum("mia,mij,mjb->ab", jacobian, scaled, jacobian)
+                gradient += np.einsum("mia,mij,mj->a", jacobian, scaled, residual)
+            normal, right = information.copy(), gradient.copy()
+            normal[6:, 6:] += nuisance
+            right[6:] -= nuisance @ (theta[6:] - np.array([*self.lean, 0.0]))
+            normal[:6, :6] += prior.strength
+            toward = geometry.log(geometry.inverse(motion) @ prior.T_map_base)
+            right[:6] += prior.strength @ toward
+            step = np.asarray(np.linalg.solve(normal, right), np.float64)
+            motion = motion @ geometry.exp(step[:6])
+            theta[6:] += step[6:]
+            if np.abs(step[:6]).max() < 1e-5 and index >= 3:
+                break
+        a, b, d = information[:6, :6], information[:6, 6:], information[6:, 6:] + nuisance
+        pulled = gradient[6:] - nuisance @ (theta[6:] - np.array([*self.lean, 0.0]))
+        across = b @ np.linalg.inv(d)
+        score = float(self.score(views, motion[None])[0][0])
+        self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
+        return RoadMotion(
+            motion, a - across @ b.T, gradient[:6] - across @ pulled, score, agreeing, textured
+        )
+
+    def _voted(
+        self,
+        parts: list[tuple[RoadView, NDArray, Array, Array]],
+        prior: Prior,
+        motion: Array,
+        theta: Array,
+    ) -> Array:
+        """`motion` with the travel along the car's axis that most patches vote for: what drives
+        ahead or lies in the shade of the car agrees on another one."""
+        t = self.thresholds
+        votes, widths = [], []
+        for view, use, rays, covariance in parts:
+            residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
+            bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+            weight = np.linalg.inv(covariance + bumps)
+            along = np.einsum("mi,mij->mj", jacobian[:, :, 0], weight)
+            strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
+            votes.append((along * residual).sum(1) / strength)
+            widths.append(1.0 / strength)
+        vote, width = np.concatenate(votes), np.concatenate(widths)
+        reach = 3.0 * float(np.sqrt(prior.covariance[0, 0]))
+        travel = np.linspace(-reach, reach, 121)
+        off = np.square(travel[:, None] - vote) / (t.gate * width + (reach / 60) ** 2)
+        support = (1.0 / np.square(1.0 + off)).sum(1)
+        support *= np.exp(-0.5 * np.square(travel / reach))
+        chosen = motion.copy()
+        chosen[:3, 3] += chosen[:3, 0] * travel[int(np.argmax(support))]
+        return chosen
+
+    def believe(self) -> None:
+        """The last measurement's lean becomes the estimate."""
+        lean, covariance = self._found
+        t = self.thresholds
+        self.lean = t.lean_keep * lean
+        spread = t.lean_keep**2 * covariance + np.eye(2) * (1 - t.lean_keep**2) * t.lean**2
+        self._covariance = np.asarray(spread, np.float64)
+
+    def _ground(self, grid: _Grid, use: NDArray, theta: Array | None = None) -> tuple[Array, Array]:
+        """Points [K, 3] of the road in base_link that patches `use` show, and how they move along
+        their rays with the plane's height [K]."""
+        a, b = self.lean if theta is None else theta[6:8]
+        height = 0.0 if theta is None else theta[8] * self.thresholds.height * grid.centre[2]
+        normal = np.array([-a, -b, 1.0])
+        toward = grid.toward[use]
+        over = 1.0 / np.minimum(toward @ normal, -1e-3)
+        high = height - a * self.thresholds.middle - normal @ grid.centre
+        return grid.centre + toward * (high * over)[:, None], over
+
+    def _moved(
+        self, view: RoadView, ground: Array, motion: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Where the image before shows ground points [K, 3] of now: pixels [K, 2], how a step in
+        the newest image becomes one there [K, 2, 2], and which are inside."""
+        lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
+        T_before_now = now @ motion @ geometry.inverse(now)
+        at = geometry.transform(now, ground)
+        at[:, 2] = np.maximum(at[:, 2], 0.1)
+        there = geometry.transform(T_before_now, at)
+        ahead = there[:, 2] > 0.5
+        there[:, 2] = np.where(ahead, there[:, 2], 1.0)
+        xy = there[:, :2] / there[:, 2:]
+        pixel = lens.pixels(xy)
+        inside = ahead & lens.inside(pixel, 7.0)
+        normal = np.tile(now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), (len(at), 1))
+        warp = patch_alignment.warps(at, normal, np.tile(T_before_now, (len(at), 1, 1)))
+        if lens.model == "none":
+            f = lens.k[[0, 1], [0, 1]]
+            warp = warp * (f[:, None] / f[None])
+        else:
+            warp = (
+                lens.derivative(xy) @ warp @ np.linalg.inv(lens.derivative(at[:, :2] / at[:, 2:]))
+            )
+        sane = np.isfinite(warp).all((1, 2)) & (np.abs(warp).max((1, 2)) < 4.0)
+        return pixel, np.where(sane[:, None, None], warp, np.eye(2)), inside & sane
+
+    def _linearised(
+        self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
+    ) -> tuple[Array, Array, Array]:
+        """Residual [K, 2] of rays in the image before, its derivative [K, 2, 9] by motion, lean and
+        height, and by a bump of the road there [K, 2]."""
+        ground, over = self._ground(view.grid, use, theta)
+        T = view.T_camera_base @ motion
+        q = geometry.transform(T, ground)
+        z = np.maximum(q[:, 2], 0.1)
+        xy = q[:, :2] / z[:, None]
+        lens = np.zeros((len(q), 2, 3))
+        lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
+        lens[:, :, 2] = -xy / z[:, None]
+        toward = lens @ T[:3, :3]
+        along = np.einsum("mij,mj->mi", toward, view.grid.toward[use])
+        jacobian = np.empty((len(q), 2, 9))
+        jacobian[:, :, :3] = toward
+        jacobian[:, :, 3:6] = np.cross(ground[:, None], toward)
+        jacobian[:, :, 6] = along * ((ground[:, 0] - self.thresholds.middle) * over)[:, None]
+        jacobian[:, :, 7] = along * (ground[:, 1] * over)[:, None]
+        slope = along * over[:, None]
+        jacobian[:, :, 8] = slope * self.thresholds.height * view.grid.centre[2]
+        return rays - xy, jacobian, slope
+
+
+def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
+    """Where a camera shows the lane; None if it does not, or stands too low to measure by it."""
+    lens, mount = cameras.lenses[camera], cameras.T_base_camera[camera]
+    if mount[2, 3] < LOWEST:
+        return None
+    height, width = lens.size
+    v, u = np.meshgrid(
+        np.arange(height - 9.0, 8.0, -t.rows), np.arange(8.0, width - 8.0, t.columns), indexing="ij"
+    )
+    pixel = np.column_stack([u.ravel(), v.ravel()])
+    if (own := cameras.own_car[camera]) is not None:
+        at = np.rint(pixel).astype(int)
+        pixel = pixel[~own[at[:, 1], at[:, 0]]]
+    rays = lens.rays(pixel)
+    toward = np.column_stack([rays, np.ones(len(rays))]) @ mount[:3, :3].T
+    with np.errstate(divide="ignore"):
+        ground = mount[:3, 3] + toward * (mount[2, 3] / -toward[:, 2])[:, None]
+    ahead = toward[:, 2] < -1e-3
+    ahead &= np.abs(ground[:, 1]) < t.half_lane
+    ahead &= (np.abs(ground[:, 0]) > t.nearest) & (np.abs(ground[:, 0]) < t.farthest)
+    if ahead.sum() < t.fewest:
+        return None
+    which = np.flatnonzero(ahead)
+    if len(which) > t.most:
+        which = which[np.linspace(0, len(which) - 1, t.most).astype(int)]
+    return _Grid(camera, pixel[which].astype(np.float32), toward[which], mount[:3, 3])

@@ -1,0 +1,166 @@
+"""A course put together: its road, what stands beside it, what lies on it, and who moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.sim import manoeuvres, motorway, tunnel
+from recon4d_ros.sim.ground import CityGround, GroundPlan
+from recon4d_ros.sim.light import Shelter
+from recon4d_ros.sim.models import Mover
+from recon4d_ros.sim.progress import (
+    START_S,
+    Progress,
+    city_speeds,
+    cruise_speeds,
+    queue_speeds,
+)
+from recon4d_ros.sim.road import LANE, Road
+from recon4d_ros.sim.scenario import Course
+from recon4d_ros.sim.traffic import CITY, Column, Company, Pace, Traffic
+from recon4d_ros.sim.world import World
+
+_CITY_SPEED = 14.0  # m/s: a city's road is planned for it
+_MOTORWAY_SPEED = 40.0
+_SLOW = (2.5, 6.5)  # m/s, among people
+
+
+class Movement(Protocol):
+    """Where the ego vehicle and all others are at time t (seconds)."""
+
+    def ego_pose(self, t: float) -> NDArray[np.float64]:
+        """T_world_base [4, 4]; base_link is the middle of the rear axle, on the ground."""
+        ...
+
+    def station(self, t: float) -> float:
+        """Metres along the road: which part of the world is in sight."""
+        ...
+
+    def movers(self, t: float) -> list[Mover]:
+        """Everyone who can move and is within sight, in a fixed order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a drive is made of."""
+
+    world: World
+    traffic: Movement
+    ground: GroundPlan
+    shelter: Shelter | None = None
+
+
+@lru_cache(2)  # the same place in other weather is made once
+def make_place(course: Course, seed: int, horizon_s: float) -> Place:
+    """The course of a seed, planned for `horizon_s` seconds."""
+    return _MAKERS[course](seed, horizon_s)
+
+
+def _city(seed: int, horizon_s: float) -> Place:
+    road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
+    world = World(seed, road)
+    ego = Progress(city_speeds(road, seed, horizon_s), horizon_s, START_S)
+    return Place(world, Traffic(world, ego, CITY), CityGround(road.crossings))
+
+
+_PAVEMENTS = tuple(column for column in CITY.columns if column.kinds[0] == "pedestrian")
+_QUEUE = replace(
+    CITY,
+    ego_lateral=0.0,
+    columns=(
+        Column(1, ("lorry", "car", "lorry", "van"), LANE, -6.5, 24.0, 3.0, 0.85),
+        Column(2, ("lorry", "lorry", "truck"), -LANE, 1.0, 18.0, 0.8, 0.9, Pace.STOP_AND_GO),
+        Column(3, ("cyclist",), -5.6, 4.6, 34.0, 9.0, 0.5),
+        *_PAVEMENTS,
+    ),
+    lead=Company("lorry", 13.5, 1.3),
+    tail=Company("car", -5.5, -1.4),
+    crossers=0,
+    leavers=False,
+    weaves=False,
+)
+
+
+def _queue(seed: int, horizon_s: float) -> Place:
+    """The ego vehicle in the middle lane, lorries on its right that move when it stands."""
+    road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
+    world = World(seed, road)
+    rng = np.random.default_rng([seed, 5])
+    speeds = queue_speeds(rng, horizon_s, rng.uniform(2.0, 3.5))
+    lead = Company("lorry", 13.5, 1.3) if seed % 2 == 0 else Company("van", 9.5, 1.3)
+    plan = replace(_QUEUE, lead=lead)
+    ego = Progress(speeds, horizon_s, START_S + 300.0)
+    return Place(world, Traffic(world, ego, plan), CityGround(road.crossings))
+
+
+def _motorway(seed: int, horizon_s: float) -> Place:
+    road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
+    world = motorway.MotorwayWorld(seed, road)
+    rng = np.random.default_rng([seed, 5])
+    ego = Progress(cruise_speeds(rng, horizon_s, 30.0, 40.0), horizon_s, START_S)
+    return Place(world, Traffic(world, ego, motorway.TRAFFIC), motorway.MotorwayGround())
+
+
+def _tunnel(seed: int, horizon_s: float) -> Place:
+    road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
+    world = tunnel.TunnelWorld(seed, road)
+    rng = np.random.default_rng([seed, 5])
+    ego = Progress(cruise_speeds(rng, horizon_s, 20.0, 28.0), horizon_s, START_S)
+    traffic = Traffic(world, ego, tunnel.PLAN)
+    return Place(world, traffic, motorway.MotorwayGround(), tunnel.Tunnels())
+
+
+def _parking(seed: int, horizon_s: float) -> Place:
+    world = manoeuvres.ParkingWorld(seed, manoeuvres.straight_road(seed, 400.0))
+    path = manoeuvres.parking_path(horizon_s)
+    way = path.progress(horizon_s, manoeuvres.parking_start(seed))
+    traffic = manoeuvres.Manoeuvre(world, path, way, manoeuvres.PARKING_TRAFFIC)
+    return Place(world, traffic, manoeuvres.ParkingGround())
+
+
+def _roundabout(seed: int, horizon_s: float) -> Place:
+    world = manoeuvres.RoundaboutWorld(seed, manoeuvres.straight_road(seed, 600.0))
+    path = manoeuvres.roundabout_path(horizon_s)
+    way = path.progress(horizon_s, manoeuvres.roundabout_start(seed))
+    company = manoeuvres.ROUNDABOUT_COMPANY
+    plan = manoeuvres.ROUNDABOUT_TRAFFIC
+    traffic = manoeuvres.Manoeuvre(world, path, way, plan, company)
+    return Place(world, traffic, manoeuvres.RoundaboutGround())
+
+
+_PEDESTRIANS = replace(
+    CITY,
+    columns=(
+        *(column for column in CITY.columns if column.kinds[0] != "pedestrian"),
+        *(replace(column, spacing=0.35 * column.spacing, jitter=2.0) for column in _PAVEMENTS),
+        Column(9, ("pedestrian",), -9.4, -1.2, 9.0, 3.0, 0.6),
+        Column(10, ("pedestrian",), 9.5, 1.4, 9.0, 3.0, 0.6),
+    ),
+    crossers=7,
+)
+
+
+def _pedestrians(seed: int, horizon_s: float) -> Place:
+    road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
+    world = World(seed, road)
+    speeds = city_speeds(road, seed, horizon_s, _SLOW)
+    traffic = Traffic(world, Progress(speeds, horizon_s, START_S), _PEDESTRIANS)
+    return Place(world, traffic, CityGround(road.crossings))
+
+
+_MAKERS: Mapping[Course, Callable[[int, float], Place]] = {
+    Course.CITY: _city,
+    Course.QUEUE: _queue,
+    Course.MOTORWAY: _motorway,
+    Course.TUNNEL: _tunnel,
+    Course.PARKING: _parking,
+    Course.ROUNDABOUT: _roundabout,
+    Course.PEDESTRIANS: _pedestrians,
+}
