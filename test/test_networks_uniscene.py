@@ -298,13 +298,13 @@ class Drive:
     def __init__(self, network: uniscene.UniScene, **own: float) -> None:
         rig = load_rig(rigs() / "nuscenes_like.yaml")
         self.rig = type(rig)("three", rig.cameras[:3])
-        self.calibration = make_calibration(self.rig, (225, 400), SIZE)
-        self.options = StepOptions(3, (225, 400), SIZE, 3, 16)
+        self.calibration = make_calibration(self.rig, (180, 320), SIZE)
+        self.options = StepOptions(3, (180, 320), SIZE, 3, 16)
         self.step = checkpoint.make_step(
             network, "uniscene", self.options, own, self.calibration
         ).eval()
         rng = np.random.default_rng(3)
-        self.images = rng.integers(0, 255, (4, 3, 225, 400, 3), dtype=np.uint8)
+        self.images = rng.integers(0, 255, (4, 3, 180, 320, 3), dtype=np.uint8)
         self.poses = [pose_of(40 + 2.5 * i, 7 + 0.3 * i, 0.9 + 0.12 * i) for i in range(4)]
         self.twist = np.array([5.0, 0.1, 0, 0, 0, 0.24])
 
@@ -321,7 +321,7 @@ class Drive:
             "boxes": (c.queries, uniscene.BOX),
         }
         return EngineSpec(
-            "uniscene", step.config, "onnxruntime", 3, (225, 400), 3, SIZE, 16, 0, "fp32",
+            "uniscene", step.config, "onnxruntime", 3, (180, 320), 3, SIZE, 16, 0, "fp32",
             "model.onnx", "", "stand-in", (*step.frame_inputs(), *memory),
             (*step.outputs, *(f"new_{name}" for name in memory)),
             {**step.described, "memory": memory},
@@ -378,7 +378,7 @@ def plainly(drive: Drive) -> list[tuple[torch.Tensor, torch.Tensor | uniscene.Bo
     for index, told in enumerate(drive.states()):
         x = torch.from_numpy(drive.images[index]).permute(0, 3, 1, 2).float()
         place_in = torch.from_numpy(drive.calibration.grid)
-        size = torch.tensor([400.0, 225.0])
+        size = torch.tensor([320.0, 180.0])
         x = torch.nn.functional.grid_sample(
             x, (place_in + 0.5) / size * 2 - 1, padding_mode="border", align_corners=False
         )
@@ -525,7 +525,7 @@ def test_what_cannot_be_is_said(built: tuple[Drive, Path], tiny: uniscene.UniSce
     with pytest.raises(EngineError, match=r"velocity has shape \[3\]: expected \[6\]"):
         engine.step(frame, drive.calibration, drive.poses[0], np.zeros(3))
     wide = load_rig(rigs() / "nuscenes_like.yaml")
-    wider = make_calibration(type(wide)("others", wide.cameras[3:]), (225, 400), SIZE)
+    wider = make_calibration(type(wide)("others", wide.cameras[3:]), (180, 320), SIZE)
     with pytest.raises(EngineError, match=r"cells in a camera's view .* export it again"):
         engine.use(wider)
     for own, said in (
@@ -539,9 +539,10 @@ def test_what_cannot_be_is_said(built: tuple[Drive, Path], tiny: uniscene.UniSce
         checkpoint.make_step(tiny, "uniscene", StepOptions(3, SIZE, (60, 96)), {})
 
 
-def test_a_memory_that_is_not_finite_is_forgotten(built: tuple[Drive, Path]) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_memory_that_is_not_finite_is_forgotten(built: tuple[Drive, Path], runtime: str) -> None:
     drive, folder = built
-    engine = occupancy_engine.load_occupancy(folder, runtime="onnxruntime", threads=1)
+    engine = occupancy_engine.load_occupancy(folder, runtime=runtime, threads=1)
     frame = Frame(0, drive.images[0], np.ones(3, bool), np.zeros(3, np.int64))
     engine.step(frame, drive.calibration, drive.poses[0], drive.twist)
     broken = engine._runtime.memory("bev").copy()
@@ -627,9 +628,7 @@ def test_thinning_leaves_a_mean_for_every_cell(seed: int) -> None:
     few = labels.thinned(points)
     cells = {tuple(c) for c in np.floor((points - points.min(0) + 0.1) / 0.2).astype(int)}
     assert len(few) == len(cells)
-    np.testing.assert_array_equal(
-        {tuple(c) for c in np.floor((few - points.min(0) + 0.1) / 0.2).astype(int)}, cells
-    )
+    assert {tuple(c) for c in np.floor((few - points.min(0) + 0.1) / 0.2).astype(int)} == cells
 
 
 def test_the_golden_files_are_of_this_configuration(golden: dict[str, np.ndarray]) -> None:

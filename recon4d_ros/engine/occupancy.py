@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recon4d_ros import bev
 from recon4d_ros.engine import requirement, start_runtime
 from recon4d_ros.engine.base import EngineSpec, check_fits, fits_rig, load_spec
-from recon4d_ros.engine.hosted import LOOK_AT_MEMORY, Runtime, empty_outputs
+from recon4d_ros.engine.hosted import Runtime, empty_outputs
 from recon4d_ros.errors import EngineError
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Occupancy, Rig
@@ -59,7 +59,6 @@ class OccupancyEngine:
         self.forgotten = 0
         """How often the memory held what is not finite, and was therefore forgotten."""
         self._runtime, self._where = runtime, where
-        self._steps = 0
         self._grid = grid_of(spec)
         self._before: NDArray[np.float64] | None = None
         self._calibration: Calibration | None = None
@@ -135,23 +134,24 @@ class OccupancyEngine:
         )
         self._before = state
         score = outputs[OCCUPANCY]
-        finite = np.isfinite(score)
-        self._forget_what_is_not_finite(seems_wrong=not finite.all())
-        known = self._seen[frame.present].any(0) & finite
+        known = self._seen[frame.present].any(0) & np.isfinite(score)
+        if self._forgets_what_is_not_finite():
+            known[:] = False
         score[~known] = np.nan
         return Occupancy(frame.stamp_ns, score, self._size, self._origin)
 
     def close(self) -> None:
         self._runtime.close()
 
-    def _forget_what_is_not_finite(self, *, seems_wrong: bool) -> None:
-        """As HostedEngine does: it would stay in the memory and spread."""
-        self._steps += 1
-        if not seems_wrong and self._steps % LOOK_AT_MEMORY:
-            return
-        if not np.isfinite(self._runtime.memory("bev")).all():
-            self.forgotten += 1
-            self.reset()
+    def _forgets_what_is_not_finite(self) -> bool:
+        """Whether all was forgotten: a number that is not finite would stay in the memory and
+        spread. The memory is looked at in every step, because OpenVINO makes finite scores of it;
+        that costs milliseconds beside seconds."""
+        if np.isfinite(self._runtime.memory("bev")).all():
+            return False
+        self.forgotten += 1
+        self.reset()
+        return True
 
 
 def grid_of(spec: EngineSpec) -> bev.BevGrid:
