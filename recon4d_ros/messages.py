@@ -316,8 +316,8 @@ def _sampling(
     if (x, y, *region) != (0, 0, *full) and _binned(full, message) == size:
         return whole, binning, size, "its images are whole: the region of interest is left out"
     scale = np.array(said, np.float64) / size
-    # one factor, to a pixel of rounding each way; by less than 2 % an image is cut, not scaled
-    least, most = (np.array(size) - 1.0) / said, (np.array(size) + 1.0) / said
+    # one factor, to half a pixel of rounding; by less than 2 % an image is cut, not scaled
+    least, most = (np.array(size) - 0.51) / said, (np.array(size) + 0.51) / said
     if least.max() < most.min() and abs(float(np.log(scale[0]))) > 0.02:
         note = (
             f"camera_info is for {said[0]}x{said[1]} pixels, the images have {size[0]}x{size[1]}:"

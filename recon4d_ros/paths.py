@@ -18,6 +18,12 @@ def user_path(path: str | Path) -> Path:
         return Path(path)
 
 
+def shown(path: str | Path) -> str:
+    """A path as text that can be written anywhere: in a locale that is not UTF-8 Python has the
+    bytes of other names as halves of characters, which no font and no file takes."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def share() -> Path:
     """The folder that holds launch/, config/ and engines/."""
     package = Path(__file__).resolve().parent

@@ -101,6 +101,11 @@ class Reconstructor:
             self.engine.memory_fill,
             cpu,
             dropped,
+            {
+                name: troubles
+                for name, troubles in zip(self.rig.names, self.egomotion.health, strict=True)
+                if troubles
+            },
         )
 
     @property

@@ -396,7 +396,8 @@ class Reconstruction:
 
     cpu: processor seconds per stage, of all threads of this process, whatever they did; beside
     latency it shows what a stage waited for. dropped: camera -> why its image, which was there,
-    could not be used.
+    could not be used. troubles: camera -> what is wrong with its images (see cameras/health.py), of
+    those where something is.
     """
 
     frame_set: FrameSet
@@ -409,3 +410,4 @@ class Reconstruction:
     memory_fill: float
     cpu: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    troubles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

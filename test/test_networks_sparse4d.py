@@ -17,11 +17,11 @@ from golden_files import golden_weights, manifest, outputs
 torch = pytest.importorskip("torch")
 
 from recon4d_ros import engine as engines  # noqa: E402
-from recon4d_ros.cameras.calibration import make_calibration  # noqa: E402
+from recon4d_ros.cameras.calibration import make_calibration, overlap  # noqa: E402
 from recon4d_ros.cameras.rig import load_rig  # noqa: E402
 from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
-from recon4d_ros.engine.objects import load_objects, overlap, published_crop, seen_from  # noqa: E402
+from recon4d_ros.engine.objects import load_objects, published_crop, seen_from  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.export.operators import check_operators  # noqa: E402
 from recon4d_ros.export.parity import ALONE, align_rows  # noqa: E402
@@ -480,6 +480,14 @@ def built(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def openvino(built: Path):
+    """Loaded once; every test begins with a reset."""
+    engine = load_objects(built, small_rig(), runtime="openvino", least_class_score=0.0)
+    yield engine
+    engine.close()
+
+
 def test_every_runtime_computes_what_pytorch_does(built: Path, capsys) -> None:
     spec = engines.load_spec(built)
     assert spec.config == "objects" and {"openvino", "onnxruntime"} <= spec.parity.keys()
@@ -603,12 +611,11 @@ def test_it_drives(built: Path, runtime: str) -> None:
             )
 
 
-def test_a_car_that_stands_keeps_its_objects(built: Path) -> None:
+def test_a_car_that_stands_keeps_its_objects(openvino) -> None:
     """The same images at the same place: what was carried keeps its id and its place to a metre
     (stand-in weights refine at random, and small)."""
-    engine = load_objects(built, small_rig(), least_class_score=0.0)
-    frames = drive(engine, small_rig(), seconds(0, 0.5, 1.0, 1.5), speed=0.0)
-    engine.close()
+    openvino.reset()
+    frames = drive(openvino, small_rig(), seconds(0, 0.5, 1.0, 1.5), speed=0.0)
     for before, after in itertools.pairwise(frames[1:]):
         was = {thing.id: thing for thing in before.objects}
         stays = [(was[thing.id], thing) for thing in after.objects if thing.id in was]
@@ -623,12 +630,10 @@ def test_a_car_that_stands_keeps_its_objects(built: Path) -> None:
             np.testing.assert_allclose(thing.box_map, thing.box_base, atol=1e-6)
 
 
-def test_time_that_stands_still_jumps_or_goes_back(built: Path) -> None:
-    rig = small_rig()
-    engine = load_objects(built, rig, least_class_score=0.0)
+def test_time_that_stands_still_jumps_or_goes_back(openvino) -> None:
+    openvino.reset()
     times = seconds(0, 0.5, 0.5, 3.0, 3.2, 1.0)
-    ids = [{thing.id for thing in frame.objects} for frame in drive(engine, rig, times)]
-    engine.close()
+    ids = [{thing.id for thing in frame.objects} for frame in drive(openvino, small_rig(), times)]
     assert ids[0] == set(range(90))
     assert max(ids[1]) == 119 and len(ids[1] & ids[0]) == 60
     assert max(ids[2]) == 149 and len(ids[2] & ids[1]) >= 30  # an equal stamp carries as any other
@@ -637,16 +642,14 @@ def test_time_that_stands_still_jumps_or_goes_back(built: Path) -> None:
     assert ids[5] == set(range(90))  # an earlier stamp starts anew
 
 
-def test_the_mounting_of_the_lidar(built: Path, tmp_path: Path) -> None:
+def test_the_mounting_of_the_lidar(built: Path, openvino, tmp_path: Path) -> None:
     """nuScenes' lidar looks to the left of its own x: what is ahead of it (y) is ahead of the car
     (x), 1.84 m above the ground."""
-    engine = load_objects(built)
     box, velocity = seen_from(
-        engine.T_base_lidar,
+        openvino.T_base_lidar,
         np.array([[0.0, 10.0, -1.0, 4.0, 2.0, 1.5, np.pi / 2]]),
         np.array([[1.0, 3.0, 0.0]]),
     )
-    engine.close()
     expected = [10.943713, 0.0, 0.84023, 4.0, 2.0, 1.5, 0.0]
     np.testing.assert_allclose(box[0], expected, atol=1e-9)
     np.testing.assert_allclose(velocity[0], [3.0, -1.0, 0.0], atol=1e-9)
@@ -666,21 +669,25 @@ def test_depth_and_objects_are_not_mixed_up(built: Path, stereo_engine: Path) ->
     assert engines.find_engine(small_rig(), built.parent) is None
 
 
-def test_what_is_known_of_the_rig_is_said(built: Path) -> None:
+def test_what_is_known_of_the_rig_is_said(openvino) -> None:
     rig = small_rig()
     calibration = make_calibration(rig, (90, 160), SIZE, published_crop(rig, SIZE))
+    ahead = np.tile(calibration.T_base_camera[:1], (6, 1, 1))
     assert overlap(calibration) == 2
-    engine = load_objects(built, rig)
-    engine.use(calibration)
-    assert [text for text in engine.warnings if "cameras" in text] == []
+    network = checkpoint.obtain(f"stand-in:{EXPORTED}", "sparse4d")[0]
+    options = StepOptions(6, (90, 160), SIZE)
+    for ours, views in ((calibration, 2), (replace(calibration, T_base_camera=ahead), 6)):
+        step = checkpoint.make_step(network, "sparse4d", options, {}, ours)
+        assert step.views == views, "follows from the rig that an engine is exported for"
+    openvino.use(calibration)
+    assert [text for text in openvino.warnings if "cameras" in text] == []
     # all six look ahead
-    same = replace(calibration, T_base_camera=np.tile(calibration.T_base_camera[:1], (6, 1, 1)))
-    engine.use(same)
-    assert "up to 6 cameras of this rig see the same place" in engine.warnings[-1]
+    same = replace(calibration, T_base_camera=ahead)
+    openvino.use(same)
+    assert "up to 6 cameras of this rig see the same place" in openvino.warnings[-1]
     with pytest.raises(EngineError, match="T_map_base has shape"):
         frame = Frame(0, np.zeros((6, 90, 160, 3), np.uint8), np.ones(6, bool), np.zeros(6, int))
-        engine.step(frame, calibration, np.eye(3), rig.T_base_camera)
-    engine.close()
+        openvino.step(frame, calibration, np.eye(3), rig.T_base_camera)
 
 
 def test_the_published_view() -> None:

@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 
 from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
-from recon4d_ros.cameras.calibration import WIDEST_HALF_ANGLE, reduced_size, reduction
+from recon4d_ros.cameras.calibration import (
+    WIDEST_HALF_ANGLE,
+    quarter_turns,
+    reduced_size,
+    reduction,
+    upright,
+    upright_size,
+)
 from recon4d_ros.cameras.decode import significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
+from recon4d_ros.cameras.lens import lens_at
 from recon4d_ros.cameras.preprocess import (
     ENCODINGS,
     OUTSIDE,
@@ -27,6 +35,7 @@ from recon4d_ros.cameras.preprocess import (
     make_calibration,
 )
 from recon4d_ros.errors import CalibrationError, ImageError
+from recon4d_ros.geometry import inverse
 from recon4d_ros.parallel import CPUS
 from recon4d_ros.types import Calibration, Camera, FrameSet, RawImage, Rig
 
@@ -734,3 +743,155 @@ def test_real_bags_decode_whole(
     )
     assert height >= working[0] and width >= working[1] and (calibration.grid > OUTSIDE).all()
     assert 40 < frame.images.mean() < 200 and frame.images.std() > 20
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [("none", ()), ("plumb_bob", (-0.2, 0.05, 1e-3, -2e-3)), ("equidistant", (0.01,) * 4)],
+)
+def test_a_rolled_camera_gets_an_upright_working_image(
+    quarters: int, model: str, d: tuple[float, ...]
+) -> None:
+    """Two cameras in one place, one mounted rolled: the same points of the world lie on the same
+    pixels of both input and working images, and depth goes back into the rolled source image."""
+    level = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    size = (48, 64) if quarters % 2 else (64, 48)
+    k = np.array([[60.0, 0, 30], [0, 60, 22], [0, 0, 1]])
+    rolled = level @ geometry.exp(np.array([0, 0, 0, 0, 0, -quarters * np.pi / 2]))
+    turned_k = k.copy()
+    if quarters % 2:
+        turned_k[:2, 2] = k[1, 2], k[0, 2]
+    cameras = [
+        Camera("level", 64, 48, k, level, model, d),
+        Camera("rolled", *size, turned_k, rolled, model, d),
+    ]
+    assert quarter_turns(cameras[0]) == 0 and quarter_turns(cameras[1]) == quarters
+    assert upright_size(cameras[1]) == (48, 64)
+    rig = Rig("pair", tuple(cameras))
+    calibration = make_calibration(rig, (48, 64), (24, 32))
+    assert np.allclose(calibration.T_base_camera[0], level)
+    assert np.allclose(calibration.T_base_camera[1], level)
+    random = np.random.default_rng(quarters)
+    images = {
+        camera.name: random.integers(0, 256, (camera.height, camera.width), np.uint8)
+        for camera in cameras
+    }
+    preprocessor = Preprocessor(rig, calibration, 1)
+    raws = {
+        name: RawImage(1, "mono8", image.ravel(), *image.shape[::-1], image.shape[1])
+        for name, image in images.items()
+    }
+    frame, dropped = preprocessor(FrameSet(1, raws))
+    assert not dropped
+    assert np.array_equal(frame.images[1, ..., 0], np.rot90(images["rolled"], quarters))
+    # the working image's pinhole, the grid, and the lens: where a point of the world is
+    points = random.uniform((4, -1, 0.9), (9, 1, 1.9), (50, 3))
+    local = geometry.transform(inverse(calibration.T_base_camera[1]), points)
+    rays = local[:, :2] / local[:, 2:]
+    own = geometry.transform(inverse(rolled), points)
+    source = to_pixels(cameras[1], own[:, :2] / own[:, 2:])
+    u, v = source.T
+    w, h = size
+    expected = {
+        1: np.stack([v, w - 1 - u], 1),
+        2: np.stack([w - 1 - u, h - 1 - v], 1),
+        3: np.stack([h - 1 - v, u], 1),
+    }[quarters]
+    lens = lens_at(cameras[1], (48, 64))
+    assert lens.size == (48, 64)
+    assert np.allclose(lens.pixels(rays), expected, atol=1e-6)
+    assert np.allclose(lens.rays(expected), rays, atol=1e-5)
+    change = lens.derivative(np.zeros((1, 2)))[0]
+    assert np.allclose(change, 60 * np.eye(2), atol=1)  # upright: no patch is turned
+    working = (rays * np.diag(calibration.k[1])[:2] + calibration.k[1][:2, 2]).astype(np.float32)
+    columns, rows_at = (np.ascontiguousarray(axis[:, None]) for axis in working.T)
+    at = np.asarray(cv2.remap(calibration.grid[1], columns, rows_at, cv2.INTER_LINEAR))[:, 0]
+    inside = ((working >= 1) & (working <= (30, 22))).all(1) & (at > -1).all(1)
+    assert inside.sum() > 10 and np.abs(at - expected)[inside].max() < 0.2
+    # depth of the working image in the source image's own geometry
+    ramp = np.tile(np.arange(24, dtype=np.float32)[:, None] + 1, (1, 32))
+    back = preprocessor.to_source(ramp, 1)
+    assert back.shape == size[::-1]
+    upright_back = np.rot90(back, quarters)
+    seen = np.isfinite(upright_back)
+    assert seen.mean() > 0.7
+    rows = [np.nanmean(row) for row in upright_back if np.isfinite(row).any()]
+    assert (np.diff(rows) > -0.01).all() and rows[-1] > rows[0] + 15
+
+
+@pytest.mark.parametrize("degrees", [-35, 30, 130, -70])
+def test_any_roll_is_taken_out_and_small_ones_are_left(degrees: float) -> None:
+    level = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    k = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
+
+    def camera(angle: float) -> Camera:
+        turn = geometry.exp(np.array([0, 0, 0, 0, 0, np.deg2rad(angle)]))
+        return Camera("c", 64, 48, k, level @ turn)
+
+    rig = Rig("one", (camera(degrees),))
+    size = upright_size(rig.cameras[0])
+    calibration = make_calibration(rig, size, (24, 32))
+    assert np.allclose(calibration.T_base_camera[0], level)
+    assert (calibration.grid[0, 8:16, 10:22] > -1).all()  # the middle is filled
+    for small in (0.0, 5.0, -19.0):
+        assert upright(camera(small)) is None and quarter_turns(camera(small)) == 0
+    turned = make_calibration(Rig("a", (camera(98.0),)), (64, 48), (24, 32))
+    assert np.allclose(turned.T_base_camera, camera(8.0).T_base_camera)
+    below = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 1.4], [0, 0, 0, 1.0]])
+    down = Camera("d", 64, 48, k, below)
+    assert upright(down) is None  # has no up
+
+
+def test_skew_is_part_of_every_map(tmp_path: Path) -> None:
+    """K[0, 1] moves pixels by the same in the lens model, at points and in the grid."""
+    k = np.array([[60.0, 4.0, 30], [0, 58, 22], [0, 0, 1]])
+    rays = np.random.default_rng(0).uniform(-0.3, 0.3, (40, 2))
+    for model, d in (
+        ("none", ()),
+        ("plumb_bob", (-0.2, 0.05, 1e-3, -2e-3)),
+        ("equidistant", (0.01,) * 4),
+    ):
+        camera = Camera("c", 64, 48, k, np.eye(4), model, d)
+        straight = Camera("c", 64, 48, np.where(k == 4.0, 0.0, k), np.eye(4), model, d)
+        pixels, without = to_pixels(camera, rays), to_pixels(straight, rays)
+        v = (without[:, 1] - 22) / 58
+        assert np.allclose(pixels - without, np.stack([4.0 * v, 0 * v], 1))
+        lens = lens_at(camera, (48, 64))
+        assert np.allclose(lens.pixels(rays), pixels, atol=1e-9)
+        assert np.allclose(lens.rays(pixels), rays, atol=1e-5)
+        assert np.allclose(to_rays(camera, pixels), rays, atol=1e-9)
+        assert lens.derivative(np.zeros((1, 2)))[0, 0, 1] == pytest.approx(4.0, abs=0.02)
+        half = lens_at(camera, (24, 32))
+        assert np.allclose(half.pixels(rays), (pixels + 0.5) / 2 - 0.5)
+        calibration = make_calibration(Rig("c", (camera,)), (48, 64), (24, 32))
+        v0, u0 = np.indices((24, 32))
+        ray = np.stack(
+            [
+                (u0 - calibration.k[0, 0, 2]) / calibration.k[0, 0, 0],
+                (v0 - calibration.k[0, 1, 2]) / calibration.k[0, 1, 1],
+            ],
+            -1,
+        )
+        filled = calibration.grid[0][..., 0] > OUTSIDE
+        assert filled.mean() > 0.9
+        assert np.allclose(calibration.grid[0][filled], to_pixels(camera, ray)[filled], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [12, 14])
+def test_thin_prism_and_tilted_sensor(count: int) -> None:
+    """The longer polynomials, forth and back, and as OpenCV has them."""
+    d = (-0.2, 0.05, 1e-3, -2e-3, 0.01, 0.02, -0.01, 0.003, 2e-3, -1e-3, 1e-3, 5e-4, 0.02, -0.03)
+    k = np.array([[60.0, 0, 30], [0, 58, 22], [0, 0, 1]])
+    camera = Camera("c", 64, 48, k, np.eye(4), "rational_polynomial", d[:count])
+    rays = np.random.default_rng(0).uniform(-0.4, 0.4, (40, 2))
+    points = np.column_stack([rays, np.ones(40)])
+    expected = cv2.projectPoints(points, np.zeros(3), np.zeros(3), k, np.array(d[:count]))[0][:, 0]
+    pixels = to_pixels(camera, rays)
+    assert np.allclose(pixels, expected) and np.allclose(to_rays(camera, pixels), rays, atol=1e-9)
+    shorter = Camera("c", 64, 48, k, np.eye(4), "rational_polynomial", d[:8])
+    assert np.abs(to_pixels(shorter, rays) - pixels).max() > 0.02
+    lens = lens_at(camera, (48, 64))
+    assert np.allclose(lens.pixels(rays), pixels) and np.allclose(
+        lens.rays(pixels), rays, atol=1e-4
+    )

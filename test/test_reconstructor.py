@@ -68,7 +68,7 @@ def say(one: Reconstructor, tracking: Tracking, segment: int, x: float):
         segment=segment,
     )
     one.egomotion = SimpleNamespace(
-        estimate=lambda *_: estimate, observe=lambda *_: None, reset=lambda: None
+        estimate=lambda *_: estimate, observe=lambda *_: None, reset=lambda: None, health=((),)
     )
     stamp = say.stamp = getattr(say, "stamp", 0) + 100_000_000
     image = RawImage(stamp, "mono8", np.full(H * W, 90, np.uint8), W, H, W)
@@ -106,7 +106,7 @@ def test_a_new_segment_forgets_map_and_memory_once(one):
 def test_time_that_jumps_forward_is_told_to_ego_motion(one):
     told = []
     estimate = one.egomotion.estimate
-    one.egomotion.estimate = lambda *given: told.append(given[3]) or estimate(*given)
+    one.egomotion.estimate = lambda *given: told.append(given[2]) or estimate(*given)
     image = RawImage(5, "mono8", np.full(H * W, 90, np.uint8), W, H, W)
     one.step(FrameSet(5, {"front": image}, jump=Jump.FORWARD))
     assert told == [Jump.FORWARD]

@@ -559,3 +559,130 @@ def test_real_bags_make_complete_sets(
         ]
         out += synchronizer.flush()
     assert [len(s.images) for s in out] == [cameras] * sets and not synchronizer.statistics.dropped
+
+
+# --- cameras on different clocks
+
+
+def on_clocks(
+    offsets: dict[str, float],
+    count: int = 12,
+    parameters: SyncParameters | None = None,
+    late: dict[str, float] | None = None,
+) -> Run:
+    """Cameras that fire together every 100 ms, each on a clock that is ahead by so many seconds,
+    their images on the way for 5 ms, and by so much more."""
+    arrivals = [
+        Arrival(
+            camera,
+            START + round(k * 100 * MS + ahead * 1000 * MS),
+            round((k * 100 + 5 + 1000 * (late or {}).get(camera, 0.0)) * MS),
+        )
+        for k in range(count)
+        for camera, ahead in offsets.items()
+    ]
+    arrivals.sort(key=lambda arrival: arrival.now)
+    return run(arrivals, list(offsets), parameters or SyncParameters())
+
+
+@pytest.mark.parametrize("ahead", [37.0, -37.0, 1.53, 0.43, -0.43])
+def test_clocks_that_differ_are_said_corrected_or_learned(ahead: float) -> None:
+    cameras = {"left": 0.0, "right": ahead}
+    plain = on_clocks(cameras)
+    (finding,) = plain.synchronizer.findings
+    assert f"clocks of left and right differ by {abs(ahead):.2f} s though they arrive" in finding
+    assert f"sync.offset.right={ahead:.2f} takes it off" in finding
+    for text in (f"right={ahead}", "right=auto", "auto"):
+        result = on_clocks(cameras, parameters=SyncParameters(offset=text))
+        sets = [frame_set for _, frame_set in result.sets]
+        assert [len(frame_set.images) for frame_set in sets] == [2] * 12
+        assert not result.synchronizer.statistics.dropped
+        for k, frame_set in enumerate(sets):
+            stamps = {image.stamp_ns for image in frame_set.images.values()}
+            assert stamps == {START + k * 100 * MS}  # exactly: they fire at once
+        findings = result.synchronizer.findings
+        assert any(f"{ahead:.3f} s against left" in one for one in findings) == ("auto" in text)
+        assert not any("differ" in one for one in findings)
+
+
+def test_one_clock_with_latency_is_left_alone() -> None:
+    """Images that take 150 ms longer are of the same clock, and auto takes nothing off."""
+    for text in ("", "auto"):
+        result = on_clocks(
+            {"left": 0.0, "right": 0.0},
+            parameters=SyncParameters(offset=text, max_wait=0.3),
+            late={"right": 0.15},
+        )
+        assert not any("differ" in finding for finding in result.synchronizer.findings)
+        assert result.synchronizer.statistics.used == {"left": 12, "right": 12}
+        stamps = [
+            image.stamp_ns for _, frame_set in result.sets for image in frame_set.images.values()
+        ]
+        assert sorted(set(stamps)) == [START + k * 100 * MS for k in range(12)]
+
+
+def test_three_cameras_of_which_one_is_on_another_clock_and_one_is_dead() -> None:
+    offsets = {"a": 0.0, "b": 2.0, "c": 0.0}
+    result = on_clocks(offsets, parameters=SyncParameters(offset="b=auto"))
+    assert [set(s.images) for _, s in result.sets] == [set(offsets)] * 12
+    synchronizer = Synchronizer(("a", "b"), SyncParameters(offset="b=auto", max_wait=0.0))
+    sets = []
+    for k in range(60):  # b never comes: a waits for its clock for three seconds, no longer
+        image = RawImage(START + k * 100 * MS, "mono8", np.zeros(1, np.uint8), 1, 1, 1)
+        sets += synchronizer.add_image("a", image, k * 100 * MS)
+    assert (len(sets) >= 59 and synchronizer.held == 0) or len(sets) == 60
+    sets += synchronizer.flush()
+    assert len(sets) == 60 and "too few images" in synchronizer.findings[-1]
+
+
+def test_odometry_of_another_clock_is_not_used_until_it_is_corrected() -> None:
+    def taken(text: str, ahead: float) -> tuple[int, Synchronizer]:
+        synchronizer = Synchronizer(("a",), SyncParameters(offset=text))
+        count = 0
+        for k in range(40):
+            now = k * 50 * MS
+            stamp = START + now + round(ahead * 1000) * MS
+            synchronizer.add_odometry(OdometrySample(stamp, np.eye(4)), now)
+            image = RawImage(START + now, "mono8", np.zeros(1, np.uint8), 1, 1, 1)
+            for frame_set in synchronizer.add_image("a", image, now):
+                assert all(sample.stamp_ns <= frame_set.stamp_ns for sample in frame_set.odometry)
+                count += len(frame_set.odometry)
+        return count, synchronizer
+
+    for ahead in (37.0, -1e6):
+        count, synchronizer = taken("", ahead)
+        assert count <= 5
+        assert synchronizer.statistics.odometry_dropped["its clock is not the cameras'"] >= 34
+        (finding,) = synchronizer.findings
+        assert "clocks of cameras and odometry differ" in finding
+        assert "odometry is not used" in finding
+        assert taken(f"odometry={ahead}", ahead)[0] >= 39
+        assert taken("odometry=auto", ahead)[0] >= 34
+    count, synchronizer = taken("", 0.0)
+    assert count >= 39 and not synchronizer.findings
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("right", "expected auto, or seconds by camera"),
+        ("middle=1.0", "the names are left, right, odometry"),
+        ("right=soon", "'soon': expected seconds or auto"),
+        ("right=inf", "expected seconds"),
+        ("right=nan", "expected seconds"),
+    ],
+)
+def test_offsets_that_mean_nothing(text: str, sentence: str) -> None:
+    with pytest.raises(ParameterError, match=sentence):
+        Synchronizer(("left", "right"), SyncParameters(offset=text))
+
+
+def test_offsets_by_camera_are_parameters_of_their_own() -> None:
+    from recon4d_ros.parameters import build
+    from recon4d_ros.reconstructor import Parameters
+
+    one = build(Parameters, {"sync.offset.right": 37.0, "sync.offset.front": "auto"})
+    assert one.sync.offset == "right=37.0,front=auto"
+    assert build(Parameters, {"sync.offset": "auto"}).sync.offset == "auto"
+    with pytest.raises(ParameterError, match=r"unknown parameter sync\.slop\.right"):
+        build(Parameters, {"sync.slop.right": 1.0})

@@ -27,6 +27,8 @@ from recon4d_ros.geometry import inverse
 from recon4d_ros.paths import user_path
 from recon4d_ros.types import OdometrySample, RawImage, Rig
 
+STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
+
 
 @dataclass(frozen=True)
 class ImageEvent:
@@ -292,6 +294,9 @@ class BagReader:
             except ImageError as error:
                 self.lost[f"{who}: {error}"] += 1
         yield from held
+        for name, decoder in decoders.items():
+            for image in decoder.rest():
+                yield ImageEvent(name, image, self._storage.end_ns)
 
     def _images(
         self, camera: CameraTopic, message: Any, receive_ns: int, decoder: video.VideoDecoder
@@ -341,9 +346,16 @@ class _OdometryBase:
     def __init__(self, reader: BagReader, topic: str, base_frame: str) -> None:
         self._reader, self._topic, self._base_frame = reader, topic, base_frame
         self._T_child_base: dict[str, NDArray[np.float64] | None] = {}
+        self._first: NDArray[np.float64] | None = None
+        self._standing = 0.0
+        self._last_ns = 0
 
     def __call__(self, message: Any) -> OdometrySample | None:
-        """None, counted and told, where the frame is not known."""
+        """None, counted and told, where the frame is not known, or the pose stands still while the
+        twist says that the car moves."""
+        if self._stands(message):
+            self._reader.lost[f"{self._topic}: its pose stands still, its twist does not"] += 1
+            return None
         sample, child = ros.odometry_sample(message), ros.frame_name(message.child_frame_id)
         if child in ("", self._base_frame):
             return sample
@@ -354,6 +366,25 @@ class _OdometryBase:
             self._reader.lost[f"{self._topic}: its frame {child!r} is not known"] += 1
             return None
         return OdometrySample(sample.stamp_ns, sample.T_odom_base @ T_child_base)
+
+    def _stands(self, message: Any) -> bool:
+        """Whether the pose, the same as ever, belies a twist that would have moved it far: some
+        drivers of wheel odometry fill in nothing but the twist."""
+        pose = ros.odometry_sample(message).T_odom_base
+        stamp, velocity = ros.stamp_ns(message.header.stamp), message.twist.twist.linear
+        self._first = pose if self._first is None else self._first
+        if self._standing < 0 or not np.allclose(pose, self._first, atol=1e-6):
+            self._standing = -1.0  # it moves, now and for good
+            return False
+        elapsed = min(max(stamp - self._last_ns, 0) * 1e-9, 1.0) if self._last_ns else 0.0
+        self._last_ns = stamp
+        self._standing += elapsed * float(np.hypot(velocity.x, velocity.y))
+        if self._standing > STANDS_FOR:
+            self._reader.tell(
+                f"odometry of {self._topic} is not used: its pose never changes, though its twist"
+                " says that the car moves"
+            )
+        return self._standing > STANDS_FOR
 
     def _lookup(self, child: str) -> NDArray[np.float64] | None:
         try:

@@ -150,8 +150,8 @@ class RigOfBag:
             if ros.is_calibrated(message):
                 if index:
                     self._reader.tell(
-                        f"camera {camera.name}: its first {index} camera_info"
-                        f" {'is' if index == 1 else 'are'} all zeros: the next is taken"
+                        f"camera {camera.name}: its first {'' if index == 1 else f'{index} '}"
+                        f"camera_info {'is' if index == 1 else 'are'} all zeros: the next is taken"
                     )
                 return message
         return found
@@ -228,7 +228,8 @@ class RigOfBag:
         try:
             reading = ros.read_camera_info(camera.name, info, pose, camera.rectified, size)
         except CalibrationError as error:
-            raise CalibrationError(f"{where}: {error}") from error
+            reason = str(error).removeprefix(f"camera {camera.name}: ")
+            raise CalibrationError(f"{where}: {reason}") from error
         for note in reading.notes:
             self._reader.tell(note)
         return reading.camera

@@ -94,18 +94,20 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
             whole = namespace.strip("/").replace("/", "_")
             alone = spaces.count(namespace) == 1 or not which
             name = "_".join(filter(None, (whole, "" if alone and whole else which))) or "camera"
-        cameras[name] = camera_at(name, topic, topics, infos.get(topic))
+        cameras[name] = _camera(name, topic, topics, infos.get(topic))
     return cameras
 
 
-def camera_at(
-    name: str, topic: str, topics: Mapping[str, TopicInfo], camera_info: str | None = None
+def camera_at(name: str, topic: str, topics: Mapping[str, TopicInfo]) -> CameraTopic:
+    """The camera of one image topic, with the camera_info that goes with it."""
+    return _camera(name, topic, topics, pair_camera_infos([topic], topics).get(topic))
+
+
+def _camera(
+    name: str, topic: str, topics: Mapping[str, TopicInfo], camera_info: str | None
 ) -> CameraTopic:
-    """The camera of one image topic, with the camera_info given, else the one that goes with it."""
-    found = camera_info or pair_camera_infos([topic], topics).get(topic)
-    return CameraTopic(
-        name, topic, topics[topic].type, topics[topic].count, found, is_rectified(topic)
-    )
+    info = topics[topic]
+    return CameraTopic(name, topic, info.type, info.count, camera_info, is_rectified(topic))
 
 
 def pair_camera_infos(images: list[str], topics: Mapping[str, TopicInfo]) -> dict[str, str]:
@@ -131,14 +133,10 @@ def pair_camera_infos(images: list[str], topics: Mapping[str, TopicInfo]) -> dic
     for image in images:
         namespace, base = _split(image)
         info = f"{namespace}/camera_info"
-        rivals = [
-            other
-            for other in images
-            if other != image and _split(other)[0] == namespace and other not in found
-        ]
+        rivals = [other for other in images if other != image and _split(other)[0] == namespace]
         plain = not _which(base) and all(_which(_split(other)[1]) for other in rivals)
-        if info in infos and (found.get(image, info) == info or info not in found.values()):
-            if image not in found and (not rivals or plain):
+        if image not in found and info in infos and (not rivals or plain):
+            if info not in found.values():
                 found[image] = info
     for image in images:
         above = _split(image)[0]

@@ -1,8 +1,8 @@
 """The rig's calibration for the engine: which pinhole each working image is, and where its pixels
 lie in the input image.
 
-Source image -> (averaged by 2, 4 or 8 on decoding) -> input image [H, W], top left, padded ->
-(grid) -> working image [h, w], a pinhole.
+Source image -> (averaged by 2, 4 or 8 on decoding, and turned upright by quarters) -> input image
+[H, W], top left, padded -> (grid) -> working image [h, w], an upright pinhole.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recon4d_ros.cameras.decode import REDUCTIONS
 from recon4d_ros.cameras.distortion import to_pixels, widest_ray
 from recon4d_ros.errors import CalibrationError
+from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Calibration, Camera, Rig
 
 WIDEST_HALF_ANGLE = np.deg2rad(
@@ -23,6 +24,9 @@ WIDEST_HALF_ANGLE = np.deg2rad(
 OUTSIDE = np.float32(
     -1e4
 )  # where a working pixel has no source: far outside, so that sampling gives nothing
+
+# where a rig's overlap is looked for: metres around and above base_link
+RADII, HEIGHTS = (2.5, 5.0, 10.0, 25.0, 50.0), (0.3, 1.0, 2.0)
 
 Crop = tuple[float, float, float, float]
 
@@ -41,25 +45,45 @@ def upright(camera: Camera) -> NDArray[np.float64] | None:
     neighbours look alike, and only so is down in the image down on the road. Of a roll within 20
     degrees of a multiple of 90 only that multiple is taken out, so that the image stays full.
     """
-    up = camera.T_base_camera[2, :3]  # base_link's z in the camera's frame
-    if np.hypot(up[0], up[1]) < STEEP:
-        return None
-    roll = float(np.arctan2(up[0], -up[1]))
+    roll = _roll(camera)
     quarter = round(roll / (np.pi / 2))
     if abs(roll - quarter * np.pi / 2) <= ROLL_LEFT:
-        cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter % 4]
-    else:
-        cos, sin = np.cos(roll), np.sin(roll)
-    if cos == 1:
-        return None
+        return None if quarter % 4 == 0 else _about_axis(quarter)
+    cos, sin = np.cos(roll), np.sin(roll)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float64)
 
 
+def quarter_turns(camera: Camera) -> int:
+    """By how many quarters, counterclockwise (np.rot90), the camera's images are turned when they
+    are decoded: upright, or as near to it as quarters come."""
+    return round(_roll(camera) / (np.pi / 2)) % 4
+
+
+def turned_pixels(
+    camera: Camera, reduce: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A [2, 2] and b [2]: where pixel p of the camera's averaged image is in the turned one: A p +
+    b."""
+    turn = _about_axis(quarter_turns(camera))[:2, :2].T
+    last = np.array([-(-camera.width // reduce), -(-camera.height // reduce)]) - 1.0
+    return turn, -np.minimum(turn * last, 0.0).sum(axis=1)
+
+
 def upright_size(camera: Camera) -> tuple[int, int]:
-    """(height, width) of the camera's image when it is turned upright, to a quarter of a turn."""
-    turn = upright(camera)
-    aside = turn is not None and abs(turn[0, 1]) > abs(turn[0, 0])
-    return (camera.width, camera.height) if aside else (camera.height, camera.width)
+    """(height, width) of the camera's turned image."""
+    size = (camera.height, camera.width)
+    return size[::-1] if quarter_turns(camera) % 2 else size
+
+
+def _roll(camera: Camera) -> float:
+    """Radians by which the camera is turned about its optical axis; 0 where it looks up or down."""
+    up = camera.T_base_camera[2, :3]  # base_link's z in the camera's frame
+    return float(np.arctan2(up[0], -up[1])) if np.hypot(up[0], up[1]) >= STEEP else 0.0
+
+
+def _about_axis(quarters: int) -> NDArray[np.float64]:
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters % 4]
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float64)
 
 
 def working_pose(camera: Camera) -> NDArray[np.float64]:
@@ -130,9 +154,10 @@ def reduction(camera: Camera, input_size: tuple[int, int]) -> int:
 
 
 def reduced_size(camera: Camera, reduce: int) -> tuple[int, int]:
-    """(height, width) of a camera's images averaged down: an incomplete block at the border
-    counts."""
-    return -(-camera.height // reduce), -(-camera.width // reduce)
+    """(height, width) of a camera's images averaged down and turned: an incomplete block at the
+    border counts."""
+    height, width = upright_size(camera)
+    return -(-height // reduce), -(-width // reduce)
 
 
 def _fits(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
@@ -216,4 +241,26 @@ def _grid(
     if camera.own_car is not None:
         u, v = (np.rint(np.where(inside, pixels[..., axis], 0)).astype(int) for axis in (0, 1))
         inside &= ~camera.own_car[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
-    return np.where(inside[..., None], (pixels + 0.5) / reduce - 0.5, OUTSIDE).astype(np.float32)
+    pixels = (pixels + 0.5) / reduce - 0.5
+    if quarter_turns(camera):
+        turn_image, shift = turned_pixels(camera, reduce)
+        pixels = pixels @ turn_image.T + shift
+    return np.where(inside[..., None], pixels, OUTSIDE).astype(np.float32)
+
+
+def overlap(calibration: Calibration) -> int:
+    """How many cameras of the rig see the same place at most, of places around it up to 50 m."""
+    angle = np.arange(0, 2 * np.pi, np.deg2rad(1.0))
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    places = np.concatenate(
+        [np.c_[radius * ring, np.full(len(ring), z)] for radius in RADII for z in HEIGHTS]
+    )
+    height, width = calibration.working_size
+    count = np.zeros(len(places), int)
+    for k, T_camera_base in zip(calibration.k, inverse(calibration.T_base_camera), strict=True):
+        points = places @ T_camera_base[:3, :3].T + T_camera_base[:3, 3]
+        pixels = points @ k.T
+        u, v = (pixels[:, :2] / np.maximum(pixels[:, 2:], 1e-5)).T
+        inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+        count += inside & (points[:, 2] > 0)
+    return int(count.max())

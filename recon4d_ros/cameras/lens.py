@@ -10,7 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.cameras.calibration import reduced_size, reduction, upright
+from recon4d_ros.cameras.calibration import (
+    quarter_turns,
+    reduced_size,
+    reduction,
+    turned_pixels,
+    upright,
+)
 from recon4d_ros.cameras.distortion import widest_ray
 from recon4d_ros.types import Camera
 
@@ -24,7 +30,8 @@ ROUNDS = (
 class Lens:
     """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H,
     W). widest: tangent of its end. turn: 2x2, from rays in the frame of the working image to the
-    camera's own (`calibration.upright`); None where these are one."""
+    camera's own (`calibration.upright`), and image: from its pixels to those of the turned image
+    (`calibration.turned_pixels`); None where these are one."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
@@ -32,6 +39,7 @@ class Lens:
     size: tuple[int, int]
     widest: float
     turn: NDArray[np.float64] | None = None
+    image: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     @property
     def focal(self) -> float:
@@ -39,7 +47,10 @@ class Lens:
 
     def rays(self, pixels: NDArray) -> NDArray[np.float64]:
         """Undistorted normalised coordinates [M, 2] (x/z, y/z) of distorted pixels [M, 2]."""
-        points = np.ascontiguousarray(pixels, np.float64) - self.k[:2, 2]
+        points = np.ascontiguousarray(pixels, np.float64)
+        if self.image is not None:
+            points = (points - self.image[1]) @ self.image[0]
+        points = points - self.k[:2, 2]
         y = points[:, 1] / self.k[1, 1]
         points = np.stack([(points[:, 0] - self.k[0, 1] * y) / self.k[0, 0], y], axis=1)
         if len(points) == 0 or self.model == "none":
@@ -66,7 +77,8 @@ class Lens:
             points = np.where(
                 beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
             )
-        return points @ self.k[:2, :2].T + self.k[:2, 2]
+        points = points @ self.k[:2, :2].T + self.k[:2, 2]
+        return points if self.image is None else points @ self.image[0].T + self.image[1]
 
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
@@ -120,6 +132,7 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
         reduced_size(camera, reduce),
         widest_ray(camera),
         None if (turn := upright(camera)) is None else turn[:2, :2],
+        turned_pixels(camera, reduce) if quarter_turns(camera) else None,
     )
 
 
@@ -130,10 +143,6 @@ def own_car_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | Non
         return None
     height, width = reduced_size(camera, reduction(camera, size))
     out = np.zeros(size, np.bool_)
-    out[:height, :width] = (
-        cv2.resize(
-            camera.own_car.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
-        )
-        > 0
-    )
+    mask = np.ascontiguousarray(np.rot90(camera.own_car, quarter_turns(camera)), np.uint8)
+    out[:height, :width] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     return out

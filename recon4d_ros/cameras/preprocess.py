@@ -11,6 +11,7 @@ from recon4d_ros.cameras.calibration import (
     OUTSIDE,
     input_size_for,
     make_calibration,
+    quarter_turns,
     reduced_size,
     reduction,
     upright,
@@ -30,6 +31,12 @@ from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Ri
 
 __all__ = ["ENCODINGS", "OUTSIDE", "Preprocessor", "decode", "input_size_for", "make_calibration"]
 
+# by quarters counterclockwise
+_ROTATIONS = {
+    1: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    2: cv2.ROTATE_180,
+    3: cv2.ROTATE_90_CLOCKWISE,
+}
 _LOOK_AGAIN = 10  # compressed images of sixteen bits between those whose values are looked at
 
 # source pixels between the exactly undistorted ones; between them the map is interpolated, to a
@@ -137,7 +144,11 @@ class Preprocessor:
             )
         height, width = reduced_size(camera, reduce)
         bits = self._significant_bits(index, image)
-        out[:height, :width] = decode(image, self._channels, reduce, bits)
+        pixels = decode(image, self._channels, reduce, bits)
+        if turns := quarter_turns(camera):
+            pixels = np.asarray(cv2.rotate(pixels, _ROTATIONS[turns]), np.uint8)
+            pixels = pixels.reshape(height, width, self._channels)
+        out[:height, :width] = pixels
 
     def _significant_bits(self, index: int, image: RawImage) -> int:
         """Of a camera's sixteen-bit images: as many as any of its values has needed so far, so that

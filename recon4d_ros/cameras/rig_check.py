@@ -73,8 +73,7 @@ def _unlikely(rig: Rig) -> Iterator[str]:
         what = "the camera stands" if alone else "all cameras stand"
         yield (
             f"{what} at the height of the car's frame (z = {heights[0]:.2f} m): expected that frame"
-            " on the road; heights above the road, and the scale where it is taken from there, are"
-            " wrong by the cameras' height"
+            " on the road, from which heights (and with one camera the scale) are taken"
         )
     elif heights.min() < 0:
         low = rig.names[int(np.argmin(heights))]

@@ -13,7 +13,8 @@ from recon4d_ros.types import RawImage
 
 CODECS = ("h264", "hevc", "av1", "vp8", "vp9", "mpeg4")
 MISSING = "decoding video takes PyAV: `make video`, or pip install -r requirements/video.txt"
-_PENDING = 64  # packets whose image has not come out: encoders reorder by no more than 16
+_REORDERED = 16  # packets by which encoders reorder at most
+_PENDING = 64  # packets kept whose image has not come out
 
 
 def is_video(image: RawImage) -> bool:
@@ -68,13 +69,23 @@ class VideoDecoder:
                 f"{packet.encoding} video of {len(packet.data)} bytes is broken:"
                 f" {' '.join(str(error).split())}"
             ) from error
-        images = [
-            self._image(frame) for frame in frames if frame.pts in self._pending and frame.width
-        ]
-        if not images and not self._started and self._count > 1:
+        images = self._images(frames)
+        if not images and not self._started and len(self._pending) > _REORDERED:
             raise ImageError(f"{packet.encoding} video: no keyframe has come yet")
         self._started = self._started or bool(images)
         return images
+
+    def rest(self) -> list[RawImage]:
+        """At the end: the images that were still on their way."""
+        if self._codec is None:
+            return []
+        import av
+
+        try:
+            frames = self._codec.decode(None)
+        except (av.FFmpegError, ValueError):
+            return []
+        return self._images(frames)
 
     @staticmethod
     def _open(av: Any, name: str) -> Any:
@@ -82,9 +93,16 @@ class VideoDecoder:
             codec = av.CodecContext.create(name, "r")
         except (av.FFmpegError, ValueError) as error:
             raise ImageError(f"{name} video: this PyAV has no decoder of it") from error
-        codec.thread_count = 1
-        codec.flags |= 1 << 19  # AV_CODEC_FLAG_LOW_DELAY: no waiting for frames to be reordered
+        codec.thread_count = 1  # more hold frames back
         return codec
+
+    def _images(self, frames: Any) -> list[RawImage]:
+        """Without what was patched up in place of lost data."""
+        return [
+            self._image(frame)
+            for frame in frames
+            if frame.pts in self._pending and not frame.is_corrupt
+        ]
 
     def _image(self, frame: Any) -> RawImage:
         packet = self._pending.pop(frame.pts)

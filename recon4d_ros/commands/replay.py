@@ -131,8 +131,8 @@ def replay(
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
-    them. progress: a bar, and warnings as they come up, on standard error. Raises Recon4dError,
-    also where no image was of use; the folder then says why.
+    them. progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
+    where no image was of use; the folder then says why.
     """
     parameters = parameters or Parameters()
     if max_frames < 0:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
+from recon4d_ros.cameras import health
+from recon4d_ros.cameras.health import CameraHealth
 from recon4d_ros.egomotion import klt, landmarks, measure, motion_prior, pnp
 from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.ground_scale import Scale
@@ -41,6 +43,8 @@ Array = NDArray[np.float64]
 # left out
 CONTRADICTION = 40.0
 ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
+# s without the road, after which a rig whose cameras all look alone has lost its metre
+ROADLESS = 1.5
 FIRST_SCORE, FIRST_LEAD = 0.45, 0.06
 STILL, STILL_TURN = 0.003, 0.0003
 DOUBTED_FRAMES = 10  # for so many frames then
@@ -54,6 +58,7 @@ class Egomotion:
         self, rig: Rig, calibration: Calibration, parameters: EgomotionParameters | None = None
     ) -> None:
         self.parameters = parameters or EgomotionParameters()
+        self._names = rig.names
         self._cameras = Cameras.of(rig, calibration, self.parameters.features)
         self._road = Road(self._cameras)
         self.reset()
@@ -70,6 +75,9 @@ class Egomotion:
         self._pose = np.eye(4)
         self._scale = Scale()
         self._road.reset()
+        self._health = CameraHealth(len(self._cameras))
+        self.health: tuple[tuple[str, ...], ...] = ((),) * len(self._cameras)
+        self._seconds = 0.0  # between the last two frames
         self._segment = 0
         self._lost_before = False  # in an earlier segment
         self._start_segment()
@@ -85,6 +93,7 @@ class Egomotion:
         self._velocity_known = False
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
+        self._roadless = 0.0
 
     # --- before the engine
 
@@ -103,9 +112,12 @@ class Egomotion:
         if self.parameters.odometry != "none":
             self._odometry.add(odometry)
         self._images.take(frame)
+        travel = float(np.linalg.norm(self._velocity[:3])) * self._seconds
+        self.health = self._health.look(self._images.now, travel)
         if self._stamp_ns is None:
             return self._begin(frame)
-        now = self._instant(frame, max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3))
+        self._seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
+        now = self._instant(frame, self._seconds)
         motion, said = self._odometry.motion(
             self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None
         )
@@ -126,10 +138,12 @@ class Egomotion:
         else:
             attempt, reason = self._with_odometry(now, motion, steady)
         if not attempt.problem:
+            self._road_seen(now, attempt)
             if measure.stands(now, attempt, self._road):
                 return self._stand(now, attempt, reason)
             return self._tracked(now, attempt, reason)
-        told = attempt.problem if not reason else f"{attempt.problem}; {reason}"
+        parts = (attempt.problem, reason, health.told(self._names, self.health))
+        told = "; ".join(part for part in parts if part)
         return (
             self._on_odometry_alone(now, attempt, motion, told)
             if motion is not None
@@ -155,8 +169,7 @@ class Egomotion:
 
     def _first(self, now: Instant, prior: Prior) -> Prior:
         """The prediction of a segment's first motion: searched on the road at all speeds."""
-        views = self._road.views(now.images, now.pose, now.T_camera_base(np.zeros(6)))
-        motion, score, rival = self._road.search(views, now.seconds, np.eye(3))
+        motion, score, rival = self._road.search(now.road, now.seconds, np.eye(3))
         if score < FIRST_SCORE or score - rival < FIRST_LEAD:
             return prior
         deviation = np.array([0.1, 0.05, 0.05, 0.01, 0.01, 0.03])
@@ -166,12 +179,11 @@ class Egomotion:
     def _stand(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
         """The car has not moved (zero-velocity update)."""
         still = np.diag([STILL] * 3 + [STILL_TURN] * 3) ** 2
-        solution = attempt.solution
         self._accept(now, attempt, Prior(self._pose, still))
         self._velocity = np.zeros(6)
         self._unconfirmed.confirmed()
         self._tracked_once = True
-        return self._said(now.frame, Tracking.TRACKING, solution.inliers, reason)
+        return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
@@ -214,6 +226,7 @@ class Egomotion:
             self._landmarks,
             self._pose,
             known,
+            self._road.views(self._images, self._pose),
             self.parameters,
         )
 
@@ -268,12 +281,28 @@ class Egomotion:
     # --- what becomes of an attempt
 
     def _tracked(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
-        if attempt.road is not None:
+        doubt = attempt.doubt or measure.doubt(
+            now, attempt, self._velocity if self._velocity_known else None
+        )
+        if not doubt and self._roadless > ROADLESS and self._cameras.all_alone:
+            doubt = f"the road was not seen for {self._roadless:.1f} s: nothing says how long a"
+            doubt += " metre is"
+        if attempt.road is not None and not doubt:
             self._road.believe()
         self._accept(now, attempt, Prior(attempt.pose, attempt.covariance))
         self._unconfirmed.confirmed()
         self._tracked_once = True
+        if doubt:
+            told = "; ".join(
+                part for part in (doubt, reason, health.told(self._names, self.health)) if part
+            )
+            return self._said(now.frame, Tracking.DEGRADED, attempt.solution.inliers, told)
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
+
+    def _road_seen(self, now: Instant, attempt: Attempt) -> None:
+        """How long the road has not been agreed with, where a camera looks at it."""
+        seen = attempt.road is not None or not self._road.visible
+        self._roadless = 0.0 if seen else self._roadless + now.seconds
 
     def _on_odometry_alone(
         self, now: Instant, attempt: Attempt, motion: Array, told: str

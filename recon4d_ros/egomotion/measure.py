@@ -15,7 +15,7 @@ from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
-from recon4d_ros.egomotion.road import Road, RoadMotion
+from recon4d_ros.egomotion.road import Road, RoadMotion, RoadView
 from recon4d_ros.types import Frame
 
 Array = NDArray[np.float64]
@@ -25,10 +25,10 @@ Array = NDArray[np.float64]
 class MeasureThresholds:
     """Chosen on simulated drives (seeds below 1000), see docs/egomotion.md."""
 
-    far: float = 8.0  # pixels a prediction may be off without another look: half a window to follow
+    far: float = 8.0  # pixels a prediction may be off without another look
     few: float = 0.6  # share of the points found below which a second look is worth it
-    # variance of what points say together over what they would say if they erred independently: they
-    # share depths, lenses and a calibration
+    # variance of what points say together over what they would say if they erred independently:
+    # they share depths, lenses and a calibration
     together: float = 12.0
     patches: float = 2.0  # the same of the road's patches
     turn_known: float = 0.0015  # rad that the points may be off in rotation, for the road
@@ -42,6 +42,11 @@ class MeasureThresholds:
     # m, and share of it, that road and points may differ by
     differ: float = 0.03
     differ_share: float = 0.04
+    slide: float = 0.08  # sideways, as a share of the speed: slip of 5 degrees
+    slide_speed: float = 0.4  # m/s of it that no noise makes
+    axle: float = 2.0  # m that base_link may be from the rear axle
+    hardest: float = 12.0  # m/s^2 that no car brakes by
+    jolt: float = 0.4  # m/s that two frames' noise makes
     creep: float = 1.0  # m/s: what is faster does not stand
     still_road: float = 0.025  # mean correlation that standing may cost
     still_deviation: float = 22.5  # squared deviation of standing: six degrees of freedom, 99.9 %
@@ -58,7 +63,7 @@ class Instant:
     """All that one frame's pose is found from; nothing of it changes while it is looked for.
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
-    whether there is a velocity.
+    whether there is a velocity. road: what the images show of it.
     """
 
     frame: Frame
@@ -69,6 +74,7 @@ class Instant:
     landmarks: Landmarks
     pose: Array
     moving: bool
+    road: list[RoadView]
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -94,9 +100,9 @@ class Instant:
 class Attempt:
     """A pose and what it rests on.
 
-    solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else. road:
-    what the road says of it. problem: why not to believe it, if it is not. doubt: what makes it
-    unsure.
+    solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else.
+    problem: why not to believe it, if it is not. road: what the road says of it. doubt: what makes
+    it unsure.
     """
 
     sightings: Sightings
@@ -197,7 +203,7 @@ def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | N
     """What the road says of the motion, looked for from what the points say, from the prediction,
     and, where both fit it badly, along the car's axis."""
     t = THRESHOLDS
-    views = road.views(now.images, now.pose, tried.T_camera_base)
+    views = now.road
     if sum(len(view.use) for view in views) < road.thresholds.fewest:
         return None
     back = geometry.inverse(now.pose)
@@ -245,6 +251,33 @@ def joined(now: Instant, tried: Attempt, prior: Prior, said: Metres) -> Attempt:
     return replace(better, prior=prior, road=said.motion)
 
 
+def doubt(now: Instant, tried: Attempt, before: Array | None) -> str:
+    """Why a motion that fits may be that of something else; empty if no reason is known.
+
+    before: the last twist [6], if there is one. A car that slides sideways, or changes its speed as
+    none can, has followed a vehicle; so has one that leaves the road behind it.
+    """
+    t = THRESHOLDS
+    twist = now.velocity(tried.pose)
+    deviation = np.sqrt(np.diag(tried.covariance)) / now.seconds
+    slip = abs(float(twist[1])) - t.slide * abs(float(twist[0])) - t.axle * abs(float(twist[5]))
+    if slip > t.slide_speed + 3.0 * deviation[1]:
+        return f"the motion found slides sideways by {abs(twist[1]):.1f} m/s: it may be a vehicle's"
+    if before is not None:
+        change = abs(float(twist[0] - before[0]))
+        if change > t.hardest * now.seconds + t.jolt + 3.0 * deviation[0]:
+            return f"the speed found changes by {change:.1f} m/s at once: it may be a vehicle's"
+    if tried.road is not None:
+        went = float((geometry.inverse(now.pose) @ tried.pose)[0, 3])
+        apart = abs(went - float(tried.road.T[0, 3]))
+        allowed = (
+            t.differ + t.differ_share * abs(went) + 3.0 * float(np.sqrt(tried.covariance[0, 0]))
+        )
+        if apart > allowed:
+            return f"road and points disagree by {apart:.2f} m"
+    return ""
+
+
 def rescaled(now: Instant, tried: Attempt, table: Landmarks) -> Attempt:
     """The attempt with the landmarks where the table has them now."""
     o = tried.sightings.observations
@@ -269,7 +302,7 @@ def stands(now: Instant, tried: Attempt, road: Road) -> bool:
     motion = geometry.inverse(now.pose) @ tried.pose
     if np.linalg.norm(motion[:3, 3]) > t.creep * now.seconds:
         return False
-    views = road.views(now.images, now.pose, tried.T_camera_base)
+    views = now.road
     seen, table = tried.sightings, now.landmarks
     moved = np.linalg.norm(seen.pixel[seen.found] - table.pixel[seen.found], axis=1)
     stay = float((moved < t.still_pixels).mean()) if len(moved) >= 10 else 0.0

@@ -52,9 +52,9 @@ class Unconfirmed:
     def prior(self, pose: Array, velocity: Array | None, seconds: float) -> Prior:
         """Where the car is expected `seconds` after `pose` [4, 4].
 
-        velocity: the last twist [6]; None if there is none. A car rolls along its own axis and turns
-        about its rear axle: what of the last twist no car does (sideways, up, nodding) is noise of
-        its measurement and not carried on, and it turns only as it rolls.
+        velocity: the last twist [6]; None if there is none. A car rolls along its own axis and
+        turns about its rear axle: what of the last twist no car does (sideways, up, nodding) is
+        noise of its measurement and not carried on, and it turns only as it rolls.
         """
         s, t = seconds + self.seconds, THRESHOLDS
         if velocity is None:

@@ -117,7 +117,8 @@ def align(
     )
     alike /= np.maximum(left, CHANCE / ALIKE)
     spread = STEP**2 * (w @ unsure @ np.swapaxes(w, 1, 2))
-    return place, np.where(np.abs(shift).max(-1) < REACH, alike, -1.0), spread
+    inside = np.abs(shift).max(-1) < REACH
+    return place, np.where(inside, alike, -1.0).astype(np.float32), spread.astype(np.float32)
 
 
 class Reference:

@@ -91,7 +91,7 @@ def fused(prior: Prior, T_map_base: Array, information: Array, pull: Array) -> P
     T_map_base [4, 4], and its pull [6] there (zero where that is its own best)."""
     toward = geometry.log(geometry.inverse(T_map_base) @ prior.T_map_base)
     normal = prior.strength + information
-    step = np.linalg.solve(normal, prior.strength @ toward + pull)
+    step = np.asarray(np.linalg.solve(normal, prior.strength @ toward + pull), np.float64)
     return Prior(T_map_base @ geometry.exp(step), np.asarray(np.linalg.inv(normal), np.float64))
 
 

@@ -28,12 +28,13 @@ Array = NDArray[np.float64]
 class RoadThresholds:
     """Chosen on simulated drives (seeds below 1000), see docs/egomotion.md."""
 
-    half_lane: float = 1.7  # m: beside that may be a kerb
+    half_lane: float = 2.3  # m: a lane with its markings
     nearest: float = 2.5  # m from base_link: less is the car itself
     farthest: float = 28.0  # m: a row of pixels is more than a metre there
     rows: float = 11.0  # pixels between patches: as wide as one
     columns: float = 17.0
-    most: int = 110  # patches of one camera
+    most: int = 280  # patches of one camera
+    asked: int = 80  # of them, with texture, are looked for
     fewest: int = 14  # patches with texture that a road has to have
     alike: float = 0.7  # correlation of a patch that is followed
     score: float = 0.35  # mean correlation below which it is no road, or another motion
@@ -43,6 +44,7 @@ class RoadThresholds:
         2.5  # pixels in the nearest row: as far as patches find their place by themselves
     )
     lean: float = 0.008  # rad: how far the car leans against the road
+    middle: float = 1.35  # m before the rear axle: half a wheelbase, about which a car nods
     lean_keep: float = 0.95  # of it from frame to frame: brakes and bumps pass
     height: float = 0.012  # share of a camera's height that is not known: load, tyres, road
     uneven: float = 0.010  # m that one patch of the road is off the plane
@@ -81,14 +83,14 @@ class _Grid:
 
 
 @dataclass
-class _View:
+class RoadView:
     """One camera in one frame: the grid's patches in the newest image, and the one before."""
 
     grid: _Grid
     reference: Reference
     now: NDArray[np.uint8]
     before: NDArray[np.uint8]
-    T_camera_base: tuple[Array, Array]  # before, now
+    T_camera_base: Array
     use: NDArray
 
 
@@ -115,11 +117,11 @@ class Road:
         """Whether any camera looks at the lane from a known height."""
         return bool(self._grids)
 
-    def views(self, images: Images, T_map_base: Array, T_camera_base: Array) -> list[_View]:
+    def views(self, images: Images, T_map_base: Array) -> list[RoadView]:
         """What of the road the newest images show and those taken at the last pose T_map_base [4,
         4].
 
-        T_camera_base [N, 4, 4]: base_link to cameras at their stamps now; before is taken alike.
+        A camera that fires late does so in both images: between them it moves as the car does.
         """
         out = []
         for grid in self._grids:
@@ -129,13 +131,15 @@ class Road:
                 continue
             reference = Reference(now, grid.pixel)
             use = np.flatnonzero(reference.textured)
-            place = T_camera_base[grid.camera]
-            out.append(_View(grid, reference, now, before, (place, place), use))
+            if len(use) > self.thresholds.asked:
+                use = use[np.linspace(0, len(use) - 1, self.thresholds.asked).astype(int)]
+            place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
+            out.append(RoadView(grid, reference, now, before, place, use))
         return out
 
-    def score(self, views: list[_View], motions: Array) -> tuple[Array, NDArray[np.int64]]:
-        """Mean correlation [K] of the patches with the images before, for motions [K, 4, 4], and how
-        many patches that is."""
+    def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
+        """Mean correlation [K] of the patches with the images before, for motions [K, 4, 4], and of
+        how many patches that is."""
         total, count = np.zeros(len(motions)), np.zeros(len(motions), np.int64)
         for view in views:
             if len(view.use) < self.thresholds.fewest:
@@ -156,7 +160,9 @@ class Road:
             count >= max(self.thresholds.fewest, 0.15 * textured), total / shown, 0.0
         ), count
 
-    def search(self, views: list[_View], seconds: float, turn: Array) -> tuple[Array, float, float]:
+    def search(
+        self, views: list[RoadView], seconds: float, turn: Array
+    ) -> tuple[Array, float, float]:
         """Any motion along the car's axis, coarse to fine, with rotation `turn` [3, 3]: the best
         [4, 4], its score, and that of the best other one."""
         t = self.thresholds
@@ -177,7 +183,7 @@ class Road:
         top = int(np.argmax(finer))
         return motions[top], float(finer[top]), float(scores[rival].max(initial=0.0))
 
-    def along(self, views: list[_View], start: Array, reach: float) -> tuple[Array, float]:
+    def along(self, views: list[RoadView], start: Array, reach: float) -> tuple[Array, float]:
         """The motion within `reach` metres of `start` [4, 4], along the car's axis, that the road
         fits best, and its score."""
         step = min(self._pixel_travel(view) for view in views) * self.thresholds.basin
@@ -188,7 +194,7 @@ class Road:
         best = int(np.argmax(scores))
         return motions[best], float(scores[best])
 
-    def _pixel_travel(self, view: _View) -> float:
+    def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
         ground, _ = self._ground(view.grid, np.arange(len(view.grid.pixel)))
         forward = np.eye(4)
@@ -198,7 +204,7 @@ class Road:
         fastest = np.nanmax(np.linalg.norm(moved - still, axis=1)[inside], initial=1e-3)
         return float(0.01 / fastest)
 
-    def measure(self, views: list[_View], prior: Prior, start: Array) -> RoadMotion | None:
+    def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
         """The motion near `start` [4, 4] that the patches agree on; None if there are too few.
 
         prior: of the motion, relative to base_link before; it holds what patches cannot see.
@@ -211,7 +217,7 @@ class Road:
         nuisance[2, 2] = 1.0
         information = np.zeros((9, 9))
         gradient, agreeing, textured = np.zeros(9), 0, 0
-        parts: list[tuple[_View, NDArray, Array, Array]] = []
+        parts: list[tuple[RoadView, NDArray, Array, Array]] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
@@ -258,7 +264,7 @@ class Road:
             normal[:6, :6] += prior.strength
             toward = geometry.log(geometry.inverse(motion) @ prior.T_map_base)
             right[:6] += prior.strength @ toward
-            step = np.linalg.solve(normal, right)
+            step = np.asarray(np.linalg.solve(normal, right), np.float64)
             motion = motion @ geometry.exp(step[:6])
             theta[6:] += step[6:]
             if np.abs(step[:6]).max() < 1e-5 and index >= 3:
@@ -274,7 +280,7 @@ class Road:
 
     def _voted(
         self,
-        parts: list[tuple[_View, NDArray, Array, Array]],
+        parts: list[tuple[RoadView, NDArray, Array, Array]],
         prior: Prior,
         motion: Array,
         theta: Array,
@@ -317,16 +323,16 @@ class Road:
         normal = np.array([-a, -b, 1.0])
         toward = grid.toward[use]
         over = 1.0 / np.minimum(toward @ normal, -1e-3)
-        return grid.centre + toward * ((height - normal @ grid.centre) * over)[:, None], over
+        high = height - a * self.thresholds.middle - normal @ grid.centre
+        return grid.centre + toward * (high * over)[:, None], over
 
     def _moved(
-        self, view: _View, ground: Array, motion: Array
+        self, view: RoadView, ground: Array, motion: Array
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Where the image before shows ground points [K, 3] of now: pixels [K, 2], how a step in
         the newest image becomes one there [K, 2, 2], and which are inside."""
-        grid, lens = view.grid, self._cameras.lenses[view.grid.camera]
-        before, now = view.T_camera_base
-        T_before_now = before @ motion @ geometry.inverse(now)
+        lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
+        T_before_now = now @ motion @ geometry.inverse(now)
         at = geometry.transform(now, ground)
         at[:, 2] = np.maximum(at[:, 2], 0.1)
         there = geometry.transform(T_before_now, at)
@@ -348,13 +354,12 @@ class Road:
         return pixel, np.where(sane[:, None, None], warp, np.eye(2)), inside & sane
 
     def _linearised(
-        self, view: _View, use: NDArray, rays: Array, motion: Array, theta: Array
+        self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
     ) -> tuple[Array, Array, Array]:
         """Residual [K, 2] of rays in the image before, its derivative [K, 2, 9] by motion, lean and
         height, and by a bump of the road there [K, 2]."""
-        before = view.T_camera_base[0]
         ground, over = self._ground(view.grid, use, theta)
-        T = before @ motion
+        T = view.T_camera_base @ motion
         q = geometry.transform(T, ground)
         z = np.maximum(q[:, 2], 0.1)
         xy = q[:, :2] / z[:, None]
@@ -366,7 +371,7 @@ class Road:
         jacobian = np.empty((len(q), 2, 9))
         jacobian[:, :, :3] = toward
         jacobian[:, :, 3:6] = np.cross(ground[:, None], toward)
-        jacobian[:, :, 6] = along * (ground[:, 0] * over)[:, None]
+        jacobian[:, :, 6] = along * ((ground[:, 0] - self.thresholds.middle) * over)[:, None]
         jacobian[:, :, 7] = along * (ground[:, 1] * over)[:, None]
         slope = along * over[:, None]
         jacobian[:, :, 8] = slope * self.thresholds.height * view.grid.centre[2]

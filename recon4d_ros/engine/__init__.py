@@ -185,6 +185,9 @@ def _capacity(spec: EngineSpec) -> str:
     if spec.config == OBJECTS:
         classes = spec.options.get("classes", ())
         return f"{spec.options.get('detections')} objects at most, of {len(classes)} classes"
+    if not spec.gives_depth:
+        shapes = (f"{name} {'x'.join(map(str, s))}" for name, s in spec.extra_outputs.items())
+        return f"gives {', '.join(shapes)}"
     values = f" of {spec.feature} values" if spec.feature else ""
     return f"{spec.pointers} pointers{values}"
 

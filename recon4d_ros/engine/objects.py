@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from recon4d_ros.cameras.calibration import overlap
 from recon4d_ros.engine import check_rig, start_runtime
 from recon4d_ros.engine.base import OBJECTS, EngineSpec, check_fits, load_spec
 from recon4d_ros.engine.hosted import Runtime, empty_outputs
@@ -22,8 +23,6 @@ from recon4d_ros.types import Calibration, Detection, Detections, Frame, Rig
 
 MOUNTING = ("lidar_x", "lidar_y", "lidar_z", "lidar_yaw")
 LEAST_CLASS_SCORE = 0.2  # below it the authors' tracking evaluation does not count an object
-# where a rig's overlap is looked for: metres around and above base_link
-RADII, HEIGHTS = (2.5, 5.0, 10.0, 25.0, 50.0), (0.3, 1.0, 2.0)
 
 
 def load_objects(
@@ -235,21 +234,3 @@ def seen_from(
     centre = boxes[:, :3] @ turn.T + T_frame_lidar[:3, 3]
     yaw = np.arctan2(heading[:, 1], heading[:, 0])
     return np.concatenate([centre, boxes[:, 3:6], yaw[:, None]], 1), velocity @ turn.T
-
-
-def overlap(calibration: Calibration) -> int:
-    """How many cameras of the rig see the same place at most, of places around it up to 50 m."""
-    angle = np.arange(0, 2 * np.pi, np.deg2rad(1.0))
-    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
-    places = np.concatenate(
-        [np.c_[radius * ring, np.full(len(ring), z)] for radius in RADII for z in HEIGHTS]
-    )
-    height, width = calibration.working_size
-    count = np.zeros(len(places), int)
-    for k, T_camera_base in zip(calibration.k, inverse(calibration.T_base_camera), strict=True):
-        points = places @ T_camera_base[:3, :3].T + T_camera_base[:3, 3]
-        pixels = points @ k.T
-        u, v = (pixels[:, :2] / np.maximum(pixels[:, 2:], 1e-5)).T
-        inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
-        count += inside & (points[:, 2] > 0)
-    return int(count.max())

@@ -37,9 +37,13 @@ def nothing_tracked(summary: Tree) -> str:
     so: its trajectory and map mean nothing."""
     if summary["frames"] < 2 or summary["not_tracking"] < summary["frames"]:
         return ""
-    return (
-        f"bag {summary['bag']}: none of its {summary['frames']} frame sets was tracked:"
-        f" {most_frequent({**summary.get('not_tracked', {}), **summary['drops']})}"
+    clocks = [note for note in summary.get("notes", ()) if note.startswith("clocks of ")]
+    return "; ".join(
+        [
+            f"bag {summary['bag']}: none of its {summary['frames']} frame sets was tracked:"
+            f" {most_frequent({**summary.get('not_tracked', {}), **summary['drops']})}",
+            *clocks,
+        ]
     )
 
 

@@ -92,10 +92,7 @@ def default_export_arguments(rig: Rig, channels: int = 3) -> ExportArguments:
         )
         if size[1] >= margin * working[1] * 0.99 and size[0] >= margin * working[0] * 0.99
     ]
-    full = (
-        max(camera.height for camera in rig.cameras),
-        max(camera.width for camera in rig.cameras),
-    )
+    full = (max(high for high, _ in sizes), max(across for _, across in sizes))
     chosen = fitting[-1] if fitting and not stereo else full
     return ExportArguments(
         "stereo" if stereo else "surround",

@@ -21,6 +21,7 @@ from onnxscript import optimizer
 from recon4d_ros.networks.step import Signature
 
 OPSET = 18
+OPSET_BF16 = 22  # the first in which a convolution may be of bfloat16
 LARGEST_IN_ONE_FILE = 512 << 20  # bytes of weights; a protobuf cannot hold 2 GiB
 BUILDERS = ("torch", "onnx", "onnx-ir", "onnxscript", "openvino", "onnxruntime")
 
@@ -52,7 +53,7 @@ def write_graph(
             step,
             example,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset_of(step),
             input_names=input_names,
             output_names=output_names,
             verbose=False,
@@ -67,6 +68,15 @@ def write_graph(
     _clean(path)
     onnx.checker.check_model(str(path), full_check=True)
     return tuple(input_names), tuple(output_names)
+
+
+def opset_of(step: torch.nn.Module) -> int:
+    """The opset that a step's graph is written in."""
+    lowered = any(
+        isinstance(module, torch.nn.Conv2d) and module.weight.dtype == torch.bfloat16
+        for module in step.modules()
+    )
+    return OPSET_BF16 if lowered else OPSET
 
 
 def builders() -> dict[str, str]:

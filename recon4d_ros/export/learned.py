@@ -23,7 +23,7 @@ from recon4d_ros.engine import CPU_RUNTIMES, parity_lines
 from recon4d_ros.engine.base import EngineSpec, sha256_of
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
-from recon4d_ros.export.graph import builders, write_graph
+from recon4d_ros.export.graph import builders, opset_of, write_graph
 from recon4d_ros.export.parity import check_parity
 from recon4d_ros.export.reference import STEPS, from_pytorch
 from recon4d_ros.networks import checkpoint
@@ -98,6 +98,7 @@ def write_learned(folder: Path, a: ExportArguments, own: Mapping[str, Any], say:
         lower(network, a)
     say(f"writing {MODEL}, {parameters / 1e6:.1f} million parameters in {a.precision}")
     write_graph(folder / MODEL, step, frame, memory, outputs)
+    spec = replace(spec, versions={**spec.versions, "opset": str(opset_of(step))})
     unlike = outputs if "depth" not in outputs else extra  # whose shapes are not those of maps
     spec = replace(spec, extra_outputs={name: shapes[name] for name in unlike})
     if a.precision == "int8":

@@ -132,8 +132,14 @@ def _header(file: BinaryIO, last: str) -> Iterator[str]:
             return
 
 
+def _count(lines: list[str], word: str) -> int | None:
+    """The number of points that a header says after `word`; None if it says none."""
+    said = [line.removeprefix(word) for line in lines if line.startswith(word)]
+    return int(said[0]) if said and said[0].isascii() and said[0].isdigit() else None
+
+
 def _body(file: BinaryIO, dtype: np.dtype, count: int, path: Path) -> NDArray[np.void]:
-    data = file.read(count * dtype.itemsize)
+    data = file.read(min(count * dtype.itemsize, os.fstat(file.fileno()).st_size))
     if len(data) < count * dtype.itemsize:
         raise Recon4dError(
             f"cloud {path} is truncated: {len(data) // dtype.itemsize} points are there, its header"
@@ -147,9 +153,7 @@ def _read_ply(file: BinaryIO, path: Path) -> Cloud:
     properties = tuple(
         line.removeprefix("property ") for line in lines if line.startswith("property ")
     )
-    count = next(
-        (int(line.split()[2]) for line in lines if line.startswith("element vertex ")), None
-    )
+    count = _count(lines, "element vertex ")
     if (
         lines[:2] != ["ply", "format binary_little_endian 1.0"]
         or properties != _PLY_PROPERTIES
@@ -165,11 +169,11 @@ def _read_ply(file: BinaryIO, path: Path) -> Cloud:
 
 def _read_pcd(file: BinaryIO, path: Path) -> Cloud:
     lines = list(_header(file, "DATA"))
-    if "FIELDS x y z rgb weight" not in lines or lines[-1] != "DATA binary":
+    count = _count(lines, "POINTS ")
+    if "FIELDS x y z rgb weight" not in lines or lines[-1] != "DATA binary" or count is None:
         raise Recon4dError(
             f"cloud {path} is no PCD of ours: expected binary data with x y z rgb weight"
         )
-    count = next(int(line.split()[1]) for line in lines if line.startswith("POINTS "))
     body = _body(file, _PCD_POINT, count, path)
     rgb = np.stack([body["rgb"] >> 16, body["rgb"] >> 8, body["rgb"]], axis=1).astype(np.uint8)
     return Cloud(body["xyz"].copy(), rgb, body["weight"].copy())

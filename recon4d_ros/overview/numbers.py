@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from recon4d_ros.overview.data import OverviewData
 from recon4d_ros.overview.page import MARGIN, MASK, OURS, TEXT, Page, number
+from recon4d_ros.paths import shown
 
 
 def draw_title(page: Page, summary: Mapping[str, Any]) -> None:
     """Name of the drive and headline, at the top of the page."""
-    name = str(summary.get("bag", "")).rstrip("/").rsplit("/", 1)[-1]
+    name = shown(str(summary.get("bag", "")).rstrip("/").rsplit("/", 1)[-1])
     page.text(MARGIN, 18, "recon4d", 24, OURS, weight="bold")
     page.text(MARGIN + 176, 25, name, 17)
     page.text(MARGIN, 62, "     ".join(headline(summary)), 13.5, TEXT)

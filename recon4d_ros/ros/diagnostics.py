@@ -77,6 +77,7 @@ class Health:
         self.map_voxels = 0
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
+        self.troubles: Mapping[str, tuple[str, ...]] = {}  # camera -> what is wrong with its images
         self.restarts = 0  # engines that were given up as stuck
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
@@ -107,6 +108,7 @@ class Health:
         self.tracking, self.reason = result.pose.tracking, result.pose.reason
         self.memory_fill, self.map_voxels = result.memory_fill, voxels
         self.objects = len(result.motion.objects)
+        self.troubles = result.troubles
         self.present = [bool(value) for value in result.frame.present]
         self._latency.append(latency)
         for kept, now in ((self._stages, stages), (self._cpu, cpu)):
@@ -303,8 +305,9 @@ class Health:
                 ERROR,
                 "no image yet" if quiet == float("inf") else f"silent for {quiet:.1f} s",
             )
-        elif losses:
-            level, text = WARN, f"{rate:.1f} images/s, {', '.join(losses)}"
+        elif losses or name in self.troubles:
+            said = [*losses, *self.troubles.get(name, ())]
+            level, text = WARN, f"{rate:.1f} images/s, {', '.join(said)}"
         else:
             level, text = OK, f"{rate:.1f} images/s"
         return status(

@@ -12,23 +12,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry, Path
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from recon4d_msgs.msg import DynamicObjectArray, MapUpdate, Status
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
+from recon4d_ros.cameras.calibration import upright
 from recon4d_ros.errors import ParameterError
-from recon4d_ros.geometry import inverse, unproject
+from recon4d_ros.geometry import inverse, se3, unproject
 from recon4d_ros.parallel import each
 from recon4d_ros.ros import conversions
 from recon4d_ros.ros.entities import making
-from recon4d_ros.types import Calibration, Reconstruction
+from recon4d_ros.types import Calibration, Reconstruction, Rig
 
 PATH_PERIOD_NS = 1_000_000_000  # ~/path is whole each time, so once a second is enough
 
@@ -142,6 +146,9 @@ class Publishers:
         self._path_sent = 0
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
+        self._upright: dict[str, NDArray[np.float64]] = {}  # of rolled cameras: T_frame_upright
+        self._upright_frames: dict[str, TransformStamped] = {}
+        self._static: Publisher | None = None
         self._stride = points_stride
         self._images_kept: dict[
             str, Image
@@ -176,6 +183,9 @@ class Publishers:
         for publisher in self.publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)
         self.publishers.clear()
+        if self._static is not None:
+            self._node.destroy_publisher(self._static)
+            self._static = None
 
     def last_words(self, seconds: float) -> None:
         """Wait until readers that asked for it have all that was sent; for all of them together not
@@ -185,9 +195,14 @@ class Publishers:
             if self.wanted(topic):
                 publisher.wait_for_all_acked(Duration(seconds=max(end - time.monotonic(), 0.0)))
 
-    def calibrate(self, calibration: Calibration) -> None:
+    def calibrate(self, calibration: Calibration, rig: Rig) -> None:
         """Fix the geometry of the working images; before the first `show`."""
         self._calibration = calibration
+        self._upright = {
+            camera.name: se3(turn, np.zeros(3))
+            for camera in rig.cameras
+            if (turn := upright(camera)) is not None
+        }
         one = np.ones(calibration.working_size, np.float32)
         rays = np.stack([np.moveaxis(unproject(one, k), -1, 0) for k in calibration.k])
         self._rays = {
@@ -264,7 +279,7 @@ class Publishers:
         for i, name in enumerate(self._cameras):
             if not result.frame.present[i]:
                 continue
-            stamp, frame = int(result.frame.stamps_ns[i]), self._camera_frame(name)
+            stamp, frame = int(result.frame.stamps_ns[i]), self._frame_of(name)
             depth, mask, info = (
                 f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info")
             )
@@ -284,6 +299,23 @@ class Publishers:
             if self.wanted(info):
                 conversions.restamp(self._infos_kept[info], stamp, frame)
                 self._send(info, self._infos_kept[info])
+
+    def _frame_of(self, name: str) -> str:
+        """The frame of a camera's working image: its own, or, where it is mounted rolled, one
+        beside it that is upright, which goes to /tf_static."""
+        frame = self._camera_frame(name)
+        if name not in self._upright:
+            return frame
+        child = f"{frame}_upright"
+        if child not in self._upright_frames:
+            self._upright_frames[child] = conversions.transform_msg(
+                self._upright[name], self._node.get_clock().now().nanoseconds, frame, child
+            )
+            if self._static is None:
+                latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+                self._static = self._node.create_publisher(TFMessage, "/tf_static", latched)
+            self._static.publish(TFMessage(transforms=list(self._upright_frames.values())))
+        return child
 
     def _clouds(self, result: Reconstruction, stamp: int) -> None:
         for topic, stride, only in (

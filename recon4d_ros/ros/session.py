@@ -89,6 +89,7 @@ class Session:
         )
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
+        self._findings_said = 0
         self._reconstructor: Reconstructor | None = None
         self._loading: Future | None = None
         self._reset_ns = 0
@@ -349,10 +350,13 @@ class Session:
         if not self.paused:
             with self._sync_lock:
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
+                for finding in self._synchronizer.findings[self._findings_said :]:
+                    self._log.warning(finding)
+                self._findings_said = len(self._synchronizer.findings)
 
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
-            self._synchronizer.add_odometry(sample)
+            self._synchronizer.add_odometry(sample, self._now())
 
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
@@ -367,6 +371,7 @@ class Session:
             self._count_sync()
             self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
             self._sync_counted = {}
+            self._findings_said = 0
 
     def _count_sync(self) -> None:
         """The synchronizer's own drops into the common count; whether frame sets come or not."""
@@ -401,7 +406,9 @@ class Session:
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
         reconstructor = Reconstructor(rig, folder, self._setup.algorithm)
-        self._publishers.calibrate(reconstructor.calibration)
+        for note in reconstructor.notes:
+            self._log.warning(note)
+        self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
             folder.name, engine.spec.runtime, engine.device, engine.spec.warning

@@ -4,7 +4,7 @@ held against the times of reception."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -131,8 +131,9 @@ class ClockOffsets:
         self._waiting.append(Received(camera, image, now_ns))
         for name in sorted(learning):
             self._learn(name)
+        learning = self._unknown - {ODOMETRY}
         late = now_ns - self._since > PATIENCE  # who has not come holds nobody up
-        return self.release(keep=self._unknown if late or not self._unknown else None)
+        return self.release(keep=learning) if late or not learning else []
 
     def odometry(self, stamp_ns: int, now_ns: int | None) -> int | None:
         """A sample's stamp with the offset taken off; None where its clock is another one, or not
@@ -149,11 +150,8 @@ class ClockOffsets:
             return None
         return stamp_ns - self._offset.get(ODOMETRY, 0)
 
-    def release(self, keep: set[str] | None = frozenset()) -> list[Received]:  # type: ignore[assignment]
-        """What waits and may go on. keep: cameras whose images go on waiting; None: everything
-        does."""
-        if keep is None:
-            return []
+    def release(self, keep: Set[str] = frozenset()) -> list[Received]:
+        """What waits and may go on. keep: cameras whose images go on waiting."""
         out = [self._corrected(one) for one in self._waiting if one.camera not in keep]
         self._waiting = [one for one in self._waiting if one.camera in keep]
         return out
@@ -190,6 +188,7 @@ class ClockOffsets:
                 offset += round(median(rest))
         self._unknown.discard(name)
         self._offset[name] = offset
+        self._clocks[name] = _Clock()  # from now on its stamps are held against what was taken off
         self.findings.append(
             f"sync.offset.{name} is learned: {offset / SECOND:.3f} s against {self._reference}"
             if offset
@@ -214,10 +213,10 @@ class ClockOffsets:
         self._told.add(name)
         seconds = (lead - its + self._offset.get(name, 0)) / SECOND
         what = "cameras" if name == ODOMETRY else self._reference
-        end = ", which is not used" if name == ODOMETRY else ""
+        end = "odometry is not used; " if name == ODOMETRY else ""
         self.findings.append(
             f"clocks of {what} and {name} differ by {abs(lead - its) / SECOND:.2f} s though they"
-            f" arrive together{end}: sync.offset.{name}={seconds:.2f} takes it off,"
+            f" arrive together: {end}sync.offset.{name}={seconds:.2f} takes it off,"
             f" sync.offset.{name}={AUTO} learns it"
         )
         return True

@@ -9,7 +9,7 @@ import numpy as np
 
 from recon4d_ros.types import OdometrySample
 
-NOT_FINITE = "not finite"
+NOT_FINITE = "not finite, or its quaternion is no rotation"
 NOT_NEWER = "not newer than the last"
 JUMPED = "time jumped backward"
 FULL = "buffer full"
