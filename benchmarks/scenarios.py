@@ -142,9 +142,9 @@ class Drive:
         """Trajectory, promise, states, and per frame what the plot shows."""
         truth = np.stack(self.truth)
         said = [pose.tracking for pose in self.poses]
-        segments = np.array([getattr(pose, "segment", 0) for pose in self.poses])
+        segments = np.array([pose.segment for pose in self.poses])
         estimate = _joined(np.stack([pose.T_map_base for pose in self.poses]), truth, segments)
-        covariance = _motion_covariances(self.poses)
+        covariance = np.stack([pose.motion_covariance for pose in self.poses])
         error = motion_errors(estimate, truth)
         tracked = np.array([state is Tracking.TRACKING for state in said])
         asked = tracked[1:] & (segments[1:] == segments[:-1])
@@ -194,16 +194,6 @@ def _joined(
         else:
             out[k] = out[k - 1] @ inverse(truth[k - 1]) @ truth[k]
     return out
-
-
-def _motion_covariances(poses: Sequence[PoseEstimate]) -> NDArray[np.float64]:
-    """[F, 6, 6] of the motion since the last frame: as stated, or, where only that since the start
-    is, its growth."""
-    if hasattr(poses[0], "motion_covariance"):
-        return np.stack([pose.motion_covariance for pose in poses])
-    every = np.stack([pose.covariance for pose in poses])
-    values, vectors = np.linalg.eigh(np.diff(every, axis=0, prepend=every[:1]))
-    return (vectors * np.maximum(values, 1e-10)[:, None]) @ vectors.transpose(0, 2, 1)
 
 
 def _standing(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, float]:

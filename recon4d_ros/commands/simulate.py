@@ -14,6 +14,7 @@ from recon4d_ros.errors import CalibrationError, ParameterError
 from recon4d_ros.paths import user_path
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.sim.scenario import NAMES
+from recon4d_ros.sim.scenario import scenario as scenario_of
 from recon4d_ros.types import Rig
 
 EPILOG = """examples:
@@ -141,6 +142,7 @@ def simulate_to(
     """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
     ParameterError, OutputError."""
     check_drive(seconds, rate, seed)
+    scenario_of(scenario, seed)
     with tqdm(total=round(seconds * rate), unit="set", desc="simulate", mininterval=0.5) as bar:
         write_bag(
             bag,
