@@ -529,8 +529,8 @@ def test_the_road_says_how_much_too_long_lengths_are(seed: int, excess: float) -
 # --- the road
 
 
-@pytest.mark.parametrize("name", ["mono", "surround", "stereo"])
-@pytest.mark.parametrize("speed", [0.0, 3.0, 14.0, 40.0])
+@pytest.mark.parametrize("name", ["mono", "stereo"])
+@pytest.mark.parametrize("speed", [0.0, 14.0, 40.0])
 def test_the_road_tells_the_first_motion_at_any_speed(name: str, speed: float) -> None:
     rig = {"stereo": STEREO, "surround": SURROUND, "mono": MONO}[name]
     cameras = Cameras.of(rig, calibrate(rig), 400)
