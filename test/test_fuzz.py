@@ -42,8 +42,9 @@ def test_untrusted_bytes_give_one_sentence(name: str) -> None:
         pytest.importorskip("torch")
     target, random = TARGETS[name], np.random.default_rng(0)
     seeds = list(target.seeds())
+    target.run(seeds[0])  # a good one raises nothing
     for seed in seeds:
-        target.run(seed)  # good ones raise nothing
+        attempt(target, seed)
     for path in sorted((FOUND / name).glob("*")):
         attempt(target, path.read_bytes())
     for index in range(120):

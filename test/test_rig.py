@@ -16,7 +16,7 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.cameras.calibration import OUTSIDE, make_calibration
 from recon4d_ros.cameras.lens import own_car_at
 from recon4d_ros.cameras.rig import CameraTopics, load_rig, load_rig_file, save_rig
-from recon4d_ros.egomotion import features
+from recon4d_ros.egomotion import klt as features
 from recon4d_ros.errors import CalibrationError, OutputError
 from recon4d_ros.geometry import inverse, se3, transform
 from recon4d_ros.reconstructor import Reconstructor

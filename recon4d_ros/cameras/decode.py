@@ -24,7 +24,7 @@ from recon4d_ros.types import RawImage
 
 REDUCTIONS = (1, 2, 4, 8)
 # larger than any camera's: a header that claims more is damaged, and decoding would take the memory
-MOST_PIXELS = 1 << 26
+MOST_PIXELS = 1 << 25
 DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,

@@ -78,7 +78,18 @@ def is_complete(data: NDArray[np.uint8]) -> bool:
     if kind == "jpeg":
         scan = raw.rfind(b"\xff\xda") if (frame := _jpeg_frame(data)) is None else frame
         return scan >= 0 and raw.find(JPEG_END, max(raw.find(b"\xff\xda", scan), scan)) >= 0
-    return kind != "png" or PNG_END in raw
+    return kind != "png" or _png_ends(raw)
+
+
+def _png_ends(raw: bytes) -> bool:
+    """Whether chunk after chunk (length, kind, data, checksum; PNG 1.2, 3.2) leads to the last one:
+    a decoder reserves what a damaged length says."""
+    position = 8
+    while position + 12 <= len(raw):
+        if raw[position + 4 : position + 12] == PNG_END:
+            return True
+        position += 12 + int.from_bytes(raw[position : position + 4], "big")
+    return False
 
 
 def _jpeg_frame(data: NDArray[np.uint8]) -> int | None:

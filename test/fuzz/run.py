@@ -42,6 +42,8 @@ def main() -> None:
         "-timeout=10",
         "-max_len=65536",
         "-print_final_stats=1",
+        "-handle_int=0",  # libFuzzer took the end of some runs for an interrupt (exit code 72)
+        "-handle_term=0",
         f"-artifact_prefix={corpus}/",
         str(corpus / "inputs"),
     ]
