@@ -9,22 +9,24 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
-from tiny_engine import StandIn, network, tiny_engine
+from tiny_engine import StandIn, network, tiny_engine  # noqa: E402
 
-from recon4d_ros import engine as engines
-from recon4d_ros import export, paths
-from recon4d_ros.cli import main
-from recon4d_ros.engine.base import identity, load_spec, source_spec
-from recon4d_ros.engine.tensorrt_library import Build, Gpu
-from recon4d_ros.errors import EngineError, OutputError, ParameterError
-from recon4d_ros.export import gpu
-from recon4d_ros.export.apart import Stop, Stopped
-from recon4d_ros.export.first_start import Wanted, build, wanted
-from recon4d_ros.export.tensorrt import GpuOptions
+from recon4d_ros import engine as engines  # noqa: E402
+from recon4d_ros import export, paths  # noqa: E402
+from recon4d_ros.cli import main  # noqa: E402
+from recon4d_ros.engine.base import identity, load_spec, sha256_of, source_spec  # noqa: E402
+from recon4d_ros.engine.tensorrt_library import Build, Gpu  # noqa: E402
+from recon4d_ros.errors import EngineError, OutputError, ParameterError  # noqa: E402
+from recon4d_ros.export import gpu  # noqa: E402
+from recon4d_ros.export.apart import Stop, Stopped  # noqa: E402
+from recon4d_ros.export.first_start import Wanted, build, wanted  # noqa: E402
+from recon4d_ros.export.tensorrt import GpuOptions  # noqa: E402
+from recon4d_ros.types import Camera, Rig  # noqa: E402
 
 
 @pytest.fixture
@@ -209,6 +211,33 @@ def test_a_new_version_replaces_the_old_one_of_this_gpu_alone(machine, onnx_fold
     machine.version = "10.3"
     third = build(wanted(onnx_folder)).folder
     assert first.is_dir() and third.is_dir() and not second.exists()
+
+
+def test_an_engine_of_any_size_is_built_for_each_rigs_sizes(machine, tmp_path) -> None:
+    """Its own file stays of any size: the engine's is a copy with the sizes put in."""
+    machine.gpu, machine.installed = None, ("tensorrt-rtx",)
+    folder = paths.engines() / "geometric_surround1"
+    before = sha256_of(folder / "model.onnx")
+    optical = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]])
+    made = []
+    for width, height in ((256, 128), (320, 192)):
+        k = np.array([[0.7 * width, 0, width / 2], [0, 0.7 * width, height / 2], [0, 0, 1]])
+        rig = Rig("one", (Camera("front", width, height, k, optical),))
+        want = wanted(folder, rig=rig, without_gpu=True)
+        assert want.to_build and want.folder not in made
+        made.append(build(want).folder)
+        spec = load_spec(made[-1])
+        assert spec.input_size == (height, width) and not spec.shapes
+        engines.check_rig(spec, rig, "engine")
+        graph = onnx.load(made[-1] / "model.engine").graph  # the stand-in's engine is its ONNX
+        shapes = {
+            value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+            for value in graph.input
+        }
+        assert shapes["images"] == [1, height, width, spec.channels]
+        assert all(all(shape) for shape in shapes.values()), "no dimension is left open"
+        assert wanted(folder, rig=rig, without_gpu=True).folder == made[-1]
+    assert sha256_of(folder / "model.onnx") == before
 
 
 def test_where_the_onnx_or_its_place_is_read_only_makes_no_difference(machine, onnx_folder) -> None:

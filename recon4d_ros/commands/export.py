@@ -149,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 arguments.runtime,
                 gpu,
+                rig=_find_rig(arguments.rig, bag_rig(arguments)) if arguments.rig else None,
                 force=arguments.force,
                 say=lambda sentence: print(f"  {sentence}", flush=True),
                 progress=progress,

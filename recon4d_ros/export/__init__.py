@@ -276,6 +276,7 @@ def rebuild(
     runtime: str,
     gpu: GpuOptions,
     *,
+    rig: Rig | None = None,
     force: bool = False,
     keep_onnx: bool = True,
     say: Callable[[str], None] = lambda sentence: None,
@@ -284,14 +285,15 @@ def rebuild(
 ) -> EngineSpec:
     """A TensorRT engine from another engine's ONNX: on the vehicle, or (TensorRT for RTX) anywhere.
 
-    keep_onnx: the ONNX lies beside the new engine, so that it can be built anew. Raises
+    rig: gives an engine of any size its sizes (else those it was measured at). keep_onnx: the ONNX
+    lies beside the new engine, so that it can be built anew. Raises
     EngineError, OutputError, ParameterError, Stopped."""
     if runtime not in TITLES:
         raise ParameterError(
             f"--from is for --runtime {' or '.join(TITLES)}, not {runtime}: an engine's ONNX runs"
             " as it is on the CPU"
         )
-    spec = onnx_engine(source)
+    spec = onnx_engine(source, rig)
     check_files(source, spec)
     with written_beside(out, force) as folder:
         for name in (spec.model, *spec.files):
@@ -308,10 +310,10 @@ def rebuild(
     return built
 
 
-def onnx_engine(folder: Path) -> EngineSpec:
-    """The specification of a folder's ONNX, which may lie beside a TensorRT engine. Raises
-    EngineError."""
-    spec = load_spec(folder)
+def onnx_engine(folder: Path, rig: Rig | None = None) -> EngineSpec:
+    """The specification of a folder's ONNX, which may lie beside a TensorRT engine, with a rig's
+    sizes if it is of any. Raises EngineError."""
+    spec = load_spec(folder, rig)
     onnx = source_spec(spec) if spec.source else spec
     if onnx is None or not onnx.model.endswith(".onnx"):
         raise EngineError(

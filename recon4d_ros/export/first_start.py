@@ -28,6 +28,7 @@ from recon4d_ros.export import onnx_engine, rebuild
 from recon4d_ros.export.apart import Stop
 from recon4d_ros.export.gpu import Say
 from recon4d_ros.export.tensorrt import GpuOptions, Progress
+from recon4d_ros.types import Rig
 
 AUTO, OWN = "auto", "own"
 CHOICES = (AUTO, OWN, *RUNTIMES)  # of who asks for a runtime
@@ -35,15 +36,19 @@ CHOICES = (AUTO, OWN, *RUNTIMES)  # of who asks for a runtime
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be loaded. folder, runtime: for engine.load (`""`: the engine's own); where
-    `to_build`, the folder is not there yet. reason: why it is not TensorRT, if `auto` was asked for
-    and TensorRT is installed."""
+    """What is to be loaded.
+
+    folder, runtime: for engine.load (`""`: the engine's own); where `to_build`, the folder is not
+    there yet, and is made from `source` for `rig`. reason: why it is not TensorRT, if `auto` was
+    asked for and TensorRT is installed.
+    """
 
     folder: Path
     runtime: str = ""
     source: Path | None = None
     options: GpuOptions = field(default_factory=GpuOptions)
     reason: str = ""
+    rig: Rig | None = field(default=None, compare=False)
 
     @property
     def to_build(self) -> bool:
@@ -59,21 +64,23 @@ def wanted(
     runtime: str = AUTO,
     cache: Path | None = None,
     *,
+    rig: Rig | None = None,
     targets: tuple[str, ...] = (),
     without_gpu: bool = False,
 ) -> Wanted:
     """What runs the engine of a folder.
 
     runtime: of CHOICES; `own`: what engine.yaml says. `auto`: TensorRT, or TensorRT for RTX, where
-    it is installed and a GPU can be used, else the engine's own. cache: default
-    `paths.cache()`. without_gpu: to build only, for compute capabilities `targets`. Raises
-    EngineError if the runtime is TensorRT and there is none, no GPU, or nothing to build from.
+    it is installed and a GPU can be used, else the engine's own. cache: default `paths.cache()`.
+    rig: gives an engine of any size its sizes. without_gpu: to build only, for compute capabilities
+    `targets`. Raises EngineError if the runtime is TensorRT and there is none, no GPU, or nothing
+    to build from.
     """
     if runtime not in CHOICES:
         raise ParameterError(
             f"runtime {runtime!r} is not known: expected one of {', '.join(CHOICES)}"
         )
-    spec = load_spec(folder)
+    spec = load_spec(folder, rig)
     own = spec.runtime if spec.runtime in TITLES else ""
     if runtime in (AUTO, OWN) and own:
         runtime = own
@@ -96,7 +103,7 @@ def wanted(
                 f"engine {folder}: {spec.model} does not run here: {misfit}; and there is no ONNX"
                 " beside it to build it anew from: export it again"
             )
-    source = onnx_engine(folder)
+    source = onnx_engine(folder, rig)
     room = (cache or paths.cache()) / "engines" / f"{folder.resolve().name}-{identity(source)[:12]}"
     for entry in sorted(room.iterdir()) if room.is_dir() else []:
         if _fits(entry, runtime, version, here, targets):
@@ -104,7 +111,7 @@ def wanted(
     place = here.name if here and runtime == "tensorrt" else "-".join(targets) or "any"
     name = f"{runtime}-{version}-{place}"
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in name.lower())
-    return Wanted(room / slug, runtime, folder, GpuOptions(targets=targets))
+    return Wanted(room / slug, runtime, folder, GpuOptions(targets=targets), rig=rig)
 
 
 def build(
@@ -133,6 +140,7 @@ def build(
             wanted.folder,
             wanted.runtime,
             wanted.options,
+            rig=wanted.rig,
             force=wanted.folder.exists(),
             keep_onnx=False,
             say=say,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recon4d_ros.engine import CPU_RUNTIMES, tensorrt_library
+from recon4d_ros.engine.any_size import write_fixed
 from recon4d_ros.engine.base import SPEC_FILE, EngineSpec, identity, sha256_of
 from recon4d_ros.engine.tensorrt_library import TITLES
 from recon4d_ros.errors import EngineError
@@ -101,7 +102,8 @@ def build_here(
     progress: Progress = lambda phase, done: None,
     stop: Stop | None = None,
 ) -> EngineSpec:
-    """As build_or_explain, but what cannot be done is an EngineError. spec: of the folder's ONNX.
+    """As build_or_explain, but what cannot be done is an EngineError. spec: of the folder's ONNX;
+    one of any size is fixed to this specification's sizes first, for an engine is of one size.
 
     Where there is a GPU, the engine is held against its ONNX as a CPU runtime computes it; where
     there is none, engine.yaml has no word of the engine's own on parity. Raises Stopped."""
@@ -109,6 +111,8 @@ def build_here(
     if reason:
         raise EngineError(f"{reason}: the {TITLES[runtime]} engine cannot be built")
     stop = stop or Stop()
+    if spec.shapes:
+        spec = _fixed(folder, spec)
     runs_here = _runs_here(runtime, options)
     truth = _truth(spec) if runs_here else ""
     with tempfile.TemporaryDirectory(prefix="recon4d_") as scratch:
@@ -147,6 +151,17 @@ def build_here(
         report = in_shares(report)
     check_parity({runtime: report}, spec, f"{spec.model} with {truth}")
     return replace(built, parity={**spec.parity, runtime: report})
+
+
+def _fixed(folder: Path, spec: EngineSpec) -> EngineSpec:
+    """Puts the sizes into the folder's ONNX for good; a file that it was linked to stays."""
+    new = folder / f"fixed.{spec.model}"
+    try:
+        write_fixed(folder / spec.model, spec, new)
+        new.replace(folder / spec.model)
+    finally:
+        new.unlink(missing_ok=True)
+    return replace(spec, shapes={}, model_sha256=sha256_of(folder / spec.model))
 
 
 def _runs_here(runtime: str, options: GpuOptions) -> bool:

@@ -39,20 +39,22 @@ class EngineStart:
     def __call__(
         self,
         folder: Path,
+        rig: Rig | None = None,
         check: Callable[[], None] = lambda: None,
         *,
         only_build: bool = False,
     ) -> Wanted:
-        """What to load of an engine's folder, built if need be. check: is called before a build,
-        which may take minutes, and raises if there is no use in it.
+        """What to load of an engine's folder, built if need be.
 
+        rig: gives an engine of any size its sizes. check: is called before a build, which may take
+        minutes, and raises if there is no use in it.
         only_build: for the compute capabilities of the parameters, if any, and with no need of a
         GPU where that can be. Raises EngineError, OutputError; Stopped after `stop`.
         """
         own = self._own
         cache = user_path(own.engine_cache) if own.engine_cache else None
         targets = own.compute_capabilities if only_build else ()
-        want = wanted(folder, own.runtime, cache, targets=targets, without_gpu=only_build)
+        want = wanted(folder, own.runtime, cache, rig=rig, targets=targets, without_gpu=only_build)
         if want.reason:
             self._log.info(f"engine {folder.name} runs as engine.yaml has it: {want.reason}")
         if not want.to_build:
@@ -89,7 +91,14 @@ class EngineStart:
             if rig is not None
             else named_engine(self._own.engine)
         )
-        done = self(folder, only_build=True)
+        spec = load_spec(folder, rig)
+        if spec.shapes and rig is None:
+            height, width = spec.input_size
+            self._log.warning(
+                f"engine {folder.name} is of any size: it is built for images of {width}x{height};"
+                " with a rig_file it is built for that rig's"
+            )
+        done = self(folder, rig, only_build=True)
         if done.runtime not in TITLES:
             raise EngineError(
                 f"build_only: engine {folder.name} runs by"

@@ -421,7 +421,8 @@ class Session:
 
     def _load(self, rig: Rig) -> None:
         folder = choose_engine(self._setup.own.engine, rig)
-        want = self._start(folder, lambda: check_rig(load_spec(folder), rig, f"engine {folder}"))
+        spec = load_spec(folder, rig)
+        want = self._start(folder, rig, lambda: check_rig(spec, rig, f"engine {folder}"))
         reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
         for note in reconstructor.notes:
             self._log.warning(note)
