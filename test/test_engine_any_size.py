@@ -185,7 +185,7 @@ def test_sizes_for_any_rig_are_ones_that_an_engine_has(count, sizes, stereo):
     assert min(h, w) == 64 or h / w == pytest.approx(aspect, rel=2.1 / min(h, w) + 0.001)
     for one in car.cameras:
         reduce = reduction(one, (height, width))  # refuses a camera that does not fit
-        assert reduce == 1 or one.height / reduce > 1.9 * h and one.width / reduce > 1.9 * w
+        assert reduce == 1 or (one.height / reduce > 1.9 * h and one.width / reduce > 1.9 * w)
 
 
 def test_an_image_smaller_than_the_input_goes_on_at_its_border():
