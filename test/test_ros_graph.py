@@ -145,7 +145,7 @@ def test_it_says_what_it_waits_for(car):
         lambda: "waiting for camera_info of left; camera_info of right" in car.words(), "the words"
     )
     assert car.state() == "active"
-    car.calibrate(k=np.zeros(9))
+    car.calibrate(k=np.zeros(9), p=np.zeros(12))
     car.wait(lambda: "focal length" in car.words(), "the focal length")
     while "tf base_link->" not in car.words():
         car.calibrate()
@@ -349,7 +349,7 @@ def test_nan_in_the_odometry_is_counted(car):
 def test_a_calibration_that_changes_or_disagrees_is_counted(car):
     car.calibrate(k=np.array([300.0, 0, 10, 0, 300, 10, 0, 0, 1]))
     car.calibrate(width=99)
-    car.calibrate(k=np.zeros(9))
+    car.calibrate(k=np.zeros(9), p=np.zeros(12))
     car.drive(1)
     reasons = ("changed its K", "99x", "focal length")
     car.wait(

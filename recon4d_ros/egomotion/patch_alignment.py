@@ -159,6 +159,8 @@ def _sampled(
     out = np.empty(u.shape, np.uint8)
     for image, pair in images:
         mine = slice(pair.first, pair.last)
+        if not u[mine].size:  # OpenCV takes none for an error
+            continue
         out[mine] = cv2.remap(
             image, u[mine], v[mine], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )

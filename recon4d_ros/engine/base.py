@@ -33,7 +33,7 @@ STAND_IN_WARNING = (
 )
 OBJECTS = "objects"  # config of engines that give objects: engine/objects.py
 WITHOUT_DEPTH = (OBJECTS, "occupancy", "detection")  # configs of engines that give something else
-STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} mean nothing"
+STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} {} nothing"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class EngineSpec:
     def warning(self) -> str:
         """What everyone who sees this engine's results has to know first; empty if there is
         nothing."""
-        stand_in = STAND_IN_WARNING if self.gives_depth else STAND_IN_OTHER.format(self.config)
+        verb = "mean" if self.config == OBJECTS else "means"
+        other = STAND_IN_OTHER.format(self.config, verb)
+        stand_in = STAND_IN_WARNING if self.gives_depth else other
         said = [stand_in] if self.checkpoint_sha256 == STAND_IN else []
         trained = self.options.get("trained_cameras", self.cameras)
         if trained != self.cameras:
