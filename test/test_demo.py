@@ -194,14 +194,15 @@ def test_the_rate_is_what_this_machine_keeps_up_with(monkeypatch, tmp_path, smal
     closed: list[Slow] = []
     monkeypatch.setattr(demo, "Reconstructor", Slow)
     rig = load_rig(rigs() / "kitti_like.yaml")
-    rate = demo._sustainable_rate(tmp_path, rig, small_bag, demo.Parameters())
+    plan = SimpleNamespace(rig=rig, parameters=demo.Parameters(), found={})
+    rate = demo._sustainable_rate(tmp_path, plan, small_bag)
     assert (
         rate == pytest.approx(0.1 / (demo.HEADROOM * 0.2), rel=1e-3) and demo.HEADROOM > 1
     )  # ten frame sets per second, each of 0.2 s
     monkeypatch.setattr(
         Slow, "step", lambda self, frame_set: SimpleNamespace(latency={"engine": 1e-3})
     )
-    assert demo._sustainable_rate(tmp_path, rig, small_bag, demo.Parameters()) == 1.0
+    assert demo._sustainable_rate(tmp_path, plan, small_bag) == 1.0
     assert len(closed) == 2
 
 

@@ -98,13 +98,15 @@ def drive(car, encoding="mono8", steps=3, runtime=""):
 
 
 def errors(geometry):
+    """Share of sure pixels by camera, and their median relative error: a few lie far off, with the
+    graphs of fixed sizes too."""
     sure = geometry.confidence > 0.3
-    return sure.mean((1, 2)), np.mean(np.abs(geometry.depth - WALL)[sure] / WALL)
+    return sure.mean((1, 2)), np.median(np.abs(geometry.depth - WALL)[sure] / WALL)
 
 
 def test_there_is_one_for_every_number_of_cameras_and_for_a_pair():
-    assert SHIPPED == ["geometric_stereo", *(f"geometric_surround{n}" for n in range(1, 9))]
-    for count in range(1, 9):
+    assert SHIPPED == ["geometric_stereo", *(f"geometric_surround{n}" for n in range(1, 7))]
+    for count in range(1, 7):
         car = rig(*[(640, 480)] * count, turn=0.7)
         assert choose_engine("", car).name == f"geometric_surround{count}"
     assert choose_engine("", rig((1241, 376), (1241, 376))).name == "geometric_stereo"
@@ -144,9 +146,10 @@ def test_any_rig_finds_the_wall(sizes):
 
 
 def test_both_cpu_runtimes_take_any_size():
-    a, b = (drive(rig((500, 300)), steps=2, runtime=name) for name in ("openvino", "onnxruntime"))
+    a, b = (drive(rig((500, 300)), steps=4, runtime=name) for name in ("openvino", "onnxruntime"))
     assert a.depth.shape == (1, *sizes_for(rig((500, 300)), False)[1])
     both = np.isfinite(a.depth) & np.isfinite(b.depth)
+    assert both.mean() > 0.3
     assert (np.isfinite(a.depth) != np.isfinite(b.depth)).mean() < 0.01
     assert (np.abs(a.depth - b.depth)[both] > 0.01 * a.depth[both]).mean() < 0.01
 
