@@ -12,7 +12,7 @@ from typing import Any
 HEAD = """# Benchmarks
 
 Measured by `make bench` (benchmarks/run.py), one process per measurement; this page is generated from benchmarks/results/.
-Nothing here is from a GPU: none was at hand, so TensorRT and CUDA have not run.
+Nothing here is from a GPU: docs/gpu.md is. Measured before the ego-motion of 2026-11-27.
 Why a bar is missed is said in [notes](benchmarks_notes.md).
 
 | what | measured | bar | met | where, when |
