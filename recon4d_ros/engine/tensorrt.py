@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import paths
-from recon4d_ros.engine import cuda, tensorrt_library
+from recon4d_ros.engine import tensorrt_library
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.cuda import Buffer, Pinned, Stream
+from recon4d_ros.engine.cuda import memory as device_memory
 from recon4d_ros.engine.hosted import CONSTANT
 from recon4d_ros.engine.tensorrt_library import Build, Gpu
 from recon4d_ros.errors import EngineError
@@ -119,7 +120,7 @@ class TensorRtRuntime:
 
     def gpu_memory(self) -> tuple[float, float]:
         """MiB in use on the GPU, by all programs, and MiB there are."""
-        return cuda.memory()
+        return device_memory()
 
     def close(self) -> None:
         self._stream.wait()
