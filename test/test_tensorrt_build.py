@@ -118,21 +118,13 @@ def check(built: tuple[Build, int], parsed: Parsed, spec: EngineSpec) -> None:
         assert kind == (np.uint8 if name in UINT8 else np.float32), name
 
 
-# Found by the first builds: Dynamic-multiframe-depth in float32 fails within the compiler. To be
-# taken away with the graph that mends it.
-not_yet = pytest.mark.xfail(raises=EngineError, reason="this graph does not compile yet")
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_engine_is_built(name, shipped) -> None:
     spec, model, future = shipped[name]
     check(future.result(), Parsed(RTX, model), spec)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=not_yet) if name == "dymultidepth" else name for name in LEARNED],
-)
+@pytest.mark.parametrize("name", LEARNED)
 def test_every_published_network_is_built(name, shipped, begin, learned_engine) -> None:
     folder = learned_engine(name)
     future = begin(folder / "model.onnx")

@@ -203,44 +203,26 @@ def sight(
                 before, after, table.pixel[mine], expected[mine], TOLERANCE
             )
 
+    def beside(camera: int, image: Grey, rows: NDArray, at: NDArray) -> list[Seen]:
+        """What the cameras beside one see of its landmarks `rows`, at pixels `at` of its image."""
+        return across(cameras, images, camera, image, table, rows, at, T_map_base, T_camera_base)
+
     def tell(camera: int) -> list[Seen]:
         """What of one camera's landmarks is seen, by itself and by those beside it."""
         before, after, lens = images.before[camera], images.now[camera], cameras.lenses[camera]
         mine = np.flatnonzero(table.camera == camera)
         assert before is not None
         if after is None:  # absent: the cameras beside it look for its points
-            return across(
-                cameras,
-                images,
-                camera,
-                before,
-                table,
-                mine,
-                table.pixel[mine],
-                T_map_base,
-                T_camera_base,
-            )
+            return beside(camera, before, mine, table.pixel[mine])
         found[mine] &= lens.inside(pixel[mine], BORDER)
         if len(mine) >= BLIND_COUNT and found[mine].mean() < BLIND_SHARE:
             blind[camera], found[mine] = True, False
-            return across(
-                cameras,
-                images,
-                camera,
-                before,
-                table,
-                mine,
-                table.pixel[mine],
-                T_map_base,
-                T_camera_base,
-            )
+            return beside(camera, before, mine, table.pixel[mine])
         seen = mine[found[mine]]
         own = Seen(camera, seen, lens.rays(pixel[seen]))
         return [
             own,
-            *across(
-                cameras, images, camera, after, table, seen, pixel[seen], T_map_base, T_camera_base
-            ),
+            *beside(camera, after, seen, pixel[seen]),
         ]
 
     each(follow, asked)
