@@ -62,7 +62,8 @@ def explained(transition: Transition) -> Transition:
 
 class Recon4dNode(LifecycleNode):
     """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not
-    configure, or ""."""
+    configure, or "". `ran`: it has had its engine once, so that a failure now is not one of its
+    start."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(NODE_NAME, **kwargs)
@@ -70,6 +71,7 @@ class Recon4dNode(LifecycleNode):
         self._start: EngineStart | None = None  # of build_only
         self._state = "unconfigured"
         self.failure = ""
+        self.ran = False
         self.finalized = False
         self._faults = {
             info.name: sentence
@@ -101,6 +103,10 @@ class Recon4dNode(LifecycleNode):
     @property
     def build_only(self) -> bool:
         return bool(self.get_parameter("build_only").value)
+
+    @property
+    def failed_to_start(self) -> bool:
+        return self.autostart and bool(self.failure) and not self.ran
 
     def build(self) -> Future:
         """Builds the engine, in a thread of its own: the node goes on saying how far it is. The
@@ -281,6 +287,7 @@ class Recon4dNode(LifecycleNode):
         try:
             if self._session is not None:
                 self._session.tick()
+                self.ran = self.ran or self._session.loaded
         except Exception as error:
             self._explain(error)
             if self._state == "active":
@@ -314,8 +321,14 @@ class Recon4dNode(LifecycleNode):
                 waiting=waiting,
                 paused=session is not None and session.paused,
                 silence=self.get_parameter("silence").value,
+                namesakes=self._namesakes(),
             )
         )
+
+    def _namesakes(self) -> int:
+        """Other nodes of this name."""
+        mine = self.get_name(), self.get_namespace()
+        return max(self.get_node_names_and_namespaces().count(mine) - 1, 0)
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
@@ -341,7 +354,7 @@ class Recon4dNode(LifecycleNode):
         if session is None:
             response.success, response.message = False, f"the node is {self._state}"
             return response
-        session.paused = request.data
+        session.pause(request.data)
         response.success, response.message = True, "paused" if request.data else "running"
         return response
 
@@ -376,7 +389,9 @@ class Recon4dNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT, SIGTERM or its shutdown transition; with build_only until the
-    engine is built. Returns 0, or 2 if autostart or the build failed (the log has the sentence)."""
+    engine is built. Returns 0, or 2 if autostart or the build failed (the log has the sentence).
+    A node that ran, and cannot be configured anew, stays unconfigured: what is wrong can be
+    mended."""
     with ros_process(args) as stop:
         node = Recon4dNode()
         executor = lean_executor()
@@ -392,9 +407,9 @@ def main(args: list[str] | None = None) -> int:
                 node.start()
             spin_until(
                 executor,
-                lambda: stop.is_set() or node.finalized or (node.autostart and bool(node.failure)),
+                lambda: stop.is_set() or node.finalized or node.failed_to_start,
             )
-            return EXIT_BAD_INPUT if node.autostart and node.failure else 0
+            return EXIT_BAD_INPUT if node.failed_to_start else 0
         finally:
             node.finish()
             executor.shutdown()

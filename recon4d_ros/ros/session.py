@@ -49,6 +49,7 @@ NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one t
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 NEVER_CAME = "never came (gaps in its time stamps)"
+FORGOTTEN = "waited when everything began anew"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -206,7 +207,7 @@ class Session:
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
         self._disconnect()
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         if self._reconstructor is not None:
             try:
                 self._call(self._publish_map, "its map is said")
@@ -288,7 +289,18 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
+    @property
+    def loaded(self) -> bool:
+        """Whether rig and engine are there."""
+        return self._reconstructor is not None
+
     # --- services, in a thread of their own (services.py)
+
+    def pause(self, on: bool) -> None:
+        """Stop or resume reading images. Those that came meanwhile are no gap."""
+        if self.paused and not on:
+            self._synchronize_anew()
+        self.paused = on
 
     def reset(self, reason: str) -> None:
         """Forget the drive, the frame set that waits included; waits until it is done. Raises
@@ -303,7 +315,7 @@ class Session:
             self._ask_reset("the clock jumped back")
 
     def _ask_reset(self, reason: str) -> Future | None:
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         self._buffer.clear()
         self._synchronize_anew()
         self._log.info(f"reset: {reason}")
@@ -384,6 +396,8 @@ class Session:
 
     def _synchronize_anew(self) -> None:
         with self._sync_lock:
+            for frame_set in self._synchronizer.flush():
+                self._count_forgotten(frame_set)
             self._count_sync()
             self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
             self._sync_counted = {}
@@ -416,6 +430,10 @@ class Session:
     def _displaced(self, frame_set: FrameSet) -> None:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
+
+    def _count_forgotten(self, frame_set: FrameSet | None) -> None:
+        for camera in frame_set.images if frame_set is not None else ():
+            self.health.drops.count(camera, FORGOTTEN)
 
     # --- the worker's thread
 
