@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Frame sets without end: does memory grow, do threads and file handles, does a step take longer?
 
-scripts/ros_env.sh python benchmarks/soak.py --cameras 3 --width 160 --sets 100000 --log soak3.jsonl
+scripts/ros_env.sh python benchmarks/soak.py --cameras 1 --width 96 --sets 100000 --log soak1.jsonl
 scripts/ros_env.sh python benchmarks/soak.py --cameras 6 --width 640 --sets 20000 --log soak6.jsonl
 
-Synchronizer, decoding and Reconstructor as the node calls them, on a drive to and fro; the map's
-radius is small, so that voxels leave it and come back. A line of numbers goes to the log every 500
-sets. A run that was interrupted goes on where the log ends: a new process, whose growth is judged
-by itself. Ends with 1 where a bar is missed.
+Synchronizer, decoding and Reconstructor as the node calls them, on a drive to and fro with
+odometry; the map's radius is small, so that voxels leave it and come back. A line of numbers goes
+to the log every 500 sets. A run that was interrupted goes on where the log ends: a new process,
+whose growth is judged by itself. Ends with 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.parameters import build  # noqa: E402
 from recon4d_ros.reconstructor import Parameters, Reconstructor  # noqa: E402
 from recon4d_ros.sync import Synchronizer  # noqa: E402
-from recon4d_ros.types import RawImage  # noqa: E402
+from recon4d_ros.types import OdometrySample, RawImage  # noqa: E402
 
 EVERY = 500
 RATE = 10.0
@@ -62,7 +62,7 @@ class Sample:
 
 
 def soak(drive: Shuttle, sets: int, log: Path) -> None:
-    parameters = build(Parameters, {"mapping.radius": 20.0})
+    parameters = build(Parameters, {"mapping.radius": 10.0})
     rig = drive.rig
     one = Reconstructor(rig, choose_engine("", rig), parameters)
     synchronizer = Synchronizer(rig.names, parameters.sync)
@@ -75,6 +75,7 @@ def soak(drive: Shuttle, sets: int, log: Path) -> None:
         stamp = 10**18 + round((start + index) / RATE * 1e9)
         began, worked = time.perf_counter(), time.process_time()
         ready = []
+        synchronizer.add_odometry(OdometrySample(stamp, drive.pose(start + index)))
         for name, data in zip(rig.names, images[drive.place(start + index)], strict=True):
             ready += synchronizer.add_image(name, RawImage(stamp, "jpeg", data), stamp)
         for frame_set in ready:
@@ -144,8 +145,8 @@ def verdict(samples: list[Sample]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cameras", type=int, default=3, choices=range(1, 7))
-    parser.add_argument("--width", type=int, default=160, help="of the images, pixels")
+    parser.add_argument("--cameras", type=int, default=1, choices=range(1, 7))
+    parser.add_argument("--width", type=int, default=96, help="of the images, pixels")
     parser.add_argument("--sets", type=int, default=100_000)
     parser.add_argument("--frames", type=int, default=60, help="of the way to and fro")
     parser.add_argument("--log", type=Path, required=True, metavar="JSONL")

@@ -43,3 +43,14 @@ def test_a_pause_and_a_jump_are_no_loss() -> None:
 
 def test_too_few_images_say_nothing() -> None:
     assert missing([0, 100 * MS, 200 * MS, 900 * MS]) == 0
+
+
+def test_after_a_stall_of_ours_a_long_gap_is_a_loss() -> None:
+    """The process was stopped for 5 s: the camera was not off."""
+    counter = GapCounter()
+    for n in range(20):
+        counter.add(n * 100 * MS)
+    counter.stalled()
+    assert counter.add((19 + 50) * 100 * MS) == 49
+    assert counter.add((19 + 51) * 100 * MS) == 0
+    assert counter.add((19 + 100) * 100 * MS) == 0  # the next long one is a camera that was off

@@ -41,6 +41,7 @@ from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
+STALL = 1.0  # seconds without a look at the images: the process was stopped
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
 GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 HEARTBEAT_NS = 900_000_000
@@ -81,6 +82,7 @@ class Session:
         self.active = False
         self._now = WaitingClock(node.get_clock())
         self._sync_lock = threading.RLock()  # services have a thread of their own
+        self._here = time.monotonic()  # when this thread last looked
         self._activated = 0.0  # monotonic time
         self._looked = 0.0  # monotonic time of the last look at the publishers
         self._clock_said = False
@@ -272,6 +274,7 @@ class Session:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.poll(self._now()))
 
     def tell_progress(self) -> None:
@@ -377,10 +380,21 @@ class Session:
                 )
         if not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
                     self._log.warning(finding)
                 self._findings_said = len(self._synchronizer.findings)
+
+    def _notice_stall(self) -> None:
+        """This thread is here every few milliseconds, or the process was stopped."""
+        before, self._here = self._here, time.monotonic()
+        if self._here - before > STALL:
+            self._synchronizer.stalled()
+            self._log.warning(
+                f"the node did not run for {self._here - before:.1f} s (it was stopped, or the"
+                " machine was busy): images of that time are lost, and counted"
+            )
 
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
@@ -396,6 +410,7 @@ class Session:
 
     def _synchronize_anew(self) -> None:
         with self._sync_lock:
+            self._here = time.monotonic()
             for frame_set in self._synchronizer.flush():
                 self._count_forgotten(frame_set)
             self._count_sync()

@@ -21,20 +21,30 @@ class GapCounter:
     def __init__(self) -> None:
         self._last_ns: int | None = None
         self._differences: deque[int] = deque(maxlen=WINDOW)
+        self._stalled = False
 
     def add(self, stamp_ns: int) -> int:
         """The images that are missing between the last one and this, by its stamp in ns."""
         last, self._last_ns = self._last_ns, stamp_ns
-        if last is None or stamp_ns <= last or stamp_ns - last > LONGEST_NS:
+        stalled, self._stalled = self._stalled, False
+        if last is None or stamp_ns <= last:
             return 0
         difference = stamp_ns - last
-        self._differences.append(difference)
+        if difference <= LONGEST_NS:
+            self._differences.append(difference)
+        elif not stalled:
+            return 0
         if len(self._differences) < ENOUGH:
             return 0
         ordered = sorted(self._differences)
         short = ordered[len(ordered) // 10]
         alike = [value for value in ordered if short / 1.5 < value < 1.5 * short]
         return max(round(difference * len(alike) / sum(alike)) - 1, 0)
+
+    def stalled(self) -> None:
+        """Whoever reads the images did not run for a while: the next gap is of images lost, however
+        long it is."""
+        self._stalled = True
 
     def restart(self) -> None:
         """Time jumped: what follows is not held against what was."""

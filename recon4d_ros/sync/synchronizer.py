@@ -224,6 +224,12 @@ class Synchronizer:
         else:
             self._odometry.add(replace(sample, stamp_ns=stamp_ns))
 
+    def stalled(self) -> None:
+        """The caller did not run for a while: images that are missing from it are lost, not of
+        cameras that were off."""
+        for gaps in self._gaps.values():
+            gaps.stalled()
+
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""
         return self._assemble(self._policy.due(now_ns))

@@ -233,14 +233,15 @@ class Campaign:
         self.recovered(time.monotonic())
         before, pid, words = self.books(), self.node.pid, len(self.node.text())
         if before is None:
-            row.missed.append("not normal before it began")
+            row.alive = self.node.code is None
+            row.missed.append(f"not normal before it began: {driver.words()[:300]}")
             return row
         driver.sets.clear()
         first_frame = driver.frame
         try:
             fault.inject(self)
-        except AssertionError as error:
-            row.missed.append(" ".join(str(error).split())[:300] or "an assertion")
+        except Exception as error:  # the campaign goes on
+            row.missed.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         over = time.monotonic()
         row.recovery = self.recovered(over)
         after = self.books() if row.recovery is not None else None

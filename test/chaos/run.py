@@ -36,7 +36,10 @@ def campaign(folder: Path, names: list[str], seed: int) -> tuple[list[Row], list
             row = one.run(FAULTS[name])
             rows.append(row)
             note = one.notes.get(name, "")
-            print(f"{name}: {'; '.join(row.missed) or 'ok'} {note}", flush=True)
+            numbers = (
+                f"{row.recovery} s, {row.error} m of {row.way:.1f}, lost {row.lost}, {row.drops}"
+            )
+            print(f"{name}: {'; '.join(row.missed) or 'ok'} {note} [{numbers}]", flush=True)
         notes.append(f"the node at the start {first}, at the end {resources(one.node.pid)}")
         notes += [f"{name}: {note}" for name, note in one.notes.items()]
     finally:
