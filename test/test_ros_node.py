@@ -451,6 +451,38 @@ def test_reliable_where_every_publisher_is(make):
     assert image_qos(node, topic) is BEST_EFFORT
 
 
+def test_a_driver_that_comes_back_with_another_qos_is_read(make):
+    """rclpy keeps a subscription's first QoS in parameters, and gives it to the next one of the
+    topic."""
+    node = make(left__transport="raw", right__transport="raw")
+    node.start()
+    offers = []
+    node.get_publishers_info_by_topic = lambda name: [
+        SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=offer)) for offer in offers
+    ]
+    node._session._reconstructor = Reconstructor()
+    (camera, _) = node._session._cameras
+    for offer in 2 * [ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT]:
+        offers[:] = [offer]
+        node._session._looked = 0.0
+        node._tick()
+        assert camera._subscriber.sub.qos_profile.reliability == offer
+
+
+def test_a_qos_that_the_user_chose_stays(make):
+    chosen = {"qos_overrides./camera/left/image_raw.subscription.reliability": "best_effort"}
+    node = make(left__transport="raw", right__transport="raw", **chosen)
+    node.start()
+    node.get_publishers_info_by_topic = lambda name: [
+        SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
+    ]
+    node._session._reconstructor = Reconstructor()
+    node._tick()
+    left, right = (camera._subscriber.sub.qos_profile for camera in node._session._cameras)
+    assert left.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert right.reliability == ReliabilityPolicy.RELIABLE
+
+
 def test_a_clock_that_nobody_publishes_is_said(make, monkeypatch, capfd):
     monkeypatch.setattr(session_module, "NO_CLOCK", 3600.0)
     node = make(use_sim_time=True)

@@ -50,6 +50,7 @@ NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one t
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 NEVER_CAME = "never came (gaps in its time stamps)"
+CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
 FORGOTTEN = "waited when everything began anew"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
@@ -152,6 +153,7 @@ class Session:
                 self._calibrations.subscribers[name],
                 image=self._on_image,
                 bad=self._bad,
+                disagrees=partial(self._bad, CALIBRATION),
             )
             for name in setup.cameras
         ]
@@ -365,7 +367,7 @@ class Session:
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         sentence = self._source.offer(camera, message)
         if sentence:
-            self._bad(camera, sentence)
+            self._bad(CALIBRATION, sentence)
 
     def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
         self.health.images[camera].tick()

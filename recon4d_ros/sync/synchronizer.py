@@ -241,15 +241,16 @@ class Synchronizer:
             self._take(one.camera, one.image, one.now_ns)
             sets += self.poll(one.now_ns)
         self._end_aside(ALONE)
+        self._restart_gaps()
         return sets + self._assemble(self._policy.due(None))
 
     def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
-        if reason := self._door(camera, image.stamp_ns, now_ns):
+        reason = self._door(camera, image.stamp_ns, now_ns)
+        if reason in (None, OLDER):
+            self._miss(camera, self._gaps[camera].add(image.stamp_ns))
+        if reason:
             self._drop(camera, reason)
-            return
-        if missing := self._gaps[camera].add(image.stamp_ns):
-            self.statistics.missing[camera] += missing
-        if reason := self._policy.offer(camera, image, now_ns):
+        elif reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
@@ -281,6 +282,7 @@ class Synchronizer:
 
     def _end_aside(self, reason: str) -> None:
         if self._aside is not None:
+            self._gaps[self._aside.camera].astray()
             self._drop(self._aside.camera, reason)
             self._aside = None
 
@@ -316,8 +318,7 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
-        for gaps in self._gaps.values():
-            gaps.restart()
+        self._restart_gaps()
         self._before_jump = {
             **self._before_jump,
             **{name: newest for name, newest in self._newest.items() if name != camera},
@@ -368,6 +369,14 @@ class Synchronizer:
     def _drop_group(self, group: Group, reason: str) -> None:
         for camera in group.images:
             self._drop(camera, reason)
+
+    def _miss(self, camera: str, count: int) -> None:
+        if count:
+            self.statistics.missing[camera] += count
+
+    def _restart_gaps(self) -> None:
+        for camera, gaps in self._gaps.items():
+            self._miss(camera, gaps.restart())
 
     def _drop(self, camera: str, reason: str) -> None:
         self.statistics.dropped[camera, reason] += 1

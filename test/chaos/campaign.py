@@ -98,6 +98,7 @@ class Campaign:
                 "output_folder": str(folder),
                 "map_publish_period": 0.5,
                 "mapping.radius": 10.0,
+                "egomotion.extrapolate": 5 * PERIOD,  # sets, as many as by default at 10 Hz
                 "path_spacing": 0.0,
             },
         )
@@ -246,7 +247,7 @@ class Campaign:
         row.recovery = self.recovered(over)
         after = self.books() if row.recovery is not None else None
         row.tracking = frozenset(_NAMES[status.tracking] for _, status in driver.sets)
-        path = [driver.drive.pose(i)[:3, 3] for i in range(first_frame, driver.frame)]
+        path = [driver.drive.pose(i)[:3, 3] for i in range(first_frame, driver.frame + 2)]
         row.way = float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
         said = self.node.text()[words if self.node.pid == pid else 0 :]
         row.alive = all(self.processes[name].code is None for name in ("node", "recorder"))

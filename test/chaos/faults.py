@@ -292,9 +292,7 @@ def all_dead(c: Campaign) -> None:
 
 @fault("camera", "one camera on and off twice a second")
 def flapping(c: Campaign) -> None:
-    for _ in range(4):
-        c.drive(0.2, dead={ONE})
-        c.drive(0.2)
+    c.drive(SECONDS, of(ONE, lambda shot: [shot] if int(time.monotonic() / 0.35) % 2 else []))
 
 
 @fault("camera", "the driver restarts")
