@@ -21,8 +21,8 @@ from recon4d_ros.sim.scenario import scenario
 from recon4d_ros.sim.simulate import Drive, make_camera
 from recon4d_ros.types import Camera, Rig
 
-WAY = 3.0
-"""Seconds of the simulated drive that are driven to and fro."""
+SPEED = 0.05
+"""Seconds of the simulated drive from frame to frame, in the mean: half a metre."""
 QUALITY = 90
 
 
@@ -64,7 +64,7 @@ def shuttle(names: Sequence[str], width: int, frames: int, seed: int = 5) -> Shu
     """The drive with these cameras of nuscenes_like (none: all). It is rendered once, and kept in
     the temporary folder."""
     rig = scaled(load_rig(rigs() / "nuscenes_like.yaml"), names, width)
-    key = f"{WAY} {QUALITY} {frames} {seed} {rig.names} {width} {sources()}"
+    key = f"{SPEED} {QUALITY} {frames} {seed} {rig.names} {width} {sources()}"
     folder = Path(tempfile.gettempdir()) / "recon4d_shuttle"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not file.exists():
@@ -100,7 +100,7 @@ def render(rig: Rig, frames: int, seed: int) -> tuple[list[list[bytes]], NDArray
     ]
     jpegs, poses = [], []
     for phase in np.linspace(0.0, np.pi, frames):
-        scene = drive.scene(WAY * (1.0 - np.cos(phase)) / 2)
+        scene = drive.scene(SPEED * frames * (1.0 - np.cos(phase)) / 2)
         images = []
         for camera in cameras:
             picture = cv2.cvtColor(drive.render(scene, camera).image, cv2.COLOR_RGB2BGR)

@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE / "chaos"), str(HERE.parent)]
 from faults import FAULTS  # noqa: E402
 from run import campaign  # noqa: E402
 
-SEED, COUNT = 3, 4
+SEED, COUNT, FRAMES = 3, 2, 24
 SLOW = ("lifecycle", "process", "disk", "services")  # seconds each: the whole campaign has them
 
 
@@ -31,6 +31,6 @@ def test_there_are_more_than_forty_kinds_of_faults():
 def test_a_few_faults_do_no_harm(tmp_path):
     names = [name for name, fault in FAULTS.items() if fault.group not in ("none", *SLOW)]
     chosen = np.random.default_rng(SEED).choice(names, COUNT, replace=False)
-    rows, notes = campaign(tmp_path, list(map(str, chosen)), SEED)
+    rows, notes = campaign(tmp_path, list(map(str, chosen)), SEED, FRAMES)
     missed = {row.fault.name: row.missed for row in rows if row.missed}
     assert not missed, (missed, [(row.lost, row.drops, row.error) for row in rows], notes)

@@ -172,6 +172,8 @@ class Synchronizer:
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
+        self._older_since: dict[str, int] = {}  # when the first of them came
+        self._in_time: dict[str, int] = {}  # when each camera's last image came that was in time
         self._before_jump: dict[
             str, int
         ] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
@@ -269,7 +271,11 @@ class Synchronizer:
             self._end_aside(ALONE)
             self._aside = new
         elif (first.camera, first.image.stamp_ns) == (new.camera, stamp):
+            self._gaps[new.camera].astray()
             self._drop(new.camera, DUPLICATE)
+        elif first.camera == new.camera and self._others_go_on(new.camera, first.now_ns):
+            self._end_aside(ALONE)  # it is this camera's clock, not time
+            self._aside = new
         else:
             self._aside = None
             if new.back:
@@ -279,6 +285,10 @@ class Synchronizer:
             else:
                 self._drop(first.camera, ALONE)
             self._admit(new.camera, new.image, new.now_ns)
+
+    def _others_go_on(self, camera: str, since_ns: int) -> bool:
+        """Whether other cameras' images came in time since then: then time did not jump."""
+        return any(at > since_ns for name, at in self._in_time.items() if name != camera)
 
     def _end_aside(self, reason: str) -> None:
         if self._aside is not None:
@@ -304,12 +314,17 @@ class Synchronizer:
             ]
         if camera in self._used and stamp < self._used[camera]:
             self._older[camera] += 1
-            if self._older[camera] < _SET_BACK:
+            if self._older[camera] == 1:
+                self._older_since[camera] = now_ns
+            if self._older[camera] < _SET_BACK or self._others_go_on(
+                camera, self._older_since[camera]
+            ):
                 return OLDER
             self._jump_backward(camera, stamp, now_ns)
         elif camera in self._used and stamp == self._used[camera]:
             return DUPLICATE
         self._older[camera] = 0
+        self._in_time[camera] = now_ns
         if self._policy.holds(camera, stamp):
             return DUPLICATE
         self._newest[camera] = max(stamp, self._newest.get(camera, stamp))
@@ -326,6 +341,7 @@ class Synchronizer:
         self._newest.clear()
         self._used.clear()
         self._older.clear()
+        self._in_time.clear()
         self._odometry.jump_backward(stamp)
         self._jumped_at_ns = now_ns
         self._last_stamp_ns = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -52,6 +52,23 @@ def as_it_is(shot: Shot) -> list[Shot]:
     return [shot]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A frame set, when and how it was answered. made, processed, drops: the books at its stamp:
+    images up to then, and what became of them."""
+
+    at: float
+    stamp_ns: int
+    status: Status
+    made: Mapping[str, int]
+    processed: Mapping[str, int]
+    drops: Mapping[str, int]
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.status.tracking == Status.TRACKING and all(self.status.present))
+
+
 @dataclass(order=True)
 class _Due:
     at: float
@@ -85,8 +102,7 @@ class Driver(Observer):
         self.frame = 0
         self.made: Counter[str] = Counter()
         self.processed: Counter[str] = Counter()
-        self.sets: list[tuple[float, Status]] = []
-        """When and how each frame set was answered."""
+        self.sets: list[Answer] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
         """The node's, by stamp."""
         self.truth: dict[int, NDArray[np.float64]] = {}
@@ -94,6 +110,7 @@ class Driver(Observer):
         self._number = count()
         self._start = time.time_ns() // PERIOD_NS * PERIOD_NS
         self._beat = 0
+        self._made_by: dict[int, dict[str, int]] = {}
         self._last: tuple[int, int] | None = None
         self.create_subscription(Status, "/recon4d/status", self._on_status, 50)
         self.create_subscription(Odometry, "/recon4d/odometry", self._on_pose, 50)
@@ -132,10 +149,6 @@ class Driver(Observer):
         wait = min([0.02, next_beat] + [one.at - now for one in self._due[:1]])
         self._executor.spin_once(timeout_sec=max(wait, 0.0))
 
-    def stamp(self) -> int:
-        """Of the last frame set that was sent."""
-        return self._start + (self._beat - 1) * PERIOD_NS + self.shift_ns
-
     def _shoot(self, stamp: int) -> None:
         jpegs, pose = self.drive.images(self.frame), self.drive.pose(self.frame)
         self.truth[stamp] = pose
@@ -155,6 +168,7 @@ class Driver(Observer):
                 heapq.heappush(
                     self._due, _Due(at, next(self._number), self.images[shot.camera], shot.message)
                 )
+        self._made_by[stamp] = dict(self.made)
 
     # --- what the node says
 
@@ -163,9 +177,12 @@ class Driver(Observer):
         key = stamp_ns(status.header.stamp), status.frame_sets
         if status.frame_sets and key != self._last and status.tracking != Status.PAUSED:
             self._last = key
-            self.sets.append((time.monotonic(), status))
             self.processed.update(
                 name for name, there in zip(status.cameras, status.present, strict=True) if there
+            )
+            made = self._made_by.get(key[0], {})
+            self.sets.append(
+                Answer(time.monotonic(), key[0], status, made, dict(self.processed), self.drops())
             )
 
     def _on_pose(self, message: Odometry) -> None:
@@ -173,22 +190,6 @@ class Driver(Observer):
         self.poses[stamp_ns(message.header.stamp)] = pose_matrix(
             pose.position, pose.orientation, "the pose"
         )
-
-    def settled(self) -> bool:
-        """All that was sent is answered: nothing is on its way."""
-        status = self.status()
-        return (
-            not self._due
-            and status is not None
-            and stamp_ns(status.header.stamp) == self.stamp()
-            and all(status.present)
-        )
-
-    def dropped(self, *words: str) -> bool:
-        return any(all(word in reason for word in words) for reason in self.drops())
-
-    def drops_of(self, camera: str) -> int:
-        return sum(n for reason, n in self.drops().items() if reason.startswith(f"{camera}: "))
 
 
 def image(camera: str, jpeg: bytes, stamp: int) -> Image | CompressedImage:

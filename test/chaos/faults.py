@@ -38,10 +38,10 @@ ONE = "front_left"  # the camera that single-camera faults are of
 
 
 def fault(
-    group: str, words: str, *, counted: bool = True, pose: bool = True
+    group: str, words: str, *, counted: bool = True, pose: bool = True, twice: int = 0
 ) -> Callable[[Callable[[Campaign], None]], Callable[[Campaign], None]]:
     def add(inject: Callable[[Campaign], None]) -> Callable[[Campaign], None]:
-        FAULTS[inject.__name__] = Fault(inject.__name__, group, words, inject, counted, pose)
+        FAULTS[inject.__name__] = Fault(inject.__name__, group, words, inject, counted, pose, twice)
         return inject
 
     return add
@@ -370,7 +370,7 @@ def negative(c: Campaign) -> None:
     c.drive(1.0, of(ONE, restamp(lambda stamp: -(10**9))))
 
 
-@fault("time", "one camera's clock is 0.4 s behind")
+@fault("time", "one camera's clock is 0.4 s behind", twice=1)
 def other_clock(c: Campaign) -> None:
     c.drive(SECONDS, of(ONE, restamp(lambda stamp: stamp - 400_000_000)))
 
@@ -422,7 +422,7 @@ def info_fault(
         c.drive(SECONDS)
         c.driver.spoil_info = before
 
-    FAULTS[name] = Fault(name, "calibration", words, inject, False, True)
+    FAULTS[name] = Fault(name, "calibration", words, inject, True, True)
 
 
 info_fault(

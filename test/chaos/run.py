@@ -19,15 +19,18 @@ HERE = Path(__file__).resolve()
 for folder in (HERE.parents[2], HERE.parents[1], HERE.parent):
     sys.path.insert(0, str(folder))
 
-from campaign import Campaign, Row, resources, table  # noqa: E402
+from campaign import FRAMES, Campaign, Row, resources, table  # noqa: E402
 from faults import FAULTS  # noqa: E402
 
 
-def campaign(folder: Path, names: list[str], seed: int) -> tuple[list[Row], list[str]]:
-    """The faults in this order. Rows, and what else is to be said."""
+def campaign(
+    folder: Path, names: list[str], seed: int, frames: int = FRAMES
+) -> tuple[list[Row], list[str]]:
+    """The faults in this order. frames: of the way to and fro, each to be rendered once. Rows, and
+    what else is to be said."""
     rows, notes = [], []
     began = time.monotonic()
-    one = Campaign(folder, seed)
+    one = Campaign(folder, seed, frames)
     try:
         one.wait_for_node()
         first = resources(one.node.pid)

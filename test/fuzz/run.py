@@ -68,6 +68,7 @@ def main() -> None:
     options = [
         f"-rss_limit_mb={taken // 1024 + MEMORY}",
         f"-timeout={STUCK}",
+        f"-report_slow_units={STUCK}",  # they are by the wall's clock
         "-max_len=65536",
         "-handle_int=0",  # libFuzzer took the end of some runs for an interrupt (exit code 72)
         "-handle_term=0",
