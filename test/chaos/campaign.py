@@ -273,7 +273,7 @@ class Campaign:
         row.drops = {
             reason: n - before.drops.get(reason, 0)
             for reason, n in after.drops.items()
-            if n != before.drops.get(reason, 0)
+            if n > before.drops.get(reason, 0)
         }
         if fault.counted:
             row.lost = {

@@ -20,6 +20,8 @@ from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from recon4d_msgs.srv import SaveMap
 from sensor_msgs.msg import CameraInfo, CompressedImage
@@ -324,13 +326,19 @@ def second_driver(c: Campaign) -> None:
     c.drive(SECONDS, of(ONE, echo))
 
 
-@fault("camera", "String on the odometry's topic, Image on a compressed one")
+@fault("camera", "strings on the topics of odometry and images")
 def wrong_type(c: Campaign) -> None:
-    odd = c.driver.create_publisher(String, "/odom", 10)
-    for _ in range(5):
-        odd.publish(String(data="hello"))
+    context = Context()
+    context.init(domain_id=int(c.environment["ROS_DOMAIN_ID"]))
+    stranger = Node("stranger", context=context)
+    topics = ("/odom", "/camera/front/image_raw/compressed", "/camera/front/camera_info")
+    odd = [stranger.create_publisher(String, topic, 10) for topic in topics]
+    for _ in range(8):
+        for one in odd:
+            one.publish(String(data="hello"))
         c.drive(0.2)
-    c.driver.destroy_publisher(odd)
+    stranger.destroy_node()
+    context.try_shutdown()
 
 
 # --- time
