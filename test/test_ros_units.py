@@ -485,20 +485,6 @@ def test_a_calibration_in_use_is_not_replaced_but_a_change_is_said():
     assert source.rig() is rig
 
 
-def test_extrinsics_that_change_are_said_and_not_used():
-    buffer = static("base_link", "front_optical")
-    source = RigSource(("front",), buffer, "base_link")
-    source.offer("front", info_message())
-    assert source.moved() == []
-    rig = source.rig()
-    assert source.moved() == []
-    moved = exp(np.array([1.2, 0, 1.5, 0, 0, 0.1]))
-    message = conversions.transform_msg(moved, 0, "base_link", "front_optical")
-    buffer.set_transform_static(message, "test")
-    (sentence,) = source.moved()
-    assert "base_link->front_optical changed by 0.2" in sentence and source.rig() is rig
-
-
 # --- worker
 
 

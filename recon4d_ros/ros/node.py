@@ -13,6 +13,8 @@ from functools import wraps
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -87,6 +89,7 @@ class Recon4dNode(LifecycleNode):
         self._service_thread.offer(Trigger, "~/reset", self._on_reset)
         self._service_thread.offer(SetBool, "~/pause", self._on_pause)
         self._service_thread.offer(SaveMap, "~/save_map", self._on_save_map)
+        self._refuse_transitions_that_are_none()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TICK, self._tick, clock=steady)
         self.create_timer(POLL, self._poll, clock=steady)
@@ -133,6 +136,28 @@ class Recon4dNode(LifecycleNode):
             self.trigger_activate()
 
     # --- transitions
+
+    def _refuse_transitions_that_are_none(self) -> None:
+        """rclpy lets a transition that the state does not have (a manager that deactivates an
+        unconfigured node, an unknown number) raise out of the executor, which ends the process
+        without an answer."""
+        service = self._service_change_state
+        answer = service.callback
+
+        def guarded(
+            request: ChangeState.Request, response: ChangeState.Response
+        ) -> ChangeState.Response:
+            try:
+                return answer(request, response)
+            except RCLError:
+                asked = request.transition
+                self.get_logger().warning(
+                    f"transition {asked.label or asked.id} refused: the node is {self._state}"
+                )
+                response.success = False
+                return response
+
+        service.callback = guarded
 
     @explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

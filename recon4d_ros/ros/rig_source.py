@@ -12,12 +12,9 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo
 
 from recon4d_ros.errors import CalibrationError, MessageError
-from recon4d_ros.geometry import inverse, log
 from recon4d_ros.messages import camera_from_info, frame_name
 from recon4d_ros.ros.conversions import transform_matrix
 from recon4d_ros.types import Camera, Rig
-
-MOVED_METRES, MOVED_DEGREES = 0.005, 0.1  # less is rounding, or a calibration that trembles
 
 
 class RigSource:
@@ -40,7 +37,6 @@ class RigSource:
         images are, so that P is their matrix."""
         self._rectified = frozenset(rectified)
         self._names, self._buffer, self._base_frame, self._known = names, buffer, base_frame, known
-        self._of_the_graph = known is None
         self._infos: dict[str, CameraInfo] = {}
         self._faults: dict[str, str] = {}
 
@@ -93,26 +89,6 @@ class RigSource:
                 cameras.append(self._camera(name, self._infos[name], pose))
             self._known = Rig("from camera_info and /tf_static", tuple(cameras))
         return self._known
-
-    def moved(self) -> list[str]:
-        """A sentence for each camera whose extrinsics on /tf are no longer those in use."""
-        sentences = []
-        for camera in self._known.cameras if self._known is not None and self._of_the_graph else ():
-            frame = self._frame(camera.name)
-            try:
-                pose = transform_matrix(
-                    self._buffer.lookup_transform(self._base_frame, frame, Time())
-                )
-            except (MessageError, tf2_ros.TransformException):
-                continue  # what was there is in use
-            change = log(inverse(camera.T_base_camera) @ pose)
-            metres, degrees = np.linalg.norm(change[:3]), np.degrees(np.linalg.norm(change[3:]))
-            if metres > MOVED_METRES or degrees > MOVED_DEGREES:
-                sentences.append(
-                    f"tf {self._base_frame}->{frame} changed by {metres:.3f} m and {degrees:.2f}"
-                    " degrees: the one in use stays until the node is configured again"
-                )
-        return sentences
 
     def _camera(self, name: str, message: CameraInfo, T_base_camera: NDArray[np.float64]) -> Camera:
         return camera_from_info(name, message, T_base_camera, name in self._rectified)

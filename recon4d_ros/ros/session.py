@@ -248,8 +248,6 @@ class Session:
         if look := time.monotonic() - self._looked > LOOK_ANEW:
             self._looked = time.monotonic()
             self._calibrations.look()
-            for sentence in self._source.moved():
-                self._bad(CALIBRATION, sentence)
         ask = time.monotonic() - self._activated > NO_INFO
         for camera in self._cameras if self.active else ():
             if self._reconstructor is None and not (ask and self._source.lacks_info(camera.name)):
