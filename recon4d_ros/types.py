@@ -312,8 +312,8 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class DynamicObject:
-    """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width,
-    height in metres along its own axes (yaw about map z).
+    """A tracked dynamic object in map. position: [3] metres, the centre of its box. size: length,
+    width, height in metres along its own axes (yaw about map z).
 
     velocity: [3] m/s in map. *_covariance: [3, 3]. id is stable for the life of the track. age:
     frame sets since first seen; missed: frame sets since last seen.

@@ -110,11 +110,10 @@ def make_calibration(
     its view is the one between the middles of the source image's edges (at most 60 degrees to each
     side for a distorted lens), cut symmetrically to the working image's proportions. crop: parts of
     that view (left, top, right, bottom, each 0 to 0.9) that are cut away first, e.g. the bonnet.
-    grid holds OUTSIDE where there is no source, or only the own car: valid positions are in [-0.5,
-    W - 0.5] x [-0.5, H - 0.5]. Cameras smaller than the input lie at its top left. Working images
-    are upright, whichever way a camera is rolled (`upright`). Raises CalibrationError if a camera
-    does not fit the input even reduced by 8.
-    """
+    grid holds OUTSIDE where there is no source, or only the ego-vehicle: valid positions are in
+    [-0.5, W - 0.5] x [-0.5, H - 0.5]. Cameras smaller than the input lie at its top left. Working
+    images are upright, whichever way a camera is rolled (`upright`). Raises CalibrationError if a
+    camera does not fit the input even reduced by 8."""
     left, top, right, bottom = crop or (0.0, 0.0, 0.0, 0.0)
     if min(left, top, right, bottom) < 0 or left + right > 0.9 or top + bottom > 0.9:
         raise CalibrationError(

@@ -123,7 +123,7 @@ def chosen(rig: Rig, names: Sequence[str] | None) -> Rig:
 
 
 def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | None = None) -> None:
-    """Write a rig file that `load_rig_file` reads back exactly, masks of the own car beside it.
+    """Write a rig file that `load_rig_file` reads back exactly, masks of the ego-vehicle beside it.
     Raises OutputError where it cannot."""
     path = Path(path)
     cameras = []

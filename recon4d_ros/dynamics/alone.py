@@ -45,7 +45,7 @@ RECENT = 0.3
 """Belief in the last image from which a pixel without evidence of its own is not taken to stand."""
 
 AROUND = 15
-"""Side in pixels of the window whose farthest thing is what a mover may have hidden."""
+"""Side in pixels of the window whose farthest thing is what a dynamic object may have hidden."""
 
 MATCHED, ALIKE = (0.8, 0.1), (2.0, 0.3)
 """Shares of the image's noise and of a window's contrast: flow that errs by less than either fits
@@ -170,7 +170,7 @@ def believe(
         stands &= moved < RECENT
     moves = spread_near(color, q, known, np.asarray(evidence, np.float32), prior)
     # A superpixel may reach over an outline: pixels with texture of their own, which stand as far
-    # as can be seen, are not the mover.
+    # as can be seen, are not the dynamic object.
     still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
     return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0, q)
@@ -194,13 +194,12 @@ def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
 def _hidden_by(
     movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
 ) -> tuple[Mask, Mask]:
-    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing
-    there: they are no movers.
+    """Pixels [h, w] that `dynamic objects` hid from the image that flow ends in, and that look like
+    nothing there: they are no dynamic objects.
 
     First what may be road and fits nothing well; then what may lie as far as the farthest thing
-    around it, or on the road, and fits nothing at all: even its inverse depth is then the mover's,
-    whose flow reaches beyond its outline.
-    """
+    around it, or on the road, and fits nothing at all: even its inverse depth is then the dynamic
+    object's, whose flow reaches beyond its outline."""
 
     def fits(noise_share: float, contrast_share: float) -> Mask:
         return np.asarray(
