@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.evidence import Evidence
-from recon4d_ros.dynamics.flow import INDEPENDENT, FlowMeter, Picture, ends
+from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter, Picture, ends
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.residual import static_flow
 from recon4d_ros.dynamics.spreading import spread_near
@@ -28,6 +28,10 @@ LIKELY = 4.0
 
 ON_ROAD = -1.5
 """Evidence of a pixel that is the road, in the units of `believe`'s."""
+
+AT_REST = 0.01
+"""Metres that a camera moved between two images below which no depth matters: flow of what stands
+is that of the rotation alone, within a pixel even a metre away."""
 
 CARRIED = 0.1
 """Evidence of a pixel that was believed to move in the last image, in the units of `believe`'s."""
@@ -160,6 +164,12 @@ def believe(
         evidence = np.where(hidden | unmatched, 0, evidence)
         standing = np.where(unmatched, 0, standing)
     evidence = evidence + standing / 5 + np.where(on_road, np.float32(ON_ROAD), 0)
+    fits = residual.inside & (seen.chi2 < LIKELY)
+    if np.linalg.norm(seen.T[:3, 3]) < AT_REST:
+        # Nothing but standing explains texture that stays in its place, if it would have shown a
+        # pixel of motion in any direction: an edge does not.
+        stays = fits & (_least_information(flow) > parameters.weak_sigma**2)
+        evidence = np.where(stays & (evidence < 0.2), np.float32(ON_ROAD), evidence)
     stands = evidence <= 0
     prior = np.full(q.shape, -1, np.float32)
     if last is not None:
@@ -171,9 +181,15 @@ def believe(
     moves = spread_near(color, q, known, np.asarray(evidence, np.float32), prior)
     # A superpixel may reach over an outline: pixels with texture of their own, which stand as far
     # as can be seen, are not the dynamic object.
-    still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
+    still = fits & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
     return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0, q)
+
+
+def _least_information(flow: Flow) -> Plane:
+    """Smaller eigenvalue [h, w] of the flow's information, 1/px^2."""
+    half = (flow.wuu + flow.wvv) / 2
+    return half - np.sqrt(np.square((flow.wuu - flow.wvv) / 2) + np.square(flow.wuv))
 
 
 def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:

@@ -88,10 +88,13 @@ class Shot:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a camera is told from outside. plane: [4] the road in base_link, or None. pose_sigma:
-    metres, radians. tracks: that move."""
+    """What a camera is told from outside. plane: [4] the road in base_link as depth shows it, or
+    None. ground: [4] the same, or by calibration alone (z = 0): good enough for the range of what
+    stands on it, not to say that something floats; None where base_link is not on the road.
+    pose_sigma: metres, radians. tracks: that move."""
 
     plane: Array | None
+    ground: Array | None
     pose_sigma: tuple[float, float]
     tracks: list[Track]
 
@@ -312,8 +315,10 @@ class Watcher:
             before.T_map_camera,
             seconds,
             flow,
-            evidence.road,
-            around.plane,
+            see_road(view, around.ground, p.ground_noise, p.ground_noise / 10)
+            if around.plane is None
+            else evidence.road,
+            around.ground,
             now.depth,
             before.depth,
         )
