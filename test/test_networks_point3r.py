@@ -14,7 +14,7 @@ from recon4d_ros.networks.pointer_stream import Fusion, InView, PointerStream, f
 from recon4d_ros.networks.rotary import SPACE_BASES, image_rotation, patch_positions, space_rotation  # noqa: E402
 
 SMALL = point3r.Configuration(encoder_depth=4, decoder_depth=4)
-TINY = point3r.Configuration(1, 64, 2, 4, 96, 2, 4, 8)
+TINY = point3r.Configuration(1, 64, 2, 2, 96, 2, 4, 8, 1, 32)
 
 
 @pytest.mark.parametrize(
