@@ -20,7 +20,7 @@ from recon4d_ros.networks.driv3r_stream import SensorStream, StreamMemory  # noq
 from recon4d_ros.networks.sensor_memory import Pool, Rules, add, alike, pool_shapes, read, unit  # noqa: E402
 
 SMALL = driv3r.Configuration(encoder_depth=3, decoder_depth=10)
-TINY = driv3r.Configuration(1, 64, 1, 2, 64, 1, 1, 32)
+TINY = driv3r.Configuration(1, 64, 1, 2, 64, 1, 1)
 SIZE = (48, 64)  # 12 patches
 
 

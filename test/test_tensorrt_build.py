@@ -325,6 +325,8 @@ def test_options_that_cannot_be_are_a_sentence(tmp_path, capsys) -> None:
         (["--compute-capability", "8"], "expected some of 7.5, 8.0, 8.6"),
         (["--hardware-compatible"], "--hardware-compatible is for --runtime tensorrt, not"),
         (["--timing-cache", "x"], "--timing-cache is for --runtime tensorrt, not"),
+        (["--workspace", "-1"], "--workspace is -1: expected GiB up to 4096, 0 for all there is"),
+        (["--workspace", "nan"], "--workspace is nan: expected GiB"),
     ):
         arguments = ["export", "--from", str(tmp_path / "mine"), "--runtime", RTX, *more]
         assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
@@ -358,9 +360,17 @@ def test_ctrl_c_leaves_the_engine_that_was_there(tmp_path) -> None:
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out)]) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    command = [sys.executable, "-m", "recon4d_ros.cli", *arguments, "--out", str(out), "--force"]
+    long = str(paths.engines() / "geometric_surround1")  # takes seconds
+    command = [sys.executable, "-m", "recon4d_ros.cli", "export", "--from", long]
+    command += ["--runtime", RTX, "--out", str(out), "--force"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell that runs the tests in the background has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
