@@ -36,8 +36,10 @@ def test_parameter_names_and_shapes(name: str, configuration: driv3r.Configurati
     )
 
 
-def test_the_authors_outputs_frame_by_frame() -> None:
-    """With the published capacity; the authors' memory grows, to 784 entries here."""
+@pytest.mark.parametrize("frames", [3, pytest.param(5, marks=pytest.mark.full)])
+def test_the_authors_outputs_frame_by_frame(frames: int) -> None:
+    """With the published capacity; the authors' memory grows, to 784 entries here. All five frames
+    take 20 s."""
     with torch.device("meta"):
         network = driv3r.build(SMALL)
     network.load_state_dict(golden_weights("driv3r_small"), assign=True)
@@ -53,12 +55,16 @@ def test_the_authors_outputs_frame_by_frame() -> None:
         worst[f"{name}/confidence"] = relative(ours.confidence[0, ::4, ::4], golden[f"{name}/conf"])
 
     with torch.inference_mode():
-        for i, image in enumerate(golden["images"]):
+        for i, image in enumerate(golden["images"][:frames]):
             pair, memory = stream(torch.from_numpy(image)[None], memory)
             if i:
                 compare(str(i - 1), pair.before)
-        compare(str(i), pair.now)
-    assert len(worst) == 10 and max(worst.values()) < 1e-3, worst
+        if frames == len(golden["images"]):
+            compare(str(i), pair.now)
+    assert len(worst) >= 2 * (frames - 1) and max(worst.values()) < 1e-3, worst
+    if frames < len(golden["images"]):
+        return
+    assert len(worst) == 10
     valid = memory.pool.valid > 0.5
     assert int(valid.sum()) == golden["memory_keys_shape"][1]
     assert relative(memory.pool.used[valid], golden["memory_attention"]) < 1e-3
