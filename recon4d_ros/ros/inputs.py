@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,13 +36,23 @@ def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions.with_default_policies()
 
 
+def overridden(node: Node, topic: str) -> bool:
+    """Whether the user chose a subscription's QoS, by `qos_overrides` parameters."""
+    prefix = f"qos_overrides.{node.resolve_topic_name(topic)}.subscription."
+    return any(name.startswith(prefix) for name in node._parameter_overrides)
+
+
 def subscribe(
-    node: Node, kind: type, topic: str, qos: QoSProfile = BEST_EFFORT
+    node: Node, kind: type, topic: str, qos: QoSProfile = BEST_EFFORT, *, fitted: bool = False
 ) -> message_filters.Subscriber:
-    """Raises ParameterError."""
+    """fitted: the QoS is fitted to the publishers', and may be another one the next time: rclpy
+    keeps that of the first time in parameters, which only a user's own may be. Raises
+    ParameterError."""
+    options = None if fitted and not overridden(node, topic) else overridable()
+    qos = copy(qos)  # overrides are written into it, and it is everybody's
     with making(f"{topic} cannot be subscribed to"):
         return message_filters.Subscriber(
-            node, kind, topic, qos_profile=qos, qos_overriding_options=overridable()
+            node, kind, topic, qos_profile=qos, qos_overriding_options=options
         )
 
 
@@ -119,10 +130,13 @@ class CameraInput:
         *,
         image: Callable[[str, RawImage, str], None],
         bad: Callable[[str, str], None],
+        disagrees: Callable[[str], None],
     ) -> None:
-        """image(camera, raw image, frame_id); bad(camera, sentence)."""
+        """image(camera, raw image, frame_id); bad(camera, sentence) of an image that is not used;
+        disagrees(sentence) of an image and its camera_info."""
         self.name = name
         self._node, self._topics, self._image, self._bad = node, topics, image, bad
+        self._disagrees = disagrees
         self._subscriber: message_filters.Subscriber | None = None
         self._source: tuple[str, type, QoSProfile] | None = None
         self._sizes = message_filters.SimpleFilter()
@@ -147,7 +161,7 @@ class CameraInput:
         qos = image_qos(self._node, topic, self._source[2] if self._source else BEST_EFFORT)
         if self._source is None or qos is not self._source[2]:
             self.disconnect()
-            self._subscriber = subscribe(self._node, kind, topic, qos)
+            self._subscriber = subscribe(self._node, kind, topic, qos, fitted=True)
             self._subscriber.registerCallback(self._on_image)
             self._source = topic, kind, qos
         return True
@@ -209,9 +223,9 @@ class CameraInput:
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
         width, height = image_size(info)
         if (image.width, image.height) != (width, height):
-            self._bad(
-                self.name,
-                f"image is {image.width}x{image.height} and its camera_info says {width}x{height}",
+            self._disagrees(
+                f"{self.name}: image is {image.width}x{image.height} and its camera_info says"
+                f" {width}x{height}"
             )
 
 

@@ -41,6 +41,7 @@ from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
+STALL = 1.0  # seconds without a look at the images: the process was stopped
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
 GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 HEARTBEAT_NS = 900_000_000
@@ -49,6 +50,8 @@ NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one t
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 NEVER_CAME = "never came (gaps in its time stamps)"
+CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
+FORGOTTEN = "waited when everything began anew"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -80,6 +83,7 @@ class Session:
         self.active = False
         self._now = WaitingClock(node.get_clock())
         self._sync_lock = threading.RLock()  # services have a thread of their own
+        self._here = time.monotonic()  # when this thread last looked
         self._activated = 0.0  # monotonic time
         self._looked = 0.0  # monotonic time of the last look at the publishers
         self._clock_said = False
@@ -149,6 +153,7 @@ class Session:
                 self._calibrations.subscribers[name],
                 image=self._on_image,
                 bad=self._bad,
+                disagrees=partial(self._bad, CALIBRATION),
             )
             for name in setup.cameras
         ]
@@ -206,7 +211,7 @@ class Session:
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
         self._disconnect()
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         if self._reconstructor is not None:
             try:
                 self._call(self._publish_map, "its map is said")
@@ -271,6 +276,7 @@ class Session:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.poll(self._now()))
 
     def tell_progress(self) -> None:
@@ -288,7 +294,18 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
+    @property
+    def loaded(self) -> bool:
+        """Whether rig and engine are there."""
+        return self._reconstructor is not None
+
     # --- services, in a thread of their own (services.py)
+
+    def pause(self, on: bool) -> None:
+        """Stop or resume reading images. Those that came meanwhile are no gap."""
+        if self.paused and not on:
+            self._synchronize_anew()
+        self.paused = on
 
     def reset(self, reason: str) -> None:
         """Forget the drive, the frame set that waits included; waits until it is done. Raises
@@ -303,7 +320,7 @@ class Session:
             self._ask_reset("the clock jumped back")
 
     def _ask_reset(self, reason: str) -> Future | None:
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         self._buffer.clear()
         self._synchronize_anew()
         self._log.info(f"reset: {reason}")
@@ -350,7 +367,7 @@ class Session:
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         sentence = self._source.offer(camera, message)
         if sentence:
-            self._bad(camera, sentence)
+            self._bad(CALIBRATION, sentence)
 
     def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
         self.health.images[camera].tick()
@@ -365,10 +382,21 @@ class Session:
                 )
         if not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
                     self._log.warning(finding)
                 self._findings_said = len(self._synchronizer.findings)
+
+    def _notice_stall(self) -> None:
+        """This thread is here every few milliseconds, or the process was stopped."""
+        before, self._here = self._here, time.monotonic()
+        if self._here - before > STALL:
+            self._synchronizer.stalled()
+            self._log.warning(
+                f"the node did not run for {self._here - before:.1f} s (it was stopped, or the"
+                " machine was busy): images of that time are lost, and counted"
+            )
 
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
@@ -384,6 +412,9 @@ class Session:
 
     def _synchronize_anew(self) -> None:
         with self._sync_lock:
+            self._here = time.monotonic()
+            for frame_set in self._synchronizer.flush():
+                self._count_forgotten(frame_set)
             self._count_sync()
             self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
             self._sync_counted = {}
@@ -416,6 +447,10 @@ class Session:
     def _displaced(self, frame_set: FrameSet) -> None:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
+
+    def _count_forgotten(self, frame_set: FrameSet | None) -> None:
+        for camera in frame_set.images if frame_set is not None else ():
+            self.health.drops.count(camera, FORGOTTEN)
 
     # --- the worker's thread
 

@@ -61,10 +61,11 @@ class Worker:
         if old is not None:
             self._displaced(old)
 
-    def discard(self) -> None:
-        """Forget the set that waits (a reset: it belongs to the time before)."""
+    def discard(self) -> FrameSet | None:
+        """Give up the set that waits (a reset: it belongs to the time before)."""
         with self._condition:
-            self._slot = None
+            slot, self._slot = self._slot, None
+        return slot
 
     def call(self, function: Callable[[], Any]) -> Future:
         """Run `function` in the worker's thread, before the next frame set."""

@@ -172,6 +172,8 @@ class Synchronizer:
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
+        self._older_since: dict[str, int] = {}  # when the first of them came
+        self._in_time: dict[str, int] = {}  # when each camera's last image came that was in time
         self._before_jump: dict[
             str, int
         ] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
@@ -224,6 +226,12 @@ class Synchronizer:
         else:
             self._odometry.add(replace(sample, stamp_ns=stamp_ns))
 
+    def stalled(self) -> None:
+        """The caller did not run for a while: images that are missing from it are lost, not of
+        cameras that were off."""
+        for gaps in self._gaps.values():
+            gaps.stalled()
+
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""
         return self._assemble(self._policy.due(now_ns))
@@ -235,15 +243,16 @@ class Synchronizer:
             self._take(one.camera, one.image, one.now_ns)
             sets += self.poll(one.now_ns)
         self._end_aside(ALONE)
+        self._restart_gaps()
         return sets + self._assemble(self._policy.due(None))
 
     def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
-        if reason := self._door(camera, image.stamp_ns, now_ns):
+        reason = self._door(camera, image.stamp_ns, now_ns)
+        if reason in (None, OLDER):
+            self._miss(camera, self._gaps[camera].add(image.stamp_ns))
+        if reason:
             self._drop(camera, reason)
-            return
-        if missing := self._gaps[camera].add(image.stamp_ns):
-            self.statistics.missing[camera] += missing
-        if reason := self._policy.offer(camera, image, now_ns):
+        elif reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
@@ -262,7 +271,11 @@ class Synchronizer:
             self._end_aside(ALONE)
             self._aside = new
         elif (first.camera, first.image.stamp_ns) == (new.camera, stamp):
+            self._gaps[new.camera].astray()
             self._drop(new.camera, DUPLICATE)
+        elif first.camera == new.camera and self._others_go_on(new.camera, first.now_ns):
+            self._end_aside(ALONE)  # it is this camera's clock, not time
+            self._aside = new
         else:
             self._aside = None
             if new.back:
@@ -273,8 +286,13 @@ class Synchronizer:
                 self._drop(first.camera, ALONE)
             self._admit(new.camera, new.image, new.now_ns)
 
+    def _others_go_on(self, camera: str, since_ns: int) -> bool:
+        """Whether other cameras' images came in time since then: then time did not jump."""
+        return any(at > since_ns for name, at in self._in_time.items() if name != camera)
+
     def _end_aside(self, reason: str) -> None:
         if self._aside is not None:
+            self._gaps[self._aside.camera].astray()
             self._drop(self._aside.camera, reason)
             self._aside = None
 
@@ -296,12 +314,17 @@ class Synchronizer:
             ]
         if camera in self._used and stamp < self._used[camera]:
             self._older[camera] += 1
-            if self._older[camera] < _SET_BACK:
+            if self._older[camera] == 1:
+                self._older_since[camera] = now_ns
+            if self._older[camera] < _SET_BACK or self._others_go_on(
+                camera, self._older_since[camera]
+            ):
                 return OLDER
             self._jump_backward(camera, stamp, now_ns)
         elif camera in self._used and stamp == self._used[camera]:
             return DUPLICATE
         self._older[camera] = 0
+        self._in_time[camera] = now_ns
         if self._policy.holds(camera, stamp):
             return DUPLICATE
         self._newest[camera] = max(stamp, self._newest.get(camera, stamp))
@@ -310,8 +333,7 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
-        for gaps in self._gaps.values():
-            gaps.restart()
+        self._restart_gaps()
         self._before_jump = {
             **self._before_jump,
             **{name: newest for name, newest in self._newest.items() if name != camera},
@@ -319,6 +341,7 @@ class Synchronizer:
         self._newest.clear()
         self._used.clear()
         self._older.clear()
+        self._in_time.clear()
         self._odometry.jump_backward(stamp)
         self._jumped_at_ns = now_ns
         self._last_stamp_ns = None
@@ -362,6 +385,14 @@ class Synchronizer:
     def _drop_group(self, group: Group, reason: str) -> None:
         for camera in group.images:
             self._drop(camera, reason)
+
+    def _miss(self, camera: str, count: int) -> None:
+        if count:
+            self.statistics.missing[camera] += count
+
+    def _restart_gaps(self) -> None:
+        for camera, gaps in self._gaps.items():
+            self._miss(camera, gaps.restart())
 
     def _drop(self, camera: str, reason: str) -> None:
         self.statistics.dropped[camera, reason] += 1
