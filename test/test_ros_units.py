@@ -714,7 +714,7 @@ def test_a_doubtful_pose_and_a_camera_in_trouble_are_told():
     assert by_name["recon4d: tracking"].level == b"\x01"
     assert "disagree" in by_name["recon4d: tracking"].message
     assert by_name["recon4d: camera front"].level == b"\x00"
-    assert "drops" in by_name["recon4d: camera rear"].message
+    assert "lens blocked" in by_name["recon4d: camera rear"].message
     status = health.status_msg(5, "base_link", paused=False)
     assert status.tracking == Status.DEGRADED and "disagree" in status.reason
 

@@ -116,9 +116,9 @@ class CameraHealth:
         if not out and self._covered(camera) > t.covered:
             out.append("lens blocked")
         camera.breaks.append(breaks_off(image, t))
-        rows = [row for row in camera.breaks if row >= 0]
+        broken = [row for row in camera.breaks if row >= 0]
         # an edge of the car itself is at the same row in every image, and one break is a chance
-        if not out and rows and max(rows) - min(rows) > t.break_moves:
+        if not out and broken and max(broken) - min(broken) > t.break_moves:
             out.append("torn image")
         return tuple(out)
 

@@ -113,7 +113,8 @@ class MountCheck:
         t = THRESHOLDS
         prior = np.eye(3) / t.expected**2
         covariance = np.linalg.inv(self._information / t.together + prior)
-        return (covariance @ (self._pull / t.together)[..., None])[..., 0], covariance
+        turns = (covariance @ (self._pull / t.together)[..., None])[..., 0]
+        return turns, np.asarray(covariance, np.float64)
 
     def rig_yaw(self) -> tuple[float, float]:
         """Turn of the whole rig about z and its standard deviation, rad."""

@@ -36,6 +36,7 @@ class RoadThresholds:
     most: int = 280  # patches of one camera
     asked: int = 80  # of them, with texture, are looked for
     fewest: int = 14  # patches with texture that a road has to have
+    agree: float = 0.2  # share of them that have to move as it does; on sound drives half does
     alike: float = 0.7  # correlation of a patch that is followed
     score: float = 0.35  # mean correlation below which it is no road, or another motion
     fastest: float = 62.0  # m/s, looked for when nothing is known
@@ -221,7 +222,7 @@ class Road:
         return float(0.01 / fastest)
 
     def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
-        """The motion near `start` [4, 4] that the patches agree on; None if there are too few.
+        """The motion near `start` [4, 4] that the patches agree on; None if too few do.
 
         prior: of the motion, relative to base_link before; it holds what patches cannot see.
         """
@@ -290,6 +291,8 @@ class Road:
         pulled = gradient[6:] - nuisance @ (theta[6:] - np.array([*self.lean, 0.0]))
         across = b @ np.linalg.inv(d)
         score = float(self.score(views, motion[None])[0][0])
+        if agreeing < t.agree * textured:
+            return None
         self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
         return RoadMotion(
             motion, a - across @ b.T, gradient[:6] - across @ pulled, score, agreeing, textured
