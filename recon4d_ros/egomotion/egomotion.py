@@ -58,6 +58,8 @@ STRONG, AGREEING = 0.5, 3
 # On sound drives by day and night it is 0.7 to 0.9, of wrong motions 0.3 to 0.52 (motorway+night,
 # mixed_four, seed 11)
 ALONE_NEW, ALONE = 0.65, 0.5
+# relative deviation of a depth that knows what a metre is, and share of the sightings that have one
+DEPTH_KNOWN, DEPTHS_KNOWN = 0.1, 0.3
 STILL, STILL_TURN = 0.003, 0.0003
 DOUBTED_FRAMES = 10  # for so many frames then
 
@@ -173,7 +175,7 @@ class Egomotion:
         if self._imu.trouble:
             reason = "; ".join(part for part in (reason, self._imu.trouble) if part)
         if not attempt.problem:
-            self._road_seen(now, attempt)
+            self._road_seen(now, attempt, told is not None and not self._odometry_doubted)
             turning = self._imu.turning(self._stamp_ns, frame.stamp_ns)
             if not turning and measure.stands(now, attempt, self._road):
                 return self._stand(now, attempt, reason)
@@ -401,11 +403,17 @@ class Egomotion:
             f"a new motion, not confirmed yet: {100 * share:.0f} % of the sightings agree with it"
         )
 
-    def _road_seen(self, now: Instant, attempt: Attempt) -> None:
-        """How long the road has not been agreed with, where a camera looks at it."""
-        seen = attempt.road is not None or not self._road.visible
+    def _road_seen(self, now: Instant, attempt: Attempt, told: bool) -> None:
+        """How long nothing has said what a metre is: the road, where a camera looks at it, odometry
+        (told), or, at the start, depths that no motion can have given."""
+        seen = attempt.road is not None or not self._road.visible or told
         self._roadless = 0.0 if seen else self._roadless + now.seconds
         self._metre_known |= seen
+        if not self._velocity_known:
+            o = attempt.sightings.observations.take(attempt.solution.inlier)
+            known = o.variance < (DEPTH_KNOWN * o.rho) ** 2
+            known &= ~now.landmarks.assumed[o.landmark]
+            self._metre_known |= len(o) > 0 and float(known.mean()) > DEPTHS_KNOWN
 
     def _metre(self) -> str:
         """Why lengths are not to be believed: cameras that look alone know none but by the road."""
