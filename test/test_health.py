@@ -20,7 +20,7 @@ def scene(index: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image + rng.normal(0, 2, SIZE), 0, 255).astype(np.uint8)
 
 
-def watch(change, frames: int = 40, travel: float = 0.8) -> tuple[str, ...]:
+def watch(change, frames: int = 40, travel: float = 1.6) -> tuple[str, ...]:
     rng, health, last = np.random.default_rng(0), CameraHealth(1), ()
     for index in range(frames):
         (last,) = health.look([change(scene(index, rng), index)], travel)
@@ -38,7 +38,7 @@ def drops(image: np.ndarray, _: int) -> np.ndarray:
 def torn(image: np.ndarray, index: int) -> np.ndarray:
     """The rows from somewhere on are another image's."""
     soft = cv2.GaussianBlur(image, (0, 0), 1.5)
-    other = cv2.GaussianBlur(scene(index + 11, np.random.default_rng(index)), (0, 0), 1.5)
+    other = np.roll(soft, 9, axis=1)
     row = 50 + 7 * (index % 8)
     soft[row:] = other[row:]
     return soft
@@ -71,6 +71,25 @@ def test_an_absent_camera_keeps_what_was_said_of_it_and_it_recovers():
     assert health.look([dark, scene(0, rng)], 1.0) == (("too dark",), ())
     assert health.look([None, scene(1, rng)], 1.0) == (("too dark",), ())
     assert health.look([scene(2, rng), scene(2, rng)], 1.0) == ((), ())
+
+
+def test_a_bridge_is_no_tear_and_an_image_that_never_came_is():
+    """Other things below an edge than above; and grey from somewhere on."""
+    rng = np.random.default_rng(0)
+
+    def bridges(image: np.ndarray, index: int) -> np.ndarray:
+        row = 40 + 5 * (index % 9)
+        out = cv2.GaussianBlur(image, (0, 0), 1.5)
+        out[row : row + 20] = np.clip(rng.normal(60, 12, (20, SIZE[1])), 0, 255)
+        return out
+
+    def truncated(image: np.ndarray, index: int) -> np.ndarray:
+        out = cv2.GaussianBlur(image, (0, 0), 1.5)
+        out[60 + 4 * (index % 9) :] = 16
+        return out
+
+    assert "torn image" not in watch(bridges)
+    assert "torn image" in watch(truncated)
 
 
 def test_an_edge_of_the_car_itself_is_no_tear():

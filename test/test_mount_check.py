@@ -109,8 +109,9 @@ def test_a_rig_that_is_turned_as_a_whole_goes_sideways() -> None:
     assert "as all cameras of the rig" in check.troubles()[0]
 
 
-def test_the_stage_tells_it_and_leaves_a_sound_rig_alone() -> None:
+def test_the_stage_tells_it_and_leaves_a_sound_rig_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rendered street, a rig file that is wrong by 1.2 degrees for one camera."""
+    monkeypatch.setattr("recon4d_ros.egomotion.egomotion.CHECKED", 1)
     shots = street("surround", 20)
     ego = Egomotion(SURROUND, calibrate(SURROUND))
     run(SURROUND, shots, ego=ego)

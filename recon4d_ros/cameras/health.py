@@ -28,11 +28,13 @@ class HealthThresholds:
     glare: float = 250.0  # saturated
     glare_share: float = 0.35  # a bright sky is less, beside a road
     pattern: float = 2.5  # deviation of a high-passed copy that is more than noise
-    keep: float = 0.93  # of the means from image to image: 14 of them
-    moved: float = 0.3  # m between the images that go into the means: nearer ones look alike
-    enough: int = 12  # images before anything is said
+    keep: float = 0.96  # of the means from image to image: 25 of them
+    moved: float = 1.5  # m between the images that go into the means: nearer ones look alike
+    enough: int = 25  # images before anything is said: 37 m
     fixed: float = 0.75  # mean over deviation of what stands still
-    covered: float = 0.25  # share of the textured image that stands still
+    # share of the image that has texture and stands still: the car ahead, or the lines of a
+    # motorway, are less
+    covered: float = 0.35
     frozen: int = 3  # images in a row that are the same to the last bit
     blurred: float = 7.0  # pixels of the width of edges, of both directions
     slope: float = 1.5  # deviation of slopes, noise taken out, below which no edge is seen
@@ -43,6 +45,11 @@ class HealthThresholds:
     break_least: float = 9.0  # in grey levels
     break_wide: float = 0.5  # share of the columns that break off there
     break_near: int = 12  # rows to each side that it is held against
+    parts: int = 4  # of a row, half of which have to be found beside their place
+    shift: int = 60  # pixels
+    same: float = 0.85  # correlation where they are found
+    other: float = 0.6  # and at their place
+    empty: float = 0.7  # deviation of rows that never came
     break_memory: int = 20  # images in which at least two broke off
     break_moves: int = 2  # rows between these breaks
 
@@ -135,14 +142,14 @@ class CameraHealth:
         camera.count += 1
 
     def _covered(self, camera: _Camera) -> float:
-        """Share of the textured image that stands still while the car goes on."""
+        """Share of the image that has texture and stands still while the car goes on."""
         t = self._t
         if camera.mean is None or camera.strength is None or camera.count < t.enough:
             return 0.0
         strength = np.sqrt(camera.strength)
         textured = strength > t.pattern
         fixed = textured & (np.abs(camera.mean) > t.fixed * strength)
-        return float(fixed.sum() / max(textured.sum(), 0.1 * textured.size))
+        return float(fixed.mean())
 
 
 def edge_width(image: Grey, every: int, slope: float) -> float | None:
@@ -181,7 +188,29 @@ def breaks_off(image: Grey, t: HealthThresholds = THRESHOLDS) -> int:
     if len(near) < t.break_near or mean[row] < t.break_over * mean[near].mean():
         return -1
     usual = step[near].mean(0) + 2.0
-    return row if (step[row] > 2.0 * usual).mean() > t.break_wide else -1
+    if (step[row] > 2.0 * usual).mean() <= t.break_wide:
+        return -1
+    rest = image[row + 2 :: t.lines]
+    never_came = len(rest) > 0 and float(rest.std(axis=1).max()) < t.empty
+    return row if never_came or _shifted(image[row], image[row + 1], t) else -1
+
+
+def _shifted(above: Grey, below: Grey, t: HealthThresholds) -> bool:
+    """Whether two rows show the same things beside each other's place, as where two images are
+    mixed; a real edge (a bridge, a tunnel's mouth) shows other things below."""
+    found = 0
+    for part in range(t.parts):
+        width = len(above) // t.parts
+        here = above[part * width : (part + 1) * width].astype(np.float32)
+        there = below[part * width : (part + 1) * width].astype(np.float32)
+        reach = min(t.shift, width // 4)
+        middle = here[None, reach : width - reach]
+        if middle.shape[1] < 16 or middle.std() < t.slope:
+            continue
+        alike = cv2.matchTemplate(there[None], middle, cv2.TM_CCOEFF_NORMED)[0]
+        best = int(np.argmax(alike))
+        found += alike[best] > t.same and alike[reach] < t.other and abs(best - reach) > 1
+    return found >= t.parts // 2
 
 
 def told(names: tuple[str, ...], troubles: tuple[tuple[str, ...], ...]) -> str:

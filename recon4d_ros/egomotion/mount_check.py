@@ -31,7 +31,7 @@ class MountThresholds:
     sure: float = 4.0  # standard deviations that a turn has to be over the limit's half
     expected: float = float(np.radians(2.0))  # deviation of a turn before anything is seen
     keep: float = 0.99  # of what was gathered, from motion to motion: a hundred of them count
-    least: int = 30  # motions before anything is said
+    least: int = 15  # motions before anything is said
     travel: float = 0.1  # m: a shorter motion says nothing
     young: float = 2.2  # motions since a point was found: older ones have taken the error on
     together: float = 12.0  # points of one frame err together by so much more (MeasureThresholds)
