@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_egomotion import MONO, STEREO, Shots, calibrate, darkened, drift, street
 
-from recon4d_ros import geometry
+from recon4d_ros import geometry, messages
+from recon4d_ros.bags import BagReader
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.egomotion import Egomotion
 from recon4d_ros.egomotion.imu import Imu
 from recon4d_ros.egomotion.motion_prior import TwistBuffer
+from recon4d_ros.errors import BagError
+from recon4d_ros.paths import rigs
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
+from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.sim.motion_sensors import imu as inertial
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import ImuSample, PoseEstimate, RawImage, Rig, Tracking, TwistSample
@@ -195,3 +203,99 @@ def test_samples_go_out_with_their_frame_set() -> None:
     assert sum(len(one.twist) for one in sets[6:]) == 0
     assert sync.statistics.twist_dropped["its clock is not the cameras'"] > 20
     assert sum(sync.statistics.imu_dropped.values()) == 1
+
+
+# --- messages and bags
+
+
+def xyz(x: float, y: float, z: float) -> SimpleNamespace:
+    return SimpleNamespace(x=x, y=y, z=z)
+
+
+def test_messages_are_turned_to_the_cars_axes() -> None:
+    """A sensor mounted upside down, 2 m ahead of base_link and 1 m to the left."""
+    place = geometry.se3(np.diag([1.0, -1.0, -1.0]), np.array([2.0, 1.0, 0.0]))
+    header = SimpleNamespace(stamp=SimpleNamespace(sec=3, nanosec=4), frame_id="imu")
+    message = SimpleNamespace(
+        header=header,
+        angular_velocity=xyz(0.1, 0.2, -0.3),
+        angular_velocity_covariance=np.zeros(9),
+        linear_acceleration=xyz(0.0, 0.0, -9.81),
+    )
+    sample = messages.imu_sample(message, place)
+    assert sample.stamp_ns == 3 * SECOND + 4
+    assert np.allclose(sample.gyro, [0.1, -0.2, 0.3])
+    assert np.allclose(sample.acceleration, [0, 0, 9.81])
+    message.angular_velocity_covariance[0] = -1  # no gyro
+    assert not messages.imu_sample(message, place).finite
+    # of a car that turns left about base_link at 0.5 rad/s and goes 3 m/s, seen where the sensor is
+    twist = SimpleNamespace(linear=xyz(3.0 - 0.5, -1.0, 0.0), angular=xyz(0, 0, -0.5))
+    message = SimpleNamespace(header=header, twist=SimpleNamespace(twist=twist))
+    assert np.allclose(messages.twist_sample(message, place).twist, [3, 0, 0, 0, 0, 0.5])
+
+
+def test_a_bag_brings_gyro_and_wheel_speed(tmp_path: Path) -> None:
+    """The bag's only topic of a kind is used; one of an unknown frame is told and left out."""
+    rig = load_rig(rigs() / "mono.yaml")
+    small = replace(rig.cameras[0], width=96, height=54, k=np.diag([70.0, 70.0, 1.0]))
+    path = tmp_path / "bag"
+    write_bag(path, Rig("small", (small,)), seconds=0.3, seed=3, workers=1, imu=True)
+    with BagReader(path) as reader:
+        motion = MotionTopics.of(reader)
+        assert motion == MotionTopics(None, "/imu", None)
+        sets = list(frame_sets(reader, Synchronizer(("front",)), motion))
+        none = list(frame_sets(reader, Synchronizer(("front",)), MotionTopics()))
+        assert sum(len(one.imu) for one in sets) > 15 and not any(one.imu for one in none)
+        assert abs(np.mean([s.acceleration[2] for one in sets for s in one.imu]) - 9.81) < 0.5
+        with pytest.raises(BagError, match="no twist on /speed"):
+            MotionTopics.of(reader, twist="/speed")
+        with pytest.raises(BagError, match="expected sensor_msgs/msg/Imu"):
+            list(reader.events(imu_topic="/ground_truth/odom"))
+        elsewhere = list(frame_sets(reader, Synchronizer(("front",)), motion, base_frame="roof"))
+        assert not any(one.imu for one in elsewhere)
+        assert any("/imu: its frame 'base_link' is not known" in lost for lost in reader.lost)
+
+
+def test_the_node_takes_imu_and_twist_from_where_they_are_mounted() -> None:
+    inputs = pytest.importorskip("recon4d_ros.ros.inputs", reason="ROS 2 is not installed here")
+    from geometry_msgs.msg import TransformStamped, TwistWithCovarianceStamped
+    from sensor_msgs.msg import Imu as ImuMessage
+
+    class Node:
+        def create_subscription(self, kind, topic, callback, qos, **options):
+            self.callback = callback
+
+    class Buffer:
+        def lookup_transform(self, target, source, time):
+            if source != "imu":
+                raise inputs.tf2_ros.LookupException("unknown")
+            found = TransformStamped()
+            found.transform.rotation.x = 1.0  # upside down
+            found.transform.rotation.w = 0.0
+            return found
+
+    got, bad = [], []
+    node = Node()
+    inputs.MotionInput(
+        node,
+        "base_link",
+        Buffer(),
+        "/imu",
+        "imu",
+        sample=got.append,
+        bad=lambda source, sentence: bad.append((source, sentence)),
+    )
+    message = ImuMessage()
+    message.header.frame_id, message.angular_velocity.z = "imu", 0.25
+    node.callback(message)
+    assert np.allclose(got[0].gyro, [0, 0, -0.25])
+    message.header.frame_id = "nowhere"
+    node.callback(message)
+    assert len(got) == 1 and bad[0][0] == "imu" and "nowhere" in bad[0][1]
+    inputs.MotionInput(
+        node, "base_link", Buffer(), "/speed", "twist", sample=got.append, bad=lambda *_: None
+    )
+    message = TwistWithCovarianceStamped()
+    message.header.frame_id, message.twist.twist.linear.x = "base_link", 7.0
+    node.callback(message)
+    assert got[1].twist[0] == 7.0
