@@ -81,7 +81,9 @@ class Reconstructor:
             for camera, reason in dropped.items():
                 self._undecodable.count(camera, reason)
         with _timed(latency, cpu, "egomotion"):
-            pose = self.egomotion.estimate(frame, frame_set.odometry, frame_set.jump)
+            pose = self.egomotion.estimate(
+                frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
+            )
         if pose.segment != self._segment:
             self._forget_the_world()
             self._segment = pose.segment

@@ -149,6 +149,36 @@ class OdometrySample:
     stamp_ns: int
     T_odom_base: NDArray[np.float64]
 
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.T_odom_base).all())
+
+
+@dataclass(frozen=True)
+class ImuSample:
+    """One reading of an inertial sensor, along the axes of base_link. gyro: [3] rad/s.
+    acceleration: [3] m/s^2, 9.81 upward at rest."""
+
+    stamp_ns: int
+    gyro: NDArray[np.float64]
+    acceleration: NDArray[np.float64]
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.gyro).all() and np.isfinite(self.acceleration).all())
+
+
+@dataclass(frozen=True)
+class TwistSample:
+    """Wheel speed and turning rate of base_link, [6]: m/s and rad/s."""
+
+    stamp_ns: int
+    twist: NDArray[np.float64]
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.twist).all())
+
 
 class Jump(Enum):
     """Why this set does not follow the last one in time."""
@@ -163,8 +193,8 @@ class FrameSet:
     """Images that belong together, one at most per camera, and what is known beside them.
 
     stamp_ns: the set's time (the median of its images' stamps). images: camera name -> image; a
-    camera that is missing is not in it and has its reason in `absent`. odometry: samples received
-    since the last set, oldest first.
+    camera that is missing is not in it and has its reason in `absent`. odometry, imu, twist:
+    samples received since the last set, oldest first.
     """
 
     stamp_ns: int
@@ -172,6 +202,8 @@ class FrameSet:
     absent: Mapping[str, str] = field(default_factory=dict)
     odometry: tuple[OdometrySample, ...] = ()
     jump: Jump = Jump.NONE
+    imu: tuple[ImuSample, ...] = ()
+    twist: tuple[TwistSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +262,9 @@ class PoseEstimate:
     T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
     skew between cameras' stamps taken into account. covariance: [6, 6] of the pose's error since
     the segment began, in base_link (vx vy vz wx wy wz order: m^2, rad^2). motion_covariance: [6, 6]
-    of the error of the motion since the last frame alone, likewise. velocity: [6] twist in
+    of the error of the motion since the last frame alone, likewise. calibration_covariance: [6, 6]
+    what of that is the calibration's (how high and how turned the cameras are mounted): images of
+    one camera show nothing of it. velocity: [6] twist in
     base_link, m/s and rad/s. inliers: observations used. reason: why it is not tracking, in words
     for a user. segment: counts from 0; poses of different segments have nothing to do with each
     other (see docs/design.md).
@@ -245,6 +279,7 @@ class PoseEstimate:
     inliers: int = 0
     reason: str = ""
     segment: int = 0
+    calibration_covariance: NDArray[np.float64] = field(default_factory=lambda: np.zeros((6, 6)))
 
     @property
     def usable(self) -> bool:

@@ -183,8 +183,8 @@ class Dynamics:
 
 def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:
     """Standard deviations of the motion between two frames, metres and radians, within what is
-    plausible."""
-    variance = np.diag(pose.motion_covariance)
+    plausible; depth and motion share the calibration's errors, so that these move nothing."""
+    variance = np.diag(pose.motion_covariance - pose.calibration_covariance)
     return (
         float(np.clip(np.sqrt(variance[:3].max()), 0.005, 0.1)),
         float(np.clip(np.sqrt(variance[3:].max()), 0.0003, 0.005)),
