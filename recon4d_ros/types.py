@@ -34,9 +34,9 @@ class Camera:
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
     of `distortion_model`. T_base_camera: pose of the optical frame in base_link. ego_vehicle:
     [height, width] of the raw image, True where it shows the car itself (body, bonnet, reflections
-    on them); None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
-    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
-    stamp is that of its middle row.
+    on them); None = nowhere. What is there is not looked at: no depth, no features, no map.
+    rolling_shutter: seconds from the first row's read-out to the last one's, 0 for a global
+    shutter; the image's stamp is that of its middle row.
     """
 
     name: str
