@@ -527,7 +527,7 @@ def test_odometry_is_bounded_increasing_and_all_accounted_for(
     samples: list[tuple[int, bool]], limit: int
 ) -> None:
     dropped: Counter[str] = Counter()
-    buffer = sync_odometry.OdometryQueue(limit, 500 * MS, dropped)
+    buffer = sync_odometry.SampleQueue(limit, 500 * MS, dropped)
     for stamp, finite in samples:
         buffer.add(OdometrySample(stamp * MS, np.eye(4) if finite else np.full((4, 4), np.inf)))
         assert len(buffer) <= limit

@@ -289,8 +289,9 @@ class Recon4dNode(LifecycleNode):
             )
             check_topic(self, f"{name}.image_topic", topics[name].image)
             check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)
-        if own.odom_topic:
-            check_topic(self, "odom_topic", own.odom_topic)
+        for name in ("odom_topic", "imu_topic", "twist_topic"):
+            if topic := getattr(own, name):
+                check_topic(self, name, topic)
         if len(set(names)) != len(names):
             raise ParameterError(f"parameter cameras names a camera twice: {', '.join(names)}")
         return Setup(own, algorithm, names, topics, rig)

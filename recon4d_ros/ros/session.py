@@ -30,7 +30,13 @@ from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.engine_start import EngineStart
-from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
+from recon4d_ros.ros.inputs import (
+    CalibrationInput,
+    CameraInput,
+    CameraSource,
+    MotionInput,
+    OdometryInput,
+)
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
@@ -38,7 +44,15 @@ from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
-from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
+from recon4d_ros.types import (
+    FrameSet,
+    ImuSample,
+    Jump,
+    OdometrySample,
+    RawImage,
+    Rig,
+    TwistSample,
+)
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
 STALL = 1.0  # seconds without a look at the images: the process was stopped
@@ -94,7 +108,7 @@ class Session:
             own.base_frame,
             own.map_frame if own.publish_tf == "map_odom" else own.odom_frame,
         )
-        self._odometry: OdometryInput | None = None
+        self._motion_inputs: list[OdometryInput | MotionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
         self._reconstructor: Reconstructor | None = None
@@ -182,9 +196,9 @@ class Session:
     def _disconnect(self) -> None:
         for camera in self._cameras:
             camera.disconnect()
-        if self._odometry is not None:
-            self._odometry.close()
-            self._odometry = None
+        for source in self._motion_inputs:
+            source.close()
+        self._motion_inputs = []
 
     def _close_reconstructor(self) -> None:
         if self._reconstructor is not None:
@@ -196,17 +210,29 @@ class Session:
         """Raises Recon4dError as `tick`."""
         self._synchronize_anew()
         self._looked, self._activated = 0.0, time.monotonic()
-        if self._setup.own.odom_topic:
-            self._odometry = OdometryInput(
-                self._node,
-                self._setup.own.odom_topic,
-                self._setup.own.base_frame,
-                self._buffer,
-                sample=self._on_odometry,
-                bad=self._bad,
-            )
+        self._connect_motion()
         self.active = True
         self.tick()
+
+    def _connect_motion(self) -> None:
+        """Odometry, imu and twist, where topics of them are set."""
+        own = self._setup.own
+        where = self._node, own.base_frame, self._buffer
+        if own.odom_topic:
+            node, base, buffer = where
+            self._motion_inputs.append(
+                OdometryInput(
+                    node, own.odom_topic, base, buffer, sample=self._on_odometry, bad=self._bad
+                )
+            )
+        if own.imu_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.imu_topic, "imu", sample=self._on_imu, bad=self._bad)
+            )
+        if own.twist_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.twist_topic, "twist", sample=self._on_twist, bad=self._bad)
+            )
 
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
@@ -401,6 +427,14 @@ class Session:
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
             self._synchronizer.add_odometry(sample, self._now())
+
+    def _on_imu(self, sample: ImuSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_imu(sample, self._now())
+
+    def _on_twist(self, sample: TwistSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_twist(sample, self._now())
 
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
@@ -602,9 +636,12 @@ class WaitingClock:
 
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
-    """Drops by (source, reason): each camera's, what never came included, and `odometry`."""
+    """Drops by (source, reason): each camera's, what never came included, and `odometry`, `imu`,
+    `twist`."""
     return {
         **statistics.dropped,
         **{(camera, NEVER_CAME): count for camera, count in statistics.missing.items()},
         **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()},
+        **{("imu", reason): count for reason, count in statistics.imu_dropped.items()},
+        **{("twist", reason): count for reason, count in statistics.twist_dropped.items()},
     }

@@ -14,11 +14,18 @@ from dataclasses import dataclass, field, replace
 
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
-from recon4d_ros.sync.clocks import ClockOffsets, parse_offsets
+from recon4d_ros.sync.clocks import IMU, ODOMETRY, TWIST, ClockOffsets, parse_offsets
 from recon4d_ros.sync.gaps import GapCounter
-from recon4d_ros.sync.odometry import OdometryQueue
+from recon4d_ros.sync.odometry import SampleQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
-from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
+from recon4d_ros.types import (
+    FrameSet,
+    ImuSample,
+    Jump,
+    OdometrySample,
+    RawImage,
+    TwistSample,
+)
 
 SECOND = 1_000_000_000
 # images in a row older than one that was used: no disorder on the way, but a short bag that loops
@@ -105,7 +112,7 @@ class SyncParameters:
 class SyncStatistics:
     """Counts since the start. dropped: (camera, reason) -> images that came and are not used.
     missing: images of each camera that never came, by the gaps in its stamps. odometry_dropped:
-    reason -> samples."""
+    reason -> samples; imu_dropped, twist_dropped likewise."""
 
     received: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
@@ -113,6 +120,8 @@ class SyncStatistics:
     missing: Counter[str] = field(default_factory=Counter)
     odometry_received: int = 0
     odometry_dropped: Counter[str] = field(default_factory=Counter)
+    imu_dropped: Counter[str] = field(default_factory=Counter)
+    twist_dropped: Counter[str] = field(default_factory=Counter)
     sets: int = 0
     jumps: int = 0
 
@@ -152,8 +161,14 @@ class Synchronizer:
         self._backward, self._forward, self._dead_after = (
             round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after)
         )
-        self._odometry = OdometryQueue(
+        self._odometry: SampleQueue[OdometrySample] = SampleQueue(
             p.odometry_queue, self._backward, self.statistics.odometry_dropped
+        )
+        self._imu: SampleQueue[ImuSample] = SampleQueue(
+            p.odometry_queue, self._backward, self.statistics.imu_dropped
+        )
+        self._twist: SampleQueue[TwistSample] = SampleQueue(
+            p.odometry_queue, self._backward, self.statistics.twist_dropped
         )
         self._policy: Policy
         if p.policy == "resilient":
@@ -220,7 +235,7 @@ class Synchronizer:
         time of its reception is given) of another clock than the cameras' is counted and
         dropped."""
         self.statistics.odometry_received += 1
-        stamp_ns = self._clocks.odometry(sample.stamp_ns, now_ns)
+        stamp_ns = self._clocks.sensor(ODOMETRY, sample.stamp_ns, now_ns)
         if stamp_ns is None:
             self.statistics.odometry_dropped[OTHER_CLOCK] += 1
         else:
@@ -231,6 +246,22 @@ class Synchronizer:
         cameras that were off."""
         for gaps in self._gaps.values():
             gaps.stalled()
+
+    def add_imu(self, sample: ImuSample, now_ns: int | None = None) -> None:
+        """As `add_odometry`."""
+        stamp_ns = self._clocks.sensor(IMU, sample.stamp_ns, now_ns)
+        if stamp_ns is None:
+            self.statistics.imu_dropped[OTHER_CLOCK] += 1
+        else:
+            self._imu.add(replace(sample, stamp_ns=stamp_ns))
+
+    def add_twist(self, sample: TwistSample, now_ns: int | None = None) -> None:
+        """As `add_odometry`."""
+        stamp_ns = self._clocks.sensor(TWIST, sample.stamp_ns, now_ns)
+        if stamp_ns is None:
+            self.statistics.twist_dropped[OTHER_CLOCK] += 1
+        else:
+            self._twist.add(replace(sample, stamp_ns=stamp_ns))
 
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""
@@ -342,7 +373,8 @@ class Synchronizer:
         self._used.clear()
         self._older.clear()
         self._in_time.clear()
-        self._odometry.jump_backward(stamp)
+        for queue in (self._odometry, self._imu, self._twist):
+            queue.jump_backward(stamp)
         self._jumped_at_ns = now_ns
         self._last_stamp_ns = None
         self._jump = Jump.BACKWARD
@@ -380,7 +412,15 @@ class Synchronizer:
         self._last_stamp_ns = stamp
         self.statistics.sets += 1
         self.statistics.used.update(group.images.keys())
-        return FrameSet(stamp, group.images, group.absent, self._odometry.take(stamp), jump)
+        return FrameSet(
+            stamp,
+            group.images,
+            group.absent,
+            self._odometry.take(stamp),
+            jump,
+            self._imu.take(stamp),
+            self._twist.take(stamp),
+        )
 
     def _drop_group(self, group: Group, reason: str) -> None:
         for camera in group.images:
