@@ -43,7 +43,15 @@ class Car(rclpy.node.Node):
     """The car around the node: publishes what its sensors would, and keeps what the node says. Spun
     by whoever waits for something."""
 
-    def __init__(self, domain: int, bag: Path) -> None:
+    def __init__(
+        self,
+        domain: int,
+        bag: Path,
+        image: str = "/camera/{}/image_raw/compressed",
+        info: str = "/camera/{}/camera_info",
+        tf_static: str = "/tf_static",
+    ) -> None:
+        """image, info: topics, with {} for the camera's name."""
         self.ros = Context()
         self.ros.init(domain_id=domain)
         super().__init__("car", context=self.ros)
@@ -51,14 +59,12 @@ class Car(rclpy.node.Node):
         self._executor.add_node(self)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.images = {
-            name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10)
-            for name in CAMERAS
+            name: self.create_publisher(CompressedImage, image.format(name), 10) for name in CAMERAS
         }
         self.infos = {
-            name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10)
-            for name in CAMERAS
+            name: self.create_publisher(CameraInfo, info.format(name), 10) for name in CAMERAS
         }
-        self.tf_static = self.create_publisher(TFMessage, "/tf_static", latched)
+        self.tf_static = self.create_publisher(TFMessage, tf_static, latched)
         self.odometry = self.create_publisher(Odometry, "/odom", 10)
         self.said: dict[str, list] = defaultdict(list)
         for output in OUTPUTS:

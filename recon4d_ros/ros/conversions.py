@@ -113,14 +113,16 @@ def vector_msg(vector: NDArray) -> Vector3:
 # --- in: images (calibrations and odometry are the core's: messages.py)
 
 
-def raw_image(message: Image | CompressedImage, received_ns: int) -> RawImage:
-    """The message as a RawImage, without a copy, as a bag's would be. Raises ImageError for an
-    encoding that nobody here knows.
+def raw_image(message: Any, received_ns: int) -> RawImage:
+    """An Image, CompressedImage or packet of video as a RawImage, without a copy, as a bag's would
+    be. Raises ImageError for an encoding that nobody here knows.
 
     received_ns: monotonic clock of reception, for the latency.
     """
     if isinstance(message, CompressedImage):
         return messages.raw_compressed_image(message, received_ns)
+    if not isinstance(message, Image):
+        return messages.raw_video(message, received_ns)
     if message.encoding.lower() not in ENCODINGS:
         return _bridged(message, received_ns)
     return messages.raw_image(message, received_ns)

@@ -16,6 +16,7 @@ from recon4d_ros.ros.conversions import header
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import Reconstruction, Tracking
 
+NOTES = 40  # sentences kept
 WINDOW = 5.0  # seconds that rates and latencies are taken over
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _TRACKING = {
@@ -80,6 +81,8 @@ class Health:
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
         self.troubles: Mapping[str, tuple[str, ...]] = {}  # camera -> what is wrong with its images
+        # what had to be made of the inputs: sentence -> whether something is lost by it
+        self.notes: dict[str, bool] = {}
         self.restarts = 0  # engines that were given up as stuck
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
@@ -92,6 +95,14 @@ class Health:
         self.frame_sets = Rate()
         self.tracking, self.reason = Tracking.STARTING, "reset"
         self.map_losses = {}
+
+    def note(self, sentence: str, lossy: bool = False) -> bool:
+        """Keep a sentence about what had to be made of the inputs; whether it is new. lossy:
+        something is not used because of it."""
+        new = sentence not in self.notes and len(self.notes) < NOTES
+        if new:
+            self.notes[sentence] = lossy
+        return new
 
     def done(
         self,
@@ -260,6 +271,15 @@ class Health:
                 **others,
             )
         )
+        if notes := dict(self.notes):
+            out.append(
+                status(
+                    "notes",
+                    WARN if any(notes.values()) else OK,
+                    "; ".join(notes),
+                    **{f"note {number}": note for number, note in enumerate(notes, 1)},
+                )
+            )
         return DiagnosticArray(header=header(stamp_ns, ""), status=out)
 
     def _node_status(

@@ -23,21 +23,27 @@ from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo
 
+from recon4d_ros.bags.topics import split
+from recon4d_ros.cameras import rig_check
 from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
+from recon4d_ros.ros.discovery import camera_of, listed, published
 from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
+from recon4d_ros.sync.clocks import ODOMETRY
+from recon4d_ros.sync.odometry import NOT_FINITE
 from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
@@ -48,6 +54,7 @@ NO_CLOCK = 1.0  # seconds until a /clock that is silent from the start is said t
 NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one that sends it only
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
+UNUSABLE = (NOT_FINITE,)  # reasons to drop odometry that the log has too
 NEVER_CAME = "never came (gaps in its time stamps)"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
@@ -93,6 +100,7 @@ class Session:
         self._odometry: OdometryInput | None = None
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
+        self._notes_said = 0
         self._reconstructor: Reconstructor | None = None
         self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
@@ -115,10 +123,12 @@ class Session:
         self._buffer = (
             tf2_ros.Buffer()
         )  # without the node: its time-outs are wall clock, /clock may stand still
-        opened.callback(tf2_ros.TransformListener(self._buffer, node).unregister)
+        self._fixed = LiveTransforms(self._on_transform_note)
+        self._transforms = TransformInput(node, self._buffer, self._fixed)
+        opened.callback(self._transforms.close)
         self._source = RigSource(
             setup.cameras,
-            self._buffer,
+            self._fixed,
             own.base_frame,
             setup.rig,
             rectified=[
@@ -126,6 +136,7 @@ class Session:
                 for name, topics in setup.topics.items()
                 if is_rectified(node.resolve_topic_name(topics.image))
             ],
+            tell=self._tell,
         )
         self._publishers = Publishers(
             node,
@@ -234,8 +245,11 @@ class Session:
         if self._loading is not None and self._loading.done():
             loading, self._loading = self._loading, None
             loading.result()
+        if self._source.changed and self._loading is None:
+            self._leave_rig()
         if self._reconstructor is None:
             if self._loading is None and (rig := self._source.rig()) is not None:
+                self._fixed.watch(self._source.edges())
                 self._loading = self._worker.call(partial(self._load, rig))
         if self._now.stands_still and not self._clock_said:
             self._clock_said = True
@@ -243,12 +257,44 @@ class Session:
         if look := time.monotonic() - self._looked > LOOK_ANEW:
             self._looked = time.monotonic()
             self._calibrations.look()
+            if self._source.missing():
+                self._transforms.look()
+                self._look_for_topics()
         ask = time.monotonic() - self._activated > NO_INFO
         for camera in self._cameras if self.active else ():
-            if self._reconstructor is None and not (ask and self._source.lacks_info(camera.name)):
+            if self._reconstructor is None and not (ask and self._source.wants_images(camera.name)):
                 camera.disconnect()
-            elif look or not camera.connected:
-                camera.connect()
+            elif (look or not camera.connected) and camera.connect():
+                self._source.images_on(camera.name, camera.topic)
+
+    def _look_for_topics(self) -> None:
+        """Images and camera_info of cameras that have none where they are expected, if nobody said
+        where: by the rules for bags."""
+        topics = published(self._node)
+        for camera in self._cameras:
+            source, name = self._setup.topics[camera.name], camera.name
+            found = camera_of(name, camera.topic, source.image_given, topics)
+            if found is None:
+                continue
+            if not source.image_given and found.image != camera.topic and not camera.connected:
+                if split(found.image) != split(camera.topic):
+                    self._tell(f"camera {name}: its images are taken from {found.image}")
+                camera.use(found.image)
+                self._source.images_on(name, found.image)
+            if source.info_given or not found.camera_info or not self._source.lacks_info(name):
+                continue
+            if not self._calibrations.is_published(name):
+                self._tell(f"camera {name}: its camera_info is taken from {found.camera_info}")
+                self._calibrations.move(name, found.camera_info)
+                camera.pair_with(self._calibrations.subscribers[name])
+
+    def _leave_rig(self) -> None:
+        """The first images show that the rig is another one: the engine is loaded anew for it."""
+        self._source.changed = False
+        if (old := self._reconstructor) is not None:
+            self._reconstructor = None
+            self._worker.call(old.close)
+            self._log.info("the images show that their calibration is another: it is read anew")
 
     def _leave_stuck_engine(self) -> None:
         """A step that does not end cannot be stopped: its thread is left, and another engine is
@@ -284,6 +330,12 @@ class Session:
         if self._loading is not None:
             return [self._start.progress or "the engine to load"]
         missing = self._source.missing()
+        for name in self._setup.cameras if missing else ():
+            if self._source.lacks_info(name) and not self._calibrations.is_published(name):
+                topic, others = self._calibrations.topic(name), listed(published(self._node))
+                missing[missing.index(f"camera_info of {name}")] += f" (on {topic}" + (
+                    f"; published are {others})" if others != "none" else ")"
+                )
         if not missing and self.active:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
@@ -352,9 +404,17 @@ class Session:
         if sentence:
             self._bad(camera, sentence)
 
-    def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
+    def _on_image(
+        self,
+        camera: str,
+        image: RawImage,
+        frame_id: str,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.health.images[camera].tick()
         self._camera_frames[camera] = frame_id or camera
+        if size and (sentence := self._source.image(camera, size, frame_id)):
+            self._bad(camera, sentence)
         if not image.stamp_ns:  # no driver's time: the reception's stands in for it, as in a bag
             image = replace(image, stamp_ns=self._node.get_clock().now().nanoseconds)
             self.health.unstamped[camera] += 1
@@ -367,12 +427,23 @@ class Session:
             with self._sync_lock:
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
-                    self._log.warning(finding)
+                    self._tell(finding, lossy="is learned" not in finding)
                 self._findings_said = len(self._synchronizer.findings)
 
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
             self._synchronizer.add_odometry(sample, self._now())
+
+    def _tell(self, note: str, lossy: bool = False) -> None:
+        """What had to be made of the inputs: once in the log, and on /diagnostics."""
+        if self.health.note(note, lossy):
+            self._log.warning(note)
+
+    def _on_transform_note(self, note: str) -> None:
+        if note.endswith(CONFIGURED_AGAIN):
+            self._bad("tf", note)
+        else:
+            self._tell(note)
 
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
@@ -394,8 +465,15 @@ class Session:
         with self._sync_lock:
             for key, total in sync_drops(self._synchronizer.statistics).items():
                 for _ in range(total - self._sync_counted.get(key, 0)):
-                    if self.health.drops.count(*key) and key[1] == NEVER_CAME:
+                    if not self.health.drops.count(*key):
+                        continue
+                    if key[1] == NEVER_CAME:
                         self._say_remedy(key[0])
+                    elif key[0] == ODOMETRY and key[1] in UNUSABLE:
+                        self._log.warning(
+                            f"odometry: samples are not used: {key[1]} (counted on /diagnostics,"
+                            " said here once)"
+                        )
                 self._sync_counted[key] = total
 
     def _say_remedy(self, name: str) -> None:
@@ -420,12 +498,14 @@ class Session:
     # --- the worker's thread
 
     def _load(self, rig: Rig) -> None:
+        for note in rig_check.check_rig(rig):
+            self._tell(note)
         folder = choose_engine(self._setup.own.engine, rig)
         spec = load_spec(folder, rig)
         want = self._start(folder, rig, lambda: check_rig(spec, rig, f"engine {folder}"))
         reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
-        for note in reconstructor.notes:
-            self._log.warning(note)
+        self._notes_said = 0
+        self._tell_notes(reconstructor)
         self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
@@ -441,6 +521,13 @@ class Session:
         if engine.spec.warning:
             self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
         self._reconstructor = reconstructor
+
+    def _tell_notes(self, reconstructor: Reconstructor) -> None:
+        """What was made of the rig and of its images since the last look."""
+        notes = reconstructor.notes
+        for note in notes[self._notes_said :]:
+            self._tell(note)
+        self._notes_said = len(notes)
 
     def _process(self, frame_set: FrameSet) -> None:
         reconstructor = self._reconstructor
@@ -473,6 +560,7 @@ class Session:
             self._log.warning(f"engine: it runs on {reconstructor.engine.device}")
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
+        self._tell_notes(reconstructor)
         start, worked = time.perf_counter(), time.process_time()
         sentence = (
             self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
