@@ -151,6 +151,8 @@ def dynamic_object(message: Any) -> DynamicObject:
         confidence=float(message.confidence),
         age=int(message.age),
         missed=int(message.missed),
+        class_name=str(getattr(message, "class_name", "")),  # recordings from before have none
+        class_score=float(getattr(message, "class_score", 0.0)),
     )
 
 

@@ -45,6 +45,16 @@ class NodeParameters:
             "torch",
         ),
     )
+    object_engine: str = parameter(
+        "",
+        "folder of an engine of objects (sparse4d) that runs beside the reconstruction: what it"
+        " detects is in ~/objects; empty = none",
+    )
+    occupancy_engine: str = parameter(
+        "",
+        "folder of an engine of occupancy (uniscene) that runs beside the reconstruction, for"
+        " ~/occupancy; empty = none",
+    )
     engine_cache: str = parameter(
         "",
         "folder for engines that TensorRT builds at the first start; empty ="

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tf2_ros
@@ -25,10 +26,13 @@ from sensor_msgs.msg import CameraInfo
 
 from recon4d_ros.bags.topics import split
 from recon4d_ros.cameras import rig_check
+from recon4d_ros.dynamics.one_list import OLD, OneList
 from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
+from recon4d_ros.paths import user_path
+from recon4d_ros.perception import Beside, Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.discovery import camera_of, listed, published
@@ -38,13 +42,24 @@ from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.side_engine import SideEngine, side_threads
 from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.sync.clocks import ODOMETRY
 from recon4d_ros.sync.odometry import NOT_FINITE
-from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
+from recon4d_ros.types import (
+    Calibration,
+    Detections,
+    FrameSet,
+    Jump,
+    Occupancy,
+    OdometrySample,
+    RawImage,
+    Reconstruction,
+    Rig,
+)
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
@@ -55,6 +70,7 @@ NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one t
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 UNUSABLE = (NOT_FINITE,)  # reasons to drop odometry that the log has too
+ELSEWHERE = 3.0  # seconds until topics are looked for elsewhere than where they are expected
 NEVER_CAME = "never came (gaps in its time stamps)"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
@@ -104,6 +120,9 @@ class Session:
         self._reconstructor: Reconstructor | None = None
         self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
+        self._beside: dict[str, SideEngine] = {}
+        self._list = OneList()
+        self._era = 0  # how often everything began anew
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
@@ -165,6 +184,7 @@ class Session:
         ]
         opened.callback(self._disconnect)
         opened.callback(self._close_reconstructor)
+        opened.callback(self._close_beside)
         self._worker = self._make_worker()
         opened.callback(lambda: self._worker.close())  # the one of then: it may be another
         opened.callback(self._start.stop)
@@ -191,6 +211,12 @@ class Session:
         if self._odometry is not None:
             self._odometry.close()
             self._odometry = None
+
+    def _close_beside(self) -> None:
+        self.health.beside = ()
+        for engine in self._beside.values():
+            engine.close()
+        self._beside = {}
 
     def _close_reconstructor(self) -> None:
         if self._reconstructor is not None:
@@ -259,7 +285,9 @@ class Session:
             self._calibrations.look()
             if self._source.missing():
                 self._transforms.look()
-                self._look_for_topics()
+            if self.active and time.monotonic() - self._activated > ELSEWHERE:
+                if self._source.missing() or not all(one.connected for one in self._cameras):
+                    self._look_for_topics()
         ask = time.monotonic() - self._activated > NO_INFO
         for camera in self._cameras if self.active else ():
             if self._reconstructor is None and not (ask and self._source.wants_images(camera.name)):
@@ -276,9 +304,9 @@ class Session:
             found = camera_of(name, camera.topic, source.image_given, topics)
             if found is None:
                 continue
-            if not source.image_given and found.image != camera.topic and not camera.connected:
-                if split(found.image) != split(camera.topic):
-                    self._tell(f"camera {name}: its images are taken from {found.image}")
+            elsewhere = split(found.image) != split(camera.topic)
+            if elsewhere and not source.image_given and not camera.connected:
+                self._tell(f"camera {name}: its images are taken from {found.image}")
                 camera.use(found.image)
                 self._source.images_on(name, found.image)
             if source.info_given or not found.camera_info or not self._source.lacks_info(name):
@@ -293,6 +321,7 @@ class Session:
         self._source.changed = False
         if (old := self._reconstructor) is not None:
             self._reconstructor = None
+            self._worker.call(self._close_beside)  # made for that rig, too
             self._worker.call(old.close)
             self._log.info("the images show that their calibration is another: it is read anew")
 
@@ -521,6 +550,47 @@ class Session:
         if engine.spec.warning:
             self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
         self._reconstructor = reconstructor
+        self._start_beside(rig, reconstructor.calibration)
+
+    def _start_beside(self, rig: Rig, shared: Calibration) -> None:
+        """The engines of objects and of occupancy, each loaded in its own thread."""
+        own, threads = self._setup.own, side_threads()
+        kinds: tuple[tuple[str, str, Callable[..., Beside[Any]], Callable[..., None]], ...] = (
+            ("object engine", own.object_engine, Objects, self._on_detections),
+            ("occupancy engine", own.occupancy_engine, OccupiedSpace, self._on_occupancy),
+        )
+        for name, folder, kind, done in kinds:
+            if folder and name not in self._beside:
+                load = partial(kind, user_path(folder), rig, threads, shared)
+                self._beside[name] = SideEngine(name, load, done, say=self._say)
+        self.health.beside = tuple(self._beside.values())
+
+    def _say(self, sentence: str, bad: bool) -> None:
+        if bad:  # on lines of their own: rclpy holds a line to one severity
+            self._log.warning(sentence)
+        else:
+            self._log.info(sentence)
+
+    # in the threads of the engines beside
+
+    def _on_detections(self, look: Look, detections: Detections) -> None:
+        self._list.take(detections, look.world)
+
+    def _on_occupancy(self, look: Look, occupancy: Occupancy) -> None:
+        if self.active and look.era == self._era:
+            self._publishers.show_occupancy(occupancy)
+
+    # in the worker's thread
+
+    def _listed(self, result: Reconstruction, look: Look) -> Reconstruction:
+        """With the tracks and what the object engine detects as one list."""
+        before = self._list.too_old
+        objects = self._list.at(look.frame_set.stamp_ns, result.motion.objects, look.world)
+        if self._list.too_old > before:
+            self._bad(
+                "object engine", f"its objects came more than {OLD * 1e-9:g} s after their images"
+            )
+        return replace(result, motion=replace(result.motion, objects=objects))
 
     def _tell_notes(self, reconstructor: Reconstructor) -> None:
         """What was made of the rig and of its images since the last look."""
@@ -561,6 +631,11 @@ class Session:
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
         self._tell_notes(reconstructor)
+        look = Look.of(result, self._era)
+        for engine in self._beside.values():
+            engine.put(look)
+        if self._setup.own.object_engine:
+            result = self._listed(result, look)
         start, worked = time.perf_counter(), time.process_time()
         sentence = (
             self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
@@ -599,9 +674,12 @@ class Session:
 
     def _begin_anew(self, *, reset: bool) -> None:
         assert self._reconstructor is not None
+        self._era += 1
         if reset:
             self._reconstructor.reset()
             self._last_ns = None
+            for engine in self._beside.values():
+                engine.reset()
         self._reset_ns = time.monotonic_ns()
         self._publishers.reset()
         self.health.reset()
