@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,30 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("searching", deadline=None)
 settings.load_profile(os.environ.get("RECON4D_HYPOTHESIS", "repeatable"))
+
+# The files that take longest, longest first: two workers that take a file each then end together.
+# (pytest-xdist's own order, by number of tests, is switched off in the Makefile.)
+LONGEST = (
+    "test_tensorrt_build.py",
+    "test_ros_graph.py",
+    "test_engine.py",
+    "test_cli.py",
+    "test_networks_driv3r.py",
+    "test_build.py",
+    "test_scenarios.py",
+    "test_networks_point3r.py",
+    "test_networks_sparse4d.py",
+    "test_export_learned.py",
+    "test_sim.py",
+    "test_networks_uniscene.py",
+    "test_dynamics.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts by file, longest first; the order within a file stays."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -64,27 +90,51 @@ def stereo_engine() -> Path:
     return Path(__file__).resolve().parents[1] / "engines/geometric_stereo"
 
 
-BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=4,decoder_width=96,decoder_heads=2"  # noqa: E501
+# every kind of block and operator of the published ones
+BLOCKS = "encoder_depth=1,encoder_width=64,encoder_heads=2,decoder_depth=2,decoder_width=96,decoder_heads=2,value_depth=1,head_width=32"  # noqa: E501
 LEARNED = {
     "point3r": f"stand-in:{BLOCKS},pointer_heads=4,pose_slots=8",
-    "driv3r": f"stand-in:{BLOCKS},value_depth=1",
+    "driv3r": f"stand-in:{BLOCKS}",
     "dymultidepth": "stand-in",
 }
 
 
 @pytest.fixture(scope="session")
-def learned_engine(
+def once(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)` gives a folder that `make(folder)` filled, once per run of the tests: the
+    workers of pytest-xdist share it. Nobody may write into it afterwards."""
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        base = base.parent
+    (base / "once").mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = base / "once" / name
+        with open(base / "once" / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                new = folder.with_name(f"{name}.new")
+                shutil.rmtree(new, ignore_errors=True)  # of a worker that failed
+                make(new)
+                new.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def learned_engine(
+    once: Callable[[str, Callable[[Path], object]], Path], request: pytest.FixtureRequest
 ) -> Callable[[str], Path]:
     """Gives the engine of a published network, tiny, with stand-in weights, as a user exports it:
-    Point3R for one camera, the others for the two of small_bag. Each takes ten seconds, once."""
-    made: dict[str, Path] = {}
+    Point3R for one camera, the others for the two of small_bag."""
 
     def export(network: str) -> Path:
         from recon4d_ros.cli import main
 
-        if network not in made:
-            folder = tmp_path_factory.mktemp("learned") / network
+        def make(folder: Path) -> None:
             command = ["export", "--network", network, "--checkpoint", LEARNED[network]]
             if network == "point3r":
                 rig = ["--cameras", "1", "--size", "48x64", "--image-size", "96x128"]
@@ -93,7 +143,7 @@ def learned_engine(
                 rig = ["--rig", str(request.getfixturevalue("small_bag")), "--size", "48x160"]
                 rig += ["--pointers", "200"]
             assert main([*command, *rig, "--out", str(folder)]) == 0
-            made[network] = folder
-        return made[network]
+
+        return once(network, make)
 
     return export

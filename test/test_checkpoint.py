@@ -88,7 +88,7 @@ def test_model_string_against_the_shapes(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tiny() -> point3r.Point3R:
     torch.manual_seed(0)
-    return point3r.Point3R(point3r.Configuration(1, 64, 2, 4, 96, 2, 4, 8))
+    return point3r.Point3R(point3r.Configuration(1, 64, 2, 2, 96, 2, 4, 8, 1, 32))
 
 
 TINY = (

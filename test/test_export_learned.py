@@ -60,9 +60,10 @@ def images() -> torch.Tensor:
 # --- the step against the stream, which equals the authors' outputs (test_networks_point3r.py)
 
 
+@pytest.mark.full
 def test_the_step_equals_the_authors_outputs() -> None:
     """Every frame of the stream, the number of pointers included, though offers enter one step
-    later."""
+    later. (That the stream equals them, and the step the stream, is seen without.)"""
     with torch.device("meta"):
         net = point3r.build(point3r.Configuration(encoder_depth=4, decoder_depth=4))
     net.load_state_dict(golden_weights("point3r_small"), assign=True)

@@ -20,7 +20,7 @@ from recon4d_ros.networks.driv3r_stream import SensorStream, StreamMemory  # noq
 from recon4d_ros.networks.sensor_memory import Pool, Rules, add, alike, pool_shapes, read, unit  # noqa: E402
 
 SMALL = driv3r.Configuration(encoder_depth=3, decoder_depth=10)
-TINY = driv3r.Configuration(1, 64, 1, 4, 64, 1, 1)
+TINY = driv3r.Configuration(1, 64, 1, 2, 64, 1, 1)
 SIZE = (48, 64)  # 12 patches
 
 
@@ -36,8 +36,10 @@ def test_parameter_names_and_shapes(name: str, configuration: driv3r.Configurati
     )
 
 
-def test_the_authors_outputs_frame_by_frame() -> None:
-    """With the published capacity; the authors' memory grows, to 784 entries here."""
+@pytest.mark.parametrize("frames", [3, pytest.param(5, marks=pytest.mark.full)])
+def test_the_authors_outputs_frame_by_frame(frames: int) -> None:
+    """With the published capacity; the authors' memory grows, to 784 entries here. All five frames
+    take 20 s."""
     with torch.device("meta"):
         network = driv3r.build(SMALL)
     network.load_state_dict(golden_weights("driv3r_small"), assign=True)
@@ -53,12 +55,16 @@ def test_the_authors_outputs_frame_by_frame() -> None:
         worst[f"{name}/confidence"] = relative(ours.confidence[0, ::4, ::4], golden[f"{name}/conf"])
 
     with torch.inference_mode():
-        for i, image in enumerate(golden["images"]):
+        for i, image in enumerate(golden["images"][:frames]):
             pair, memory = stream(torch.from_numpy(image)[None], memory)
             if i:
                 compare(str(i - 1), pair.before)
-        compare(str(i), pair.now)
-    assert len(worst) == 10 and max(worst.values()) < 1e-3, worst
+        if frames == len(golden["images"]):
+            compare(str(i), pair.now)
+    assert len(worst) >= 2 * (frames - 1) and max(worst.values()) < 1e-3, worst
+    if frames < len(golden["images"]):
+        return
+    assert len(worst) == 10
     valid = memory.pool.valid > 0.5
     assert int(valid.sum()) == golden["memory_keys_shape"][1]
     assert relative(memory.pool.used[valid], golden["memory_attention"]) < 1e-3
@@ -383,7 +389,7 @@ def run(
 
 
 def test_the_step_keeps_its_contract(tiny: driv3r.Driv3R) -> None:
-    step = driv3r.make_step(tiny, OPTIONS)
+    step = Driv3RStep(tiny, OPTIONS)
     frames = drive(4)
     for name, (kind, shape) in step.frame_inputs().items():
         assert frames[0][name].dtype == kind and tuple(frames[0][name].shape) == shape
@@ -410,7 +416,7 @@ def test_depth_is_what_the_camera_sees_of_its_points(tiny: driv3r.Driv3R) -> Non
     """At the first image the third coordinate of its points; later the centre is that of the rays,
     in the anchor's directions."""
     frames = drive(3)
-    results = run(driv3r.make_step(tiny, OPTIONS), frames)
+    results = run(Driv3RStep(tiny, OPTIONS), frames)
     stream = SensorStream(tiny, SIZE, cameras=2, capacity=40)
     memory = stream.begin()
     with torch.inference_mode():
@@ -476,7 +482,7 @@ class Wall:
 def test_positions_and_depth_of_a_known_wall(tiny: driv3r.Driv3R, clip: int) -> None:
     """Over clips too, each of which has a unit of its own: all in that of the first."""
     frames = drive(8)
-    step = driv3r.make_step(tiny, OPTIONS, clip=clip)
+    step = Driv3RStep(tiny, OPTIONS, clip=clip)
     poses = [frame["pose"] for frame in frames]
     wall = Wall(step, poses, frames[0]["k"], (0.5, 0.6, 0.3, 0.8, 0.4))
     del step._modules["stream"]
@@ -507,7 +513,7 @@ def test_two_clips_are_joined_by_what_both_say_of_one_image() -> None:
 
 def test_the_graph_does_what_the_module_does(tiny: driv3r.Driv3R, tmp_path: Path) -> None:
     """Frame by frame through a pruning, an absent camera and things that move."""
-    step = driv3r.make_step(tiny, OPTIONS, clip=5).eval()
+    step = Driv3RStep(tiny, OPTIONS, clip=5).eval()
     frames = drive(7)
     expected = run(step, frames)
     check_graph(step, frames, expected, tmp_path / "model.onnx")

@@ -310,8 +310,8 @@ def test_sizes_and_options_that_do_not_fit() -> None:
     with torch.device("meta"):
         network = dymultidepth.build(dymultidepth.Configuration())
     with pytest.raises(EngineError, match="multiples of 16"):
-        dymultidepth.make_step(network, StepOptions(1, SIZE, (40, 64)))
+        DyMultiDepthStep(network, StepOptions(1, SIZE, (40, 64)))
     with pytest.raises(EngineError, match="keyframe_motion"):
-        dymultidepth.make_step(network, StepOptions(1, SIZE, SIZE), -1.0)
+        DyMultiDepthStep(network, StepOptions(1, SIZE, SIZE), -1.0)
     with pytest.raises(EngineError, match="backbone"):
         dymultidepth.Configuration("vgg")

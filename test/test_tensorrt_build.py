@@ -213,6 +213,51 @@ def test_products_in_fp8_are_built(tmp_path, begin) -> None:
     assert build.network_layers >= 4
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("pad", marks=pytest.mark.xfail(raises=EngineError, strict=False)), "indices"],
+)
+def test_the_border_of_what_was_sampled_is_made_by_indices(mode, tmp_path, begin) -> None:
+    """The smallest piece of Dynamic-multiframe-depth that TensorRT for RTX 1.7.1.116 cannot build
+    (`myl_fusion_heuristics.cpp:1174 ssa_validation`): what GridSample gives is read by a
+    convolution, by two operations element by element, and by a Pad, of whatever mode. An XPASS says
+    that a later version can; networks/photometric.py may use F.pad then."""
+    constants = {
+        "half": np.float32(0.5),
+        "one": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "rows": np.array([1, *range(8), 6]),
+        "columns": np.array([1, *range(16), 14]),
+        "weight": np.ones((4, 3, 3, 1), np.float32),
+    }
+    border = {
+        "pad": [helper.make_node("Pad", ["x", "one"], ["wide"], mode="reflect")],
+        "indices": [
+            helper.make_node("Gather", ["x", "rows"], ["tall"], axis=2),
+            helper.make_node("Gather", ["tall", "columns"], ["wide"], axis=3),
+        ],
+    }[mode]
+    nodes = [
+        helper.make_node("GridSample", ["image", "grid"], ["x"], align_corners=1, mode="bilinear"),
+        helper.make_node("Add", ["x", "half"], ["more"]),
+        helper.make_node("Sub", ["more", "half"], ["less"]),
+        helper.make_node("Conv", ["x", "weight"], ["convolved"], pads=[1, 0, 1, 0]),
+        *border,
+    ]
+    model = tmp_path / mode / "model.onnx"
+    save(
+        model,
+        nodes,
+        [("image", FLOAT, [1, 3, 8, 16]), ("grid", FLOAT, [1, 8, 16, 2])],
+        [
+            ("less", FLOAT, [1, 3, 8, 16]),
+            ("convolved", FLOAT, [1, 4, 8, 16]),
+            ("wide", FLOAT, [1, 3, 10, 18]),
+        ],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    begin(model).result()
+
+
 # --- what goes wrong
 
 
@@ -280,6 +325,8 @@ def test_options_that_cannot_be_are_a_sentence(tmp_path, capsys) -> None:
         (["--compute-capability", "8"], "expected some of 7.5, 8.0, 8.6"),
         (["--hardware-compatible"], "--hardware-compatible is for --runtime tensorrt, not"),
         (["--timing-cache", "x"], "--timing-cache is for --runtime tensorrt, not"),
+        (["--workspace", "-1"], "--workspace is -1: expected GiB up to 4096, 0 for all there is"),
+        (["--workspace", "nan"], "--workspace is nan: expected GiB"),
     ):
         arguments = ["export", "--from", str(tmp_path / "mine"), "--runtime", RTX, *more]
         assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
@@ -313,9 +360,17 @@ def test_ctrl_c_leaves_the_engine_that_was_there(tmp_path) -> None:
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out)]) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    command = [sys.executable, "-m", "recon4d_ros.cli", *arguments, "--out", str(out), "--force"]
+    long = str(paths.engines() / "geometric_surround1")  # takes seconds
+    command = [sys.executable, "-m", "recon4d_ros.cli", "export", "--from", long]
+    command += ["--runtime", RTX, "--out", str(out), "--force"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell that runs the tests in the background has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

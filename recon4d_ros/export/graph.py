@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -53,6 +54,7 @@ def write_graph(
         contextlib.redirect_stdout(io.StringIO()),
         _quiet("torch.onnx"),
         _quiet("onnxscript"),
+        _uncollected(),
         torch.no_grad(),
     ):
         warnings.simplefilter("ignore")
@@ -175,6 +177,19 @@ def _module(node: onnx.NodeProto) -> str:
         if entry.key == "pkg.torch.onnx.name_scopes":
             return ["", *ast.literal_eval(entry.value)][-2]  # the last one is the operator
     return ""
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """The tracer makes millions of small objects that stay, and the garbage collector looks at all
+    of them again and again: a fifth of the time (12.0 and 9.3 s for Driv3R at the tests' size)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from recon4d_ros.export.apart import Stop, run_apart
 MODEL = "model.engine"
 COMPILER = "recon4d_ros.export.tensorrt_compiler"
 ROOM = 64 << 20  # bytes that an engine may have beside its weights: kernels, names of layers
+LARGEST_WORKSPACE = 4096  # GiB
 Progress = Callable[[str, float], None]  # what it does now, and how much of all is done (0 to 1)
 
 
@@ -127,7 +128,12 @@ def _ask(
 
 
 def _check_options(runtime: str, options: GpuOptions) -> None:
-    """Raises ParameterError for what the runtime does not have."""
+    """Raises ParameterError for what the runtime does not have, or nobody can."""
+    if not 0 <= options.workspace <= LARGEST_WORKSPACE:
+        raise ParameterError(
+            f"--workspace is {options.workspace:g}: expected GiB up to {LARGEST_WORKSPACE}, 0 for"
+            " all there is"
+        )
     of_tensorrt = {
         "--timing-cache": options.timing_cache,
         "--hardware-compatible": options.hardware_compatible,

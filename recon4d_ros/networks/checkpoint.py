@@ -9,7 +9,8 @@ parameters, "args": ..., ...}. Besides tensors and plain values only argparse.Na
 
 Every system is a module of this package with `build(configuration) -> nn.Module` and
 `configuration_of(shapes, model) -> configuration` (a frozen dataclass), which raises EngineError
-where the file asks for what the network cannot do; and for engines `make_step` (step.py).
+where the file asks for what the network cannot do. For engines the module MODULE_step beside it has
+`make_step` (step.py) and, where a rig decides options of the step, `options_for`.
 """
 
 from __future__ import annotations
@@ -183,11 +184,14 @@ def make_step(
     calibration: Calibration | None = None,
 ) -> nn.Module:
     """The step of the network `name` for an engine; own: options that only this network has;
-    calibration: of the rig it is for, where there is one (a module's `options_for` makes options of
-    it). Raises EngineError."""
-    make = getattr(_module(name), "make_step", None)
-    if make is None:
-        raise EngineError(f"network {name}: this version has no step for it, which an engine needs")
+    calibration: of the rig it is for, where there is one (`options_for` makes options of it).
+    Raises EngineError."""
+    try:
+        module = _module(f"{name}_step")
+    except ModuleNotFoundError:
+        raise EngineError(
+            f"network {name}: this version has no step for it, which an engine needs"
+        ) from None
     for key, value in own.items():
         if (
             isinstance(value, bool)
@@ -195,11 +199,11 @@ def make_step(
             or not math.isfinite(value)
         ):
             raise EngineError(f"network {name}: option {key} is {value!r}: expected a number")
-    follow = getattr(_module(name), "options_for", None)
+    follow = getattr(module, "options_for", None)
     if calibration is not None and follow is not None:
         own = follow(network, calibration, own) | own
     try:
-        return make(network, options, **own)
+        return module.make_step(network, options, **own)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:

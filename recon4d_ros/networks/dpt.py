@@ -3,26 +3,41 @@ size (Ranftl et al., DPT, 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYERS = (
-    96,
-    192,
-    384,
-    768,
-)  # channels of the pyramid's levels, from fine (stride 4) to coarse (stride 32)
+from recon4d_ros.errors import EngineError
+
+WIDTH = 256  # of every published head
+EIGHTHS = (3, 6, 12, 24)
+# of the width: channels of the pyramid's levels, from fine (stride 4) to coarse (stride 32)
+
+
+def levels(width: int) -> list[int]:
+    return [width * part // 8 for part in EIGHTHS]
+
+
+def width_of(shapes: Mapping[str, tuple[int, ...]], head: str) -> int:
+    """Of the DenseHead under a name in a checkpoint: of every one, where it is not there."""
+    return (*shapes.get(f"{head}.scratch.layer1_rn.weight", ()), WIDTH)[0]
+
+
+def check_width(width: int) -> None:
+    """Raises EngineError."""
+    if width < 8 or width % 8:
+        raise EngineError(f"its heads have {width} channels, expected a multiple of 8")
 
 
 class DenseHead(nn.Module):
     """tokens: four [B, T, C_i] on one grid of patches -> [B, out, H, W]. `channels` are the four
     C_i."""
 
-    def __init__(self, channels: Sequence[int], out: int, width: int = 256) -> None:
+    def __init__(self, channels: Sequence[int], out: int, width: int = WIDTH) -> None:
         super().__init__()
+        layers = levels(width)
         self.scratch = _Pyramid(width)
         self.head = nn.Sequential(
             nn.Conv2d(width, width // 2, 3, padding=1),
@@ -31,13 +46,13 @@ class DenseHead(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width // 2, out, 1),
         )
-        reduce = [nn.Conv2d(c, layer, 1) for c, layer in zip(channels, LAYERS, strict=True)]
+        reduce = [nn.Conv2d(c, layer, 1) for c, layer in zip(channels, layers, strict=True)]
         self.act_postprocess = nn.ModuleList(
             [
-                nn.Sequential(reduce[0], nn.ConvTranspose2d(LAYERS[0], LAYERS[0], 4, stride=4)),
-                nn.Sequential(reduce[1], nn.ConvTranspose2d(LAYERS[1], LAYERS[1], 2, stride=2)),
+                nn.Sequential(reduce[0], nn.ConvTranspose2d(layers[0], layers[0], 4, stride=4)),
+                nn.Sequential(reduce[1], nn.ConvTranspose2d(layers[1], layers[1], 2, stride=2)),
                 nn.Sequential(reduce[2]),
-                nn.Sequential(reduce[3], nn.Conv2d(LAYERS[3], LAYERS[3], 3, stride=2, padding=1)),
+                nn.Sequential(reduce[3], nn.Conv2d(layers[3], layers[3], 3, stride=2, padding=1)),
             ]
         )
 
@@ -55,7 +70,9 @@ class _Pyramid(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        convolutions = [nn.Conv2d(layer, width, 3, padding=1, bias=False) for layer in LAYERS]
+        convolutions = [
+            nn.Conv2d(layer, width, 3, padding=1, bias=False) for layer in levels(width)
+        ]
         self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = convolutions
         self.layer_rn = nn.ModuleList(convolutions)
         self.refinenet1 = _Fusion(width)

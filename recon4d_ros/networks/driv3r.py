@@ -22,10 +22,15 @@ from torch import Tensor, nn
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.attention import DecoderBlock, EncoderBlock, PatchEmbed, layer_norm
 from recon4d_ros.networks.checkpoint import ModelText
-from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
+from recon4d_ros.networks.dpt import (
+    WIDTH,
+    DenseHead,
+    check_width,
+    points_and_confidence,
+    width_of,
+)
 from recon4d_ros.networks.rotary import grid_rotation
 from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
-from recon4d_ros.networks.step import StepOptions
 
 PATCH = 16
 HEAD_CHANNELS = 64  # of one attention head, in every published size
@@ -42,14 +47,16 @@ class Configuration:
     decoder_width: int = 768
     decoder_heads: int = 12
     value_depth: int = 6
+    head_width: int = WIDTH
 
     def __post_init__(self) -> None:
         depths = self.encoder_depth, self.decoder_depth, self.value_depth
-        if min(depths) < 1 or self.decoder_depth < 4 or max(depths) > 99:
+        if min(depths) < 1 or self.decoder_depth < 2 or max(depths) > 99:
             raise EngineError(
-                f"expected 1..99 encoder, 4..99 decoder and 1..99 value blocks, got {depths[0]},"
+                f"expected 1..99 encoder, 2..99 decoder and 1..99 value blocks, got {depths[0]},"
                 f" {depths[1]} and {depths[2]}"
             )
+        check_width(self.head_width)
         check_heads(
             (self.encoder_width, self.encoder_heads), (self.decoder_width, self.decoder_heads)
         )
@@ -83,6 +90,7 @@ def configuration_of(
         decoder_width=widths["decoder"],
         decoder_heads=widths["decoder"] // HEAD_CHANNELS,
         value_depth=depth_of(shapes, "value_encoder"),
+        head_width=width_of(shapes, "dust3r.downstream_head1.dpt"),
     )
 
 
@@ -180,13 +188,6 @@ def build(configuration: Configuration) -> Driv3R:
     return Driv3R(configuration)
 
 
-def make_step(network: Driv3R, options: StepOptions, **own: float) -> nn.Module:
-    """For engines: see driv3r_step.py, whose options `own` are."""
-    from recon4d_ros.networks.driv3r_step import Driv3RStep
-
-    return Driv3RStep(network, options, **own)
-
-
 class Dust3R(nn.Module):
     """Two decoders over one encoder: the first speaks for the frame that the points refer to, the
     second for the other one."""
@@ -245,9 +246,8 @@ class Dust3R(nn.Module):
 class Head(nn.Module):
     def __init__(self, c: Configuration) -> None:
         super().__init__()
-        self.dpt = DenseHead(
-            (c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width), 4
-        )
+        widths = (c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width)
+        self.dpt = DenseHead(widths, 4, c.head_width)
 
     def forward(self, decoded: list[Tensor], grid: tuple[int, int]) -> PointMap:
         return PointMap(*points_and_confidence(self.dpt([x.float() for x in decoded], grid)))

@@ -148,3 +148,7 @@ def join(before: Tensor, now: Tensor, weight: Tensor) -> Tensor:
 
 def _mean(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-12)
+
+
+def make_step(network: Driv3R, options: step.StepOptions, **own: float) -> Driv3RStep:
+    return Driv3RStep(network, options, **own)

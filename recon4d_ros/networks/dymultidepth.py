@@ -21,13 +21,9 @@ from torch import Tensor, nn
 
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.checkpoint import ModelText
-from recon4d_ros.networks.dymultidepth_step import DyMultiDepthStep
 from recon4d_ros.networks.efficientnet import EfficientNetB5
 from recon4d_ros.networks.photometric import cost_volume
 from recon4d_ros.networks.resnet import ResNet18
-from recon4d_ros.networks.step import StepOptions
-
-__all__ = ["Configuration", "DyMultiDepth", "Prediction", "build", "configuration_of", "make_step"]
 
 NEAREST, FARTHEST = 0.33, 0.0025  # inverse depths, 1/m
 DEPTHS = 32  # of the cost volume, evenly spaced in inverse depth
@@ -78,12 +74,6 @@ def configuration_of(
 
 def build(configuration: Configuration) -> DyMultiDepth:
     return DyMultiDepth(configuration)
-
-
-def make_step(
-    network: DyMultiDepth, options: StepOptions, keyframe_motion: float = 0.25
-) -> DyMultiDepthStep:
-    return DyMultiDepthStep(network, options, keyframe_motion)
 
 
 class Prediction(NamedTuple):

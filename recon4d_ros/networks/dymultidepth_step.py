@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks import step
+from recon4d_ros.networks.dymultidepth import DyMultiDepth, Prediction
 from recon4d_ros.networks.working_image import as_bytes, as_rgb, working_images
-
-if TYPE_CHECKING:
-    from recon4d_ros.networks.dymultidepth import DyMultiDepth, Prediction
 
 NEIGHBOURS = 2
 MULTIPLE = 16  # of pixels, that images' sides have to be
@@ -157,3 +155,7 @@ def relative_poses(poses: Tensor, pose: Tensor) -> Tensor:
         [0.0, 0.0, 0.0, 1.0], device=pose.device
     )
     return torch.cat([torch.cat([turn, move], 3), last], 2)
+
+
+def make_step(network: DyMultiDepth, options: step.StepOptions, **own: float) -> DyMultiDepthStep:
+    return DyMultiDepthStep(network, options, **own)

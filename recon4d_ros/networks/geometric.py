@@ -37,7 +37,13 @@ from recon4d_ros.networks.matching import (
 from recon4d_ros.networks.pointer_memory import SCALE, SIGMA, Memory, Tokens, fuse, patches
 from recon4d_ros.networks.projection import Projection
 from recon4d_ros.networks.splat import nearest_of
-from recon4d_ros.networks.working_image import as_bytes, as_grey, last_index, working_images
+from recon4d_ros.networks.working_image import (
+    as_bytes,
+    as_grey,
+    last_index,
+    numbers,
+    working_images,
+)
 
 RECALL_ROUNDS = 4
 CUE_ROUNDS = 8
@@ -121,8 +127,9 @@ class GeometricStep(nn.Module):
 
     def scaled_k(self, k: Tensor, s: int) -> Tensor:
         """Intrinsics of pixels of s x s working pixels, whose centres lie between these."""
-        scale = torch.tensor([1 / s, 1 / s, 1.0])[:, None]
-        shift = torch.tensor([[0.0, 0.0, (s - 1) / 2], [0.0, 0.0, (s - 1) / 2], [0.0, 0.0, 0.0]])
+        between, device = (s - 1) / 2, k.device
+        scale = torch.tensor([1 / s, 1 / s, 1.0], device=device)[:, None]
+        shift = torch.tensor([[0.0, 0.0, between], [0.0, 0.0, between], [0.0] * 3], device=device)
         return (k - shift) * scale
 
     # ---------------------------------------------------------------------------------------------
@@ -141,7 +148,7 @@ class GeometricStep(nn.Module):
         to_inverse = 1 / (
             self.scaled_k(k, o.stride)[0, 0, 0] * baseline
         )  # of one volume pixel of disparity
-        plane_inverse = torch.arange(o.planes - 1, -1, -1, dtype=torch.float32) * to_inverse
+        plane_inverse = (o.planes - 1 - numbers(o.planes, k)) * to_inverse
         scores = raw + self.cue_scores((cue[0][:1], cue[1][:1]), plane_inverse, to_inverse)
         total = semi_global(scores, o.step_penalty, o.jump_penalty)
         both = torch.cat([total, other_view(total[0])[None]])
@@ -162,16 +169,13 @@ class GeometricStep(nn.Module):
             surfaces[:, 1],
             torch.where(like[:, 2] > own, surfaces[:, 2], surfaces[:, 0]),
         )
-        steps = torch.tensor([-1.0, 0.0, 1.0])[None, :, None, None]
+        steps = (numbers(3, k) - 1)[None, :, None, None]
         like = self.likeness(fine, chosen[:, None] + steps, 5)
         bend = (2 * like[:, 1] - like[:, 0] - like[:, 2]).clamp_min(1e-4)
         chosen = chosen + ((like[:, 2] - like[:, 0]) / (2 * bend)).clamp(-0.75, 0.75)
 
         # each view's disparity, looked up where the other one says this pixel is
-        columns, end = (
-            torch.arange(chosen.shape[2], dtype=torch.float32),
-            last_index(chosen.shape[2]),
-        )
+        columns, end = numbers(chosen.shape[2], k), last_index(chosen.shape[2], k)
         target = torch.stack([columns - chosen[0], columns + chosen[1]])
         inside = (target >= 0) & (target <= end)
         index = torch.minimum(target.round().clamp_min(0.0), end).to(torch.int64)
@@ -191,13 +195,11 @@ class GeometricStep(nn.Module):
         of their own pixels, averaged over a window: [2, K, y, x]."""
         _, c, y, x = descriptors.shape
         options = disparity.shape[1]
-        across, down = (2 / last_index(size) for size in (x, y))
-        columns, rows = (
-            torch.arange(x, dtype=torch.float32) * across - 1,
-            torch.arange(y, dtype=torch.float32) * down - 1,
-        )
+        across, down = (2 / last_index(size, disparity) for size in (x, y))
+        columns, rows = numbers(x, disparity) * across - 1, numbers(y, disparity) * down - 1
         place = torch.stack([columns[None, :].expand(y, x), rows[:, None].expand(y, x)], -1)
-        way = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[:, None, None, None] * across
+        way = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], device=disparity.device)
+        way = way[:, None, None, None] * across
         grid = (place + disparity[..., None] * way).reshape(2, options * y, x, 2)
         sampled = F.grid_sample(
             descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True
@@ -217,13 +219,14 @@ class GeometricStep(nn.Module):
         fades from frame to frame. Each [2, 2y, 2x]."""
         o = self.o
         count, rows, columns = inverse.shape
-        bottom, right = last_index(rows), last_index(columns)
+        bottom, right = last_index(rows, inverse), last_index(columns, inverse)
         moved = F.max_pool2d(at["moving"].to(torch.float32)[:, None], o.depth_stride)[:, 0]
         known = at["before_sure"] * (moved == 0).to(torch.float32)
         shift = F.pad(at["anchor_shift"][None, :, None], (3, 0, 0, 1))
         k = self.scaled_k(at["k"], o.depth_stride)
         rays = self.rays(k, (rows, columns))
-        move = Projection.between(rays, at["pose"], at["before_pose"] - shift, k, torch.ones(count))
+        every = torch.ones(count, device=k.device)
+        move = Projection.between(rays, at["pose"], at["before_pose"] - shift, k, every)
         q = [
             constant + slope * at["before_inverse"]
             for constant, slope in zip(move.constant, move.slope, strict=True)
@@ -232,7 +235,7 @@ class GeometricStep(nn.Module):
         z = torch.where(ahead, q[2], 1.0)
         u, v = (q[0] / z).round(), (q[1] / z).round()
         inside = ahead & (u >= 0) & (u <= right) & (v >= 0) & (v <= bottom)
-        camera = torch.arange(count, dtype=torch.float32)[:, None, None]
+        camera = numbers(count, inverse)[:, None, None]
         index = torch.where(inside, (camera * (bottom + 1) + v) * (right + 1) + u, -1.0)
         there, sure = (
             tensor.reshape(count, 1, rows, columns)
@@ -356,8 +359,8 @@ class GeometricStep(nn.Module):
     def rays(self, k: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """x and y at z = 1 of the pixels of images of `size` (y, x): [n, 1, x] and [n, y, 1]."""
         y, x = size
-        u = (torch.arange(x, dtype=torch.float32) - k[:, 0, 2, None]) / k[:, 0, 0, None]
-        v = (torch.arange(y, dtype=torch.float32) - k[:, 1, 2, None]) / k[:, 1, 1, None]
+        u = (numbers(x, k) - k[:, 0, 2, None]) / k[:, 0, 0, None]
+        v = (numbers(y, k) - k[:, 1, 2, None]) / k[:, 1, 1, None]
         return u[:, None, :], v[:, :, None]
 
     def cue_scores(
@@ -365,7 +368,10 @@ class GeometricStep(nn.Module):
     ) -> Tensor:
         """Scores [B, y, x, D] that pointers give to the planes around their own inverse depth."""
         inverse, spread = (tensor.unsqueeze(-1) for tensor in cue)
-        width = torch.maximum(spread, torch.as_tensor(bin_width))
+        if isinstance(bin_width, Tensor):
+            width = torch.maximum(spread, bin_width)
+        else:
+            width = spread.clamp_min(bin_width)
         near = torch.exp(-0.5 * ((plane_inverse - inverse) / width).square())
         return self.o.cue * near * (inverse > 0).to(near.dtype)
 
@@ -432,7 +438,7 @@ class GeometricStep(nn.Module):
         the image), match (correlation of its patch)."""
         o = self.o
         n, m = o.cameras, o.pointers
-        bottom, right = last_index(grey.shape[2]), last_index(grey.shape[3])
+        bottom, right = (last_index(size, grey) for size in grey.shape[2:])
         rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
         local = torch.matmul(
             memory.position[None] - centre[:, None], rotation
@@ -455,7 +461,7 @@ class GeometricStep(nn.Module):
         step = (memory.feature[None, :, SCALE] * k[:, 0, 0, None] / safe).clamp(
             o.patch_step / 2, o.patch_step * 4
         )
-        camera = torch.arange(n, dtype=torch.float32)[:, None].expand(n, m)
+        camera = numbers(n, grey)[:, None].expand(n, m)
         seen = patches(
             grey, camera.reshape(-1), torch.stack([u, v], -1).reshape(-1, 2), step.reshape(-1)
         ).reshape(n, m, SCALE)
@@ -467,10 +473,10 @@ class GeometricStep(nn.Module):
     ) -> Tensor:
         """[n, m] flat index into [n, y, x] of `size` (y, x), pixels of stride x stride working
         pixels, of each pointer, as float32 (exact below 2^24); -1 where not `where`."""
-        bottom, right = last_index(size[0]), last_index(size[1])
+        bottom, right = (last_index(length, where) for length in size)
         u = torch.minimum((seen["u"] / stride).floor().clamp_min(0.0), right)
         v = torch.minimum((seen["v"] / stride).floor().clamp_min(0.0), bottom)
-        camera = torch.arange(self.o.cameras, dtype=torch.float32)[:, None]
+        camera = numbers(self.o.cameras, where)[:, None]
         return torch.where(where, (camera * (bottom + 1) + v) * (right + 1) + u, -1.0)
 
     def pointer_cue(
@@ -521,8 +527,8 @@ class GeometricStep(nn.Module):
         weight = memory.weight * (1 - 0.5 * through)
         valid = memory.valid * (1 - through * (weight < 0.25).to(torch.float32))
         agrees = ((measured - own).abs() < 0.15 * own) & (seen["visible"] > 0.5)
-        height, width = (last_index(size) + 1 for size in grey.shape[2:])
-        camera = torch.arange(o.cameras, dtype=torch.float32)[:, None]
+        height, width = (last_index(size, grey) + 1 for size in grey.shape[2:])
+        camera = numbers(o.cameras, grey)[:, None]
         pixel = (camera * height + seen["v"].round()) * width + seen["u"].round()
         return memory._replace(weight=weight * valid, valid=valid), torch.where(agrees, pixel, -1.0)
 
@@ -549,7 +555,8 @@ class GeometricStep(nn.Module):
         rough = (small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)).abs()[:, 0]
         value = confidence[:n] * (0.02 + F.avg_pool2d(rough[:, None], 3, 1, 1)[:, 0])
         for axis, size in ((1, rows * side), (2, columns * side)):  # whole cells; a slice would ask
-            value = torch.index_select(value, axis, torch.arange(size))  # whether there is a rest
+            whole = torch.arange(size, device=value.device)  # whether there is a rest
+            value = torch.index_select(value, axis, whole)
         cells = (
             value.reshape(n, rows, side, columns, side)
             .permute(0, 1, 3, 2, 4)
@@ -561,7 +568,7 @@ class GeometricStep(nn.Module):
         down = (place / side).floor()
         shape = (n, rows, columns)
         camera, row, column = (
-            torch.arange(size, dtype=torch.float32)
+            numbers(size, grey)
             .reshape([size if axis == a else 1 for a in range(3)])
             .expand(shape)
             .reshape(-1)
@@ -577,7 +584,7 @@ class GeometricStep(nn.Module):
         v = torch.where(hit, seen["v"].reshape(-1)[at_pointer], v)
 
         # its point, patch and weight
-        bottom, right = last_index(inverse.shape[1]), last_index(inverse.shape[2])
+        bottom, right = (last_index(size, inverse) for size in inverse.shape[1:])
         flat = (
             (camera * (bottom + 1) + torch.minimum((v / stride).floor().clamp_min(0.0), bottom))
             * (right + 1)
@@ -613,7 +620,7 @@ class GeometricStep(nn.Module):
         contradicted = hit & ((own_inverse - expected).abs() > 3 * own_spread + 0.1 * expected)
         offered = (sure > 0.3) & (depth < 0.6 * o.far) & textured & ~contradicted
         weight = torch.where(offered, sure * (0.2 / (sigma / depth + 0.05)).clamp(0.1, 2.0), 0.0)
-        height, width = (last_index(size) + 1 for size in grey.shape[2:])
+        height, width = (last_index(size, grey) + 1 for size in grey.shape[2:])
         pixel = (camera * height + v.round()) * width + u.round()
         return Tokens(position, feature, weight, hit.to(torch.float32)), pixel
 
@@ -630,13 +637,13 @@ class GeometricStep(nn.Module):
         m = self.o.pointers
         levels = 2**24 // m - 2
         again = seen["match"][:n] > self.o.agree
-        row = torch.minimum((seen["v"][:n] / self.o.cell).floor().clamp_min(0.0), last_index(rows))
-        column = (seen["u"][:n] / self.o.cell).floor().clamp_min(0.0)
-        column = torch.minimum(column, last_index(columns))
-        own = torch.where(again, row * (last_index(columns) + 1) + column, -1.0)  # [n, m]
+        bottom, right = last_index(rows, again), last_index(columns, again)
+        row = torch.minimum((seen["v"][:n] / self.o.cell).floor().clamp_min(0.0), bottom)
+        column = torch.minimum((seen["u"][:n] / self.o.cell).floor().clamp_min(0.0), right)
+        own = torch.where(again, row * (right + 1) + column, -1.0)  # [n, m]
         merit = (seen["match"][:n] * memory.weight[None] / (memory.weight[None] + 4)).clamp(0, 1)
-        packed = (merit * (levels - 1)).floor() * m + torch.arange(m, dtype=torch.float32) + 1
-        cell = torch.arange(rows * columns, dtype=torch.float32)[None, :, None]
+        packed = (merit * (levels - 1)).floor() * m + numbers(m, merit) + 1
+        cell = numbers(rows * columns, merit)[None, :, None]
         best = torch.where(own[:, None] == cell, packed[:, None], 0.0).amax(-1).reshape(-1)
         chosen = best - 1 - ((best - 1) / m).floor() * m
         return chosen.clamp(0, m - 1), best > 0

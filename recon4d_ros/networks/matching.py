@@ -161,11 +161,11 @@ def sweep_scores(
     pixel = (pair(constant[0], constant[1]) + r * pair(slope[0], slope[1])) / torch.where(
         ahead, z, 1.0
     )
-    limit = torch.cat([last_index(w) + 1, last_index(h) + 1])
+    limit = torch.cat([last_index(w, reference) + 1, last_index(h, reference) + 1])
     pixel = torch.where(ahead, torch.minimum(pixel.clamp_min(-1.0), limit), -1.0)
     if isinstance(row, Tensor):
         pixel = pixel + pair(torch.zeros_like(row), row)
-    grid = pixel * (2 / torch.cat([last_index(w), last_index(rows)])) - 1
+    grid = pixel * (2 / torch.cat([last_index(w, reference), last_index(rows, reference)])) - 1
     groups = source.shape[0]
     grid = grid.reshape(groups, -1, w, 2)
     sampled = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

@@ -134,9 +134,18 @@ class _Own(NamedTuple):
     variance: Tensor
 
 
+def _reflected(x: Tensor) -> Tensor:
+    """[..., h, w] -> [..., h + 2, w + 2]. By indices: where a padding or a concatenation reads what
+    was sampled, and a convolution does as well, TensorRT for RTX 1.7.1 builds no engine
+    (test/test_tensorrt_build.py)."""
+    for axis in (-2, -1):
+        place = torch.arange(x.shape[axis], device=x.device)
+        x = x.index_select(axis, torch.cat([place[1:2], place, place[-2:-1]]))
+    return x
+
+
 def _own(image: Tensor, count: int) -> _Own:
-    padded = torch.cat([image[..., 1:2, :], image, image[..., -2:-1, :]], -2)
-    padded = torch.cat([padded[..., 1:2], padded, padded[..., -2:-1]], -1)
+    padded = _reflected(image)
     mean = _mean(padded)
     variance = _mean(padded.square()) - mean.square()
     light = mean + 0.5  # the images are -0.5..0.5, SSIM is of 0..1

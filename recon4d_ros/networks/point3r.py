@@ -29,13 +29,17 @@ from recon4d_ros.networks.attention import (
     layer_norm,
 )
 from recon4d_ros.networks.checkpoint import ModelText
-from recon4d_ros.networks.dpt import DenseHead, points_and_confidence
+from recon4d_ros.networks.dpt import (
+    WIDTH,
+    DenseHead,
+    check_width,
+    points_and_confidence,
+    width_of,
+)
 from recon4d_ros.networks.rotary import Rotation, grid_rotation, space_rotation
 from recon4d_ros.networks.sizes import arguments_of, check_heads, depth_of
-from recon4d_ros.networks.step import StepOptions
 
 PATCH = 16
-VALUE_DEPTH = 6  # blocks of the encoder of point maps
 POSE_DEPTH = 2  # blocks that read and that write the memory of poses
 
 
@@ -51,17 +55,17 @@ class Configuration:
     decoder_heads: int = 12
     pointer_heads: int = 16  # of the decoder whose queries are pointers
     pose_slots: int = 256
+    value_depth: int = 6  # blocks of the encoder of point maps
+    head_width: int = WIDTH
 
     def __post_init__(self) -> None:
-        if (
-            self.encoder_depth < 1
-            or self.decoder_depth < 4
-            or max(self.encoder_depth, self.decoder_depth) > 99
-        ):
+        depths = self.encoder_depth, self.decoder_depth, self.value_depth
+        if min(depths) < 1 or self.decoder_depth < 2 or max(depths) > 99:
             raise EngineError(
-                f"expected 1..99 encoder and 4..99 decoder blocks, got {self.encoder_depth} and"
-                f" {self.decoder_depth}"
+                f"expected 1..99 encoder, 2..99 decoder and 1..99 value blocks, got {depths[0]},"
+                f" {depths[1]} and {depths[2]}"
             )
+        check_width(self.head_width)
         decoder = (self.decoder_width, self.decoder_heads), (self.decoder_width, self.pointer_heads)
         check_heads((self.encoder_width, self.encoder_heads), *decoder)
 
@@ -101,6 +105,8 @@ def configuration_of(
         "decoder_depth": depth_of(shapes, "dec_blocks"),
         "encoder_width": math.prod(shapes.get("enc_norm.weight", (Configuration.encoder_width,))),
         "decoder_width": math.prod(shapes.get("dec_norm.weight", (Configuration.decoder_width,))),
+        "value_depth": depth_of(shapes, "value_encoder"),
+        "head_width": width_of(shapes, "downstream_head.dpt_self"),
     }
     said = {ours: arguments[theirs] for theirs, ours in OPTIONS.items() if theirs in arguments}
     for name, value in said.items():
@@ -159,7 +165,7 @@ class Point3R(nn.Module):
         )
         self.dec_norm_memory = layer_norm(c.decoder_width)
         self.value_encoder = nn.ModuleList(
-            EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(VALUE_DEPTH)
+            EncoderBlock(c.encoder_width, c.encoder_heads) for _ in range(c.value_depth)
         )
         self.value_norm = layer_norm(c.encoder_width)
         self.value_out = nn.Linear(c.encoder_width, c.encoder_width)
@@ -281,13 +287,6 @@ def build(configuration: Configuration) -> Point3R:
     return Point3R(configuration)
 
 
-def make_step(network: Point3R, options: StepOptions, **own: float) -> nn.Module:
-    """For engines: see point3r_step.py, whose options `own` are."""
-    from recon4d_ros.networks.point3r_step import Point3RStep
-
-    return Point3RStep(network, options, **own)
-
-
 class PoseMemory(nn.Module):
     """Slots [1, pose_slots, 2 * width] that remember which pose went with which image (after CUT3R,
     Wang et al., 2025)."""
@@ -320,11 +319,11 @@ class Heads(nn.Module):
     def __init__(self, c: Configuration) -> None:
         super().__init__()
         widths = (c.encoder_width, c.decoder_width, c.decoder_width, c.decoder_width)
-        self.dpt_self = DenseHead(widths, 4)
+        self.dpt_self = DenseHead(widths, 4, c.head_width)
         self.final_transform = nn.ModuleList(
             ModulatedBlock(c.decoder_width, c.decoder_heads) for _ in range(2)
         )
-        self.dpt_cross = DenseHead(widths, 4)
+        self.dpt_cross = DenseHead(widths, 4, c.head_width)
         self.pose_head = nn.ModuleDict({"mlp": Mlp(c.decoder_width, 4 * c.decoder_width, 7)})
 
     def forward(self, decoded: list[Tensor], grid: tuple[int, int], turn: Rotation) -> Prediction:

@@ -213,3 +213,7 @@ class Point3RStep(nn.Module):
             return Fusion(self.cells)
         scale = metres_per_unit[0]
         return Fusion(self.cells, torch.where(scale > 0, self.metres / scale.clamp_min(1e-12), FAR))
+
+
+def make_step(network: Point3R, options: step.StepOptions, **own: float) -> Point3RStep:
+    return Point3RStep(network, options, **own)

@@ -63,7 +63,7 @@ def fuse(memory: Memory, tokens: Tokens, radius: float, here: Tensor) -> Memory:
             (tokens.position[:, None, axis] - memory.position[None, :, axis]) ** 2
             for axis in range(3)
         ),
-        torch.zeros(()),
+        torch.zeros((), device=memory.position.device),
     )
     apart = torch.where(memory.valid > 0.5, apart, 1e12)  # [T, M]
     distance, nearest = apart.min(1)
@@ -143,7 +143,7 @@ def patches(grey: Tensor, camera: Tensor, uv: Tensor, step: Tensor) -> Tensor:
     n, _, h, w = grey.shape
     offset = torch.arange(PATCH, device=grey.device, dtype=grey.dtype) - (PATCH - 1) / 2
     v, u = torch.meshgrid(offset, offset, indexing="ij")
-    right, bottom, end = (last_index(size, grey.device) for size in (w, h, n * h))
+    right, bottom, end = (last_index(size, grey) for size in (w, h, n * h))
     x = torch.minimum((uv[:, :1] + u.reshape(1, -1) * step[:, None]).clamp_min(0.0), right)
     y = torch.minimum((uv[:, 1:] + v.reshape(1, -1) * step[:, None]).clamp_min(0.0), bottom)
     y = y + camera[:, None] * (bottom + 1)

@@ -200,7 +200,7 @@ def threshold(
     ).amin(0)
     return torch.minimum(
         (extent.clamp_min(0.0) / fusion.cells).norm(),
-        torch.as_tensor(fusion.longest, dtype=extent.dtype),
+        torch.as_tensor(fusion.longest, dtype=extent.dtype, device=extent.device),
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recon4d_ros.networks.matching import Triple
-from recon4d_ros.networks.working_image import last_index
+from recon4d_ros.networks.working_image import last_index, numbers
 
 
 class Projection(NamedTuple):
@@ -44,12 +44,14 @@ class Projection(NamedTuple):
         turn = torch.matmul(back, pose[:, None, :3, :3])  # [from, to, 3, 3]
         move = torch.matmul(back, pose[:, None, :3, 3:] - pose[None, :, :3, 3:])
         pairs = torch.cat([turn, move], -1) * (present[:, None] * present[None])[..., None, None]
-        own = torch.arange(n, dtype=torch.float32)[:, None, None] * n
+        own = numbers(n, partner)[:, None, None] * n
         none = (partner < 0).to(torch.float32)  # the last column of the table
         index = (own + partner) * (1 - none) + n * n * none
         table = F.pad(pairs.permute(2, 3, 0, 1).reshape(12, n * n), (0, 1))
         chosen = table[:, index.reshape(-1).to(torch.int64)].reshape(3, 4, *partner.shape)
-        return Projection(*_along(rays, chosen), partner.clamp_min(0) * (last_index(y) + 3) + 1)
+        return Projection(
+            *_along(rays, chosen), partner.clamp_min(0) * (last_index(y, partner) + 3) + 1
+        )
 
     def check(self, inverse: Tensor, there: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         """Pixels of motion in the source per unit of inverse depth at `inverse` [n, y, x] (0 where
@@ -57,7 +59,7 @@ class Projection(NamedTuple):
         of all of them in the partners' case: [n, y, x]; 0 where none was found): 1 for equal, 0.6
         for unknown."""
         n = inverse.shape[0]
-        bottom, right = last_index(inverse.shape[1]), last_index(inverse.shape[2])
+        bottom, right = (last_index(size, inverse) for size in inverse.shape[1:])
         q = [
             constant + slope * inverse
             for constant, slope in zip(self.constant, self.slope, strict=True)
@@ -71,7 +73,7 @@ class Projection(NamedTuple):
             + ((self.slope[1] - v * self.slope[2]) / z).square()
         ).sqrt()
         camera = (
-            torch.arange(n, dtype=torch.float32)[:, None, None]
+            numbers(n, inverse)[:, None, None]
             if isinstance(self.row, float)
             else (self.row - 1) / (bottom + 3)
         )

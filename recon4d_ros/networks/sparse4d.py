@@ -26,12 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon4d_ros.cameras.calibration import overlap
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.sizes import depth_of
-from recon4d_ros.networks.step import StepOptions
-from recon4d_ros.types import Calibration
 
 CLASSES = (
     "car",
@@ -249,19 +246,6 @@ class Sparse4D(nn.Module):
 
 def build(configuration: Configuration) -> Sparse4D:
     return Sparse4D(configuration)
-
-
-def make_step(network: Sparse4D, options: StepOptions, **own: float) -> nn.Module:
-    """For engines: see sparse4d_step.py, whose options `own` are."""
-    from recon4d_ros.networks.sparse4d_step import Sparse4DStep
-
-    return Sparse4DStep(network, options, **own)
-
-
-def options_for(network: Sparse4D, calibration: Calibration, own: Mapping[str, float]) -> dict:
-    """Options of the step that follow from the rig: each point is looked up in as many cameras as
-    see the same place."""
-    return {"views": max(1, overlap(calibration))}
 
 
 # --- images -> features ---

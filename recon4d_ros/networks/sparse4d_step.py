@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon4d_ros.cameras.calibration import overlap
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks import step
 from recon4d_ros.networks.attention import OUT_OF_SIGHT
@@ -35,6 +36,7 @@ from recon4d_ros.networks.sparse4d import (
     stack,
 )
 from recon4d_ros.networks.working_image import as_rgb, working_images
+from recon4d_ros.types import Calibration
 
 ID_BASE = float(1 << 20)
 """An id is two float32 digits, each a whole number below this that float32 holds exactly: 2^40 ids
@@ -243,3 +245,13 @@ def id_of(digits: Tensor) -> Tensor:
     """[..., 2] -> int64, -1 where there is none."""
     high, low = digits[..., 0].to(torch.int64), digits[..., 1].to(torch.int64)
     return torch.where(low < 0, -1, high * int(ID_BASE) + low)
+
+
+def make_step(network: Sparse4D, options: step.StepOptions, **own: float) -> Sparse4DStep:
+    return Sparse4DStep(network, options, **own)
+
+
+def options_for(network: Sparse4D, calibration: Calibration, own: Mapping[str, float]) -> dict:
+    """The step's options that follow from a rig: each point is looked up in as many cameras as see
+    the same place."""
+    return {"views": max(1, overlap(calibration))}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recon4d_ros.networks.working_image import last_index
+from recon4d_ros.networks.working_image import last_index, numbers
 
 
 def nearest_of(
@@ -25,8 +25,7 @@ def nearest_of(
     count = pixel.shape[0]
     # a point that is nowhere, or beaten, goes to a place of its own past the end: no two write
     # there, and there are more places than points, which TensorRT wants
-    spare = torch.arange(count, dtype=torch.float32, device=pixel.device)
-    spare = spare + (last_index(pixels, pixel.device) + 1)
+    spare = numbers(count, pixel) + (last_index(pixels, pixel) + 1)
     there = pixel >= 0
     target = torch.where(there, pixel, spare)
     index = target.to(torch.int64)

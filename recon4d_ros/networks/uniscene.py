@@ -30,8 +30,6 @@ from recon4d_ros.bev import CAN_BUS, HEIGHTS, BevGrid
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.checkpoint import ModelText
 from recon4d_ros.networks.sizes import depth_of
-from recon4d_ros.networks.step import StepOptions
-from recon4d_ros.types import Calibration
 
 WIDTH = 256  # channels of everything after the backbone
 HEADS = 8
@@ -140,22 +138,6 @@ def configuration_of(
 
 def build(configuration: Configuration) -> UniScene:
     return UniScene(configuration)
-
-
-def make_step(network: UniScene, options: StepOptions, **own: float) -> nn.Module:
-    """For engines: see uniscene_step.py, whose options `own` are."""
-    from recon4d_ros.networks.uniscene_step import UniSceneStep
-
-    return UniSceneStep(network, options, **own)
-
-
-def options_for(
-    network: UniScene, calibration: Calibration, own: Mapping[str, Any]
-) -> dict[str, float]:
-    """Those of the step's options that follow from the rig it is exported for."""
-    from recon4d_ros.networks import uniscene_step
-
-    return uniscene_step.options_for(network, calibration, own)
 
 
 class Views(NamedTuple):

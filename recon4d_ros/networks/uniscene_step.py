@@ -178,3 +178,7 @@ def options_for(
     matrix = image_from_grid(calibration, None if c.kind == "occupancy" else lidar)
     slots, views = needed(project_pillars(c.grid, matrix, calibration.working_size)[1])
     return {"cells_in_view": slots, "cameras_per_cell": views}
+
+
+def make_step(network: UniScene, options: step.StepOptions, **own: float) -> UniSceneStep:
+    return UniSceneStep(network, options, **own)

@@ -26,17 +26,23 @@ def working_images(images: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     if coarse > 1:
         x = F.avg_pool2d(x, coarse)
         grid = (grid - (coarse - 1) / 2) / coarse
-    ends = torch.cat([last_index(size, x.device) for size in (x.shape[3], x.shape[2])])
+    ends = torch.cat([last_index(size, x) for size in (x.shape[3], x.shape[2])])
     place = grid * (2 / ends) - 1
     return F.grid_sample(
         x, place, mode="bilinear", padding_mode="border", align_corners=True
     ), covered
 
 
-def last_index(size: int, device: torch.device | None = None) -> Tensor:
-    """size - 1 as a float32 tensor [1], to calculate with: the size may be a symbol of the exported
-    graph, which torch.tensor would fix."""
-    return torch.arange(size, dtype=torch.float32, device=device)[-1:]
+def numbers(size: int, like: Tensor) -> Tensor:
+    """[size] float32: 0, 1, 2, ... on the device of `like`: nothing of a step may lie on another
+    one, which a CUDA graph could not hold."""
+    return torch.arange(size, dtype=torch.float32, device=like.device)
+
+
+def last_index(size: int, like: Tensor) -> Tensor:
+    """size - 1 as a float32 tensor [1] on the device of `like`, to calculate with: the size may be
+    a symbol of the exported graph, which torch.tensor would fix."""
+    return numbers(size, like)[-1:]
 
 
 def as_rgb(x: Tensor) -> Tensor:

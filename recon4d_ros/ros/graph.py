@@ -133,6 +133,8 @@ def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
             "object_engine",
             "occupancy_engine",
             "odom_topic",
+            "imu_topic",
+            "twist_topic",
             "publish_tf",
             "output_folder",
         )

@@ -88,8 +88,8 @@ OUTPUTS = (
     Output(
         "~/objects",
         DynamicObjectArray,
-        "tracked objects in the map frame: id, box, velocity, covariances, class; what moves, and"
-        " with object_engine what it detects",
+        "tracked objects in the map frame: track id, box, velocity, covariances, class; dynamic"
+        " objects, and with object_engine what it detects",
     ),
     Output("~/objects_markers", MarkerArray, "the objects' boxes, velocities and labels"),
     Output(

@@ -37,7 +37,13 @@ from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.discovery import camera_of, listed, published
 from recon4d_ros.ros.engine_start import EngineStart
-from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
+from recon4d_ros.ros.inputs import (
+    CalibrationInput,
+    CameraInput,
+    CameraSource,
+    MotionInput,
+    OdometryInput,
+)
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
@@ -53,15 +59,18 @@ from recon4d_ros.types import (
     Calibration,
     Detections,
     FrameSet,
+    ImuSample,
     Jump,
     Occupancy,
     OdometrySample,
     RawImage,
     Reconstruction,
     Rig,
+    TwistSample,
 )
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
+STALL = 1.0  # seconds without a look at the images: the process was stopped
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
 GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 HEARTBEAT_NS = 900_000_000
@@ -72,6 +81,8 @@ LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 UNUSABLE = (NOT_FINITE,)  # reasons to drop odometry that the log has too
 ELSEWHERE = 3.0  # seconds until topics are looked for elsewhere than where they are expected
 NEVER_CAME = "never came (gaps in its time stamps)"
+CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
+FORGOTTEN = "waited when everything began anew"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -103,6 +114,7 @@ class Session:
         self.active = False
         self._now = WaitingClock(node.get_clock())
         self._sync_lock = threading.RLock()  # services have a thread of their own
+        self._here = time.monotonic()  # when this thread last looked
         self._activated = 0.0  # monotonic time
         self._looked = 0.0  # monotonic time of the last look at the publishers
         self._clock_said = False
@@ -113,7 +125,7 @@ class Session:
             own.base_frame,
             own.map_frame if own.publish_tf == "map_odom" else own.odom_frame,
         )
-        self._odometry: OdometryInput | None = None
+        self._motion_inputs: list[OdometryInput | MotionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
         self._notes_said = 0
@@ -179,6 +191,7 @@ class Session:
                 self._calibrations.subscribers[name],
                 image=self._on_image,
                 bad=self._bad,
+                disagrees=partial(self._bad, CALIBRATION),
             )
             for name in setup.cameras
         ]
@@ -208,9 +221,9 @@ class Session:
     def _disconnect(self) -> None:
         for camera in self._cameras:
             camera.disconnect()
-        if self._odometry is not None:
-            self._odometry.close()
-            self._odometry = None
+        for source in self._motion_inputs:
+            source.close()
+        self._motion_inputs = []
 
     def _close_beside(self) -> None:
         self.health.beside = ()
@@ -228,22 +241,34 @@ class Session:
         """Raises Recon4dError as `tick`."""
         self._synchronize_anew()
         self._looked, self._activated = 0.0, time.monotonic()
-        if self._setup.own.odom_topic:
-            self._odometry = OdometryInput(
-                self._node,
-                self._setup.own.odom_topic,
-                self._setup.own.base_frame,
-                self._buffer,
-                sample=self._on_odometry,
-                bad=self._bad,
-            )
+        self._connect_motion()
         self.active = True
         self.tick()
+
+    def _connect_motion(self) -> None:
+        """Odometry, imu and twist, where topics of them are set."""
+        own = self._setup.own
+        where = self._node, own.base_frame, self._buffer
+        if own.odom_topic:
+            node, base, buffer = where
+            self._motion_inputs.append(
+                OdometryInput(
+                    node, own.odom_topic, base, buffer, sample=self._on_odometry, bad=self._bad
+                )
+            )
+        if own.imu_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.imu_topic, "imu", sample=self._on_imu, bad=self._bad)
+            )
+        if own.twist_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.twist_topic, "twist", sample=self._on_twist, bad=self._bad)
+            )
 
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
         self._disconnect()
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         if self._reconstructor is not None:
             try:
                 self._call(self._publish_map, "its map is said")
@@ -346,6 +371,7 @@ class Session:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.poll(self._now()))
 
     def tell_progress(self) -> None:
@@ -369,7 +395,18 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
+    @property
+    def loaded(self) -> bool:
+        """Whether rig and engine are there."""
+        return self._reconstructor is not None
+
     # --- services, in a thread of their own (services.py)
+
+    def pause(self, on: bool) -> None:
+        """Stop or resume reading images. Those that came meanwhile are no gap."""
+        if self.paused and not on:
+            self._synchronize_anew()
+        self.paused = on
 
     def reset(self, reason: str) -> None:
         """Forget the drive, the frame set that waits included; waits until it is done. Raises
@@ -384,7 +421,7 @@ class Session:
             self._ask_reset("the clock jumped back")
 
     def _ask_reset(self, reason: str) -> Future | None:
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         self._buffer.clear()
         self._synchronize_anew()
         self._log.info(f"reset: {reason}")
@@ -431,7 +468,7 @@ class Session:
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         sentence = self._source.offer(camera, message)
         if sentence:
-            self._bad(camera, sentence)
+            self._bad(CALIBRATION, sentence)
 
     def _on_image(
         self,
@@ -443,7 +480,7 @@ class Session:
         self.health.images[camera].tick()
         self._camera_frames[camera] = frame_id or camera
         if size and (sentence := self._source.image(camera, size, frame_id)):
-            self._bad(camera, sentence)
+            self._bad(CALIBRATION, f"{camera}: {sentence}")
         if not image.stamp_ns:  # no driver's time: the reception's stands in for it, as in a bag
             image = replace(image, stamp_ns=self._node.get_clock().now().nanoseconds)
             self.health.unstamped[camera] += 1
@@ -454,14 +491,33 @@ class Session:
                 )
         if not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
                     self._tell(finding, lossy="is learned" not in finding)
                 self._findings_said = len(self._synchronizer.findings)
 
+    def _notice_stall(self) -> None:
+        """This thread is here every few milliseconds, or the process was stopped."""
+        before, self._here = self._here, time.monotonic()
+        if self._here - before > STALL:
+            self._synchronizer.stalled()
+            self._log.warning(
+                f"the node did not run for {self._here - before:.1f} s (it was stopped, or the"
+                " machine was busy): images of that time are lost, and counted"
+            )
+
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
             self._synchronizer.add_odometry(sample, self._now())
+
+    def _on_imu(self, sample: ImuSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_imu(sample, self._now())
+
+    def _on_twist(self, sample: TwistSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_twist(sample, self._now())
 
     def _tell(self, note: str, lossy: bool = False) -> None:
         """What had to be made of the inputs: once in the log, and on /diagnostics."""
@@ -484,6 +540,9 @@ class Session:
 
     def _synchronize_anew(self) -> None:
         with self._sync_lock:
+            self._here = time.monotonic()
+            for frame_set in self._synchronizer.flush():
+                self._count_forgotten(frame_set)
             self._count_sync()
             self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
             self._sync_counted = {}
@@ -523,6 +582,10 @@ class Session:
     def _displaced(self, frame_set: FrameSet) -> None:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
+
+    def _count_forgotten(self, frame_set: FrameSet | None) -> None:
+        for camera in frame_set.images if frame_set is not None else ():
+            self.health.drops.count(camera, FORGOTTEN)
 
     # --- the worker's thread
 
@@ -733,9 +796,12 @@ class WaitingClock:
 
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
-    """Drops by (source, reason): each camera's, what never came included, and `odometry`."""
+    """Drops by (source, reason): each camera's, what never came included, and `odometry`, `imu`,
+    `twist`."""
     return {
         **statistics.dropped,
         **{(camera, NEVER_CAME): count for camera, count in statistics.missing.items()},
         **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()},
+        **{("imu", reason): count for reason, count in statistics.imu_dropped.items()},
+        **{("twist", reason): count for reason, count in statistics.twist_dropped.items()},
     }

@@ -131,7 +131,7 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_] | None:
-    """Mask [height, width], True on movers; None where there is no such file."""
+    """Mask [height, width], True on dynamic objects; None where there is no such file."""
     values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
     return None if values is None else np.asarray(values) > 127
 
