@@ -287,6 +287,7 @@ class Taken:
             subscriber,
             image=self._take,
             bad=lambda _, sentence: self.faults.append(sentence),
+            disagrees=self.faults.append,
         )
 
     def _take(self, _: str, image: RawImage, frame: str, size: Any) -> None:
