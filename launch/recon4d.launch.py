@@ -77,6 +77,12 @@ ARGUMENTS = (
         "",
         "nav_msgs/Odometry as motion prior; empty = the parameter file's, else none",
     ),
+    ("imu_topic", "", "sensor_msgs/Imu: its gyro; empty = the parameter file's, else none"),
+    (
+        "twist_topic",
+        "",
+        "geometry_msgs/TwistWithCovarianceStamped: wheel speed; empty = the parameter file's",
+    ),
     ("publish_tf", "", "map_odom_base, map_odom or none; empty = the parameter file's"),
     ("output_folder", "", "folder of ~/save_map; empty = the parameter file's"),
     (

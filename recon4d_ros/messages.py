@@ -14,7 +14,14 @@ from recon4d_ros.cameras.image_header import compressed_kind
 from recon4d_ros.cameras.lens_names import lens_model
 from recon4d_ros.errors import CalibrationError, MessageError
 from recon4d_ros.geometry import inverse, se3_from_quaternion
-from recon4d_ros.types import Camera, DynamicObject, OdometrySample, RawImage
+from recon4d_ros.types import (
+    Camera,
+    DynamicObject,
+    ImuSample,
+    OdometrySample,
+    RawImage,
+    TwistSample,
+)
 
 _DEPTH_HEADER = 12  # bytes of compressedDepth's: format, two parameters of its quantisation
 # What is said in a message's format or encoding, and our name for it; the first that is found.
@@ -109,6 +116,33 @@ def odometry_sample(message: Any) -> OdometrySample:
     synchronizer rejects and counts."""
     pose = message.pose.pose
     return OdometrySample(stamp_ns(message.header.stamp), _pose(pose.position, pose.orientation))
+
+
+def imu_sample(message: Any, T_base_imu: NDArray[np.float64]) -> ImuSample:
+    """A sensor_msgs/Imu's rates along the axes of base_link. A gyro that the message says it has
+    not (covariance -1) gives NaN, which the synchronizer rejects and counts."""
+    turn, force = message.angular_velocity, message.linear_acceleration
+    gyro = np.array([turn.x, turn.y, turn.z], np.float64)
+    if len(message.angular_velocity_covariance) and message.angular_velocity_covariance[0] == -1:
+        gyro[:] = np.nan
+    rotation = T_base_imu[:3, :3]
+    return ImuSample(
+        stamp_ns(message.header.stamp),
+        rotation @ gyro,
+        rotation @ np.array([force.x, force.y, force.z], np.float64),
+    )
+
+
+def twist_sample(message: Any, T_base_child: NDArray[np.float64]) -> TwistSample:
+    """A geometry_msgs/TwistWithCovarianceStamped, or the twist of a nav_msgs/Odometry, of a frame
+    of the car as that of base_link."""
+    twist = message.twist.twist
+    turn, T = np.array([twist.angular.x, twist.angular.y, twist.angular.z]), T_base_child
+    turn = T[:3, :3] @ turn
+    speed = T[:3, :3] @ np.array([twist.linear.x, twist.linear.y, twist.linear.z])
+    return TwistSample(
+        stamp_ns(message.header.stamp), np.concatenate([speed + np.cross(T[:3, 3], turn), turn])
+    )
 
 
 def dynamic_object(message: Any) -> DynamicObject:

@@ -4,11 +4,10 @@ all drive this class.
     sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
 
 The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics
-found moving in frame t-1, so a mover never enters the memory and nothing is delayed by it. Of a
-frame whose pose is not usable, nothing enters memory and map. Where ego-motion begins a new segment
-(it lost the car for too long, and no odometry bridges the gap) map, memory and tracks are
-forgotten: where the old ones are from here is not known.
-"""
+found moving in frame t-1: what it marked stays out of the memory, and nothing is delayed by it. Of
+a frame whose pose is not usable, nothing enters memory and map. Where ego-motion begins a new
+segment (it lost the car for too long, and no odometry bridges the gap) map, memory and tracks are
+forgotten: where the old ones are from here is not known."""
 
 from __future__ import annotations
 
@@ -82,7 +81,9 @@ class Reconstructor:
             for camera, reason in dropped.items():
                 self._undecodable.count(camera, reason)
         with _timed(latency, cpu, "egomotion"):
-            pose = self.egomotion.estimate(frame, frame_set.odometry, frame_set.jump)
+            pose = self.egomotion.estimate(
+                frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
+            )
         if pose.segment != self._segment:
             self._forget_the_world()
             self._segment = pose.segment

@@ -32,11 +32,11 @@ class Camera:
     """One calibrated camera. Raises CalibrationError if the calibration cannot be used.
 
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
-    of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
-    width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
-    None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
-    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
-    stamp is that of its middle row.
+    of `distortion_model`. T_base_camera: pose of the optical frame in base_link. ego_vehicle:
+    [height, width] of the raw image, True where it shows the car itself (body, bonnet, reflections
+    on them); None = nowhere. What is there is not looked at: no depth, no features, no map.
+    rolling_shutter: seconds from the first row's read-out to the last one's, 0 for a global
+    shutter; the image's stamp is that of its middle row.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Camera:
     T_base_camera: NDArray[np.float64]
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
-    own_car: NDArray[np.bool_] | None = None
+    ego_vehicle: NDArray[np.bool_] | None = None
     rolling_shutter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,10 +85,10 @@ class Camera:
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
             raise CalibrationError(f"{where}: the rotation of T_base_camera is not a rotation")
-        if self.own_car is not None and self.own_car.shape != (self.height, self.width):
-            size = "x".join(map(str, self.own_car.shape[::-1]))
+        if self.ego_vehicle is not None and self.ego_vehicle.shape != (self.height, self.width):
+            size = "x".join(map(str, self.ego_vehicle.shape[::-1]))
             raise CalibrationError(
-                f"{where}: the mask of the own car is {size} pixels: expected"
+                f"{where}: the mask of the ego-vehicle is {size} pixels: expected"
                 f" {self.width}x{self.height} as the image"
             )
 
@@ -149,6 +149,36 @@ class OdometrySample:
     stamp_ns: int
     T_odom_base: NDArray[np.float64]
 
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.T_odom_base).all())
+
+
+@dataclass(frozen=True)
+class ImuSample:
+    """One reading of an inertial sensor, along the axes of base_link. gyro: [3] rad/s.
+    acceleration: [3] m/s^2, 9.81 upward at rest."""
+
+    stamp_ns: int
+    gyro: NDArray[np.float64]
+    acceleration: NDArray[np.float64]
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.gyro).all() and np.isfinite(self.acceleration).all())
+
+
+@dataclass(frozen=True)
+class TwistSample:
+    """Wheel speed and turning rate of base_link, [6]: m/s and rad/s."""
+
+    stamp_ns: int
+    twist: NDArray[np.float64]
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.twist).all())
+
 
 class Jump(Enum):
     """Why this set does not follow the last one in time."""
@@ -163,8 +193,8 @@ class FrameSet:
     """Images that belong together, one at most per camera, and what is known beside them.
 
     stamp_ns: the set's time (the median of its images' stamps). images: camera name -> image; a
-    camera that is missing is not in it and has its reason in `absent`. odometry: samples received
-    since the last set, oldest first.
+    camera that is missing is not in it and has its reason in `absent`. odometry, imu, twist:
+    samples received since the last set, oldest first.
     """
 
     stamp_ns: int
@@ -172,6 +202,8 @@ class FrameSet:
     absent: Mapping[str, str] = field(default_factory=dict)
     odometry: tuple[OdometrySample, ...] = ()
     jump: Jump = Jump.NONE
+    imu: tuple[ImuSample, ...] = ()
+    twist: tuple[TwistSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +262,9 @@ class PoseEstimate:
     T_map_base: [4, 4]. T_map_camera: [N, 4, 4] of the working images' frames (see `Calibration`),
     skew between cameras' stamps taken into account. covariance: [6, 6] of the pose's error since
     the segment began, in base_link (vx vy vz wx wy wz order: m^2, rad^2). motion_covariance: [6, 6]
-    of the error of the motion since the last frame alone, likewise. velocity: [6] twist in
+    of the error of the motion since the last frame alone, likewise. calibration_covariance: [6, 6]
+    what of that is the calibration's (how high and how turned the cameras are mounted): images of
+    one camera show nothing of it. velocity: [6] twist in
     base_link, m/s and rad/s. inliers: observations used. reason: why it is not tracking, in words
     for a user. segment: counts from 0; poses of different segments have nothing to do with each
     other (see docs/design.md).
@@ -245,6 +279,7 @@ class PoseEstimate:
     inliers: int = 0
     reason: str = ""
     segment: int = 0
+    calibration_covariance: NDArray[np.float64] = field(default_factory=lambda: np.zeros((6, 6)))
 
     @property
     def usable(self) -> bool:
@@ -312,8 +347,8 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class DynamicObject:
-    """A tracked mover in map. position: [3] metres, the centre of its box. size: length, width,
-    height in metres along its own axes (yaw about map z).
+    """A tracked dynamic object in map. position: [3] metres, the centre of its box. size: length,
+    width, height in metres along its own axes (yaw about map z).
 
     velocity: [3] m/s in map. *_covariance: [3, 3]. id is stable for the life of the track. age:
     frame sets since first seen; missed: frame sets since last seen.

@@ -1,4 +1,7 @@
-"""The car around the node: publishes what its sensors would, and keeps what the node says."""
+"""The car around the node: publishes what its sensors would, and keeps what the node says.
+
+Observer listens, calls and waits; Car also drives, set by set, from a recorded bag.
+"""
 
 from __future__ import annotations
 
@@ -37,56 +40,29 @@ SECONDS, RATE = 1.2, 5.0
 """Of the drive that the tests feed to the node."""
 PATIENCE = 40.0  # seconds for anything to come: the machine may be busy
 CAMERAS = ("left", "right")
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class Car(rclpy.node.Node):
-    """The car around the node: publishes what its sensors would, and keeps what the node says. Spun
-    by whoever waits for something."""
+class Observer(rclpy.node.Node):
+    """Keeps what the node says, and calls its services. Spun by whoever waits for something."""
 
-    def __init__(self, domain: int, bag: Path) -> None:
+    def __init__(self, domain: int) -> None:
         self.ros = Context()
         self.ros.init(domain_id=domain)
         super().__init__("car", context=self.ros)
         self._executor = SingleThreadedExecutor(context=self.ros)
         self._executor.add_node(self)
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.images = {
-            name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10)
-            for name in CAMERAS
-        }
-        self.infos = {
-            name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10)
-            for name in CAMERAS
-        }
-        self.tf_static = self.create_publisher(TFMessage, "/tf_static", latched)
+        self.tf_static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
         self.odometry = self.create_publisher(Odometry, "/odom", 10)
         self.said: dict[str, list] = defaultdict(list)
-        for output in OUTPUTS:
-            for name in CAMERAS if "<camera>" in output.topic else ("",):
-                self.listen(
-                    output.type, output.topic.replace("~", "/recon4d").replace("<camera>", name), 50
-                )
         self.listen(DiagnosticArray, "/diagnostics", 10)
-        self.listen(TFMessage, "/tf", 100)
-        self.sets: list[dict[str, CompressedImage]] = []
-        self.camera_infos: dict[str, CameraInfo] = {}
-        with BagReader(bag) as reader:
-            by_stamp: dict[int, dict[str, CompressedImage]] = defaultdict(dict)
-            for topic, _, _, data in reader.raw_messages():
-                name = topic.split("/")[2] if topic.startswith("/camera/") else ""
-                if topic.endswith("/compressed") and name:
-                    message = deserialize_message(bytes(data), CompressedImage)
-                    by_stamp[stamp_ns(message.header.stamp)][name] = message
-                elif topic.endswith("/camera_info"):
-                    self.camera_infos.setdefault(name, deserialize_message(bytes(data), CameraInfo))
-                elif topic == "/tf_static":
-                    self.transforms = deserialize_message(bytes(data), TFMessage)
-            self.sets = [by_stamp[stamp] for stamp in sorted(by_stamp)]
-        self.next = 0
-        self.shift_ns = 0
 
     def listen(self, kind: type, topic: str, depth: int) -> None:
         self.create_subscription(kind, topic, self.said[topic].append, depth)
+
+    def turn(self) -> None:
+        """One moment of waiting."""
+        self._executor.spin_once(timeout_sec=0.02)
 
     def wait(self, ready: Callable[[], object], what: str, timeout: float = PATIENCE):
         end = time.monotonic() + timeout
@@ -95,13 +71,13 @@ class Car(rclpy.node.Node):
                 f"{what}: not within {timeout:.0f} s; status: {self.status()}; diagnostics:"
                 f" {self.words()}"
             )
-            self._executor.spin_once(timeout_sec=0.02)
+            self.turn()
         return result
 
     def rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self._executor.spin_once(timeout_sec=0.02)
+            self.turn()
 
     def status(self) -> Status | None:
         return self.said["/recon4d/status"][-1] if self.said["/recon4d/status"] else None
@@ -133,6 +109,54 @@ class Car(rclpy.node.Node):
         self.wait(future.done, f"answer of {name}")
         self.destroy_client(client)
         return future.result()
+
+    def transition(self, identity: int) -> bool:
+        return self.call(ChangeState, "change_state", transition=Transition(id=identity)).success
+
+    def state(self) -> str:
+        return self.call(GetState, "get_state").current_state.label
+
+    def leave(self) -> None:
+        self._executor.shutdown()
+        self.destroy_node()
+        self.ros.try_shutdown()
+
+
+class Car(Observer):
+    """A car with two cameras, whose images come from a bag."""
+
+    def __init__(self, domain: int, bag: Path) -> None:
+        super().__init__(domain)
+        self.images = {
+            name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10)
+            for name in CAMERAS
+        }
+        self.infos = {
+            name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10)
+            for name in CAMERAS
+        }
+        for output in OUTPUTS:
+            for name in CAMERAS if "<camera>" in output.topic else ("",):
+                self.listen(
+                    output.type, output.topic.replace("~", "/recon4d").replace("<camera>", name), 50
+                )
+        self.listen(TFMessage, "/tf", 100)
+        self.sets: list[dict[str, CompressedImage]] = []
+        self.camera_infos: dict[str, CameraInfo] = {}
+        with BagReader(bag) as reader:
+            by_stamp: dict[int, dict[str, CompressedImage]] = defaultdict(dict)
+            for topic, _, _, data in reader.raw_messages():
+                name = topic.split("/")[2] if topic.startswith("/camera/") else ""
+                if topic.endswith("/compressed") and name:
+                    message = deserialize_message(bytes(data), CompressedImage)
+                    by_stamp[stamp_ns(message.header.stamp)][name] = message
+                elif topic.endswith("/camera_info"):
+                    self.camera_infos.setdefault(name, deserialize_message(bytes(data), CameraInfo))
+                elif topic == "/tf_static":
+                    self.transforms = deserialize_message(bytes(data), TFMessage)
+            self.sets = [by_stamp[stamp] for stamp in sorted(by_stamp)]
+        self.next = 0
+        self.shift_ns = 0
 
     def calibrate(self, **change) -> None:
         for name, publisher in self.infos.items():
@@ -196,14 +220,3 @@ class Car(rclpy.node.Node):
                 )
             )
         return answers
-
-    def transition(self, identity: int) -> bool:
-        return self.call(ChangeState, "change_state", transition=Transition(id=identity)).success
-
-    def state(self) -> str:
-        return self.call(GetState, "get_state").current_state.label
-
-    def leave(self) -> None:
-        self._executor.shutdown()
-        self.destroy_node()
-        self.ros.try_shutdown()

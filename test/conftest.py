@@ -19,6 +19,30 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("searching", deadline=None)
 settings.load_profile(os.environ.get("RECON4D_HYPOTHESIS", "repeatable"))
 
+# The files that take longest, longest first: two workers that take a file each then end together.
+# (pytest-xdist's own order, by number of tests, is switched off in the Makefile.)
+LONGEST = (
+    "test_tensorrt_build.py",
+    "test_ros_graph.py",
+    "test_engine.py",
+    "test_cli.py",
+    "test_networks_driv3r.py",
+    "test_build.py",
+    "test_scenarios.py",
+    "test_networks_point3r.py",
+    "test_networks_sparse4d.py",
+    "test_export_learned.py",
+    "test_sim.py",
+    "test_networks_uniscene.py",
+    "test_dynamics.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts by file, longest first; the order within a file stays."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

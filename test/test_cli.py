@@ -25,7 +25,7 @@ from recon4d_ros.evaluation import format_report
 from recon4d_ros.parameters import describe
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.graph import bag_parameters
-from recon4d_ros.runs.replay import frame_sets
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, RawImage, Tracking
 
@@ -224,7 +224,10 @@ def test_odometry_is_brought_to_the_cars_frame(small_bag):
     def first(base_frame):
         with BagReader(small_bag) as reader:
             sets = frame_sets(
-                reader, Synchronizer(("left", "right")), f"{TRUTH}odom", base_frame=base_frame
+                reader,
+                Synchronizer(("left", "right")),
+                MotionTopics(f"{TRUTH}odom"),
+                base_frame=base_frame,
             )
             return next(entry.odometry[0].T_odom_base for entry in sets if entry.odometry)
 

@@ -120,6 +120,27 @@ def test_first_frame_lost_pose_and_absent_camera_give_empty_masks():
     assert not dynamics(frame, pose, geometry).mask[1].any()
 
 
+def test_traffic_that_passes_a_camera_at_rest_is_marked_from_the_second_image():
+    """Without any depth: one camera that has never moved. Range is that of the road by
+    calibration."""
+    rig, calibration = SINGLE
+    dynamics = Dynamics(rig, calibration, DynamicsParameters())
+    street, rng = (
+        Street((*STILL, Box((9, -3, 0), (1, 2, 1.6), (0, 5.0, 0)))),
+        np.random.default_rng(1),
+    )
+    for n in range(4):
+        frame, pose, geometry, truth = observe(street, calibration, np.eye(4), n * 0.1, rng=rng)
+        if n == 0:
+            pose = dataclasses.replace(pose, tracking=Tracking.STARTING)
+        motion = dynamics(frame, pose, geometry)
+        if n == 0:
+            assert not motion.mask.any()
+            continue
+        assert iou(motion.mask[0], truth[0]) > 0.5, n
+        assert motion.mask[0][~truth[0]].mean() < 0.02, n
+
+
 def test_reset_and_repetition_are_exact():
     rig, calibration = STEREO
     dynamics = Dynamics(rig, calibration, DynamicsParameters())

@@ -24,6 +24,7 @@ from recon4d_ros.egomotion import (
     EgomotionParameters,
     ground_scale,
     local_ba,
+    measure,
     patch_alignment,
     pnp,
 )
@@ -572,6 +573,48 @@ def test_stands_while_it_stands(name: str, rig: Rig) -> None:
     poses = run(rig, tuple(shots))
     assert motions(poses)[4:].max() < 0.002
     assert all(one.tracking is Tracking.TRACKING for one in poses[4:])
+
+
+@pytest.mark.parametrize("speed", [0.0, 12.0])
+def test_the_cars_own_body_in_the_images_is_no_road(speed: float) -> None:
+    """A third of each lane's view shows the same texture in every image: the car's own side. It
+    tells neither that a car stands which drives, nor the other way round."""
+    rig, shots = SURROUND, []
+    body = np.random.default_rng(4).integers(40, 220, (64, 64), np.uint8)
+    for stamp, pose in drive(6, speed):
+        frame, truth = frame_at(rig, stamp, pose)
+        height, width = frame.images.shape[1:3]
+        left = cv2.resize(body, (width // 3, height // 2), interpolation=cv2.INTER_NEAREST)
+        frame.images[:, height - height // 2 :, : width // 3, 0] = left
+        shots.append((frame, truth, pose))
+    poses = run(rig, tuple(shots))
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[2:])
+    assert np.allclose(motions(poses)[1:], 0.1 * speed, atol=0.005 + 0.002 * speed)
+
+
+@pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("surround", SURROUND)])
+@pytest.mark.parametrize("hertz", [2.0, 5.0])
+def test_few_frames_a_second_are_measured(name: str, rig: Rig, hertz: float) -> None:
+    places = drive(6, 4.0, 0.1, round(1e9 / hertz))
+    shots = tuple((*frame_at(rig, *shot), shot[1]) for shot in places)
+    poses = run(rig, shots)
+    assert all(pose.tracking is Tracking.TRACKING for pose in poses[2:])
+    assert np.allclose(motions(poses)[1:], 4.0 / hertz, rtol=0.03)
+
+
+def test_what_calibration_is_off_by_does_not_average_out() -> None:
+    """Ten motions straight ahead: ten times the deviation of one, and sideways by the mount."""
+    step = geometry.exp(np.array([1.0, 0, 0, 0, 0, 0]))
+    errors = measure.calibration_errors(step, np.inf)
+    height, mount = measure.CALIBRATION.height, measure.CALIBRATION.mount
+    assert np.allclose(np.sqrt(np.diag(errors @ errors.T)[:3]), [height, mount, mount])
+    pair = measure.calibration_errors(step, 0.001)
+    assert pair[0, 0] < errors[0, 0] < measure.calibration_errors(step, np.inf, 0.2)[0, 0]
+    ego = Egomotion(MONO, calibrate(MONO))
+    shots = street("mono", 20, yaw_rate=0.0)[:12]
+    last = run(MONO, shots, ego=ego)[-1]
+    assert np.sqrt(last.covariance[0, 0]) > 0.9 * height * 0.8 * 11
+    assert np.all(np.diag(last.motion_covariance) >= np.diag(last.calibration_covariance))
 
 
 # --- the stage

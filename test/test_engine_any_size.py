@@ -105,8 +105,8 @@ def errors(geometry):
 
 
 def test_there_is_one_for_every_number_of_cameras_and_for_a_pair():
-    assert SHIPPED == ["geometric_stereo", *(f"geometric_surround{n}" for n in range(1, 7))]
-    for count in range(1, 7):
+    assert SHIPPED == ["geometric_stereo", *(f"geometric_surround{n}" for n in range(1, 9))]
+    for count in range(1, 9):
         car = rig(*[(640, 480)] * count, turn=0.7)
         assert choose_engine("", car).name == f"geometric_surround{count}"
     assert choose_engine("", rig((1241, 376), (1241, 376))).name == "geometric_stereo"

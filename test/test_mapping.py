@@ -4,6 +4,7 @@ what is saved."""
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from recon4d_ros.errors import OutputError, Recon4dError
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.geometry import inverse, transform, unproject
 from recon4d_ros.mapping import Cloud, Mapper, MappingParameters, read_cloud, write_cloud
+from recon4d_ros.mapping.cloud_files import PLY_POINT
 from recon4d_ros.mapping.keys import pack, unpack_relative
+from recon4d_ros.mapping.spill import Spill
 from recon4d_ros.mapping.views import Gate, free_until, rays, sample, steps
 from recon4d_ros.mapping.voxel_table import VoxelTable
 from recon4d_ros.types import Calibration, Camera, Geometry, MapDelta, PoseEstimate, Rig, Tracking
@@ -551,3 +554,19 @@ def test_the_map_of_a_simulated_drive_is_where_the_world_is(
     score = score_cloud(mapper.points()[0], truth, threshold=0.3)
     assert score.accuracy < 0.12 and score.precision > 0.95, score
     assert score.recall > 0.5, score
+
+
+def test_a_disk_that_fills_up_keeps_whole_voxels_and_counts_the_others():
+    """A write that finds room for a part is no error to the system: it says how much it took."""
+    spill = Spill()
+    spill.add(np.arange(10), np.zeros(10, PLY_POINT))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        spill.add(np.arange(10, 40), np.zeros(30, PLY_POINT))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 10 < spill.count < 40 and spill.count + spill.lost == 40
+    spill.add(np.arange(40, 45), np.zeros(5, PLY_POINT))  # there is room again
+    keys = np.concatenate([keys for keys, _ in spill.blocks()])
+    np.testing.assert_array_equal(keys, [*range(spill.count - 5), *range(40, 45)])

@@ -122,7 +122,9 @@ def quantized(tmp_path_factory, small_bag) -> tuple[Path, dict[str, list[dict[st
 
         patch.setattr(quantize, "roll_out", roll_out)
         # images of 96 pixels hold no pose: the drive's own
-        patch.setattr(quantize, "odometry_topic", lambda *_: "/ground_truth/odom")
+        patch.setattr(
+            quantize.MotionTopics, "of", lambda *_: quantize.MotionTopics("/ground_truth/odom")
+        )
         trust = EgomotionParameters(odometry="trust")
         patch.setattr(quantize, "EgomotionParameters", lambda: trust)
         assert export(folder, small_bag) == 0

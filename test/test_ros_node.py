@@ -21,6 +21,8 @@ pytest.importorskip(
     reason="recon4d_msgs is not built or not sourced: run inside scripts/ros_env.sh",
 )
 
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
@@ -187,6 +189,66 @@ def test_qos_overrides_that_cannot_be_are_one_sentence(make, topic, how, reader,
     )
     assert node._state == "unconfigured" and node._session is None
     assert entities(node) == before
+
+
+@pytest.mark.parametrize("identity", [Transition.TRANSITION_ACTIVATE, 99])
+def test_a_transition_that_the_state_does_not_have_is_refused(make, identity, capfd):
+    """In rclpy it ends the process."""
+    node = make()
+    change = node._service_change_state.callback
+    request = ChangeState.Request(transition=Transition(id=identity))
+    assert not change(request, ChangeState.Response()).success
+    assert f"transition {identity} refused: the node is unconfigured" in capfd.readouterr().err
+    request.transition.id = Transition.TRANSITION_CONFIGURE
+    assert change(request, ChangeState.Response()).success
+
+
+def test_a_second_node_of_the_same_name_is_said(make):
+    node = make()
+    said = []
+    node._diagnostics = SimpleNamespace(publish=said.append)
+    names = [("recon4d", "/"), ("recon4d", "/other")]
+    node.get_node_names_and_namespaces = lambda: names
+    for expected in (0, 1):
+        node._report()
+        found = [status.message for status in said[-1].status if status.name == "recon4d: name"]
+        assert len(found) == expected and all("same name" in words for words in found)
+        names.append(("recon4d", "/"))
+
+
+def test_a_node_that_ran_stays_when_it_cannot_be_configured_anew(make):
+    node = make()
+    node.start()
+    node.failure = "the engine is gone"
+    assert node.failed_to_start
+    node.failure = ""
+    node._session._reconstructor = Reconstructor()
+    node._tick()
+    node.failure = "the engine is gone"
+    assert not node.failed_to_start
+
+
+def test_images_that_wait_at_a_reset_are_counted(make):
+    node = make()
+    node.start()
+    session = node._session
+    session._on_image("left", image(START), "")
+    session.reset("asked for")
+    assert session.health.drops() == {("left", session_module.FORGOTTEN): 1}
+
+
+def test_images_while_paused_are_no_gap(make):
+    node = make()
+    node.start()
+    session = node._session
+    for n in range(30):
+        if n == 20:
+            session.pause(True)
+        session._on_image("left", image(START + n * 10**8), "")
+        if n == 25:
+            session.pause(False)
+    session._count_sync()
+    assert not any(reason == session_module.NEVER_CAME for _, reason in session.health.drops())
 
 
 def test_a_bug_in_a_transition_is_told_with_its_traceback(make, monkeypatch, capfd):
@@ -449,6 +511,38 @@ def test_reliable_where_every_publisher_is(make):
     assert image_qos(node, topic) is RELIABLE
     offers.append(ReliabilityPolicy.BEST_EFFORT)
     assert image_qos(node, topic) is BEST_EFFORT
+
+
+def test_a_driver_that_comes_back_with_another_qos_is_read(make):
+    """rclpy keeps a subscription's first QoS in parameters, and gives it to the next one of the
+    topic."""
+    node = make(left__transport="raw", right__transport="raw")
+    node.start()
+    offers = []
+    node.get_publishers_info_by_topic = lambda name: [
+        SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=offer)) for offer in offers
+    ]
+    node._session._reconstructor = Reconstructor()
+    (camera, _) = node._session._cameras
+    for offer in 2 * [ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT]:
+        offers[:] = [offer]
+        node._session._looked = 0.0
+        node._tick()
+        assert camera._subscriber.sub.qos_profile.reliability == offer
+
+
+def test_a_qos_that_the_user_chose_stays(make):
+    chosen = {"qos_overrides./camera/left/image_raw.subscription.reliability": "best_effort"}
+    node = make(left__transport="raw", right__transport="raw", **chosen)
+    node.start()
+    node.get_publishers_info_by_topic = lambda name: [
+        SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
+    ]
+    node._session._reconstructor = Reconstructor()
+    node._tick()
+    left, right = (camera._subscriber.sub.qos_profile for camera in node._session._cameras)
+    assert left.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert right.reliability == ReliabilityPolicy.RELIABLE
 
 
 def test_a_clock_that_nobody_publishes_is_said(make, monkeypatch, capfd):

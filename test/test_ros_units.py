@@ -576,7 +576,7 @@ def test_time_outside_the_engine_is_told_by_the_wall_and_by_the_processor():
         memory_fill=0.5,
         frame=SimpleNamespace(present=[True, True]),
         motion=SimpleNamespace(objects=()),
-        troubles={"left": ("dark",)},
+        troubles={"left": ("too dark",)},
     )
     wall, processor = (
         {"preprocess": 0.008, "engine": 0.2, "publish": 0.012},
@@ -704,7 +704,7 @@ def test_diagnostics_say_lost_silent_and_waiting():
 def test_a_doubtful_pose_and_a_camera_in_trouble_are_told():
     health = Health(("front", "rear"))
     health.tracking, health.reason = Tracking.DEGRADED, "road and points disagree by 0.3 m"
-    health.troubles = {"rear": ("covered (drops, dirt)",)}
+    health.troubles = {"rear": ("lens blocked",)}
     for name in ("front", "rear"):
         health.images[name].tick()
     message = health.diagnostics_msg(
@@ -714,7 +714,7 @@ def test_a_doubtful_pose_and_a_camera_in_trouble_are_told():
     assert by_name["recon4d: tracking"].level == b"\x01"
     assert "disagree" in by_name["recon4d: tracking"].message
     assert by_name["recon4d: camera front"].level == b"\x00"
-    assert "drops" in by_name["recon4d: camera rear"].message
+    assert "lens blocked" in by_name["recon4d: camera rear"].message
     status = health.status_msg(5, "base_link", paused=False)
     assert status.tracking == Status.DEGRADED and "disagree" in status.reason
 

@@ -527,7 +527,7 @@ def test_odometry_is_bounded_increasing_and_all_accounted_for(
     samples: list[tuple[int, bool]], limit: int
 ) -> None:
     dropped: Counter[str] = Counter()
-    buffer = sync_odometry.OdometryQueue(limit, 500 * MS, dropped)
+    buffer = sync_odometry.SampleQueue(limit, 500 * MS, dropped)
     for stamp, finite in samples:
         buffer.add(OdometrySample(stamp * MS, np.eye(4) if finite else np.full((4, 4), np.inf)))
         assert len(buffer) <= limit
@@ -686,3 +686,24 @@ def test_offsets_by_camera_are_parameters_of_their_own() -> None:
     assert build(Parameters, {"sync.offset": "auto"}).sync.offset == "auto"
     with pytest.raises(ParameterError, match=r"unknown parameter sync\.slop\.right"):
         build(Parameters, {"sync.slop.right": 1.0})
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0, 5.0, -5.0, -0.4])
+def test_one_cameras_clock_is_not_time(ahead: float) -> None:
+    """Two cameras go on; the third one's stamps are wrong for two seconds, and right again. The two
+    lose nothing, and time does not jump."""
+    cameras = ("a", "b", "c")
+    sync = Synchronizer(cameras)
+    sets: list[FrameSet] = []
+    for n in range(60):
+        for camera in cameras:
+            now = START + n * 100 * MS
+            wrong = round(ahead * 1e9) if camera == "b" and 20 <= n < 40 else 0
+            stamped = RawImage(now + wrong, "mono8", np.zeros(4, np.uint8), 2, 2, 2)
+            sets += sync.add_image(camera, stamped, now)
+    sets += sync.flush()
+    used = Counter(camera for one in sets for camera in one.images)
+    assert used["a"] == used["c"] == 60 and used["b"] >= 40 - 2
+    assert all(one.jump is Jump.NONE for one in sets)
+    lost = sum(n for (camera, _), n in sync.statistics.dropped.items() if camera == "b")
+    assert used["b"] + lost == 60

@@ -1,7 +1,15 @@
 """rosbag2 in and out without a ROS installation: sqlite3 and MCAP, compressed or not, streamed,
 pixels never copied."""
 
-from recon4d_ros.bags.reader import BagInfo, BagReader, Event, ImageEvent, OdometryEvent
+from recon4d_ros.bags.reader import (
+    BagInfo,
+    BagReader,
+    Event,
+    ImageEvent,
+    ImuEvent,
+    OdometryEvent,
+    TwistEvent,
+)
 from recon4d_ros.bags.writer import BagWriter, rig_transforms
 
 __all__ = [
@@ -10,6 +18,8 @@ __all__ = [
     "BagWriter",
     "Event",
     "ImageEvent",
+    "ImuEvent",
     "OdometryEvent",
+    "TwistEvent",
     "rig_transforms",
 ]

@@ -25,7 +25,7 @@ from recon4d_ros.cameras import video
 from recon4d_ros.errors import BagError, CalibrationError, ImageError, Recon4dError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.paths import user_path
-from recon4d_ros.types import OdometrySample, RawImage, Rig
+from recon4d_ros.types import ImuSample, OdometrySample, RawImage, Rig, TwistSample
 
 STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
 
@@ -48,7 +48,23 @@ class OdometryEvent:
     receive_ns: int
 
 
-Event = ImageEvent | OdometryEvent
+@dataclass(frozen=True)
+class ImuEvent:
+    """A reading of an inertial sensor as it was received."""
+
+    sample: ImuSample
+    receive_ns: int
+
+
+@dataclass(frozen=True)
+class TwistEvent:
+    """A wheel speed as it was received."""
+
+    sample: TwistSample
+    receive_ns: int
+
+
+Event = ImageEvent | OdometryEvent | ImuEvent | TwistEvent
 
 
 @dataclass(frozen=True)
@@ -258,26 +274,36 @@ class BagReader:
         odometry_topic: str | None = None,
         base_frame: str = "base_link",
         image_topics: Mapping[str, str] | None = None,
+        imu_topic: str | None = None,
+        twist_topic: str | None = None,
     ) -> Iterator[Event]:
-        """Images and odometry in order of reception; of what was received in the same nanosecond,
-        odometry first, so that a set of images finds the odometry of its own stamp.
+        """Images, odometry, imu and twist in order of reception; of what was received in the same
+        nanosecond images last, so that a set of images finds the odometry of its own stamp.
 
-        cameras, image_topics: as in `cameras`. odometry_topic: None gives no odometry
-        (`info().odometry_topics` says what there is). Odometry of another frame than base_frame is
-        brought to it through /tf_static.
+        cameras, image_topics: as in `cameras`. odometry_topic, imu_topic, twist_topic: None gives
+        none (`info().odometry_topics` says what there is). What is of another frame than base_frame
+        is brought to it through /tf_static.
         """
         chosen = {camera.image: camera for camera in self.cameras(cameras, image_topics).values()}
-        if odometry_topic and self._topic(odometry_topic).type != bag_topics.ODOMETRY:
-            raise BagError(
-                f"bag {self.path}: {odometry_topic} is {self.topics[odometry_topic].type}: expected"
-                f" {bag_topics.ODOMETRY}"
-            )
+        for wanted, kind in (
+            (odometry_topic, bag_topics.ODOMETRY),
+            (imu_topic, bag_topics.IMU),
+            (twist_topic, bag_topics.TWIST),
+        ):
+            if wanted and self._topic(wanted).type != kind:
+                raise BagError(
+                    f"bag {self.path}: {wanted} is {self.topics[wanted].type}: expected {kind}"
+                )
         base = _OdometryBase(self, odometry_topic or "", base_frame)
+        others = {
+            topic: _FrameOfBase(self, topic, base_frame)
+            for topic in (imu_topic, twist_topic)
+            if topic
+        }
+        motion = [topic for topic in (odometry_topic, imu_topic, twist_topic) if topic]
         decoders = {name: video.VideoDecoder() for name in (one.name for one in chosen.values())}
         held: list[ImageEvent] = []
-        for topic, kind, receive_ns, data in self.raw_messages(
-            [*chosen, *([odometry_topic] if odometry_topic else [])]
-        ):
+        for topic, kind, receive_ns, data in self.raw_messages([*chosen, *motion]):
             if held and held[0].receive_ns != receive_ns:
                 yield from held
                 held.clear()
@@ -287,8 +313,15 @@ class BagReader:
                 if topic in chosen:
                     images = self._images(chosen[topic], message, receive_ns, decoders[who])
                     held.extend(ImageEvent(who, image, receive_ns) for image in images)
-                elif (sample := base(message)) is not None:
-                    yield OdometryEvent(sample, receive_ns)
+                elif topic == odometry_topic:
+                    if (sample := base(message)) is not None:
+                        yield OdometryEvent(sample, receive_ns)
+                elif (place := others[topic](message)) is None:
+                    pass
+                elif topic == imu_topic:
+                    yield ImuEvent(ros.imu_sample(message, place), receive_ns)
+                else:
+                    yield TwistEvent(ros.twist_sample(message, place), receive_ns)
             except BagError:
                 self.lost[f"{who}: a message cannot be read as {kind}"] += 1
             except ImageError as error:
@@ -337,6 +370,30 @@ class BagReader:
             for channel in self._storage.channels
             if channel.topic not in self.unreadable and (topics is None or channel.topic in topics)
         ]
+
+
+class _FrameOfBase:
+    """Where in base_frame the sensor is whose messages a topic holds."""
+
+    def __init__(self, reader: BagReader, topic: str, base_frame: str) -> None:
+        self._reader, self._topic, self._base_frame = reader, topic, base_frame
+        self._known: dict[str, NDArray[np.float64] | None] = {
+            "": np.eye(4),
+            base_frame: np.eye(4),
+        }
+
+    def __call__(self, message: Any) -> NDArray[np.float64] | None:
+        """T_base_sensor; None, counted and told, where no fixed transform leads from its frame."""
+        frame = ros.frame_name(message.header.frame_id)
+        if frame not in self._known:
+            try:
+                self._known[frame] = self._reader.transforms.lookup(self._base_frame, frame)
+            except CalibrationError as error:
+                self._reader.tell(f"{self._topic} is not used: {error}")
+                self._known[frame] = None
+        if self._known[frame] is None:
+            self._reader.lost[f"{self._topic}: its frame {frame!r} is not known"] += 1
+        return self._known[frame]
 
 
 class _OdometryBase:

@@ -110,11 +110,10 @@ def make_calibration(
     its view is the one between the middles of the source image's edges (at most 60 degrees to each
     side for a distorted lens), cut symmetrically to the working image's proportions. crop: parts of
     that view (left, top, right, bottom, each 0 to 0.9) that are cut away first, e.g. the bonnet.
-    grid holds OUTSIDE where there is no source, or only the own car: valid positions are in [-0.5,
-    W - 0.5] x [-0.5, H - 0.5]. Cameras smaller than the input lie at its top left. Working images
-    are upright, whichever way a camera is rolled (`upright`). Raises CalibrationError if a camera
-    does not fit the input even reduced by 8.
-    """
+    grid holds OUTSIDE where there is no source, or only the ego-vehicle: valid positions are in
+    [-0.5, W - 0.5] x [-0.5, H - 0.5]. Cameras smaller than the input lie at its top left. Working
+    images are upright, whichever way a camera is rolled (`upright`). Raises CalibrationError if a
+    camera does not fit the input even reduced by 8."""
     left, top, right, bottom = crop or (0.0, 0.0, 0.0, 0.0)
     if min(left, top, right, bottom) < 0 or left + right > 0.9 or top + bottom > 0.9:
         raise CalibrationError(
@@ -273,9 +272,9 @@ def _grid(
             & (pixels <= (camera.width - 0.5 + edge, camera.height - 0.5 + edge)),
             axis=-1,
         )
-    if camera.own_car is not None:
+    if camera.ego_vehicle is not None:
         u, v = (np.rint(np.where(inside, pixels[..., axis], 0)).astype(int) for axis in (0, 1))
-        inside &= ~camera.own_car[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
+        inside &= ~camera.ego_vehicle[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
     pixels = (pixels + 0.5) / reduce - 0.5
     if quarter_turns(camera):
         turn_image, shift = turned_pixels(camera, reduce)

@@ -30,6 +30,13 @@ def check_rig(rig: Rig) -> list[str]:
     return list(_unlikely(rig))
 
 
+def base_is_on_road(rig: Rig) -> bool:
+    """Whether base_link can be taken to be on the road (z = 0), as REP 105's base_footprint: every
+    camera is above it, and none higher than a vehicle's."""
+    heights = rig.T_base_camera[:, 2, 3]
+    return bool(heights.min() > GROUND and heights.max() <= HIGH)
+
+
 def _looks_at_the_sky(camera: Camera) -> None:
     x, _, axis = camera.T_base_camera[:3, :3].T
     if axis[2] <= SKY:

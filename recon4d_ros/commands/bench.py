@@ -23,7 +23,7 @@ from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, OutputError
 from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, percentiles, rss_mib
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, Rig, Tracking
@@ -143,10 +143,10 @@ def bench(
     parameters = parameters or Parameters()
     with BagReader(bag) as reader:
         rig = reader.rig(base_frame=base_frame)
-        topic = odometry_topic(reader, odometry)
+        motion = MotionTopics.of(reader, odometry)
         sets = list(
             frame_sets(
-                reader, Synchronizer(rig.names, parameters.sync), topic, base_frame=base_frame
+                reader, Synchronizer(rig.names, parameters.sync), motion, base_frame=base_frame
             )
         )
     if not sets:
@@ -194,7 +194,14 @@ def to_and_fro(sets: Sequence[FrameSet], frames: int) -> Iterator[FrameSet]:
             name: replace(image, stamp_ns=image.stamp_ns + shift)
             for name, image in frame_set.images.items()
         }
-        yield replace(frame_set, stamp_ns=frame_set.stamp_ns + shift, images=images, odometry=())
+        yield replace(
+            frame_set,
+            stamp_ns=frame_set.stamp_ns + shift,
+            images=images,
+            odometry=(),
+            imu=(),
+            twist=(),
+        )
 
 
 def machine() -> str:

@@ -46,7 +46,7 @@ from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.graph import GraphError, run_graph
 from recon4d_ros.runs.output import writing
 from recon4d_ros.runs.recording import Recording
-from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.tally import Tally
@@ -219,7 +219,7 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
         with BagReader(arguments.bag) as reader:
             found = bag_rig(arguments)
             rig = reader.rig(**found)
-            odometry = odometry_topic(reader, arguments.odometry)
+            odometry = MotionTopics.of(reader, arguments.odometry).odometry
             used = [topics.image for topics in camera_topics(reader, rig, **found).values()]
             unused = [
                 topic
@@ -267,7 +267,7 @@ def _sustainable_rate(engine: Path, plan: _Plan, bag: Path) -> float:
     with BagReader(bag) as reader:
         synchronizer = Synchronizer(plan.rig.names, plan.parameters.sync)
         topics = plan.found.get("image_topics")
-        sets = list(islice(frame_sets(reader, synchronizer, None, topics), 8))
+        sets = list(islice(frame_sets(reader, synchronizer, image_topics=topics), 8))
     if len(sets) < 2:
         return 1.0
     interval = (sets[-1].stamp_ns - sets[0].stamp_ns) * 1e-9 / (len(sets) - 1)

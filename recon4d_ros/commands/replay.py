@@ -26,7 +26,7 @@ from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
 from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
-from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
@@ -76,6 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "odometry topic, `none`, or `auto`: the bag's only one outside /ground_truth (default)"
         ),
     )
+    parser.add_argument(
+        "--imu", default="auto", metavar="TOPIC", help="sensor_msgs/Imu, likewise (gyro)"
+    )
+    parser.add_argument(
+        "--twist",
+        default="auto",
+        metavar="TOPIC",
+        help="geometry_msgs/TwistWithCovarianceStamped, likewise (wheel speed)",
+    )
     add_bag_rig(parser)
     parser.add_argument(
         "--save-frames", action="store_true", help="also write depth and masks of every frame"
@@ -96,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         rig_file=arguments.rig,
         cameras=arguments.cameras,
         odometry=arguments.odometry,
+        imu=arguments.imu,
+        twist=arguments.twist,
         **bag_rig(arguments),
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
@@ -119,6 +130,8 @@ def replay(
     rig_file: Path | None = None,
     cameras: list[str] | None = None,
     odometry: str = "auto",
+    imu: str = "auto",
+    twist: str = "auto",
     base_frame: str = BASE_FRAME,
     height: float | None = None,
     image_topics: Mapping[str, str] | None = None,
@@ -155,7 +168,7 @@ def replay(
                 image_topics=image_topics,
                 info_topics=info_topics,
             )
-        topic = odometry_topic(reader, odometry)
+        motion = MotionTopics.of(reader, odometry, imu, twist)
         unlikely = check_rig(rig)
         if progress:
             warn("replay", [*reader.notes, *unlikely])
@@ -168,7 +181,7 @@ def replay(
         not_tracked = Tally()
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
-            frame_sets(reader, synchronizer, topic, image_topics, base_frame),
+            frame_sets(reader, synchronizer, motion, image_topics, base_frame),
             total=max_frames or expected,
             unit="set",
             desc="replay",
@@ -189,7 +202,9 @@ def replay(
             "rig": rig.name,
             "cameras": list(rig.names),
             "base_frame": base_frame,
-            "odometry": topic or "none",
+            "odometry": motion.odometry or "none",
+            "imu": motion.imu or "none",
+            "twist": motion.twist or "none",
             "engine": {
                 "network": reconstructor.engine.spec.network,
                 "runtime": reconstructor.engine.spec.runtime,
@@ -219,6 +234,8 @@ def replay(
             }
             | dict(reader.lost),
             "odometry_dropped": dict(synchronizer.statistics.odometry_dropped),
+            "imu_dropped": dict(synchronizer.statistics.imu_dropped),
+            "twist_dropped": dict(synchronizer.statistics.twist_dropped),
             "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes],
             "undecodable": reconstructor.undecodable,
             "stamps_replaced": dict(reader.stamps_replaced),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.evidence import Evidence
-from recon4d_ros.dynamics.flow import INDEPENDENT, FlowMeter, Picture, ends
+from recon4d_ros.dynamics.flow import INDEPENDENT, Flow, FlowMeter, Picture, ends
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.residual import static_flow
 from recon4d_ros.dynamics.spreading import spread_near
@@ -29,6 +29,10 @@ LIKELY = 4.0
 ON_ROAD = -1.5
 """Evidence of a pixel that is the road, in the units of `believe`'s."""
 
+AT_REST = 0.01
+"""Metres that a camera moved between two images below which no depth matters: flow of what stands
+is that of the rotation alone, within a pixel even a metre away."""
+
 CARRIED = 0.1
 """Evidence of a pixel that was believed to move in the last image, in the units of `believe`'s."""
 
@@ -45,7 +49,7 @@ RECENT = 0.3
 """Belief in the last image from which a pixel without evidence of its own is not taken to stand."""
 
 AROUND = 15
-"""Side in pixels of the window whose farthest thing is what a mover may have hidden."""
+"""Side in pixels of the window whose farthest thing is what a dynamic object may have hidden."""
 
 MATCHED, ALIKE = (0.8, 0.1), (2.0, 0.3)
 """Shares of the image's noise and of a window's contrast: flow that errs by less than either fits
@@ -160,6 +164,12 @@ def believe(
         evidence = np.where(hidden | unmatched, 0, evidence)
         standing = np.where(unmatched, 0, standing)
     evidence = evidence + standing / 5 + np.where(on_road, np.float32(ON_ROAD), 0)
+    fits = residual.inside & (seen.chi2 < LIKELY)
+    if np.linalg.norm(seen.T[:3, 3]) < AT_REST:
+        # Nothing but standing explains texture that stays in its place, if it would have shown a
+        # pixel of motion in any direction: an edge does not.
+        stays = fits & (_least_information(flow) > parameters.weak_sigma**2)
+        evidence = np.where(stays & (evidence < 0.2), np.float32(ON_ROAD), evidence)
     stands = evidence <= 0
     prior = np.full(q.shape, -1, np.float32)
     if last is not None:
@@ -170,10 +180,16 @@ def believe(
         stands &= moved < RECENT
     moves = spread_near(color, q, known, np.asarray(evidence, np.float32), prior)
     # A superpixel may reach over an outline: pixels with texture of their own, which stand as far
-    # as can be seen, are not the mover.
-    still = residual.inside & (seen.chi2 < LIKELY) & (test.contrast > 2 * noise) & stands
+    # as can be seen, are not the dynamic object.
+    still = fits & (test.contrast > 2 * noise) & stands
     mask = ((moves > 0) & ~on_road & ~still).astype(np.uint8)
     return Belief(standing.astype(np.float32), moves, cv2.medianBlur(mask, 5) > 0, q)
+
+
+def _least_information(flow: Flow) -> Plane:
+    """Smaller eigenvalue [h, w] of the flow's information, 1/px^2."""
+    half = (flow.wuu + flow.wvv) / 2
+    return half - np.sqrt(np.square((flow.wuu - flow.wvv) / 2) + np.square(flow.wuv))
 
 
 def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
@@ -194,13 +210,12 @@ def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
 def _hidden_by(
     movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
 ) -> tuple[Mask, Mask]:
-    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like nothing
-    there: they are no movers.
+    """Pixels [h, w] that `dynamic objects` hid from the image that flow ends in, and that look like
+    nothing there: they are no dynamic objects.
 
     First what may be road and fits nothing well; then what may lie as far as the farthest thing
-    around it, or on the road, and fits nothing at all: even its inverse depth is then the mover's,
-    whose flow reaches beyond its outline.
-    """
+    around it, or on the road, and fits nothing at all: even its inverse depth is then the dynamic
+    object's, whose flow reaches beyond its outline."""
 
     def fits(noise_share: float, contrast_share: float) -> Mask:
         return np.asarray(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.rig_check import base_is_on_road
 from recon4d_ros.dynamics.clip import ClipWatcher
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
 from recon4d_ros.dynamics.parameters import DynamicsParameters
@@ -17,7 +18,7 @@ from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, make_views, partners
 from recon4d_ros.dynamics.watcher import Surroundings, Watcher
 from recon4d_ros.geometry import inverse, transform
-from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig
+from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
 
 WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {
     "residual": Watcher,
@@ -41,6 +42,7 @@ class Dynamics:
     ) -> None:
         p = self._parameters = parameters or DynamicsParameters()
         views = make_views(calibration)
+        self._on_road = base_is_on_road(rig)
         self._partner = partners(calibration, views)
         self._size = calibration.working_size
         self._watchers = [WATCHERS[p.source](i, view, p) for i, view in enumerate(views)]
@@ -61,16 +63,16 @@ class Dynamics:
         """Mask and objects of one frame. The mask marks everything that moves relative to the
         world, in each camera."""
         mask = np.zeros((len(self._watchers), *self._size), bool)
-        if not pose.usable:
-            for watcher in self._watchers:
-                watcher.reset()
-            return Motion(mask)
-        if self._last_ns is not None:
-            self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
-        self._last_ns = frame.stamp_ns
-        self._see_ground(geometry, frame.present)
+        if pose.usable:
+            if self._last_ns is not None:
+                self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
+            self._last_ns = frame.stamp_ns
+            self._see_ground(geometry, frame.present)
         around = Surroundings(
-            self._plane if self._plane_seen else None, _pose_sigma(pose), self._tracker.moving()
+            self._plane if self._plane_seen else None,
+            self._plane if self._plane_seen or self._on_road else None,
+            _pose_sigma(pose),
+            self._tracker.moving(),
         )
 
         def look(i: int) -> tuple[NDArray[np.bool_], list[Detection]]:
@@ -83,6 +85,12 @@ class Dynamics:
                 around,
             )
 
+        if not pose.usable:
+            for i, watcher in enumerate(self._watchers):
+                watcher.reset()
+                if pose.tracking is Tracking.STARTING and frame.present[i]:
+                    look(i)  # the first motion begins at this image: the next is compared with it
+            return Motion(mask)
         # Cameras look side by side: OpenCV and NumPy let other threads run. Results are gathered in
         # the cameras' order.
         leaders = [
@@ -168,15 +176,15 @@ class Dynamics:
         if not self._plane_seen:
             level = find_level(points)
             if level is None:
-                return
+                return  # too little depth, as before the ego-vehicle has moved
             self._plane, self._plane_seen = refine_plane(level, points, 1.0), True
         self._plane = refine_plane(self._plane, points)
 
 
 def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:
     """Standard deviations of the motion between two frames, metres and radians, within what is
-    plausible."""
-    variance = np.diag(pose.motion_covariance)
+    plausible; depth and motion share the calibration's errors, so that these move nothing."""
+    variance = np.diag(pose.motion_covariance - pose.calibration_covariance)
     return (
         float(np.clip(np.sqrt(variance[:3].max()), 0.005, 0.1)),
         float(np.clip(np.sqrt(variance[3:].max()), 0.0003, 0.005)),

@@ -1,5 +1,5 @@
-"""What one camera found, shown to the others: where two fields of view overlap, a mover that enters
-one image is followed in the other.
+"""What one camera found, shown to the others: where two fields of view overlap, a dynamic object
+that enters one image is followed in the other.
 
 A camera that looks backwards cannot compare what enters its image, for it was not in the last one;
 its neighbour saw it there. Range is that of the region's foot on the road, so the place in the

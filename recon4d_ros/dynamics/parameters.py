@@ -42,30 +42,33 @@ class DynamicsParameters:
     )
     weak_sigma: float = parameter(
         3.0,
-        "a pixel may belong to a mover from this many standard deviations",
+        "residual of a pixel that may belong to a dynamic object, standard deviations",
         minimum=1.0,
         maximum=20.0,
     )
     strong_sigma: float = parameter(
         5.0,
-        "a new mover needs pixels of at least this many standard deviations",
+        "residual that a new dynamic object needs somewhere, standard deviations",
         minimum=1.0,
         maximum=40.0,
     )
     memory: float = parameter(
         0.7,
-        "share of the evidence of motion that is carried from image to image",
+        "temporal prior: share of the evidence of motion that is carried from image to image",
         minimum=0.0,
         maximum=0.95,
     )
     minimum_area: float = parameter(
-        0.25, "smallest mover as seen, square metres", minimum=0.0, maximum=10.0
+        0.25, "smallest dynamic object as seen, square metres", minimum=0.0, maximum=10.0
     )
     maximum_range: float = parameter(
-        80.0, "farthest mover looked for, metres", minimum=1.0, maximum=500.0
+        80.0,
+        "largest range at which dynamic objects are looked for, metres",
+        minimum=1.0,
+        maximum=500.0,
     )
     minimum_speed: float = parameter(
-        0.5, "slowest mover that is published as an object, m/s", minimum=0.0, maximum=20.0
+        0.5, "slowest dynamic object that is published, m/s", minimum=0.0, maximum=20.0
     )
     baseline: float = parameter(
         0.1,
@@ -83,23 +86,29 @@ class DynamicsParameters:
         3.0, "noise of the grey image, standard deviation in grey levels", minimum=0.1, maximum=50.0
     )
     ground_noise: float = parameter(
-        0.08, "how far the road may be from a plane near the car, metres", minimum=0.0, maximum=2.0
+        0.08,
+        "how far the road may be from a plane near the ego-vehicle, metres",
+        minimum=0.0,
+        maximum=2.0,
     )
     clearance: float = parameter(
         0.35,
-        "how high static things may begin over the road seen under them, metres",
+        "height over the road at which static structure may begin, metres",
         minimum=0.0,
         maximum=2.0,
     )
     acceleration: float = parameter(
-        3.0, "how strongly movers change their velocity, m/s^2", minimum=0.1, maximum=30.0
+        3.0,
+        "acceleration of dynamic objects (process noise of the tracks), m/s^2",
+        minimum=0.1,
+        maximum=30.0,
     )
     confirm: int = parameter(
         3,
-        "frame sets with the same mover before it is published as an object",
+        "observations of a track before it is published as an object, frame sets",
         minimum=1,
         maximum=20,
     )
     keep_missing: float = parameter(
-        0.6, "how long an unseen object is kept, seconds", minimum=0.0, maximum=10.0
+        0.6, "how long an object without observations is kept, seconds", minimum=0.0, maximum=10.0
     )

@@ -107,13 +107,12 @@ def competing_shape(
     prior: Plane,
     noise: float,
 ) -> NDArray[np.bool_]:
-    """Pixels of a window that the mover's motion explains better than a static world does.
+    """Pixels of a window that the dynamic object's motion explains better than a static world does.
 
-    box: left, top, width, height of the window in the motion grid. mover: affine flow in window
-    coordinates. static_flow: [height, width, 2]. prior: [height, width], log-odds from the region
-    itself. noise: grey levels. Both motions warp the previous image onto the current one; the
-    difference of their squared errors, summed over 3x3, is a log-likelihood ratio.
-    """
+    box: left, top, width, height of the window in the motion grid. dynamic object: affine flow in
+    window coordinates. static_flow: [height, width, 2]. prior: [height, width], log-odds from the
+    region itself. noise: grey levels. Both motions warp the previous image onto the current one;
+    the difference of their squared errors, summed over 3x3, is a log-likelihood ratio."""
     left, top, width, height = box
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     here = now[top : top + height, left : left + width]

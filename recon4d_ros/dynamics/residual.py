@@ -269,9 +269,8 @@ def hidden_before(
     q: [K] inverse depth of the pixels' static points. q_now, q_before: [h, w] inverse depth of both
     images, NaN = none. The thing that the previous image shows in the static point's place is
     nearer than that point, and is still where it was: the current image shows it, to within
-    `tolerance` of its depth, where a static world puts it. A mover is not, and does not hide
-    itself.
-    """
+    `tolerance` of its depth, where a static world puts it. A dynamic object is not, and does not
+    hide itself."""
     h, w = view.x.shape
     u, v, z = move(
         view, view, view.x.ravel()[pixels], view.y.ravel()[pixels], q, T_previous_current

@@ -1,10 +1,9 @@
 """What is known to move lends its place to weak evidence: the boxes of moving tracks, where they
 are by now.
 
-Boxes lie around what is seen of a mover, not around their own centre: what is farther away is
-hidden by it, or another thing. Their centres were tried when sides were guessed by width alone:
-mask IoU on a simulated stereo drive 0.491, against 0.512.
-"""
+Boxes lie around what is seen of a dynamic object, not around their own centre: what is farther away
+is hidden by it, or another thing. Their centres were tried when sides were guessed by width alone:
+mask IoU on a simulated stereo drive 0.491, against 0.512."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ def in_boxes(
     the tracks, above its lowest 15 cm.
 
     weak: [h, w] pixels with evidence of motion, however weak. A box of which less than a sixth has
-    any is not where its mover is.
+    any is not where its dynamic object is.
     """
     inside = np.zeros(view.x.shape, bool)
     for track in tracks:

@@ -1,5 +1,5 @@
-"""Movers over time: constant-velocity Kalman filters in map, one detection per camera and track,
-ids that live as long as the track."""
+"""Dynamic objects over time: constant-velocity Kalman filters in map, one detection per camera and
+track, ids that live as long as the track."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Detection:
 
 @dataclass
 class Track:
-    """A mover believed in. state: position of what is seen of it, and velocity, [6] in map; P: [6,
-    6]. bearing: direction it was last seen in, radians about z. hits: frame sets in which it was
-    seen."""
+    """A dynamic object believed in. state: position of what is seen of it, and velocity, [6] in
+    map; P: [6, 6]. bearing: direction it was last seen in, radians about z. hits: frame sets in
+    which it was seen."""
 
     id: int
     state: Array

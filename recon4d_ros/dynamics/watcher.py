@@ -44,14 +44,14 @@ Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LONGEST_GAP = 1.0
-"""Images further apart than this many seconds are not compared: a mover has left its place by
-then."""
+"""Images further apart than this many seconds are not compared: a dynamic object has left its place
+by then."""
 
 CHANCE = 2.0
 """Chi-square that chance gives to a pixel that does not move."""
 
 SMALLEST = 12
-"""Pixels of the motion grid that a mover has at least."""
+"""Pixels of the motion grid that a dynamic object has at least."""
 
 CERTAIN = 0.5
 """Mean belief from which a region of a camera that looks alone needs no second image: what passes
@@ -88,10 +88,13 @@ class Shot:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a camera is told from outside. plane: [4] the road in base_link, or None. pose_sigma:
-    metres, radians. tracks: that move."""
+    """What a camera is told from outside. plane: [4] the road in base_link as depth shows it, or
+    None. ground: [4] the same, or by calibration alone (z = 0): good enough for the range of what
+    stands on it, not to say that something floats; None where base_link is not on the road.
+    pose_sigma: metres, radians. tracks: that move."""
 
     plane: Array | None
+    ground: Array | None
     pose_sigma: tuple[float, float]
     tracks: list[Track]
 
@@ -157,8 +160,8 @@ class Watcher:
         return self._shots[-1].found if self._shots else None
 
     def take_in(self, found: Array) -> Mask:
-        """Movers [h, w] of the last image among the points [K, 3] in map that other cameras found.
-        A camera that looks alone believes them from now on."""
+        """Dynamic objects [h, w] of the last image among the points [K, 3] in map that other
+        cameras found. A camera that looks alone believes them from now on."""
         now = self._shots[-1] if self._shots else None
         if now is None or now.depth is not None:
             return np.zeros(self.view.x.shape, bool)
@@ -312,8 +315,10 @@ class Watcher:
             before.T_map_camera,
             seconds,
             flow,
-            evidence.road,
-            around.plane,
+            see_road(view, around.ground, p.ground_noise, p.ground_noise / 10)
+            if around.plane is None
+            else evidence.road,
+            around.ground,
             now.depth,
             before.depth,
         )
@@ -358,7 +363,7 @@ class Watcher:
             ranges[window][inside] = extent.q
             if now.depth is None:
                 # Its outline is the picture's already; static flow follows matched depth, bent to
-                # the mover's motion: nothing competes.
+                # the dynamic object's motion: nothing competes.
                 moving[window] |= inside
             else:
                 self._outline(moving, now, before, evidence, inside, box, sure)

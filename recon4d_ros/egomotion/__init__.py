@@ -1,8 +1,5 @@
-"""Where the car is, from its images: points followed, a robust solver for the rig, the memory
-looked for, the road as a ruler.
-
-A frame goes egomotion -> attempts -> sightings (settling, patches) -> pnp, then learning, mounts
-(bundle), ruler, planting.
+"""Where the car is, from its images: points followed, a robust solver for the rig, the road as a
+ruler; odometry, wheel speed and a gyro beside them where there are some. See docs/egomotion.md.
 """
 
 from recon4d_ros.egomotion.egomotion import Egomotion

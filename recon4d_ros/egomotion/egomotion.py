@@ -19,10 +19,12 @@ from recon4d_ros.cameras.health import CameraHealth
 from recon4d_ros.egomotion import klt, landmarks, measure, motion_prior, pnp
 from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.ground_scale import Scale
+from recon4d_ros.egomotion.imu import Imu
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.local_ba import Mounts
 from recon4d_ros.egomotion.measure import Attempt, Instant
-from recon4d_ros.egomotion.motion_prior import OdometryBuffer
+from recon4d_ros.egomotion.motion_prior import OdometryBuffer, TwistBuffer
+from recon4d_ros.egomotion.mount_check import MountCheck
 from recon4d_ros.egomotion.parameters import EgomotionParameters
 from recon4d_ros.egomotion.pnp import Prior, Solution
 from recon4d_ros.egomotion.road import Road
@@ -30,11 +32,13 @@ from recon4d_ros.types import (
     Calibration,
     Frame,
     Geometry,
+    ImuSample,
     Jump,
     OdometrySample,
     PoseEstimate,
     Rig,
     Tracking,
+    TwistSample,
 )
 
 Array = NDArray[np.float64]
@@ -42,12 +46,23 @@ Array = NDArray[np.float64]
 # squared Mahalanobis distance between odometry and images (six degrees of freedom) at which it is
 # left out
 CONTRADICTION = 40.0
+LONGEST = 1.0  # s between two frames over which a motion is measured: sets of 1 Hz
 ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
 # s without the road, after which a rig whose cameras all look alone has lost its metre
 ROADLESS = 1.5
 FIRST_SCORE, FIRST_LEAD = 0.45, 0.06
+# share of the sightings that a motion without another before it has to explain, or so many motions
+# in a row have to agree, where the road does not confirm it
+STRONG, AGREEING = 0.5, 3
+# the same of cameras that all look alone, whose points know no depth: of a first motion, of others.
+# On sound drives by day and night it is 0.7 to 0.9, of wrong motions 0.3 to 0.52 (motorway+night,
+# mixed_four, seed 11)
+ALONE_NEW, ALONE = 0.65, 0.5
+# relative deviation of a depth that knows what a metre is, and share of the sightings that have one
+DEPTH_KNOWN, DEPTHS_KNOWN = 0.1, 0.3
 STILL, STILL_TURN = 0.003, 0.0003
 DOUBTED_FRAMES = 10  # for so many frames then
+CHECKED = 3  # one motion in so many is held against the mounts: it costs 2 ms
 
 
 class Egomotion:
@@ -61,6 +76,7 @@ class Egomotion:
         self._names = rig.names
         self._cameras = Cameras.of(rig, calibration, self.parameters.features)
         self._road = Road(self._cameras)
+        self._read_out = max(camera.rolling_shutter for camera in rig.cameras)
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +85,8 @@ class Egomotion:
         self._images = Images(len(self._cameras))
         self._mounts = Mounts(self._cameras)
         self._odometry = OdometryBuffer()
+        self._wheels = TwistBuffer()
+        self._imu = Imu()
         self._odometry_doubted = 0
         self._odometry_followed = False  # in the last frame, as it is
         self._stamp_ns: int | None = None
@@ -76,6 +94,8 @@ class Egomotion:
         self._scale = Scale()
         self._road.reset()
         self._health = CameraHealth(len(self._cameras))
+        self._mount_check = MountCheck(self._cameras)
+        self._believed = 0  # motions
         self.health: tuple[tuple[str, ...], ...] = ((),) * len(self._cameras)
         self._seconds = 0.0  # between the last two frames
         self._segment = 0
@@ -89,11 +109,15 @@ class Egomotion:
         self._mounts.start_segment()
         self._covariance = np.eye(6) * 1e-8
         self._motion_covariance = np.eye(6) * 1e-8
+        self._calibration = np.zeros((6, 3))  # what calibration adds to the pose's error
+        self._calibration_covariance = np.zeros((6, 6))  # and to the last motion's
         self._velocity = np.zeros(6)
         self._velocity_known = False
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
+        self._agreeing = 0  # motions in a row, the first of which rests on few sightings
         self._roadless = 0.0
+        self._metre_known = False
 
     # --- before the engine
 
@@ -102,53 +126,92 @@ class Egomotion:
         frame: Frame,
         odometry: tuple[OdometrySample, ...],
         jump: Jump = Jump.NONE,
+        imu: tuple[ImuSample, ...] = (),
+        twist: tuple[TwistSample, ...] = (),
     ) -> PoseEstimate:
         """The pose at the frame's stamp. Never raises and never gives NaN: what it cannot know it
         says in `tracking` and `reason`.
 
         jump: whether time jumped forward since the last frame: without odometry over that time a
         new segment begins, as it does where nothing confirmed the motion for `extrapolate` seconds.
+        odometry, imu, twist: what came since the last frame.
         """
         if self.parameters.odometry != "none":
             self._odometry.add(odometry)
+            self._wheels.add(twist)
+        self._imu.add(imu)
         self._images.take(frame)
         travel = float(np.linalg.norm(self._velocity[:3])) * self._seconds
-        self.health = self._health.look(self._images.now, travel)
+        mounts = self._mount_check.troubles()
+        self.health = tuple(
+            (*seen, *filter(None, [mount]))
+            for seen, mount in zip(self._health.look(self._images.now, travel), mounts, strict=True)
+        )
         if self._stamp_ns is None:
             return self._begin(frame)
         self._seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
         now = self._instant(frame, self._seconds)
-        motion, said = self._odometry.motion(
-            self._stamp_ns, frame.stamp_ns, self._velocity if self._velocity_known else None
-        )
-        unconfirmed = self._unconfirmed.seconds + now.seconds
-        if motion is None and (
-            jump is Jump.FORWARD or unconfirmed > self.parameters.extrapolate + ROUNDING
-        ):
-            return self._begin_anew(frame, unconfirmed)
-        self._odometry_followed = motion is not None and self.parameters.odometry == "trust"
-        if motion is not None and self._odometry_followed:
-            return self._follow_odometry(now, motion)
-        steady = self._unconfirmed.prior(
+        plain = self._unconfirmed.prior(
             self._pose, self._velocity if self._velocity_known else None, now.seconds
         )
-        if motion is None:
-            attempt = self._tried(now, steady)
-            reason = said if self.parameters.odometry != "none" else ""
+        turn = self._imu.turn(self._stamp_ns, frame.stamp_ns)
+        steady = plain if turn is None else motion_prior.turned(plain, self._pose, *turn)
+        told, said = self._told_motion(frame, steady)
+        unconfirmed = self._unconfirmed.seconds + now.seconds
+        too_long = unconfirmed > self.parameters.extrapolate + ROUNDING
+        if told is None and (
+            jump is Jump.FORWARD
+            or now.seconds > LONGEST
+            or (too_long and self._unconfirmed.seconds > 0.0)
+        ):
+            return self._begin_anew(frame, unconfirmed)
+        self._odometry_followed = told is not None and self.parameters.odometry == "trust"
+        if told is not None and self._odometry_followed:
+            return self._follow_odometry(now, told)
+        if told is None:
+            attempt, reason = self._tried(now, steady), said
+            if attempt.problem and turn is not None:  # the gyro may be what is wrong
+                attempt = self._tried(now, plain)
         else:
-            attempt, reason = self._with_odometry(now, motion, steady)
+            attempt, reason = self._with_odometry(now, told, steady, said)
+        if self._imu.trouble:
+            reason = "; ".join(part for part in (reason, self._imu.trouble) if part)
         if not attempt.problem:
-            self._road_seen(now, attempt)
-            if measure.stands(now, attempt, self._road):
+            self._road_seen(now, attempt, told is not None and not self._odometry_doubted)
+            turning = self._imu.turning(self._stamp_ns, frame.stamp_ns)
+            if not turning and measure.stands(now, attempt, self._road):
                 return self._stand(now, attempt, reason)
             return self._tracked(now, attempt, reason)
         parts = (attempt.problem, reason, health.told(self._names, self.health))
-        told = "; ".join(part for part in parts if part)
-        return (
-            self._on_odometry_alone(now, attempt, motion, told)
-            if motion is not None
-            else self._lost(now, attempt, steady, told)
-        )
+        why = "; ".join(part for part in parts if part)
+        if told is not None:
+            return self._on_odometry_alone(now, attempt, told, why, said)
+        if too_long or not self._velocity_known:  # points are followed from this frame only
+            return self._begin_anew(frame, unconfirmed, why)
+        return self._lost(now, attempt, steady, why)
+
+    def _told_motion(self, frame: Frame, steady: Prior) -> tuple[Prior | None, str]:
+        """Where odometry, or else wheel speed, says that the car is, and which of them says so;
+        None with a reason where neither does."""
+        assert self._stamp_ns is not None
+        span = self._stamp_ns, frame.stamp_ns
+        velocity = self._velocity if self._velocity_known else None
+        motion, said = self._odometry.motion(*span, velocity)
+        if motion is not None:
+            return self._from_odometry(motion), "odometry"
+        motion, missing = self._wheels.motion(*span, velocity)
+        if motion is None:
+            return None, said or missing
+        told = self._from_odometry(motion)
+        if self._wheels.turns:
+            return told, "twist"
+        # of a car whose wheels tell a speed alone: it turns as gyro or last motion say
+        turn = geometry.log(geometry.inverse(self._pose) @ steady.T_map_base)[3:]
+        return motion_prior.turned(told, self._pose, turn, steady.covariance[3:, 3:]), "twist"
+
+    def _from_odometry(self, motion: Array) -> Prior:
+        noise = self.parameters.odometry_noise
+        return Prior(self._pose @ motion, motion_prior.of_odometry(motion, noise))
 
     def _tried(self, now: Instant, prior: Prior) -> Attempt:
         """Points and road from a prediction; where none is known, from the speed that the road fits
@@ -181,9 +244,16 @@ class Egomotion:
         still = np.diag([STILL] * 3 + [STILL_TURN] * 3) ** 2
         self._accept(now, attempt, Prior(self._pose, still))
         self._velocity = np.zeros(6)
+        self._agreeing = AGREEING
+        self._imu_learns(now, np.zeros(3), still)
         self._unconfirmed.confirmed()
         self._tracked_once = True
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
+
+    def _imu_learns(self, now: Instant, turn: Array, covariance: Array) -> None:
+        """The turn [3] that the images say, with the motion's covariance [6, 6]."""
+        end = now.frame.stamp_ns
+        self._imu.learn(end - round(now.seconds * 1e9), end, turn, covariance[3:, 3:])
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
@@ -197,17 +267,19 @@ class Egomotion:
         )
         return self._said(frame, self._untracked, 0, reason)
 
-    def _begin_anew(self, frame: Frame, unconfirmed: float) -> PoseEstimate:
+    def _begin_anew(self, frame: Frame, unconfirmed: float, why: str = "") -> PoseEstimate:
         """A new segment, with this frame as its first. Its pose is the last one that was said, so
         that odom -> base_link does not jump; where that is from the old segment is not known."""
+        reason = why
+        if self._velocity_known or not why:
+            reason = f"nothing confirmed the motion for {unconfirmed:.1f} s"
+            reason += f" ({why})" if why else ""
         if self._tracked_once:
             self._segment += 1
             self._lost_before = True
+            reason += ": the pose is kept, a new segment begins"
         self._start_segment()
         self._begin(frame)
-        reason = f"nothing confirmed the motion for {unconfirmed:.1f} s"
-        if self._lost_before:
-            reason += ": the pose is kept, a new segment begins"
         return self._said(frame, self._untracked, 0, reason)
 
     def _instant(self, frame: Frame, seconds: float) -> Instant:
@@ -230,12 +302,9 @@ class Egomotion:
             self.parameters,
         )
 
-    def _follow_odometry(self, now: Instant, motion: Array) -> PoseEstimate:
+    def _follow_odometry(self, now: Instant, prior: Prior) -> PoseEstimate:
         """The odometry's motion as it is; the images only keep the landmarks alive."""
-        prior = Prior(
-            self._pose @ motion, motion_prior.of_odometry(motion, self.parameters.odometry_noise)
-        )
-        velocity = geometry.log(motion) / now.seconds
+        velocity = now.velocity(prior.T_map_base)
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, seen.observations)[0]
         solution = Solution(prior.T_map_base, distance, distance < pnp.GATE, np.zeros((6, 6)), 0.0)
@@ -247,14 +316,14 @@ class Egomotion:
             now.frame, Tracking.TRACKING, solution.inliers, "odometry is trusted as it is"
         )
 
-    def _with_odometry(self, now: Instant, motion: Array, steady: Prior) -> tuple[Attempt, str]:
-        """From the odometry first; from constant velocity where the images disagree with it."""
-        told = self._pose @ motion
-        covariance = motion_prior.of_odometry(motion, self.parameters.odometry_noise)
-        around = self._unconfirmed.prior(
-            self._pose, geometry.log(motion) / now.seconds, now.seconds
-        )
-        loose = Prior(told, covariance + around.covariance)
+    def _with_odometry(
+        self, now: Instant, told: Prior, steady: Prior, what: str
+    ) -> tuple[Attempt, str]:
+        """From the odometry first; from constant velocity where the images disagree with it. what:
+        odometry or twist."""
+        covariance = told.covariance
+        around = self._unconfirmed.prior(self._pose, now.velocity(told.T_map_base), now.seconds)
+        loose = Prior(told.T_map_base, covariance + around.covariance)
         first, second = (loose, steady) if self._odometry_doubted == 0 else (steady, loose)
         attempt = self._tried(now, first)
         if attempt.problem:
@@ -263,20 +332,20 @@ class Egomotion:
                 attempt = other
         if attempt.problem:
             return attempt, ""
-        error = geometry.log(geometry.inverse(attempt.pose) @ told)
+        error = geometry.log(geometry.inverse(attempt.pose) @ told.T_map_base)
         if error @ np.linalg.solve(covariance + attempt.covariance, error) > CONTRADICTION:
             self._odometry_doubted = DOUBTED_FRAMES
             return (
                 attempt,
                 (
-                    f"odometry contradicts the images by {np.linalg.norm(error[:3]):.2f} m: it is"
+                    f"{what} contradicts the images by {np.linalg.norm(error[:3]):.2f} m: it is"
                     " left out"
                 ),
             )
         self._odometry_doubted = max(self._odometry_doubted - 1, 0)
         if self._odometry_doubted:
-            return attempt, "odometry contradicted the images a moment ago: it is left out"
-        return measure.solved(now, attempt.sightings, Prior(told, covariance)), ""
+            return attempt, f"{what} contradicted the images a moment ago: it is left out"
+        return measure.solved(now, attempt.sightings, told), ""
 
     # --- what becomes of an attempt
 
@@ -284,42 +353,93 @@ class Egomotion:
         doubt = attempt.doubt or measure.doubt(
             now, attempt, self._velocity if self._velocity_known else None
         )
-        if not doubt and self._roadless > ROADLESS and self._cameras.all_alone:
-            doubt = f"the road was not seen for {self._roadless:.1f} s: nothing says how long a"
-            doubt += " metre is"
+        few = "" if doubt else self._new(attempt)
+        if doubt:
+            self._agreeing = 0
+        if few and self._cameras.all_alone and not self._velocity_known:
+            # what it would teach is wrong: the next frame searches at all speeds again
+            return self._begin_anew(now.frame, now.seconds, few)
+        doubt = doubt or few or self._metre()
         if attempt.road is not None and not doubt:
-            self._road.believe()
+            self._road.believe(now.road, geometry.inverse(now.pose) @ attempt.pose)
+        motion = geometry.inverse(self._pose) @ attempt.pose
         self._accept(now, attempt, Prior(attempt.pose, attempt.covariance))
         self._unconfirmed.confirmed()
         self._tracked_once = True
-        if doubt:
+        if not doubt:
+            turn = self._velocity[3:] * now.seconds
+            self._imu_learns(now, turn, attempt.covariance)
+            self._believed += 1
+            if self._believed % CHECKED == 0:
+                self._check_mounts(now, attempt, motion)
+        else:
             told = "; ".join(
                 part for part in (doubt, reason, health.told(self._names, self.health)) if part
             )
             return self._said(now.frame, Tracking.DEGRADED, attempt.solution.inliers, told)
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
 
-    def _road_seen(self, now: Instant, attempt: Attempt) -> None:
-        """How long the road has not been agreed with, where a camera looks at it."""
-        seen = attempt.road is not None or not self._road.visible
+    def _check_mounts(self, now: Instant, attempt: Attempt, motion: Array) -> None:
+        o = attempt.sightings.observations.take(np.arange(attempt.sightings.second))
+        own = now.landmarks.camera[o.landmark] == o.camera
+        place = at_their_stamps(
+            self._cameras.T_base_camera, now.frame, now.velocity(attempt.solution.T_map_base)
+        )
+        self._mount_check.add(o, own, attempt.solution.T_map_base, place, motion)
+
+    def _new(self, attempt: Attempt) -> str:
+        """Why a motion that the road does not confirm is not to be believed yet: the largest group
+        that moves alike may be a small one."""
+        share = attempt.solution.inliers / max(len(attempt.sightings.observations), 1)
+        alone, known = self._cameras.all_alone, self._agreeing >= AGREEING
+        needed = (ALONE if known else ALONE_NEW) if alone else STRONG
+        in_a_row = not alone and self._agreeing >= AGREEING - 1
+        if attempt.road is not None or share >= needed or in_a_row:
+            self._agreeing = AGREEING
+            return ""
+        if alone:
+            return (
+                f"{100 * share:.0f} % of the sightings agree, {100 * needed:.0f} % are needed where"
+                " the road does not confirm it"
+            )
+        self._agreeing += 1
+        return (
+            f"a new motion, not confirmed yet: {100 * share:.0f} % of the sightings agree with it"
+        )
+
+    def _road_seen(self, now: Instant, attempt: Attempt, told: bool) -> None:
+        """How long nothing has said what a metre is: the road, where a camera looks at it, odometry
+        (told), or, at the start, depths that no motion can have given."""
+        seen = attempt.road is not None or not self._road.visible or told
         self._roadless = 0.0 if seen else self._roadless + now.seconds
+        self._metre_known |= seen
+        if not self._velocity_known:
+            o = attempt.sightings.observations.take(attempt.solution.inlier)
+            known = o.variance < (DEPTH_KNOWN * o.rho) ** 2
+            known &= ~now.landmarks.assumed[o.landmark]
+            self._metre_known |= len(o) > 0 and float(known.mean()) > DEPTHS_KNOWN
+
+    def _metre(self) -> str:
+        """Why lengths are not to be believed: cameras that look alone know none but by the road."""
+        if not self._cameras.all_alone or (self._metre_known and self._roadless <= ROADLESS):
+            return ""
+        since = f"for {self._roadless:.1f} s" if self._metre_known else "yet"
+        return f"the road was not seen {since}: nothing says how long a metre is"
 
     def _on_odometry_alone(
-        self, now: Instant, attempt: Attempt, motion: Array, told: str
+        self, now: Instant, attempt: Attempt, told: Prior, why: str, what: str
     ) -> PoseEstimate:
-        self._accept(
-            now,
-            attempt,
-            Prior(
-                self._pose @ motion,
-                motion_prior.of_odometry(motion, self.parameters.odometry_noise),
-            ),
-        )
+        """The odometry's motion, as long as the images have not contradicted it."""
+        doubted = self._odometry_doubted > 0
+        self._accept(now, attempt, told)
         self._unconfirmed.confirmed()
-        return self._said(now.frame, Tracking.TRACKING, 0, f"odometry alone: {told}")
+        state = Tracking.DEGRADED if doubted else Tracking.TRACKING
+        contradicted = ", which contradicted the images a moment ago" if doubted else ""
+        return self._said(now.frame, state, 0, f"{what} alone{contradicted}: {why}")
 
     def _lost(self, now: Instant, attempt: Attempt, steady: Prior, told: str) -> PoseEstimate:
         """The predicted pose, with a covariance that grows."""
+        self._agreeing = 0
         growth = self._unconfirmed.carried_on(now.seconds, steady.covariance)
         velocity, known = self._velocity, self._velocity_known
         self._accept(now, attempt, Prior(steady.T_map_base, growth))
@@ -331,7 +451,16 @@ class Egomotion:
         motion = geometry.inverse(self._pose) @ found.T_map_base
         carry = pnp.adjoint(geometry.inverse(motion))
         self._covariance = carry @ self._covariance @ carry.T + found.covariance
-        self._motion_covariance = found.covariance
+        by_images = not attempt.problem and not self._odometry_followed
+        errors = np.zeros((6, 3))
+        if by_images:
+            distance = measure.CALIBRATION.typical
+            errors = measure.calibration_errors(
+                motion, self._mounts.scale_doubt(distance), self._read_out / now.seconds
+            )
+        self._calibration = carry @ self._calibration + errors
+        self._calibration_covariance = errors @ errors.T
+        self._motion_covariance = found.covariance + self._calibration_covariance
         self._velocity, self._velocity_known = geometry.log(motion) / now.seconds, True
         self._pose, self._stamp_ns = found.T_map_base, now.frame.stamp_ns
         table, seen = self._landmarks, attempt.sightings
@@ -385,12 +514,13 @@ class Egomotion:
             self._pose.copy(),
             T_map_camera,
             tracking,
-            self._covariance.copy(),
+            self._covariance + self._calibration @ self._calibration.T,
             self._motion_covariance.copy(),
             self._velocity.copy(),
             inliers,
             reason,
             self._segment,
+            self._calibration_covariance.copy(),
         )
 
     def _shorten(self, factor: float) -> None:

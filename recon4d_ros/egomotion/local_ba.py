@@ -274,6 +274,20 @@ class Mounts:
         self._covariance: Array = np.diag(np.repeat(np.where(loose, MOUNT, FIXED) ** 2, 3))
         self.T_base_camera = cameras.T_base_camera.copy()
 
+    def scale_doubt(self, distance: float) -> float:
+        """Standard deviation of the lengths that the pairs measure at `distance` metres, as a share
+        of them: a pair that is turned by an angle errs in disparity, by angle times distance over
+        base line. Infinite where all cameras look alone."""
+        best = np.inf
+        centres = self._cameras.T_base_camera[:, :3, 3]
+        for camera, others in enumerate(self._cameras.beside):
+            for other in others[others > camera].tolist():
+                line = float(np.linalg.norm(centres[camera] - centres[other]))
+                block = slice(3 * other, 3 * other + 3)
+                turn = float(np.sqrt(np.diag(self._covariance[block, block]).max()))
+                best = min(best, turn * distance / line)
+        return best
+
     def start_segment(self) -> None:
         """The keyframes' poses have nothing to do with what follows; the mounts are what they
         were."""

@@ -1,4 +1,4 @@
-"""How far the car may have moved: constant velocity, and odometry."""
+"""How far the car may have moved: constant velocity, odometry and wheel speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion.pnp import Prior
-from recon4d_ros.types import OdometrySample
+from recon4d_ros.types import OdometrySample, TwistSample
 
 Array = NDArray[np.float64]
 
@@ -106,6 +106,16 @@ def of_odometry(motion: Array, noise: float) -> Array:
     return np.diag(np.repeat([travel, turn], 3) ** 2)
 
 
+def turned(prior: Prior, pose: Array, turn: Array, covariance: Array) -> Prior:
+    """The prior with another rotation since `pose` [4, 4]: rotation vector [3] and covariance [3,
+    3]."""
+    motion = geometry.inverse(pose) @ prior.T_map_base
+    motion[:3, :3] = geometry.exp(np.concatenate([np.zeros(3), turn]))[:3, :3]
+    both = np.zeros((6, 6))
+    both[:3, :3], both[3:, 3:] = prior.covariance[:3, :3], covariance
+    return Prior(pose @ motion, both)
+
+
 KEEP_NS = 5_000_000_000
 REACH_NS = 250_000_000  # how far beyond the last sample its motion is carried on
 # the motion that is carried on is measured over this time where there are samples for it
@@ -196,3 +206,34 @@ class OdometryBuffer:
             slow, fast = np.linalg.norm(velocity[:3]), np.linalg.norm(twist[:3])
             return None, f"odometry jumped from {slow:.1f} to {fast:.1f} m/s in {seconds:.2f} s"
         return motion, ""
+
+
+class TwistBuffer:
+    """Wheel speed integrated to odometry, sample by sample. turns: whether it has ever told a
+    turning rate; many cars tell their speed alone."""
+
+    def __init__(self) -> None:
+        self._odometry = OdometryBuffer()
+        self._last: TwistSample | None = None
+        self._pose: Array = np.eye(4)
+        self.turns = False
+
+    def add(self, samples: Iterable[TwistSample]) -> None:
+        """Takes samples in order of their stamps; over a gap nothing is integrated."""
+        for sample in samples:
+            if not sample.finite:
+                continue
+            last, self._last = self._last, sample
+            self.turns |= bool(np.abs(sample.twist[3:]).max() > 1e-6)
+            if last is not None and 0 < sample.stamp_ns - last.stamp_ns <= REACH_NS:
+                seconds = (sample.stamp_ns - last.stamp_ns) * 1e-9
+                mean = 0.5 * (last.twist + sample.twist)
+                self._pose = self._pose @ geometry.exp(mean * seconds)
+            else:
+                self._odometry = OdometryBuffer()
+            self._odometry.add([OdometrySample(sample.stamp_ns, self._pose)])
+
+    def motion(self, from_ns: int, to_ns: int, velocity: Array | None) -> tuple[Array | None, str]:
+        """As `OdometryBuffer.motion`."""
+        motion, why = self._odometry.motion(from_ns, to_ns, velocity)
+        return motion, why.replace("odometry", "twist")

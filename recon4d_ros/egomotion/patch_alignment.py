@@ -35,6 +35,9 @@ ALIKE, CHANCE = (
 )
 TEXTURE, QUIET = 2.0, 1.0  # deviation of a patch over the noise's, grey levels of noise at least
 ROWS = 16  # one row in so many tells an image's noise
+# grey levels between which a sensor has noise: not beside a fisheye's circle, nor in a lamp
+BLACK, WHITE = 4, 250
+SHOWN = 0.8  # share of a patch that lies between them
 U, V = (
     ((axis.reshape(-1) - (SIDE - 1) / 2) * STEP).astype(np.float32)
     for axis in np.indices((SIDE, SIDE))[::-1]
@@ -135,6 +138,7 @@ class Reference:
         self.energy = np.square(self.patch).sum(1)
         self.noise = noise(image)
         self.textured = self.energy > SAMPLES * np.float32(TEXTURE**2 * max(self.noise, QUIET) ** 2)
+        self.textured &= ((patch > BLACK) & (patch < WHITE)).mean(1) > SHOWN
 
     def alike(
         self, image: NDArray[np.uint8], which: NDArray, place: NDArray, warp: Array
@@ -173,7 +177,9 @@ def noise(image: NDArray[np.uint8]) -> float:
     rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
     across = rows[0] - 2 * rows[1] + rows[2]
     rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
-    return float(np.median(np.abs(rest))) / (6.0 * 0.6745)
+    level = rows[1][:, 1:-1]
+    shown = np.abs(rest[(level > BLACK) & (level < WHITE)])
+    return float(np.median(shown)) / (6.0 * 0.6745) if len(shown) else 0.0
 
 
 def _mean(patch: NDArray[np.float32]) -> NDArray[np.float32]:

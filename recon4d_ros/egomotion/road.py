@@ -36,6 +36,7 @@ class RoadThresholds:
     most: int = 280  # patches of one camera
     asked: int = 80  # of them, with texture, are looked for
     fewest: int = 14  # patches with texture that a road has to have
+    agree: float = 0.2  # share of them that have to move as it does; on sound drives half does
     alike: float = 0.7  # correlation of a patch that is followed
     score: float = 0.35  # mean correlation below which it is no road, or another motion
     fastest: float = 62.0  # m/s, looked for when nothing is known
@@ -50,6 +51,9 @@ class RoadThresholds:
     uneven: float = 0.010  # m that one patch of the road is off the plane
     patch_noise: float = 0.15  # pixels, beside what the image's noise makes
     gate: float = 9.0  # squared deviation of a patch that does not move as the road does
+    stays: float = 0.9  # correlation of a patch with the image before at the very same pixels
+    moves: float = 3.0  # pixels: a patch that stays although a motion moves it this far is no road
+    body: int = 4  # motions in which a patch stayed, from which it is the car's own
 
 
 THRESHOLDS = RoadThresholds()
@@ -74,17 +78,24 @@ class RoadMotion:
 
 @dataclass
 class _Grid:
-    """Patches of one camera: pixel [K, 2], ray in base_link [K, 3], centre [3] of the camera."""
+    """Patches of one camera: pixel [K, 2], ray in base_link [K, 3], centre [3] of the camera.
+    stayed [K]: motions in which each stayed where it was, less those in which it did not."""
 
     camera: int
     pixel: NDArray
     toward: Array
     centre: Array
+    stayed: NDArray[np.int64]
 
 
 @dataclass
 class RoadView:
-    """One camera in one frame: the grid's patches in the newest image, and the one before."""
+    """One camera in one frame: the grid's patches in the newest image, and the one before.
+
+    use [K]: patches with texture; stays [K]: of these, which look the same at the same pixels of
+    both images: all of them where the car stands; while it moves, the car's own body, its shadow or
+    headlights, or drops on the lens.
+    """
 
     grid: _Grid
     reference: Reference
@@ -92,6 +103,7 @@ class RoadView:
     before: NDArray[np.uint8]
     T_camera_base: Array
     use: NDArray
+    stays: NDArray[np.bool_]
 
 
 class Road:
@@ -108,7 +120,9 @@ class Road:
         self.reset()
 
     def reset(self) -> None:
-        """Forget how the car leans."""
+        """Forget how the car leans, and what of it its cameras show."""
+        for grid in self._grids:
+            grid.stayed[:] = 0
         self.lean = np.zeros(2)
         self._covariance = np.eye(2) * self.thresholds.lean**2
 
@@ -130,11 +144,13 @@ class Road:
             if before is None or now is None or not np.array_equal(there, T_map_base):
                 continue
             reference = Reference(now, grid.pixel)
-            use = np.flatnonzero(reference.textured)
+            use = np.flatnonzero(reference.textured & (grid.stayed < self.thresholds.body))
             if len(use) > self.thresholds.asked:
                 use = use[np.linspace(0, len(use) - 1, self.thresholds.asked).astype(int)]
             place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
-            out.append(RoadView(grid, reference, now, before, place, use))
+            same = np.tile(np.eye(2), (len(use), 1, 1))
+            stays = reference.alike(before, use, grid.pixel[use], same) > self.thresholds.stays
+            out.append(RoadView(grid, reference, now, before, place, use, stays))
         return out
 
     def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -147,6 +163,7 @@ class Road:
             ground, _ = self._ground(view.grid, view.use)
             for index, motion in enumerate(motions):
                 place, warp, inside = self._moved(view, ground, motion)
+                inside &= ~self._no_road(view, place)
                 alike = view.reference.alike(
                     view.before, view.use[inside], place[inside], warp[inside]
                 )
@@ -205,7 +222,7 @@ class Road:
         return float(0.01 / fastest)
 
     def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
-        """The motion near `start` [4, 4] that the patches agree on; None if there are too few.
+        """The motion near `start` [4, 4] that the patches agree on; None if too few do.
 
         prior: of the motion, relative to base_link before; it holds what patches cannot see.
         """
@@ -224,6 +241,7 @@ class Road:
                 continue
             ground, _ = self._ground(view.grid, view.use)
             place, warp, inside = self._moved(view, ground, motion)
+            inside &= ~self._no_road(view, place)
             use = view.use[inside]
             if len(use) < t.fewest:
                 continue
@@ -273,6 +291,8 @@ class Road:
         pulled = gradient[6:] - nuisance @ (theta[6:] - np.array([*self.lean, 0.0]))
         across = b @ np.linalg.inv(d)
         score = float(self.score(views, motion[None])[0][0])
+        if agreeing < t.agree * textured:
+            return None
         self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
         return RoadMotion(
             motion, a - across @ b.T, gradient[:6] - across @ pulled, score, agreeing, textured
@@ -307,8 +327,16 @@ class Road:
         chosen[:3, 3] += chosen[:3, 0] * travel[int(np.argmax(support))]
         return chosen
 
-    def believe(self) -> None:
-        """The last measurement's lean becomes the estimate."""
+    def believe(self, views: list[RoadView], motion: Array) -> None:
+        """The last measurement's lean becomes the estimate, and what stays in the images though
+        the car moved by `motion` [4, 4] is the car's own."""
+        most = 2 * self.thresholds.body
+        for view in views:
+            place, _, _ = self._moved(view, self._ground(view.grid, view.use)[0], motion)
+            moved = np.abs(place - view.grid.pixel[view.use]).max(1) > self.thresholds.moves
+            seen = view.use[moved]
+            step = np.where(view.stays[moved], 1, -1)
+            view.grid.stayed[seen] = np.clip(view.grid.stayed[seen] + step, 0, most)
         lean, covariance = self._found
         t = self.thresholds
         self.lean = t.lean_keep * lean
@@ -353,6 +381,12 @@ class Road:
         sane = np.isfinite(warp).all((1, 2)) & (np.abs(warp).max((1, 2)) < 4.0)
         return pixel, np.where(sane[:, None, None], warp, np.eye(2)), inside & sane
 
+    def _no_road(self, view: RoadView, place: Array) -> NDArray[np.bool_]:
+        """Patches [K] that stay where they are in the image, though a motion moves them to `place`
+        [K, 2]: if that is the motion, they do not show the road."""
+        moved = np.abs(place - view.grid.pixel[view.use]).max(1)
+        return view.stays & (moved > self.thresholds.moves)
+
     def _linearised(
         self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
     ) -> tuple[Array, Array, Array]:
@@ -388,7 +422,7 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
         np.arange(height - 9.0, 8.0, -t.rows), np.arange(8.0, width - 8.0, t.columns), indexing="ij"
     )
     pixel = np.column_stack([u.ravel(), v.ravel()])
-    if (own := cameras.own_car[camera]) is not None:
+    if (own := cameras.ego_vehicle[camera]) is not None:
         at = np.rint(pixel).astype(int)
         pixel = pixel[~own[at[:, 1], at[:, 0]]]
     rays = lens.rays(pixel)
@@ -403,4 +437,5 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
     which = np.flatnonzero(ahead)
     if len(which) > t.most:
         which = which[np.linspace(0, len(which) - 1, t.most).astype(int)]
-    return _Grid(camera, pixel[which].astype(np.float32), toward[which], mount[:3, 3])
+    stayed = np.zeros(len(which), np.int64)
+    return _Grid(camera, pixel[which].astype(np.float32), toward[which], mount[:3, 3], stayed)

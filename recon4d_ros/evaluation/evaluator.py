@@ -1,10 +1,10 @@
 """A run against the truth in its bag, frame by frame while it runs.
 
 Memory is bounded: images are scored as they come and only sums are kept; of the drive there remain
-poses, the boxes of movers, and a thinned cloud. Movers are compared in base_link of their frame,
-and the truth's cloud and swept volumes are brought to the map by the run's own pose of when the car
-was near them, so that each score says one thing: drift is the trajectory's matter alone.
-"""
+poses, the boxes of dynamic objects, and a thinned cloud. Dynamic objects are compared in base_link
+of their frame, and the truth's cloud and swept volumes are brought to the map by the run's own pose
+of when the car was near them, so that each score says one thing: drift is the trajectory's matter
+alone."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping.keys import pack
 from recon4d_ros.types import Camera, Reconstruction, Rig
 
-MOVING = 1.0  # m/s: slower movers are neither asked for nor held against the estimate
+MOVING = 1.0  # m/s: slower dynamic objects are neither asked for nor held against the estimate
 CONFIDENT = 0.5  # of the engine's confidence: "where it is confident"
 NEAR = 40.0  # m
-_OBJECT_RANGE = 40.0  # m: farther movers are not asked for
+_OBJECT_RANGE = 40.0  # m: farther dynamic objects are not asked for
 _STILL = 0.1  # m/s: below it an object is parked
 _PIXELS = 150_000  # of an image are enough for its depth score
 _CLOUD_RANGE = 30.0  # m: of the truth's cloud around each frame
@@ -203,11 +203,11 @@ class Evaluator:
 
     @property
     def swept(self) -> Boxes:
-        """Where movers were, in map.
+        """Where dynamic objects were, in map.
 
         The map of a place is made while the car is near, so a place comes to the map by the run's
         pose of the frame in which the car was nearest to it. (By the pose of the frame that saw the
-        mover, from afar, half a degree of drift would put it into the walls.)
+        dynamic object, from afar, half a degree of drift would put it into the walls.)
         """
         every = np.concatenate([*self._swept, np.zeros((0, 7))])
         if not len(every):

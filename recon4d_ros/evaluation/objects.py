@@ -12,8 +12,8 @@ from recon4d_ros.types import DynamicObject
 
 @dataclass(frozen=True)
 class ObjectsAt:
-    """Tracked movers of one frame set, in map. ids: [K]. position, velocity, size: [K, 3]. yaw:
-    [K]."""
+    """Tracked dynamic objects of one frame set, in map. ids: [K]. position, velocity, size: [K, 3].
+    yaw: [K]."""
 
     stamp_ns: int
     ids: NDArray[np.int64]
@@ -24,7 +24,7 @@ class ObjectsAt:
 
 
 def objects_at(stamp_ns: int, objects: tuple[DynamicObject, ...]) -> ObjectsAt:
-    """Tracked movers of one frame set as arrays."""
+    """Tracked dynamic objects of one frame set as arrays."""
     columns = {
         name: np.array([getattr(o, name) for o in objects], np.float64).reshape(-1, 3)
         for name in ("position", "velocity", "size")

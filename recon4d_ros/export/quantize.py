@@ -45,7 +45,7 @@ from recon4d_ros.engine.hosted import HostedEngine, Runtime
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.graph import LARGEST_IN_ONE_FILE
 from recon4d_ros.export.reference import STEPS
-from recon4d_ros.runs.replay import frame_sets, odometry_topic
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.sync import Synchronizer, SyncParameters
 from recon4d_ros.types import FrameSet, Rig
 
@@ -276,9 +276,7 @@ def _rig(reader: BagReader, spec: EngineSpec) -> Rig:
 
 
 def _frame_sets(reader: BagReader, rig: Rig) -> Iterator[FrameSet]:
-    found = frame_sets(
-        reader, Synchronizer(rig.names, SyncParameters()), odometry_topic(reader, "auto")
-    )
+    found = frame_sets(reader, Synchronizer(rig.names, SyncParameters()), MotionTopics.of(reader))
     return islice(found, LONGEST)
 
 

@@ -1,4 +1,4 @@
-"""The static world: what is kept of every frame once the movers are taken out.
+"""The static world: what is kept of every frame once the dynamic objects are taken out.
 
 `Mapper` is the stage; `write_cloud` and `read_cloud` are its files (PLY and PCD).
 """

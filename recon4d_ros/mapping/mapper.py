@@ -44,21 +44,21 @@ class MappingParameters:
         0.2, "edge of a voxel, m: at most one map point in each", minimum=0.02, maximum=5.0
     )
     radius: float = parameter(
-        60.0, "the map reaches this far around the car, m", minimum=5.0, maximum=1000.0
+        60.0, "radius of the map around the ego-vehicle, m", minimum=5.0, maximum=1000.0
     )
     keep_outside: str = parameter(
         "file",
-        "what leaves the radius is kept for the saved file, or dropped",
+        "voxels that leave the radius are kept on disk for the saved file, or dropped",
         choices=("file", "drop"),
     )
     max_voxels: int = parameter(
         300_000,
-        "voxels there is room for (about 80 bytes each); the radius gives way when they run out",
+        "capacity in voxels (about 80 bytes each); the radius shrinks when it is reached",
         minimum=1000,
         maximum=50_000_000,
     )
     min_range: float = parameter(
-        1.5, "nearer points are not mapped, m (the car itself)", minimum=0.0, maximum=20.0
+        1.5, "nearer points are not mapped (the ego-vehicle itself), m", minimum=0.0, maximum=20.0
     )
     max_range: float = parameter(
         50.0, "farther points are not mapped, m", minimum=1.0, maximum=500.0
@@ -74,45 +74,54 @@ class MappingParameters:
     )
     edge: float = parameter(
         0.25,
-        "points beside a larger relative step of inverse depth are not mapped",
+        "points beside a larger relative step of inverse depth (an occlusion edge) are not mapped",
         minimum=0.01,
         maximum=10.0,
     )
     mask_margin: int = parameter(
-        3, "pixels around a mover that are not mapped either", minimum=0, maximum=100
+        3, "margin around dynamic objects that is not mapped either, pixels", minimum=0, maximum=100
     )
     points_per_camera: int = parameter(
         12_000,
-        "pixels of a camera that are looked at per frame, at most",
+        "most pixels of a camera that are integrated per frame",
         minimum=100,
         maximum=10_000_000,
     )
     min_evidence: float = parameter(
-        2.5, "frames that must agree before a voxel is in the map", minimum=0.0, maximum=20.0
+        2.5,
+        "evidence (frames that agree) from which a voxel is in the map",
+        minimum=0.0,
+        maximum=20.0,
     )
     max_evidence: float = parameter(
         6.0,
-        "frames of agreement a voxel remembers: more keep longer what left",
+        "largest evidence of a voxel: more keep longer what has left",
         minimum=0.5,
         maximum=100.0,
     )
     baseline: float = parameter(
         0.25,
-        "frames count fully as independent when the car moved this far, m",
+        "distance driven after which frames count as independent observations, m",
         minimum=0.0,
         maximum=10.0,
     )
     carve_range: float = parameter(
-        30.0, "voxels are removed as seen through up to this range, m", minimum=0.0, maximum=500.0
+        30.0, "free space is carved up to this range, m", minimum=0.0, maximum=500.0
     )
     carve_evidence: float = parameter(
-        2.0, "evidence that one look through a voxel takes away", minimum=0.0, maximum=100.0
+        2.0,
+        "evidence that one observation of free space takes from a voxel",
+        minimum=0.0,
+        maximum=100.0,
     )
     revisit_frames: int = parameter(
         8, "every voxel is revised once in as many frames", minimum=1, maximum=1000
     )
     forget_frames: int = parameter(
-        20, "an unsure voxel is forgotten after as many frames unseen", minimum=1, maximum=100_000
+        20,
+        "a voxel that is not in the map yet is forgotten after as many frames without observation",
+        minimum=1,
+        maximum=100_000,
     )
     max_delta: int = parameter(
         20_000,
@@ -193,8 +202,8 @@ class Mapper:
     def __call__(
         self, pose: PoseEstimate, geometry: Geometry, mask: NDArray[np.bool_], stamp_ns: int
     ) -> MapDelta:
-        """One frame. mask: [N, h, w] True on movers. With a pose that is not usable the map stays
-        as it is (the delta is empty but counted).
+        """One frame. mask: [N, h, w] True on dynamic objects. With a pose that is not usable the
+        map stays as it is (the delta is empty but counted).
 
         stamp_ns is not used by the map itself: its deltas are stamped by whoever publishes them.
         """
@@ -361,7 +370,8 @@ class Mapper:
         start, stop = self._cursor, min(self._cursor + -(-capacity // p.revisit_frames), capacity)
         self._cursor = stop % capacity
         part = start + np.flatnonzero(self._table.keys[start:stop] != EMPTY)
-        # A mover is gone soon after it was taken for a part of the world: what is behind it is seen
+        # A dynamic object is gone soon after it was taken for a part of the world: what is behind
+        # it is seen
         # then, while the car is still near.
         turn = self._frame % 2
         lately = turn + 2 * np.flatnonzero(self._last_seen[turn::2] > self._frame - _WATCH_FRAMES)
@@ -496,7 +506,7 @@ def _observations(
     view: Samples, offset: NDArray[np.float32], voxel_size: float
 ) -> NDArray[np.float32]:
     """[9, K] to be summed per voxel: weighted offset (3), weighted colour (3), weight, evidence
-    for, evidence against (movers).
+    for, evidence against (dynamic objects).
 
     Weight: confidence, less where the depth is less sure than a voxel is wide.
     """

@@ -68,12 +68,15 @@ class Spill:
             return
         records = np.empty(len(keys), _RECORD)
         records["key"], records["point"] = keys, points
+        written = 0
         try:
             self._file.seek(self.count * _RECORD.itemsize)
-            self._file.write(records.view(np.uint8).data)
-            self.count += len(keys)
+            written = self._file.write(records.view(np.uint8).data) or 0
         except OSError:
-            self.lost += len(keys)
+            pass
+        kept = written // _RECORD.itemsize  # a disk that fills up takes a part, and says no word
+        self.count += kept
+        self.lost += len(keys) - kept
 
     def clear(self) -> None:
         if not self._refuses:

@@ -19,9 +19,8 @@ class Samples:
     """Pixels chosen from one camera. points: [K, 3] float32 in the optical frame, m. colors: [K, 3]
     uint8. sigma: [K] m of the depth.
 
-    confidence: [K] 0..1. moving: [K] bool, True where the pixel is on a mover (the rest is static
-    and outside the mask's margin).
-    """
+    confidence: [K] 0..1. moving: [K] bool, True where the pixel is on a dynamic object (the rest is
+    static and outside the mask's margin)."""
 
     points: NDArray[np.float32]
     colors: NDArray[np.uint8]

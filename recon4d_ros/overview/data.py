@@ -14,7 +14,8 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ObjectView:
-    """A mover in one camera. edges: [12, K, 2] pixels along its box's edges. speed: m/s."""
+    """A dynamic object in one camera. edges: [12, K, 2] pixels along its box's edges. speed:
+    m/s."""
 
     id: int
     edges: NDArray[np.float64]
@@ -35,8 +36,8 @@ class CameraView:
 
 @dataclass(frozen=True)
 class Trail:
-    """A mover's way over the map. positions: [K, 3] oldest first. velocity: [3] m/s, size: [3] m,
-    yaw: rad, at the last of them."""
+    """A dynamic object's way over the map. positions: [K, 3] oldest first. velocity: [3] m/s, size:
+    [3] m, yaw: rad, at the last of them."""
 
     id: int
     positions: NDArray[np.float64]

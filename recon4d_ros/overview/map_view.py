@@ -1,4 +1,5 @@
-"""The map's part of the picture: from above, with our way, the truth's and the movers' trails."""
+"""The map's part of the picture: from above, with our way, the truth's and the dynamic objects'
+trails."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What the picture of a run shows, gathered while it runs at a bounded cost: one telling frame, the
-trajectory, the movers' trails."""
+trajectory, the dynamic objects' trails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recon4d_ros.overview.data import CameraView, ObjectView, OverviewData, Trai
 from recon4d_ros.types import Camera, DynamicObject, Reconstruction, Rig
 
 _EDGES = 8  # points along each edge of a box: a lens bends it
-_TRAILS = 400  # movers whose trails are kept: those of a long drive's last part
+_TRAILS = 400  # dynamic objects whose trails are kept: those of a long drive's last part
 
 
 class OverviewRecorder:
@@ -115,8 +115,8 @@ class OverviewRecorder:
 
 
 def _interest(result: Reconstruction) -> float:
-    """How much there is to see: movers now seen, and pixels on them (a tenth of the view counts as
-    much as two movers)."""
+    """How much there is to see: dynamic objects now seen, and pixels on them (a tenth of the view
+    counts as much as two dynamic objects)."""
     seen = sum(o.missed == 0 for o in result.motion.objects)
     return seen + 20.0 * min(float(result.motion.mask.mean()), 0.1) + 1e-3
 

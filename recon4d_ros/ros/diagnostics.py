@@ -180,10 +180,12 @@ class Health:
         waiting: Iterable[str],
         paused: bool,
         silence: float,
+        namesakes: int = 0,
     ) -> DiagnosticArray:
         """One status per concern, named `<node>: <concern>`.
 
         waiting: what the node still needs. silence: seconds until a camera is said to be silent.
+        namesakes: other nodes of the same name.
         """
         device = self.engine.device or "none"
 
@@ -201,6 +203,15 @@ class Health:
             )
 
         out = [self._node_status(status, state, list(waiting), paused)]
+        if namesakes:
+            out.append(
+                status(
+                    "name",
+                    WARN,
+                    f"{namesakes} more node(s) of the same name run: topics and services are"
+                    " answered by each of them; stop one, or remap its name with -r __node:=NAME",
+                )
+            )
         faults = [self.engine.warning] if self.engine.warning else []
         if self.restarts:
             faults.append(f"was stuck and started anew, {self.restarts} time(s)")

@@ -131,6 +131,8 @@ def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
             "runtime",
             "engine_cache",
             "odom_topic",
+            "imu_topic",
+            "twist_topic",
             "publish_tf",
             "output_folder",
         )

@@ -1,27 +1,37 @@
-"""What the node subscribes to: images, camera_info and odometry in, the core's nouns out; what
-cannot be used is counted, never raised."""
+"""What the node subscribes to: images, camera_info, odometry, imu and twist in, the core's
+nouns out; what cannot be used is counted, never raised."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import message_filters
+import numpy as np
 import tf2_ros
+from geometry_msgs.msg import TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from std_msgs.msg import Header
 
 from recon4d_ros.cameras.image_header import compressed_size
 from recon4d_ros.errors import ParameterError, Recon4dError
-from recon4d_ros.messages import frame_name, image_size, odometry_sample
+from recon4d_ros.messages import (
+    frame_name,
+    image_size,
+    imu_sample,
+    odometry_sample,
+    twist_sample,
+)
 from recon4d_ros.ros.conversions import raw_image, transform_matrix
 from recon4d_ros.ros.entities import making
 from recon4d_ros.ros.offered import BEST_EFFORT, LATCHED, RELIABLE, image_qos, is_latched
@@ -35,13 +45,23 @@ def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions.with_default_policies()
 
 
+def overridden(node: Node, topic: str) -> bool:
+    """Whether the user chose a subscription's QoS, by `qos_overrides` parameters."""
+    prefix = f"qos_overrides.{node.resolve_topic_name(topic)}.subscription."
+    return any(name.startswith(prefix) for name in node._parameter_overrides)
+
+
 def subscribe(
-    node: Node, kind: type, topic: str, qos: QoSProfile = BEST_EFFORT
+    node: Node, kind: type, topic: str, qos: QoSProfile = BEST_EFFORT, *, fitted: bool = False
 ) -> message_filters.Subscriber:
-    """Raises ParameterError."""
+    """fitted: the QoS is fitted to the publishers', and may be another one the next time: rclpy
+    keeps that of the first time in parameters, which only a user's own may be. Raises
+    ParameterError."""
+    options = None if fitted and not overridden(node, topic) else overridable()
+    qos = copy(qos)  # overrides are written into it, and it is everybody's
     with making(f"{topic} cannot be subscribed to"):
         return message_filters.Subscriber(
-            node, kind, topic, qos_profile=qos, qos_overriding_options=overridable()
+            node, kind, topic, qos_profile=qos, qos_overriding_options=options
         )
 
 
@@ -119,10 +139,13 @@ class CameraInput:
         *,
         image: Callable[[str, RawImage, str], None],
         bad: Callable[[str, str], None],
+        disagrees: Callable[[str], None],
     ) -> None:
-        """image(camera, raw image, frame_id); bad(camera, sentence)."""
+        """image(camera, raw image, frame_id); bad(camera, sentence) of an image that is not used;
+        disagrees(sentence) of an image and its camera_info."""
         self.name = name
         self._node, self._topics, self._image, self._bad = node, topics, image, bad
+        self._disagrees = disagrees
         self._subscriber: message_filters.Subscriber | None = None
         self._source: tuple[str, type, QoSProfile] | None = None
         self._sizes = message_filters.SimpleFilter()
@@ -147,7 +170,7 @@ class CameraInput:
         qos = image_qos(self._node, topic, self._source[2] if self._source else BEST_EFFORT)
         if self._source is None or qos is not self._source[2]:
             self.disconnect()
-            self._subscriber = subscribe(self._node, kind, topic, qos)
+            self._subscriber = subscribe(self._node, kind, topic, qos, fitted=True)
             self._subscriber.registerCallback(self._on_image)
             self._source = topic, kind, qos
         return True
@@ -209,9 +232,9 @@ class CameraInput:
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
         width, height = image_size(info)
         if (image.width, image.height) != (width, height):
-            self._bad(
-                self.name,
-                f"image is {image.width}x{image.height} and its camera_info says {width}x{height}",
+            self._disagrees(
+                f"{self.name}: image is {image.width}x{image.height} and its camera_info says"
+                f" {width}x{height}"
             )
 
 
@@ -261,4 +284,51 @@ class OdometryInput:
                 "odometry",
                 f"odometry is of frame {child!r}, and no transform from it to {self._base_frame!r}"
                 " is known",
+            )
+
+
+class MotionInput:
+    """An inertial sensor (`imu`) or wheel speed (`twist`) as samples along the axes of base_frame;
+    where the sensor sits is on /tf_static."""
+
+    def __init__(
+        self,
+        node: Node,
+        base_frame: str,
+        buffer: tf2_ros.Buffer,
+        topic: str,
+        what: Literal["imu", "twist"],
+        *,
+        sample: Callable[[Any], None],
+        bad: Callable[[str, str], None],
+    ) -> None:
+        self._node, self._base_frame, self._buffer = node, base_frame, buffer
+        self._what, self._sample, self._bad = what, sample, bad
+        kind, self._convert = {
+            "imu": (Imu, imu_sample),
+            "twist": (TwistWithCovarianceStamped, twist_sample),
+        }[what]
+        qos = QoSProfile(depth=400, reliability=ReliabilityPolicy.BEST_EFFORT)
+        with making(f"{topic} cannot be subscribed to"):
+            self._subscription = node.create_subscription(
+                kind, topic, self._on_message, qos, qos_overriding_options=overridable()
+            )
+
+    def close(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+    def _on_message(self, message: Any) -> None:
+        frame = frame_name(message.header.frame_id)
+        try:
+            place = np.eye(4)
+            if frame and frame != self._base_frame:
+                place = transform_matrix(
+                    self._buffer.lookup_transform(self._base_frame, frame, Time())
+                )
+            self._sample(self._convert(message, place))
+        except tf2_ros.TransformException:
+            self._bad(
+                self._what,
+                f"{self._what} is of frame {frame!r}, and no transform from it to"
+                f" {self._base_frame!r} is known",
             )

@@ -13,6 +13,8 @@ from functools import wraps
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -62,7 +64,8 @@ def explained(transition: Transition) -> Transition:
 
 class Recon4dNode(LifecycleNode):
     """Online 4D reconstruction as a ROS 2 node. `failure` is the sentence why it could not
-    configure, or ""."""
+    configure, or "". `ran`: it has had its engine once, so that a failure now is not one of its
+    start."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(NODE_NAME, **kwargs)
@@ -70,6 +73,7 @@ class Recon4dNode(LifecycleNode):
         self._start: EngineStart | None = None  # of build_only
         self._state = "unconfigured"
         self.failure = ""
+        self.ran = False
         self.finalized = False
         self._faults = {
             info.name: sentence
@@ -85,6 +89,7 @@ class Recon4dNode(LifecycleNode):
         self._service_thread.offer(Trigger, "~/reset", self._on_reset)
         self._service_thread.offer(SetBool, "~/pause", self._on_pause)
         self._service_thread.offer(SaveMap, "~/save_map", self._on_save_map)
+        self._refuse_transitions_that_are_none()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TICK, self._tick, clock=steady)
         self.create_timer(POLL, self._poll, clock=steady)
@@ -101,6 +106,10 @@ class Recon4dNode(LifecycleNode):
     @property
     def build_only(self) -> bool:
         return bool(self.get_parameter("build_only").value)
+
+    @property
+    def failed_to_start(self) -> bool:
+        return self.autostart and bool(self.failure) and not self.ran
 
     def build(self) -> Future:
         """Builds the engine, in a thread of its own: the node goes on saying how far it is. The
@@ -127,6 +136,28 @@ class Recon4dNode(LifecycleNode):
             self.trigger_activate()
 
     # --- transitions
+
+    def _refuse_transitions_that_are_none(self) -> None:
+        """rclpy lets a transition that the state does not have (a manager that deactivates an
+        unconfigured node, an unknown number) raise out of the executor, which ends the process
+        without an answer."""
+        service = self._service_change_state
+        answer = service.callback
+
+        def guarded(
+            request: ChangeState.Request, response: ChangeState.Response
+        ) -> ChangeState.Response:
+            try:
+                return answer(request, response)
+            except RCLError:
+                asked = request.transition
+                self.get_logger().warning(
+                    f"transition {asked.label or asked.id} refused: the node is {self._state}"
+                )
+                response.success = False
+                return response
+
+        service.callback = guarded
 
     @explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -258,8 +289,9 @@ class Recon4dNode(LifecycleNode):
             )
             check_topic(self, f"{name}.image_topic", topics[name].image)
             check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)
-        if own.odom_topic:
-            check_topic(self, "odom_topic", own.odom_topic)
+        for name in ("odom_topic", "imu_topic", "twist_topic"):
+            if topic := getattr(own, name):
+                check_topic(self, name, topic)
         if len(set(names)) != len(names):
             raise ParameterError(f"parameter cameras names a camera twice: {', '.join(names)}")
         return Setup(own, algorithm, names, topics, rig)
@@ -281,6 +313,7 @@ class Recon4dNode(LifecycleNode):
         try:
             if self._session is not None:
                 self._session.tick()
+                self.ran = self.ran or self._session.loaded
         except Exception as error:
             self._explain(error)
             if self._state == "active":
@@ -314,8 +347,14 @@ class Recon4dNode(LifecycleNode):
                 waiting=waiting,
                 paused=session is not None and session.paused,
                 silence=self.get_parameter("silence").value,
+                namesakes=self._namesakes(),
             )
         )
+
+    def _namesakes(self) -> int:
+        """Other nodes of this name."""
+        mine = self.get_name(), self.get_namespace()
+        return max(self.get_node_names_and_namespaces().count(mine) - 1, 0)
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is not None:
@@ -341,7 +380,7 @@ class Recon4dNode(LifecycleNode):
         if session is None:
             response.success, response.message = False, f"the node is {self._state}"
             return response
-        session.paused = request.data
+        session.pause(request.data)
         response.success, response.message = True, "paused" if request.data else "running"
         return response
 
@@ -376,7 +415,9 @@ class Recon4dNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT, SIGTERM or its shutdown transition; with build_only until the
-    engine is built. Returns 0, or 2 if autostart or the build failed (the log has the sentence)."""
+    engine is built. Returns 0, or 2 if autostart or the build failed (the log has the sentence).
+    A node that ran, and cannot be configured anew, stays unconfigured: what is wrong can be
+    mended."""
     with ros_process(args) as stop:
         node = Recon4dNode()
         executor = lean_executor()
@@ -392,9 +433,9 @@ def main(args: list[str] | None = None) -> int:
                 node.start()
             spin_until(
                 executor,
-                lambda: stop.is_set() or node.finalized or (node.autostart and bool(node.failure)),
+                lambda: stop.is_set() or node.finalized or node.failed_to_start,
             )
-            return EXIT_BAD_INPUT if node.autostart and node.failure else 0
+            return EXIT_BAD_INPUT if node.failed_to_start else 0
         finally:
             node.finish()
             executor.shutdown()

@@ -60,6 +60,15 @@ class NodeParameters:
         " here; empty = any",
     )
     odom_topic: str = parameter("", "nav_msgs/Odometry of base_frame as motion prior; empty = none")
+    imu_topic: str = parameter(
+        "",
+        "sensor_msgs/Imu: its gyro as prior of the rotation, held against the images; empty = none",
+    )
+    twist_topic: str = parameter(
+        "",
+        "geometry_msgs/TwistWithCovarianceStamped: wheel speed as motion prior, held against the"
+        " images; empty = none",
+    )
     publish_tf: str = parameter(
         "map_odom_base",
         "what goes to /tf: map -> odom -> base, map -> odom (odom -> base is another's), none",

@@ -87,9 +87,9 @@ OUTPUTS = (
     Output(
         "~/objects",
         DynamicObjectArray,
-        "tracked movers in the map frame: stable id, box, velocity, covariances",
+        "tracked dynamic objects in the map frame: track id, box, velocity, covariances",
     ),
-    Output("~/objects_markers", MarkerArray, "the movers' boxes, velocities and labels"),
+    Output("~/objects_markers", MarkerArray, "boxes, velocities and labels of the dynamic objects"),
     Output(
         "~/odometry",
         Odometry,

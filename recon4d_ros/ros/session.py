@@ -30,7 +30,13 @@ from recon4d_ros.messages import is_rectified
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.engine_start import EngineStart
-from recon4d_ros.ros.inputs import CalibrationInput, CameraInput, CameraSource, OdometryInput
+from recon4d_ros.ros.inputs import (
+    CalibrationInput,
+    CameraInput,
+    CameraSource,
+    MotionInput,
+    OdometryInput,
+)
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
@@ -38,9 +44,18 @@ from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
-from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage, Rig
+from recon4d_ros.types import (
+    FrameSet,
+    ImuSample,
+    Jump,
+    OdometrySample,
+    RawImage,
+    Rig,
+    TwistSample,
+)
 
 CALL_TIMEOUT = 30.0  # seconds a service waits for the worker: a step, then the call itself
+STALL = 1.0  # seconds without a look at the images: the process was stopped
 LAST_WORDS = 2.0  # seconds for all reliable readers together to get what was sent last
 GPU_PERIOD = 1.0  # seconds between two looks at the GPU's memory
 HEARTBEAT_NS = 900_000_000
@@ -49,6 +64,8 @@ NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one t
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
 NEVER_CAME = "never came (gaps in its time stamps)"
+CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
+FORGOTTEN = "waited when everything began anew"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -80,6 +97,7 @@ class Session:
         self.active = False
         self._now = WaitingClock(node.get_clock())
         self._sync_lock = threading.RLock()  # services have a thread of their own
+        self._here = time.monotonic()  # when this thread last looked
         self._activated = 0.0  # monotonic time
         self._looked = 0.0  # monotonic time of the last look at the publishers
         self._clock_said = False
@@ -90,7 +108,7 @@ class Session:
             own.base_frame,
             own.map_frame if own.publish_tf == "map_odom" else own.odom_frame,
         )
-        self._odometry: OdometryInput | None = None
+        self._motion_inputs: list[OdometryInput | MotionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
         self._reconstructor: Reconstructor | None = None
@@ -149,6 +167,7 @@ class Session:
                 self._calibrations.subscribers[name],
                 image=self._on_image,
                 bad=self._bad,
+                disagrees=partial(self._bad, CALIBRATION),
             )
             for name in setup.cameras
         ]
@@ -177,9 +196,9 @@ class Session:
     def _disconnect(self) -> None:
         for camera in self._cameras:
             camera.disconnect()
-        if self._odometry is not None:
-            self._odometry.close()
-            self._odometry = None
+        for source in self._motion_inputs:
+            source.close()
+        self._motion_inputs = []
 
     def _close_reconstructor(self) -> None:
         if self._reconstructor is not None:
@@ -191,22 +210,34 @@ class Session:
         """Raises Recon4dError as `tick`."""
         self._synchronize_anew()
         self._looked, self._activated = 0.0, time.monotonic()
-        if self._setup.own.odom_topic:
-            self._odometry = OdometryInput(
-                self._node,
-                self._setup.own.odom_topic,
-                self._setup.own.base_frame,
-                self._buffer,
-                sample=self._on_odometry,
-                bad=self._bad,
-            )
+        self._connect_motion()
         self.active = True
         self.tick()
+
+    def _connect_motion(self) -> None:
+        """Odometry, imu and twist, where topics of them are set."""
+        own = self._setup.own
+        where = self._node, own.base_frame, self._buffer
+        if own.odom_topic:
+            node, base, buffer = where
+            self._motion_inputs.append(
+                OdometryInput(
+                    node, own.odom_topic, base, buffer, sample=self._on_odometry, bad=self._bad
+                )
+            )
+        if own.imu_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.imu_topic, "imu", sample=self._on_imu, bad=self._bad)
+            )
+        if own.twist_topic:
+            self._motion_inputs.append(
+                MotionInput(*where, own.twist_topic, "twist", sample=self._on_twist, bad=self._bad)
+            )
 
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
         self._disconnect()
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         if self._reconstructor is not None:
             try:
                 self._call(self._publish_map, "its map is said")
@@ -271,6 +302,7 @@ class Session:
         """Every few milliseconds: frame sets that waited long enough for their last image."""
         if self.active and not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.poll(self._now()))
 
     def tell_progress(self) -> None:
@@ -288,7 +320,18 @@ class Session:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
 
+    @property
+    def loaded(self) -> bool:
+        """Whether rig and engine are there."""
+        return self._reconstructor is not None
+
     # --- services, in a thread of their own (services.py)
+
+    def pause(self, on: bool) -> None:
+        """Stop or resume reading images. Those that came meanwhile are no gap."""
+        if self.paused and not on:
+            self._synchronize_anew()
+        self.paused = on
 
     def reset(self, reason: str) -> None:
         """Forget the drive, the frame set that waits included; waits until it is done. Raises
@@ -303,7 +346,7 @@ class Session:
             self._ask_reset("the clock jumped back")
 
     def _ask_reset(self, reason: str) -> Future | None:
-        self._worker.discard()
+        self._count_forgotten(self._worker.discard())
         self._buffer.clear()
         self._synchronize_anew()
         self._log.info(f"reset: {reason}")
@@ -350,7 +393,7 @@ class Session:
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         sentence = self._source.offer(camera, message)
         if sentence:
-            self._bad(camera, sentence)
+            self._bad(CALIBRATION, sentence)
 
     def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
         self.health.images[camera].tick()
@@ -365,14 +408,33 @@ class Session:
                 )
         if not self.paused:
             with self._sync_lock:
+                self._notice_stall()
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
                     self._log.warning(finding)
                 self._findings_said = len(self._synchronizer.findings)
 
+    def _notice_stall(self) -> None:
+        """This thread is here every few milliseconds, or the process was stopped."""
+        before, self._here = self._here, time.monotonic()
+        if self._here - before > STALL:
+            self._synchronizer.stalled()
+            self._log.warning(
+                f"the node did not run for {self._here - before:.1f} s (it was stopped, or the"
+                " machine was busy): images of that time are lost, and counted"
+            )
+
     def _on_odometry(self, sample: OdometrySample) -> None:
         with self._sync_lock:
             self._synchronizer.add_odometry(sample, self._now())
+
+    def _on_imu(self, sample: ImuSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_imu(sample, self._now())
+
+    def _on_twist(self, sample: TwistSample) -> None:
+        with self._sync_lock:
+            self._synchronizer.add_twist(sample, self._now())
 
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
@@ -384,6 +446,9 @@ class Session:
 
     def _synchronize_anew(self) -> None:
         with self._sync_lock:
+            self._here = time.monotonic()
+            for frame_set in self._synchronizer.flush():
+                self._count_forgotten(frame_set)
             self._count_sync()
             self._synchronizer = Synchronizer(self._setup.cameras, self._setup.algorithm.sync)
             self._sync_counted = {}
@@ -416,6 +481,10 @@ class Session:
     def _displaced(self, frame_set: FrameSet) -> None:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
+
+    def _count_forgotten(self, frame_set: FrameSet | None) -> None:
+        for camera in frame_set.images if frame_set is not None else ():
+            self.health.drops.count(camera, FORGOTTEN)
 
     # --- the worker's thread
 
@@ -567,9 +636,12 @@ class WaitingClock:
 
 
 def sync_drops(statistics: SyncStatistics) -> dict[tuple[str, str], int]:
-    """Drops by (source, reason): each camera's, what never came included, and `odometry`."""
+    """Drops by (source, reason): each camera's, what never came included, and `odometry`, `imu`,
+    `twist`."""
     return {
         **statistics.dropped,
         **{(camera, NEVER_CAME): count for camera, count in statistics.missing.items()},
         **{("odometry", reason): count for reason, count in statistics.odometry_dropped.items()},
+        **{("imu", reason): count for reason, count in statistics.imu_dropped.items()},
+        **{("twist", reason): count for reason, count in statistics.twist_dropped.items()},
     }

@@ -13,12 +13,18 @@ from recon4d_ros.types import FrameSet, Jump
 
 
 def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
-    """`newer` with what must not be lost of the set it displaces: its odometry samples and a jump
-    in time."""
+    """`newer` with what must not be lost of the set it displaces: its samples of odometry, imu and
+    twist, and a jump in time."""
     if older is None:
         return newer
     jump = older.jump if newer.jump is Jump.NONE or older.jump is Jump.BACKWARD else newer.jump
-    return replace(newer, odometry=older.odometry + newer.odometry, jump=jump)
+    return replace(
+        newer,
+        odometry=older.odometry + newer.odometry,
+        imu=older.imu + newer.imu,
+        twist=older.twist + newer.twist,
+        jump=jump,
+    )
 
 
 class Worker:
@@ -61,10 +67,11 @@ class Worker:
         if old is not None:
             self._displaced(old)
 
-    def discard(self) -> None:
-        """Forget the set that waits (a reset: it belongs to the time before)."""
+    def discard(self) -> FrameSet | None:
+        """Give up the set that waits (a reset: it belongs to the time before)."""
         with self._condition:
-            self._slot = None
+            slot, self._slot = self._slot, None
+        return slot
 
     def call(self, function: Callable[[], Any]) -> Future:
         """Run `function` in the worker's thread, before the next frame set."""

@@ -61,7 +61,7 @@ def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def object_entry(o: DynamicObject) -> dict[str, Any]:
-    """One mover in map as objects.jsonl has it: metres, m/s, radians."""
+    """One dynamic object in map as objects.jsonl has it: metres, m/s, radians."""
 
     def numbers(array: NDArray) -> Any:
         return np.round(np.asarray(array, np.float64), 4).tolist()
@@ -126,7 +126,7 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_] | None:
-    """Mask [height, width], True on movers; None where there is no such file."""
+    """Mask [height, width], True on dynamic objects; None where there is no such file."""
     values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
     return None if values is None else np.asarray(values) > 127
 

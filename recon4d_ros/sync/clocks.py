@@ -12,7 +12,9 @@ from recon4d_ros.errors import ParameterError
 from recon4d_ros.types import RawImage
 
 AUTO = "auto"
-ODOMETRY = "odometry"  # the name that stands for it among the cameras'
+# names that stand for these beside the cameras'
+ODOMETRY, IMU, TWIST = "odometry", "imu", "twist"
+SENSORS = frozenset((ODOMETRY, IMU, TWIST))
 SECOND = 1_000_000_000
 # Messages of a stream that its clock is told from: few, so that a short bag will do, and all have
 # to say the same, so that a jump of time or a stalled network does not.
@@ -20,7 +22,7 @@ LEARNED_FROM = 5
 STEADY = SECOND // 10
 # What one clock may seem ahead of another by through latency alone.
 APART = SECOND // 5
-ODOMETRY_APART = SECOND // 2
+SENSOR_APART = SECOND // 2
 # How long images are held while an offset is learned: then the others go on without.
 PATIENCE = 3 * SECOND
 # Cameras that fire within this share of a period of each other are taken to fire at once.
@@ -30,9 +32,9 @@ TOGETHER = 0.25
 def parse_offsets(text: str, names: Sequence[str]) -> dict[str, float | None]:
     """Seconds by name out of `auto` or `right=37.0,front=auto`; None stands for auto. Raises
     ParameterError."""
-    known = (*names, ODOMETRY)
+    known = (*names, ODOMETRY, IMU, TWIST)
     if text.strip() == AUTO:
-        return dict.fromkeys((*names, ODOMETRY))
+        return dict.fromkeys(known)
     offsets: dict[str, float | None] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in entry.partition("="))
@@ -108,7 +110,7 @@ class ClockOffsets:
         sure = [name for name in self._cameras if name not in self._unknown]
         self._reference = (sure or self._cameras)[0]
         self._unknown.discard(self._reference)
-        self._clocks = {name: _Clock() for name in (*self._cameras, ODOMETRY)}
+        self._clocks = {name: _Clock() for name in (*self._cameras, *sorted(SENSORS))}
         self._told: set[str] = set()
         self._waiting: list[Received] = []
         self._since: int | None = None
@@ -124,31 +126,32 @@ class ClockOffsets:
         """Take an image; what may go on, in order of reception."""
         self._since = now_ns if self._since is None else self._since
         self._clocks[camera].add(image.stamp_ns - self._offset.get(camera, 0), now_ns)
-        learning = self._unknown - {ODOMETRY}
+        learning = self._unknown - SENSORS
         if not learning:
             self._watch(camera)
             return [self._corrected(Received(camera, image, now_ns))]
         self._waiting.append(Received(camera, image, now_ns))
         for name in sorted(learning):
             self._learn(name)
-        learning = self._unknown - {ODOMETRY}
+        learning = self._unknown - SENSORS
         late = now_ns - self._since > PATIENCE  # who has not come holds nobody up
         return self.release(keep=learning) if late or not learning else []
 
-    def odometry(self, stamp_ns: int, now_ns: int | None) -> int | None:
-        """A sample's stamp with the offset taken off; None where its clock is another one, or not
-        yet known. now_ns: of its reception; None: its clock is not looked at."""
-        offset = self._offset.get(ODOMETRY, 0)
+    def sensor(self, name: str, stamp_ns: int, now_ns: int | None) -> int | None:
+        """The stamp of a sample of odometry, imu or twist with the offset taken off; None where its
+        clock is another one, or not yet known. now_ns: of its reception; None: its clock is not
+        looked at."""
+        offset = self._offset.get(name, 0)
         if now_ns is None:
             return stamp_ns - offset
-        self._clocks[ODOMETRY].add(stamp_ns - offset, now_ns)
-        if ODOMETRY in self._unknown:
-            self._learn(ODOMETRY)
-        if ODOMETRY in self._unknown or ODOMETRY in self._told:
+        self._clocks[name].add(stamp_ns - offset, now_ns)
+        if name in self._unknown:
+            self._learn(name)
+        if name in self._unknown or name in self._told:
             return None
-        if ODOMETRY not in self._given and self._differs(ODOMETRY, ODOMETRY_APART):
+        if name not in self._given and self._differs(name, SENSOR_APART):
             return None
-        return stamp_ns - self._offset.get(ODOMETRY, 0)
+        return stamp_ns - self._offset.get(name, 0)
 
     def release(self, keep: Set[str] = frozenset()) -> list[Received]:
         """What waits and may go on. keep: cameras whose images go on waiting."""
@@ -158,7 +161,7 @@ class ClockOffsets:
 
     def flush(self) -> list[Received]:
         """Everything that waits, with what can be learned from so few."""
-        for name in sorted(self._unknown - {ODOMETRY}):
+        for name in sorted(self._unknown - SENSORS):
             if not self._learn(name, fewest=1):
                 self.findings.append(
                     f"sync.offset.{name} is {AUTO}, and there were too few images to learn it from"
@@ -177,9 +180,9 @@ class ClockOffsets:
         if lead is None or its is None:
             return False
         offset = lead - its
-        if abs(offset) < (ODOMETRY_APART if name == ODOMETRY else APART):
+        if abs(offset) < (SENSOR_APART if name in SENSORS else APART):
             offset = 0  # latency says as much: there is one clock
-        elif name != ODOMETRY:
+        elif name not in SENSORS:
             rest = [
                 min((stamp - offset - other for other in reference.stamps), key=abs)
                 for stamp in clock.stamps
@@ -212,8 +215,8 @@ class ClockOffsets:
             return False
         self._told.add(name)
         seconds = (lead - its + self._offset.get(name, 0)) / SECOND
-        what = "cameras" if name == ODOMETRY else self._reference
-        end = "odometry is not used; " if name == ODOMETRY else ""
+        what = "cameras" if name in SENSORS else self._reference
+        end = f"{name} is not used; " if name in SENSORS else ""
         self.findings.append(
             f"clocks of {what} and {name} differ by {abs(lead - its) / SECOND:.2f} s though they"
             f" arrive together: {end}sync.offset.{name}={seconds:.2f} takes it off,"

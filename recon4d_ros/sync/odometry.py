@@ -1,13 +1,10 @@
-"""Odometry samples on their way to the next set: the door that lets no NaN and no repeated stamp
-through, and a bounded buffer."""
+"""Samples of odometry, imu or twist on their way to the next set: the door that lets no NaN and no
+repeated stamp through, and a bounded buffer."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-
-import numpy as np
-
-from recon4d_ros.types import OdometrySample
+from typing import Generic, Protocol, TypeVar
 
 NOT_FINITE = "not finite, or its quaternion is no rotation"
 NOT_NEWER = "not newer than the last"
@@ -15,7 +12,20 @@ JUMPED = "time jumped backward"
 FULL = "buffer full"
 
 
-class OdometryQueue:
+class Sample(Protocol):
+    """What any sensor beside the cameras says at one instant."""
+
+    @property
+    def stamp_ns(self) -> int: ...
+
+    @property
+    def finite(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Sample)
+
+
+class SampleQueue(Generic[S]):
     """Samples in strictly increasing order of stamps, `limit` at most (the oldest goes first).
     dropped: where drops are counted."""
 
@@ -23,15 +33,15 @@ class OdometryQueue:
         self._limit = limit
         self._backward = backward_ns
         self._dropped = dropped
-        self._samples: deque[OdometrySample] = deque()
+        self._samples: deque[S] = deque()
         self._newest: int | None = None
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def add(self, sample: OdometrySample) -> None:
+    def add(self, sample: S) -> None:
         """Take a sample, or count why not."""
-        if not np.isfinite(sample.T_odom_base).all():
+        if not sample.finite:
             self._dropped[NOT_FINITE] += 1
             return
         if self._newest is not None and sample.stamp_ns < self._newest - self._backward:
@@ -53,7 +63,7 @@ class OdometryQueue:
         self._dropped[JUMPED] += len(self._samples) - len(kept)
         self._samples = deque(kept)
 
-    def take(self, stamp_ns: int) -> tuple[OdometrySample, ...]:
+    def take(self, stamp_ns: int) -> tuple[S, ...]:
         """Remove and return the samples up to a set's stamp, oldest first."""
         taken = []
         while self._samples and self._samples[0].stamp_ns <= stamp_ns:

@@ -14,11 +14,18 @@ from dataclasses import dataclass, field, replace
 
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
-from recon4d_ros.sync.clocks import ClockOffsets, parse_offsets
+from recon4d_ros.sync.clocks import IMU, ODOMETRY, TWIST, ClockOffsets, parse_offsets
 from recon4d_ros.sync.gaps import GapCounter
-from recon4d_ros.sync.odometry import OdometryQueue
+from recon4d_ros.sync.odometry import SampleQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
-from recon4d_ros.types import FrameSet, Jump, OdometrySample, RawImage
+from recon4d_ros.types import (
+    FrameSet,
+    ImuSample,
+    Jump,
+    OdometrySample,
+    RawImage,
+    TwistSample,
+)
 
 SECOND = 1_000_000_000
 # images in a row older than one that was used: no disorder on the way, but a short bag that loops
@@ -105,7 +112,7 @@ class SyncParameters:
 class SyncStatistics:
     """Counts since the start. dropped: (camera, reason) -> images that came and are not used.
     missing: images of each camera that never came, by the gaps in its stamps. odometry_dropped:
-    reason -> samples."""
+    reason -> samples; imu_dropped, twist_dropped likewise."""
 
     received: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
@@ -113,6 +120,8 @@ class SyncStatistics:
     missing: Counter[str] = field(default_factory=Counter)
     odometry_received: int = 0
     odometry_dropped: Counter[str] = field(default_factory=Counter)
+    imu_dropped: Counter[str] = field(default_factory=Counter)
+    twist_dropped: Counter[str] = field(default_factory=Counter)
     sets: int = 0
     jumps: int = 0
 
@@ -152,8 +161,14 @@ class Synchronizer:
         self._backward, self._forward, self._dead_after = (
             round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after)
         )
-        self._odometry = OdometryQueue(
+        self._odometry: SampleQueue[OdometrySample] = SampleQueue(
             p.odometry_queue, self._backward, self.statistics.odometry_dropped
+        )
+        self._imu: SampleQueue[ImuSample] = SampleQueue(
+            p.odometry_queue, self._backward, self.statistics.imu_dropped
+        )
+        self._twist: SampleQueue[TwistSample] = SampleQueue(
+            p.odometry_queue, self._backward, self.statistics.twist_dropped
         )
         self._policy: Policy
         if p.policy == "resilient":
@@ -172,6 +187,8 @@ class Synchronizer:
         self._newest: dict[str, int] = {}  # newest stamp of each camera since time jumped
         self._used: dict[str, int] = {}  # stamp of each camera's last image that went out
         self._older: Counter[str] = Counter()  # images in a row that were older than that
+        self._older_since: dict[str, int] = {}  # when the first of them came
+        self._in_time: dict[str, int] = {}  # when each camera's last image came that was in time
         self._before_jump: dict[
             str, int
         ] = {}  # cameras that have not followed the last jump yet, and their newest stamp then
@@ -218,11 +235,33 @@ class Synchronizer:
         time of its reception is given) of another clock than the cameras' is counted and
         dropped."""
         self.statistics.odometry_received += 1
-        stamp_ns = self._clocks.odometry(sample.stamp_ns, now_ns)
+        stamp_ns = self._clocks.sensor(ODOMETRY, sample.stamp_ns, now_ns)
         if stamp_ns is None:
             self.statistics.odometry_dropped[OTHER_CLOCK] += 1
         else:
             self._odometry.add(replace(sample, stamp_ns=stamp_ns))
+
+    def stalled(self) -> None:
+        """The caller did not run for a while: images that are missing from it are lost, not of
+        cameras that were off."""
+        for gaps in self._gaps.values():
+            gaps.stalled()
+
+    def add_imu(self, sample: ImuSample, now_ns: int | None = None) -> None:
+        """As `add_odometry`."""
+        stamp_ns = self._clocks.sensor(IMU, sample.stamp_ns, now_ns)
+        if stamp_ns is None:
+            self.statistics.imu_dropped[OTHER_CLOCK] += 1
+        else:
+            self._imu.add(replace(sample, stamp_ns=stamp_ns))
+
+    def add_twist(self, sample: TwistSample, now_ns: int | None = None) -> None:
+        """As `add_odometry`."""
+        stamp_ns = self._clocks.sensor(TWIST, sample.stamp_ns, now_ns)
+        if stamp_ns is None:
+            self.statistics.twist_dropped[OTHER_CLOCK] += 1
+        else:
+            self._twist.add(replace(sample, stamp_ns=stamp_ns))
 
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""
@@ -235,15 +274,16 @@ class Synchronizer:
             self._take(one.camera, one.image, one.now_ns)
             sets += self.poll(one.now_ns)
         self._end_aside(ALONE)
+        self._restart_gaps()
         return sets + self._assemble(self._policy.due(None))
 
     def _admit(self, camera: str, image: RawImage, now_ns: int) -> None:
-        if reason := self._door(camera, image.stamp_ns, now_ns):
+        reason = self._door(camera, image.stamp_ns, now_ns)
+        if reason in (None, OLDER):
+            self._miss(camera, self._gaps[camera].add(image.stamp_ns))
+        if reason:
             self._drop(camera, reason)
-            return
-        if missing := self._gaps[camera].add(image.stamp_ns):
-            self.statistics.missing[camera] += missing
-        if reason := self._policy.offer(camera, image, now_ns):
+        elif reason := self._policy.offer(camera, image, now_ns):
             self._drop(camera, reason)
 
     def _out_of_time(self, camera: str, stamp: int) -> int | None:
@@ -262,7 +302,11 @@ class Synchronizer:
             self._end_aside(ALONE)
             self._aside = new
         elif (first.camera, first.image.stamp_ns) == (new.camera, stamp):
+            self._gaps[new.camera].astray()
             self._drop(new.camera, DUPLICATE)
+        elif first.camera == new.camera and self._others_go_on(new.camera, first.now_ns):
+            self._end_aside(ALONE)  # it is this camera's clock, not time
+            self._aside = new
         else:
             self._aside = None
             if new.back:
@@ -273,8 +317,13 @@ class Synchronizer:
                 self._drop(first.camera, ALONE)
             self._admit(new.camera, new.image, new.now_ns)
 
+    def _others_go_on(self, camera: str, since_ns: int) -> bool:
+        """Whether other cameras' images came in time since then: then time did not jump."""
+        return any(at > since_ns for name, at in self._in_time.items() if name != camera)
+
     def _end_aside(self, reason: str) -> None:
         if self._aside is not None:
+            self._gaps[self._aside.camera].astray()
             self._drop(self._aside.camera, reason)
             self._aside = None
 
@@ -296,12 +345,17 @@ class Synchronizer:
             ]
         if camera in self._used and stamp < self._used[camera]:
             self._older[camera] += 1
-            if self._older[camera] < _SET_BACK:
+            if self._older[camera] == 1:
+                self._older_since[camera] = now_ns
+            if self._older[camera] < _SET_BACK or self._others_go_on(
+                camera, self._older_since[camera]
+            ):
                 return OLDER
             self._jump_backward(camera, stamp, now_ns)
         elif camera in self._used and stamp == self._used[camera]:
             return DUPLICATE
         self._older[camera] = 0
+        self._in_time[camera] = now_ns
         if self._policy.holds(camera, stamp):
             return DUPLICATE
         self._newest[camera] = max(stamp, self._newest.get(camera, stamp))
@@ -310,8 +364,7 @@ class Synchronizer:
     def _jump_backward(self, camera: str, stamp: int, now_ns: int) -> None:
         for held in self._policy.clear():
             self._drop(held, JUMPED)
-        for gaps in self._gaps.values():
-            gaps.restart()
+        self._restart_gaps()
         self._before_jump = {
             **self._before_jump,
             **{name: newest for name, newest in self._newest.items() if name != camera},
@@ -319,7 +372,9 @@ class Synchronizer:
         self._newest.clear()
         self._used.clear()
         self._older.clear()
-        self._odometry.jump_backward(stamp)
+        self._in_time.clear()
+        for queue in (self._odometry, self._imu, self._twist):
+            queue.jump_backward(stamp)
         self._jumped_at_ns = now_ns
         self._last_stamp_ns = None
         self._jump = Jump.BACKWARD
@@ -357,11 +412,27 @@ class Synchronizer:
         self._last_stamp_ns = stamp
         self.statistics.sets += 1
         self.statistics.used.update(group.images.keys())
-        return FrameSet(stamp, group.images, group.absent, self._odometry.take(stamp), jump)
+        return FrameSet(
+            stamp,
+            group.images,
+            group.absent,
+            self._odometry.take(stamp),
+            jump,
+            self._imu.take(stamp),
+            self._twist.take(stamp),
+        )
 
     def _drop_group(self, group: Group, reason: str) -> None:
         for camera in group.images:
             self._drop(camera, reason)
+
+    def _miss(self, camera: str, count: int) -> None:
+        if count:
+            self.statistics.missing[camera] += count
+
+    def _restart_gaps(self) -> None:
+        for camera, gaps in self._gaps.items():
+            self._miss(camera, gaps.restart())
 
     def _drop(self, camera: str, reason: str) -> None:
         self.statistics.dropped[camera, reason] += 1

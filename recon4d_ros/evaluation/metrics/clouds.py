@@ -1,5 +1,5 @@
 """Point clouds against the truth: how near is what is there, how much is missing, and does anything
-stand where movers drove."""
+stand where dynamic objects drove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moving masks against the truth: are movers found, is the static world left alone."""
+"""Moving masks against the truth: are dynamic objects found, is the static world left alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# of a mover in the source image: smaller ones are neither asked for nor held against the estimate
+# of a dynamic object in the source image: smaller ones are neither asked for nor held against the
+# estimate
 MIN_PIXELS = 300
 
 
 @dataclass(frozen=True)
 class MaskScore:
-    """iou, precision, recall: over the pixels of movers large and fast enough; every wrong pixel of
-    the static world counts against iou and precision. static_marked: share of the static world's
-    pixels that are marked. movers: how many were asked for, frame by frame."""
+    """iou, precision, recall: over the pixels of dynamic objects large and fast enough; every wrong
+    pixel of the static world counts against iou and precision. static_marked: share of the static
+    world's pixels that are marked. movers: dynamic objects asked for, summed over frames."""
 
     iou: float
     precision: float
@@ -44,8 +45,8 @@ class MaskAccumulator:
         truth: NDArray[np.bool_],
         ignore: NDArray[np.bool_] | None = None,
     ) -> None:
-        """mask, truth: [h, w] at the source image's size. ignore: pixels that do not count (movers
-        too slow to be asked for)."""
+        """mask, truth: [h, w] at the source image's size. ignore: pixels that do not count (dynamic
+        objects too slow to be asked for)."""
         asked, ignored, movers = split_movers(truth)
         if ignore is not None:
             ignored |= ignore & ~asked
@@ -67,8 +68,8 @@ class MaskAccumulator:
 def split_movers(
     truth: NDArray[np.bool_], min_pixels: int = MIN_PIXELS
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
-    """Of the truth's mask [h, w]: pixels of connected movers of at least `min_pixels`, those of
-    smaller ones, and how many are large."""
+    """Of the truth's mask [h, w]: pixels of connected dynamic objects of at least `min_pixels`,
+    those of smaller ones, and how many are large."""
     if not truth.any():
         return np.zeros_like(truth), np.zeros_like(truth), 0
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(

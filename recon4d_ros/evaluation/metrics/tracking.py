@@ -1,4 +1,4 @@
-"""Tracked movers against true ones: found, invented, mixed up (CLEAR MOT, Bernardin and
+"""Tracked dynamic objects against true ones: found, invented, mixed up (CLEAR MOT, Bernardin and
 Stiefelhagen 2008), and their speed."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Movers:
-    """Movers at one time in one common frame. ids: [K]. position, velocity: [K, 3] m, m/s. asked:
-    [K] bool, False = may be found or not."""
+    """Dynamic objects at one time in one common frame. ids: [K]. position, velocity: [K, 3] m, m/s.
+    asked: [K] bool, False = may be found or not."""
 
     ids: NDArray[np.int64]
     position: Array
@@ -25,9 +25,9 @@ class Movers:
 
 @dataclass(frozen=True)
 class TrackingScore:
-    """mota: 1 - (misses + false positives + switches) / movers asked for. velocity_error: median
-    m/s of the matches; position_error: median m (centres, on the ground plane). NaN where nothing
-    was asked for or matched."""
+    """mota: 1 - (misses + false positives + switches) / objects asked for. velocity_error:
+    median m/s of the matches; position_error: median m (centres, on the ground plane). NaN where
+    nothing was asked for or matched."""
 
     mota: float
     precision: float
@@ -42,7 +42,7 @@ class TrackingScore:
 @dataclass
 class TrackingAccumulator:
     """`add` a frame at a time. radius: m on the ground plane within which an estimate is the
-    mover."""
+    dynamic object."""
 
     radius: float = 2.0
     _last: dict[int, int] = field(
@@ -71,14 +71,14 @@ class TrackingAccumulator:
         asked = truth.asked[columns]
         explained = (distance <= self.radius + 1.0).any(
             axis=1
-        )  # near a mover that was not asked for: not invented
+        )  # near a dynamic object that was not asked for: not invented
         explained[rows] = True
         near_asked = np.zeros(len(estimate.ids), bool)
         if truth.asked.any():
             near_asked = distance[:, truth.asked].min(axis=1, initial=np.inf) <= self.radius
         doubled = near_asked & ~np.isin(
             np.arange(len(estimate.ids)), rows
-        )  # a second track on one mover is an invented one
+        )  # a second track on one dynamic object is an invented one
         false = int(np.count_nonzero(~explained | doubled))
         switches = 0
         for row, column in zip(rows[asked].tolist(), columns[asked].tolist(), strict=True):
