@@ -32,11 +32,11 @@ class Camera:
     """One calibrated camera. Raises CalibrationError if the calibration cannot be used.
 
     k: 3x3 pinhole matrix of the raw image in pixels. d: distortion coefficients in ROS/OpenCV order
-    of `distortion_model`. T_base_camera: pose of the optical frame in base_link. own_car: [height,
-    width] of the raw image, True where it shows the car itself (body, bonnet, reflections on them);
-    None = nowhere. What is there is not looked at: no depth, no features, no map. rolling_shutter:
-    seconds from the first row's read-out to the last one's, 0 for a global shutter; the image's
-    stamp is that of its middle row.
+    of `distortion_model`. T_base_camera: pose of the optical frame in base_link. ego_vehicle:
+    [height, width] of the raw image, True where it shows the car itself (body, bonnet, reflections
+    on them); None = nowhere. What is there is not looked at: no depth, no features, no map.
+    rolling_shutter: seconds from the first row's read-out to the last one's, 0 for a global
+    shutter; the image's stamp is that of its middle row.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Camera:
     T_base_camera: NDArray[np.float64]
     distortion_model: str = "none"
     d: tuple[float, ...] = ()
-    own_car: NDArray[np.bool_] | None = None
+    ego_vehicle: NDArray[np.bool_] | None = None
     rolling_shutter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,10 +85,10 @@ class Camera:
         rotation = self.T_base_camera[:3, :3]
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
             raise CalibrationError(f"{where}: the rotation of T_base_camera is not a rotation")
-        if self.own_car is not None and self.own_car.shape != (self.height, self.width):
-            size = "x".join(map(str, self.own_car.shape[::-1]))
+        if self.ego_vehicle is not None and self.ego_vehicle.shape != (self.height, self.width):
+            size = "x".join(map(str, self.ego_vehicle.shape[::-1]))
             raise CalibrationError(
-                f"{where}: the mask of the own car is {size} pixels: expected"
+                f"{where}: the mask of the ego-vehicle is {size} pixels: expected"
                 f" {self.width}x{self.height} as the image"
             )
 

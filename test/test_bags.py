@@ -650,3 +650,19 @@ def test_array_that_is_not_its_encoding_and_unknown_type(tmp_path: Path) -> None
             BagError, match="/odom is nav_msgs/msg/Odometry, not sensor_msgs/msg/Image"
         ):
             writer.write_raw("/odom", "sensor_msgs/msg/Image", b"", START)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_disk_that_fills_up_is_one_sentence(tmp_path: Path, storage: str) -> None:
+    """Whether it is full while a message is written, or while the bag is closed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            with BagWriter(tmp_path / "bag", storage) as writer:
+                for stamp in range(30):
+                    writer.write_odometry("/odom", 1000 + stamp, np.eye(4))
+                    image = np.zeros((200, 200), np.uint8)
+                    writer.write_image("/image", 1000 + stamp, "camera", image, "mono8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

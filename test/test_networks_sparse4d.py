@@ -461,7 +461,7 @@ def small_rig() -> Rig:
             width=160,
             height=90,
             k=np.diag([160 / camera.width, 90 / camera.height, 1]) @ camera.k,
-            own_car=None,
+            ego_vehicle=None,
         )
         for camera in rig.cameras
     ]

@@ -618,7 +618,7 @@ def test_labels_of_nothing_and_beyond() -> None:
     far = labels.voxelised(np.array([[-500.0, 500.0, 50.0], [500.0, -500.0, -50.0]]))
     assert [list(index) for index in np.argwhere(far)] == [[0, 0, 0], [199, 199, 15]]
     own = np.array([[0.5, 1.8, 0], [0.5, 2.1, 0], [1.2, 0, 0]])
-    np.testing.assert_array_equal(labels.without_own_car(own), own[1:])
+    np.testing.assert_array_equal(labels.without_ego_vehicle(own), own[1:])
 
 
 @settings(max_examples=20)

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.cameras.calibration import OUTSIDE, make_calibration
-from recon4d_ros.cameras.lens import own_car_at
+from recon4d_ros.cameras.lens import ego_vehicle_at
 from recon4d_ros.cameras.rig import CameraTopics, load_rig, load_rig_file, save_rig
 from recon4d_ros.egomotion import klt as features
 from recon4d_ros.errors import CalibrationError, OutputError
@@ -129,30 +129,40 @@ def test_missing_doubled_and_unwritable(tmp_path: Path) -> None:
         save_rig(load_rig(path), tmp_path / "no_such_folder" / "rig.yaml")
 
 
-# ---- the own car
+# ---- the ego-vehicle
 
 
-def test_a_mask_of_the_own_car_lies_beside_the_rig_file(tmp_path: Path) -> None:
-    path = tmp_path / "rig.yaml"
+def test_a_mask_by_its_former_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "car.yaml"
     path.write_text(CAMERA.replace("name: front", "name: front, own_car_mask: bonnet.png"))
+    cv2.imwrite(str(tmp_path / "bonnet.png"), np.full((480, 640), 255, np.uint8))
+    mask = load_rig(path).cameras[0].ego_vehicle
+    assert mask is not None and mask.all()
+
+
+def test_a_mask_of_the_ego_vehicle_lies_beside_the_rig_file(tmp_path: Path) -> None:
+    path = tmp_path / "rig.yaml"
+    path.write_text(CAMERA.replace("name: front", "name: front, ego_vehicle_mask: bonnet.png"))
     grey = np.zeros((480, 640), np.uint8)
     grey[400:, 100:500] = 255
     grey[399, 100:500] = 90  # the soft edge of a brush
     cv2.imwrite(str(tmp_path / "bonnet.png"), grey)
     rig = load_rig(path)
-    assert rig.cameras[0].own_car is not None and np.array_equal(rig.cameras[0].own_car, grey > 127)
+    assert rig.cameras[0].ego_vehicle is not None and np.array_equal(
+        rig.cameras[0].ego_vehicle, grey > 127
+    )
     (tmp_path / "copy").mkdir()
     save_rig(rig, tmp_path / "copy" / "car.yaml")
-    again = load_rig(tmp_path / "copy" / "car.yaml").cameras[0].own_car
+    again = load_rig(tmp_path / "copy" / "car.yaml").cameras[0].ego_vehicle
     assert again is not None and np.array_equal(again, grey > 127)
 
 
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (None, "own_car.png cannot be read"),
-        (b"", "own_car.png cannot be read"),
-        (b"no image", "own_car.png cannot be read"),
+        (None, "ego_vehicle.png cannot be read"),
+        (b"", "ego_vehicle.png cannot be read"),
+        (b"no image", "ego_vehicle.png cannot be read"),
         (np.zeros((100, 200), np.uint8), "is 200x100 pixels: expected 640x480"),
     ],
     ids=["missing", "empty", "no image", "size"],
@@ -161,12 +171,12 @@ def test_a_bad_mask_gives_one_sentence(
     tmp_path: Path, mask: bytes | np.ndarray | None, sentence: str
 ) -> None:
     path = tmp_path / "rig.yaml"
-    path.write_text(CAMERA.replace("name: front", "name: front, own_car_mask: own_car.png"))
+    path.write_text(CAMERA.replace("name: front", "name: front, ego_vehicle_mask: ego_vehicle.png"))
     if mask is not None:
         data = (
             mask if isinstance(mask, bytes) else np.asarray(cv2.imencode(".png", mask)[1]).tobytes()
         )
-        (tmp_path / "own_car.png").write_bytes(data)
+        (tmp_path / "ego_vehicle.png").write_bytes(data)
     with pytest.raises(CalibrationError) as caught:
         load_rig(path)
     assert (
@@ -176,9 +186,9 @@ def test_a_bad_mask_gives_one_sentence(
     )
 
 
-def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
-    own_car = np.zeros((480, 640), bool)
-    own_car[300:] = True
+def test_where_the_ego_vehicle_is_there_is_no_working_image_and_no_corner() -> None:
+    ego_vehicle = np.zeros((480, 640), bool)
+    ego_vehicle[300:] = True
     pose = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], np.float64)
     camera = Camera(
         "front",
@@ -186,10 +196,10 @@ def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
         480,
         np.array([[400.0, 0, 319.5], [0, 400, 239.5], [0, 0, 1]]),
         pose,
-        own_car=own_car,
+        ego_vehicle=ego_vehicle,
     )
     bare = make_calibration(
-        Rig("car", (replace(camera, own_car=None),)), (240, 320), (120, 160)
+        Rig("car", (replace(camera, ego_vehicle=None),)), (240, 320), (120, 160)
     ).grid
     grid = make_calibration(Rig("car", (camera,)), (240, 320), (120, 160)).grid
     assert (
@@ -197,7 +207,7 @@ def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
         and np.array_equal(grid[0, :75], bare[0, :75])
         and np.all(bare > -1)
     )
-    at_input = own_car_at(camera, (250, 330))  # the input has room for a larger camera beside
+    at_input = ego_vehicle_at(camera, (250, 330))  # the input has room for a larger camera beside
     assert (
         at_input is not None
         and at_input.shape == (250, 330)
@@ -213,14 +223,16 @@ def test_where_the_own_car_is_there_is_no_working_image_and_no_corner() -> None:
     )
 
 
-def test_nothing_is_said_of_the_own_car(small_bag: Path, stereo_engine: Path) -> None:
+def test_nothing_is_said_of_the_ego_vehicle(small_bag: Path, stereo_engine: Path) -> None:
     """No depth and no map where the mask is; depth as before elsewhere."""
     with BagReader(small_bag) as reader:
         rig = reader.rig()
         sets = list(frame_sets(reader, Synchronizer(rig.names)))[:3]
-    own_car = np.zeros((rig.cameras[0].height, rig.cameras[0].width), bool)
-    own_car[250:, :700] = True
-    masked = Rig(rig.name, tuple(replace(camera, own_car=own_car) for camera in rig.cameras))
+    ego_vehicle = np.zeros((rig.cameras[0].height, rig.cameras[0].width), bool)
+    ego_vehicle[250:, :700] = True
+    masked = Rig(
+        rig.name, tuple(replace(camera, ego_vehicle=ego_vehicle) for camera in rig.cameras)
+    )
     depths = []
     for one in (rig, masked):
         reconstructor = Reconstructor(one, stereo_engine)
@@ -239,12 +251,12 @@ def test_nothing_is_said_of_the_own_car(small_bag: Path, stereo_engine: Path) ->
             u, v, _ = masked.cameras[0].k @ (points / points[:, 2:]).T
             assert len(points) > 1000 and np.mean((v > 265) & (u < 685) & (points[:, 2] > 0)) < 0.01
         reconstructor.close()
-    inner = np.zeros_like(own_car)
+    inner = np.zeros_like(ego_vehicle)
     inner[255:, :695] = True
     assert (
         np.isfinite(depths[0][:, inner]).mean() > 0.5 and not np.isfinite(depths[1][:, inner]).any()
     )
-    far_off = np.zeros_like(own_car)
+    far_off = np.zeros_like(ego_vehicle)
     far_off[:, 900:] = True
     far_off[:200] = True
     both = np.isfinite(depths[0]) & np.isfinite(depths[1]) & far_off

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -95,7 +95,7 @@ class BagWriter:
         if kind is None:
             self.close()
         else:
-            self._writer.abort()
+            self._abort()
 
     def close(self) -> None:
         """Write index and metadata."""
@@ -103,8 +103,12 @@ class BagWriter:
             with _writable(self.path):
                 self._writer.close()
         except OutputError:
-            self._writer.abort()
+            self._abort()
             raise
+
+    def _abort(self) -> None:
+        with suppress(OSError):  # what is left to be written finds no room either
+            self._writer.abort()
 
     def type(self, name: str) -> Any:
         """The class of a message type, to make messages of:

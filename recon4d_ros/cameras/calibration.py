@@ -272,9 +272,9 @@ def _grid(
             & (pixels <= (camera.width - 0.5 + edge, camera.height - 0.5 + edge)),
             axis=-1,
         )
-    if camera.own_car is not None:
+    if camera.ego_vehicle is not None:
         u, v = (np.rint(np.where(inside, pixels[..., axis], 0)).astype(int) for axis in (0, 1))
-        inside &= ~camera.own_car[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
+        inside &= ~camera.ego_vehicle[v.clip(0, camera.height - 1), u.clip(0, camera.width - 1)]
     pixels = (pixels + 0.5) / reduce - 0.5
     if quarter_turns(camera):
         turn_image, shift = turned_pixels(camera, reduce)

@@ -136,13 +136,13 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
     )
 
 
-def own_car_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+def ego_vehicle_at(camera: Camera, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """[H, W] of an input of that size, True where the camera's image shows the car itself; None
     where it does nowhere."""
-    if camera.own_car is None:
+    if camera.ego_vehicle is None:
         return None
     height, width = reduced_size(camera, reduction(camera, size))
     out = np.zeros(size, np.bool_)
-    mask = np.ascontiguousarray(np.rot90(camera.own_car, quarter_turns(camera)), np.uint8)
+    mask = np.ascontiguousarray(np.rot90(camera.ego_vehicle, quarter_turns(camera)), np.uint8)
     out[:height, :width] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     return out

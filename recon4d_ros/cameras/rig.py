@@ -16,7 +16,7 @@ cameras:
     rotation_xyzw: [-0.5, 0.5, -0.5, 0.5]
     image_topic: /camera/front/image_raw/compressed   # optional
     camera_info_topic: /camera/front/camera_info      # optional
-    own_car_mask: own_car_front.png                   # optional, beside this file: white where the
+    ego_vehicle_mask: ego_vehicle_front.png           # optional, beside this file: white where the
     raw image shows the car itself
     rolling_shutter: 0.02         # optional: seconds from the first row's read-out to the last's
     (0, the default: global shutter); the image's stamp is then that of its middle row
@@ -53,7 +53,8 @@ _KNOWN = {
     "D",
     "image_topic",
     "camera_info_topic",
-    "own_car_mask",
+    "ego_vehicle_mask",
+    "own_car_mask",  # its name until 2026-11-27
     "rolling_shutter",
 }
 
@@ -150,10 +151,12 @@ def save_rig(rig: Rig, path: str | Path, topics: Mapping[str, CameraTopics] | No
         }
         if camera.rolling_shutter:
             entry["rolling_shutter"] = camera.rolling_shutter
-        if camera.own_car is not None:
-            entry["own_car_mask"] = f"{path.stem}_own_car_{camera.name.replace('/', '_')}.png"
-            masks[path.parent / entry["own_car_mask"]] = np.asarray(
-                cv2.imencode(".png", camera.own_car.astype(np.uint8) * 255)[1]
+        if camera.ego_vehicle is not None:
+            entry["ego_vehicle_mask"] = (
+                f"{path.stem}_ego_vehicle_{camera.name.replace('/', '_')}.png"
+            )
+            masks[path.parent / entry["ego_vehicle_mask"]] = np.asarray(
+                cv2.imencode(".png", camera.ego_vehicle.astype(np.uint8) * 255)[1]
             ).ravel()
         cameras.append(entry)
     text = yaml.safe_dump(
@@ -197,11 +200,8 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
             where,
         ).tolist()
     )
-    own_car = (
-        _own_car(folder / user_path(str(entry["own_car_mask"])), where)
-        if "own_car_mask" in entry
-        else None
-    )
+    mask = entry.get("ego_vehicle_mask", entry.get("own_car_mask"))
+    ego_vehicle = None if mask is None else _ego_vehicle(folder / user_path(str(mask)), where)
     try:
         return Camera(
             str(entry["name"]),
@@ -210,7 +210,7 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
             _matrix(entry, where),
             pose,
             *_lens(str(entry.get("distortion_model", "none")), d),
-            own_car,
+            ego_vehicle,
             float(
                 _numbers(
                     {"rolling_shutter": [entry.get("rolling_shutter", 0.0)]},
@@ -229,7 +229,7 @@ def _lens(model: str, d: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
     return (model, d) if model == "equidistant" else lens_model(model, d)
 
 
-def _own_car(path: Path, where: str) -> NDArray[np.bool_]:
+def _ego_vehicle(path: Path, where: str) -> NDArray[np.bool_]:
     """[height, width] True where the mask is white (brighter than half)."""
     try:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -237,8 +237,8 @@ def _own_car(path: Path, where: str) -> NDArray[np.bool_]:
         image = None
     if image is None:
         raise CalibrationError(
-            f"{where}: the mask of the own car {path} cannot be read: expected an image (PNG),"
-            " white on the own car"
+            f"{where}: the mask of the ego-vehicle {path} cannot be read: expected an image (PNG),"
+            " white on the ego-vehicle"
         )
     return np.asarray(image) > 127
 

@@ -24,7 +24,7 @@ EPILOG = """examples:
   recon4d info drive/            cameras, topics, length and truth of a bag
   recon4d info engines/NAME      network, sizes, runtime and parity of an engine
   recon4d info my_car.yaml       the cameras of a rig file
-  recon4d info drive/ --save-rig my_car.yaml    the bag's cameras as a rig file, to add what a bag cannot say (masks of the own car)
+  recon4d info drive/ --save-rig my_car.yaml    the bag's cameras as a rig file, to add what a bag cannot say (masks of the ego-vehicle)
   recon4d info point3r.pth       which published system a checkpoint is of, its configuration, and what is missing or wrong (takes PyTorch)
   recon4d info --parameters      every parameter with default, range and meaning
 """  # noqa: E501

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros import geometry
-from recon4d_ros.cameras.lens import Lens, lens_at, own_car_at
+from recon4d_ros.cameras.lens import Lens, ego_vehicle_at, lens_at
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Calibration, Frame, Rig
 
@@ -29,13 +29,13 @@ FEWEST, MOST = 12, 200  # points of one camera
 class Cameras:
     """The N cameras of a rig.
 
-    lenses: at the input image's size. own_car: where each shows the car itself, [H, W] or None. k:
-    [N, 3, 3] of the working images. T_base_camera: [N, 4, 4] as calibrated. beside: for each the
+    lenses: at the input image's size. ego_vehicle: where each shows the car itself, [H, W] or None.
+    k: [N, 3, 3] of the working images. T_base_camera: [N, 4, 4] as calibrated. beside: for each the
     numbers of those that look the same way. quota: points that each follows.
     """
 
     lenses: tuple[Lens, ...]
-    own_car: tuple[NDArray[np.bool_] | None, ...]
+    ego_vehicle: tuple[NDArray[np.bool_] | None, ...]
     k: Array
     T_base_camera: Array
     beside: tuple[NDArray[np.int64], ...]
@@ -57,7 +57,7 @@ class Cameras:
         )
         return Cameras(
             tuple(lens_at(camera, calibration.input_size) for camera in rig.cameras),
-            tuple(own_car_at(camera, calibration.input_size) for camera in rig.cameras),
+            tuple(ego_vehicle_at(camera, calibration.input_size) for camera in rig.cameras),
             calibration.k,
             T_base_camera,
             beside,

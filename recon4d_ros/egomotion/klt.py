@@ -100,21 +100,23 @@ def detect(
     taken: NDArray[np.float32],
     count: int,
     distance: float,
-    own_car: NDArray[np.bool_] | None = None,
+    ego_vehicle: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Up to `count` new corners [K, 2] of an image, `distance` pixels from the `taken` [M, 2] and
     each other, strongest first.
 
-    own_car: [H, W] where not to look.
+    ego_vehicle: [H, W] where not to look.
 
     They are looked for at half size: a corner's exact place does not matter to a tracker, its
     texture does.
     """
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     free = np.full(half.shape, 255, np.uint8)
-    if own_car is not None:
+    if ego_vehicle is not None:
         free[
-            cv2.resize(own_car.view(np.uint8), half.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            cv2.resize(
+                ego_vehicle.view(np.uint8), half.shape[::-1], interpolation=cv2.INTER_NEAREST
+            )
             > 0
         ] = 0
     border = WINDOW // 4 + 1
@@ -371,7 +373,7 @@ def corners(
         image, room = images.now[camera], spacing(cameras.lenses[camera], cameras.quota)
         assert image is not None
         taken = table.pixel[table.camera == camera]
-        return detect(image, taken, int(wanted[camera]), room, cameras.own_car[camera])
+        return detect(image, taken, int(wanted[camera]), room, cameras.ego_vehicle[camera])
 
     found = each(find, finders.tolist())
     if not found:

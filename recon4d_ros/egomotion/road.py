@@ -422,7 +422,7 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
         np.arange(height - 9.0, 8.0, -t.rows), np.arange(8.0, width - 8.0, t.columns), indexing="ij"
     )
     pixel = np.column_stack([u.ravel(), v.ravel()])
-    if (own := cameras.own_car[camera]) is not None:
+    if (own := cameras.ego_vehicle[camera]) is not None:
         at = np.rint(pixel).astype(int)
         pixel = pixel[~own[at[:, 1], at[:, 0]]]
     rays = lens.rays(pixel)

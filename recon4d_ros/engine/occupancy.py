@@ -232,8 +232,8 @@ def seen_voxels(
     size: NDArray[np.float64],
     origin: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """[N, X, Y, Z] whose centre a camera's working image shows, the own car's mask left out. What
-    lies behind something is shown as well: that is not known here."""
+    """[N, X, Y, Z] whose centre a camera's working image shows, the ego-vehicle's mask left out.
+    What lies behind something is shown as well: that is not known here."""
     h, w = calibration.working_size
     centres = (np.indices(shape).reshape(3, -1).T + 0.5) * size + origin
     seen = np.zeros((len(calibration.names), len(centres)), bool)

@@ -26,7 +26,7 @@ class LabelRule:
     neighbours: key frames before and after the labelled one. reach: [2] metres in x and y, and in
     z, that points are kept within. thinned: metres, edge of the cells whose points become one.
     own: [k, 2] metres: of sweeps between key frames, points nearer than this in both x and y are
-    taken to be the own car."""
+    taken to be the ego-vehicle."""
 
     low: tuple[float, float, float] = (-51.2, -51.2, -5.0)
     high: tuple[float, float, float] = (51.2, 51.2, 3.0)
@@ -76,8 +76,8 @@ def accumulated_points(
     key: int,
     rule: LabelRule = LabelRule(),
 ) -> Points:
-    """[n, 3] the points before they are thinned: key frames cropped, their own car kept; sweeps
-    between them without their own car, not cropped."""
+    """[n, 3] the points before they are thinned: key frames cropped, their ego-vehicle kept; sweeps
+    between them without their ego-vehicle, not cropped."""
     here = inverse(T_map_lidar[key_sweeps[key]])
     around = range(max(0, key - rule.neighbours), min(len(key_sweeps), key + rule.neighbours + 1))
     keys = [key_sweeps[index] for index in around]
@@ -87,7 +87,8 @@ def accumulated_points(
     ]
     between = [
         transform(
-            here @ T_map_lidar[index], without_own_car(np.asarray(sweeps[index], np.float64), rule)
+            here @ T_map_lidar[index],
+            without_ego_vehicle(np.asarray(sweeps[index], np.float64), rule),
         )
         for index in range(keys[0] + 1, keys[-1])
         if index not in keys
@@ -95,7 +96,7 @@ def accumulated_points(
     return np.concatenate([within(np.concatenate(whole), rule), *between])
 
 
-def without_own_car(points: Points, rule: LabelRule = LabelRule()) -> Points:
+def without_ego_vehicle(points: Points, rule: LabelRule = LabelRule()) -> Points:
     own = np.zeros(len(points), bool)
     for across, along in rule.own:
         own |= (np.abs(points[:, 0]) < across) & (np.abs(points[:, 1]) < along)

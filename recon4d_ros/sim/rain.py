@@ -154,7 +154,7 @@ def mirror_view(view: View) -> View:
     k[2, 2] = 1.0
     k[:2, 2] = (camera.k[:2, 2] + 0.5) / _MIRROR - 0.5
     width, height = -(-camera.width // _MIRROR), -(-camera.height // _MIRROR)
-    small = replace(camera, width=width, height=height, k=k, own_car=None, rolling_shutter=0.0)
+    small = replace(camera, width=width, height=height, k=k, ego_vehicle=None, rolling_shutter=0.0)
     return make_view(small)
 
 

@@ -295,7 +295,7 @@ class Drive:
         """What one drawing does for all cameras of a scene: shadows and lamps."""
         middle = T_world_base[:2, 3]
         casters = concatenate([scene.swaying, scene.free])
-        if self.conditions.glare:  # a low sun: the own car's shadow is in the pictures
+        if self.conditions.glare:  # a low sun: the ego-vehicle's shadow is in the pictures
             own, _, _ = _body(OWN_CAR, 0)
             casters = concatenate([casters, own.moved(T_world_base @ _OWN_CAR_MIDDLE)])
         self._shadow = self._shadows.draw(middle, scene.still, scene.chunks, casters)

@@ -31,7 +31,7 @@ from recon4d_ros.types import Camera
 
 CAMERAS = ("front", "front_left", "front_right")
 COMPRESSED, RAW = CAMERAS[:2], CAMERAS[2]
-PERIOD = 0.3
+PERIOD = 0.4
 PERIOD_NS = round(PERIOD * 1e9)
 RELIABLE_QOS = QoSProfile(depth=10)
 
