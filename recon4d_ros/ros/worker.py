@@ -72,7 +72,7 @@ class Worker(Generic[Work]):
         if old is not None:
             self._displaced(old)
 
-    def discard(self) -> FrameSet | None:
+    def discard(self) -> Work | None:
         """Give up the set that waits (a reset: it belongs to the time before)."""
         with self._condition:
             slot, self._slot = self._slot, None
