@@ -388,7 +388,7 @@ def test_drops_are_counted_while_no_frame_set_comes_out(make):
         if turn:
             node._tick()
         else:
-            node.trigger_deactivate()  # what is not counted yet goes with the synchronizer
+            node.trigger_deactivate()  # the one that waited goes with the synchronizer
             node.trigger_activate()
         before += lost
         assert sum(session.health.drops().values()) == before
