@@ -66,6 +66,16 @@ ARGUMENTS = (
         "",
         "folder of the engines that TensorRT builds; empty = the parameter file's",
     ),
+    (
+        "object_engine",
+        "",
+        "folder of an engine of objects beside the reconstruction; empty = the parameter file's",
+    ),
+    (
+        "occupancy_engine",
+        "",
+        "folder of an engine of occupancy beside it; empty = the parameter file's",
+    ),
     ("build_only", "false", "build the engine for TensorRT and end"),
     (
         "compute_capabilities",

@@ -23,6 +23,7 @@ from recon4d_ros.types import (
     TwistSample,
 )
 
+STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
 _DEPTH_HEADER = 12  # bytes of compressedDepth's: format, two parameters of its quantisation
 # What is said in a message's format or encoding, and our name for it; the first that is found.
 _COMPRESSIONS = (
@@ -118,6 +119,29 @@ def odometry_sample(message: Any) -> OdometrySample:
     return OdometrySample(stamp_ns(message.header.stamp), _pose(pose.position, pose.orientation))
 
 
+class StandingPose:
+    """Whether the pose of an odometry stands still while its twist says that the car moves: some
+    drivers of wheel odometry fill in nothing but the twist. To be asked of every nav_msgs/Odometry
+    of one topic."""
+
+    def __init__(self) -> None:
+        self._first: NDArray[np.float64] | None = None
+        self._moved = 0.0  # metres by the twist; below zero once the pose has moved
+        self._last_ns = 0
+
+    def __call__(self, message: Any) -> bool:
+        pose = odometry_sample(message).T_odom_base
+        stamp, velocity = stamp_ns(message.header.stamp), message.twist.twist.linear
+        self._first = pose if self._first is None else self._first
+        if self._moved < 0 or not np.allclose(pose, self._first, atol=1e-6):
+            self._moved = -1.0  # now and for good
+            return False
+        elapsed = min(max(stamp - self._last_ns, 0) * 1e-9, 1.0) if self._last_ns else 0.0
+        self._last_ns = stamp
+        self._moved += elapsed * float(np.hypot(velocity.x, velocity.y))
+        return self._moved > STANDS_FOR
+
+
 def imu_sample(message: Any, T_base_imu: NDArray[np.float64]) -> ImuSample:
     """A sensor_msgs/Imu's rates along the axes of base_link. A gyro that the message says it has
     not (covariance -1) gives NaN, which the synchronizer rejects and counts."""
@@ -161,6 +185,8 @@ def dynamic_object(message: Any) -> DynamicObject:
         confidence=float(message.confidence),
         age=int(message.age),
         missed=int(message.missed),
+        class_name=str(getattr(message, "class_name", "")),  # recordings from before have none
+        class_score=float(getattr(message, "class_score", 0.0)),
     )
 
 
@@ -239,6 +265,16 @@ def image_size(message: Any) -> tuple[int, int]:
     binned."""
     region = _region(message)
     return _binned(region[2:], message)
+
+
+def size_fault(message: Any, size: tuple[int, int]) -> str:
+    """ "" or the sentence why images of this size (width, height) cannot be those that a
+    sensor_msgs/CameraInfo is for."""
+    try:
+        _sampling(message, size)
+    except CalibrationError as error:
+        return str(error)
+    return ""
 
 
 def is_calibrated(message: Any) -> bool:

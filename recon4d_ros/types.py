@@ -347,11 +347,12 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class DynamicObject:
-    """A tracked dynamic object in map. position: [3] metres, the centre of its box. size: length,
-    width, height in metres along its own axes (yaw about map z).
+    """A tracked object in map. position: [3] metres, the centre of its box. size: length, width,
+    height in metres along its own axes (yaw about map z).
 
-    velocity: [3] m/s in map. *_covariance: [3, 3]. id is stable for the life of the track. age:
-    frame sets since first seen; missed: frame sets since last seen.
+    velocity: [3] m/s in map. *_covariance: [3, 3], NaN where it is not known. id is stable for the
+    life of the track. age: frame sets since first seen; missed: frame sets since last seen.
+    class_name, class_score: of a network that detects objects; empty and 0 where none says.
     """
 
     id: int
@@ -364,6 +365,8 @@ class DynamicObject:
     confidence: float
     age: int
     missed: int
+    class_name: str = ""
+    class_score: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,13 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 class Observer(rclpy.node.Node):
     """Keeps what the node says, and calls its services. Spun by whoever waits for something."""
 
-    def __init__(self, domain: int) -> None:
+    def __init__(self, domain: int, tf_static: str = "/tf_static") -> None:
         self.ros = Context()
         self.ros.init(domain_id=domain)
         super().__init__("car", context=self.ros)
         self._executor = SingleThreadedExecutor(context=self.ros)
         self._executor.add_node(self)
-        self.tf_static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
+        self.tf_static = self.create_publisher(TFMessage, tf_static, LATCHED)
         self.odometry = self.create_publisher(Odometry, "/odom", 10)
         self.said: dict[str, list] = defaultdict(list)
         self.listen(DiagnosticArray, "/diagnostics", 10)
@@ -125,15 +125,21 @@ class Observer(rclpy.node.Node):
 class Car(Observer):
     """A car with two cameras, whose images come from a bag."""
 
-    def __init__(self, domain: int, bag: Path) -> None:
-        super().__init__(domain)
+    def __init__(
+        self,
+        domain: int,
+        bag: Path,
+        image: str = "/camera/{}/image_raw/compressed",
+        info: str = "/camera/{}/camera_info",
+        tf_static: str = "/tf_static",
+    ) -> None:
+        """image, info: topics, with {} for the camera's name."""
+        super().__init__(domain, tf_static)
         self.images = {
-            name: self.create_publisher(CompressedImage, f"/camera/{name}/image_raw/compressed", 10)
-            for name in CAMERAS
+            name: self.create_publisher(CompressedImage, image.format(name), 10) for name in CAMERAS
         }
         self.infos = {
-            name: self.create_publisher(CameraInfo, f"/camera/{name}/camera_info", 10)
-            for name in CAMERAS
+            name: self.create_publisher(CameraInfo, info.format(name), 10) for name in CAMERAS
         }
         for output in OUTPUTS:
             for name in CAMERAS if "<camera>" in output.topic else ("",):

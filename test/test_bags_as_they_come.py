@@ -633,6 +633,26 @@ def test_an_mcap_with_a_foreign_channel(tmp_path: Path, schema: str, encoding: s
             assert said(bag, f"/telemetry is not read: its messages are {encoding}")
 
 
+@pytest.mark.parametrize("profile", ["", "ros1"])
+def test_an_mcap_without_a_profile(tmp_path: Path, profile: str) -> None:
+    """As writers that are not rosbag2's leave it; a foreign profile is refused all the same."""
+    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
+    data = (write(tmp_path / "bag", infos, images=images) / "bag.mcap").read_bytes()
+    old, end = int.from_bytes(data[9:17], "little"), int.from_bytes(data[-28:-20], "little")
+    body = len(profile).to_bytes(4, "little") + profile.encode() + bytes(4)
+    head = data[:9] + len(body).to_bytes(8, "little") + body
+    footer = bytes([2]) + (20).to_bytes(8, "little") + bytes(20)
+    path = tmp_path / "other.mcap"
+    path.write_bytes(head + data[17 + old : end] + footer + data[-8:])
+    if profile:
+        with pytest.raises(BagError, match="Profile is not ros2"):
+            BagReader(path)
+        return
+    with BagReader(path) as bag:
+        assert bag.rig().names == ("left",) and len(list(bag.events())) == 2
+        assert said(bag, "other.mcap names no profile: it is read as ROS 2's")
+
+
 def test_a_bag_without_metadata_or_with_a_damaged_one(tmp_path: Path) -> None:
     infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
     for name, damage in (

@@ -365,6 +365,8 @@ def _write_truth_objects(writer: BagWriter, stamp: int, T_world_base: np.ndarray
         1.0,
         0,
         0,
+        "car",
+        1.0,
     )
     name = "recon4d_msgs/msg/DynamicObjectArray"
     writer.write(

@@ -161,6 +161,8 @@ def test_only_what_was_given_to_the_launch_comes_after_the_parameter_file():
         "use_sim_time": "True",
         "runtime": "tensorrt-rtx",
         "engine_cache": "/opt/engines",
+        "object_engine": "/opt/objects",
+        "occupancy_engine": "/opt/occupancy",
         "build_only": "True",
         "compute_capabilities": "8.6, 8.9",
     }

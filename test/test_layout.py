@@ -15,7 +15,7 @@ LEVELS = (
     ("cameras", "alignment", "bev"),
     ("messages",),
     ("bags", "sync", "networks", "engine", "egomotion", "dynamics", "mapping"),
-    ("reconstructor", "sim", "evaluation"),
+    ("reconstructor", "perception", "sim", "evaluation"),
     ("overview",),
     ("runs",),
     ("export",),

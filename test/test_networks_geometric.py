@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from recon4d_ros.networks.geometric import CUE_ROUNDS, RECALL_ROUNDS, GeometricStep  # noqa: E402
+from recon4d_ros.networks.geometric import (  # noqa: E402
+    CUE_ROUNDS,
+    RECALL_ROUNDS,
+    GeometricStep,
+    finer,
+)
 from recon4d_ros.networks.geometric_options import SURROUND, GeometricOptions  # noqa: E402
 from recon4d_ros.networks.pointer_memory import FEATURE, SIGMA, Memory  # noqa: E402
 from recon4d_ros.networks.splat import nearest_of  # noqa: E402
@@ -139,3 +144,16 @@ def test_the_pointer_of_each_cell_is_the_one_seen_best(config):
         if inside.any():
             best = np.where(inside, packed[camera], 0).argmax()
             assert int(chosen[cell]) == best
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_finer_is_bilinear(factor):
+    x = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1))
+    around = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    ours = torch.nn.functional.pixel_shuffle(
+        torch.nn.functional.conv2d(around, finer(factor)), factor
+    )
+    theirs = torch.nn.functional.interpolate(
+        x, scale_factor=float(factor), mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(ours, theirs)

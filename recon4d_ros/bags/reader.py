@@ -27,8 +27,6 @@ from recon4d_ros.geometry import inverse
 from recon4d_ros.paths import user_path
 from recon4d_ros.types import ImuSample, OdometrySample, RawImage, Rig, TwistSample
 
-STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
-
 
 @dataclass(frozen=True)
 class ImageEvent:
@@ -264,7 +262,7 @@ class BagReader:
             self._transforms = Transforms(self)
         return self._transforms
 
-    def static_transforms(self) -> dict[str, ros.StaticTransform]:
+    def static_transforms(self) -> Mapping[str, ros.StaticTransform]:
         """Edges of /tf_static by child frame; none if the bag has no such topic."""
         return self.transforms.static
 
@@ -403,9 +401,7 @@ class _OdometryBase:
     def __init__(self, reader: BagReader, topic: str, base_frame: str) -> None:
         self._reader, self._topic, self._base_frame = reader, topic, base_frame
         self._T_child_base: dict[str, NDArray[np.float64] | None] = {}
-        self._first: NDArray[np.float64] | None = None
-        self._standing = 0.0
-        self._last_ns = 0
+        self._standing = ros.StandingPose()
 
     def __call__(self, message: Any) -> OdometrySample | None:
         """None, counted and told, where the frame is not known, or the pose stands still while the
@@ -425,23 +421,13 @@ class _OdometryBase:
         return OdometrySample(sample.stamp_ns, sample.T_odom_base @ T_child_base)
 
     def _stands(self, message: Any) -> bool:
-        """Whether the pose, the same as ever, belies a twist that would have moved it far: some
-        drivers of wheel odometry fill in nothing but the twist."""
-        pose = ros.odometry_sample(message).T_odom_base
-        stamp, velocity = ros.stamp_ns(message.header.stamp), message.twist.twist.linear
-        self._first = pose if self._first is None else self._first
-        if self._standing < 0 or not np.allclose(pose, self._first, atol=1e-6):
-            self._standing = -1.0  # it moves, now and for good
-            return False
-        elapsed = min(max(stamp - self._last_ns, 0) * 1e-9, 1.0) if self._last_ns else 0.0
-        self._last_ns = stamp
-        self._standing += elapsed * float(np.hypot(velocity.x, velocity.y))
-        if self._standing > STANDS_FOR:
+        stands = self._standing(message)
+        if stands:
             self._reader.tell(
                 f"odometry of {self._topic} is not used: its pose never changes, though its twist"
                 " says that the car moves"
             )
-        return self._standing > STANDS_FOR
+        return stands
 
     def _lookup(self, child: str) -> NDArray[np.float64] | None:
         try:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from recon4d_ros.bags.reader import BagReader
 
 FIRST_INFOS = 200  # camera_info without a calibration that are passed over at the start
-LOOKS_UP = 0.7  # of base_link's z along an axis: within 45 degrees
 # base_link of a camera that looks straight ahead: x right, y down, z forward
 _AHEAD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
@@ -179,17 +178,10 @@ class RigOfBag:
             pose[:3, :3], pose[2, 3] = _AHEAD, self._height
             return pose if frame == first else pose @ transforms.lookup(first, frame)
         try:
-            pose = transforms.lookup(self._base_frame, frame)
+            frame = transforms.optical(self._base_frame, frame, name)
+            return transforms.lookup(self._base_frame, frame)
         except CalibrationError as error:
             raise CalibrationError(f"{error}{self._remedy()}") from error
-        optical = transforms.optical_child(frame) if pose[2, 2] > LOOKS_UP else ""
-        if optical:
-            self._reader.tell(
-                f"camera {name}: its frame {frame!r} is the body's (z up): {optical!r} below it is"
-                " taken"
-            )
-            pose = transforms.lookup(self._base_frame, optical)
-        return pose
 
     def _remedy(self) -> str:
         roots = [root for root in self._reader.transforms.roots() if root != self._base_frame]

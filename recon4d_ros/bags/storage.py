@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 import yaml
@@ -143,8 +144,10 @@ class Storage:
         reader: McapReader | Sqlite3Reader
         if file.suffix == ".mcap":
             reader = McapReader(file)
-            with _foreign_schemas():
+            with _foreign_schemas(), _no_profile() as said:
                 reader.open()
+            if said == [""]:
+                self.notes.append(f"bag {file} names no profile: it is read as ROS 2's")
         else:
             reader = Sqlite3Reader(Path(quote(str(file))))  # it becomes part of a URI
             reader.open()
@@ -200,3 +203,25 @@ def _foreign_schemas() -> Iterator[None]:
         yield
     finally:
         storage_mcap.get_msgdef = original
+
+
+@contextmanager
+def _no_profile() -> Iterator[list[str]]:
+    """rosbags refuses an MCAP whose header does not say ros2; writers that are not rosbag2's own
+    often leave the profile empty, and then schemas and encodings say what it is. Gives the profile
+    once it is read."""
+    original = storage_mcap.read_string
+    said: list[str] = []
+
+    def read_string(bio: BinaryIO) -> str:
+        text = original(bio)
+        if said:
+            return text
+        said.append(text)  # the first text of a file is its profile
+        return text or "ros2"
+
+    storage_mcap.read_string = read_string
+    try:
+        yield said
+    finally:
+        storage_mcap.read_string = original

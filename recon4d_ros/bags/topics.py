@@ -75,7 +75,7 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
     for topic, info in topics.items():
         if info.type not in IMAGES or topic.startswith(TRUTH):
             continue
-        namespace, base = _split(topic)
+        namespace, base = split(topic)
         if any(word in f"{namespace.rsplit('/', 1)[-1]}/{base}".lower() for word in _NO_PICTURES):
             continue
         key = (namespace, "_".join(_which(base)))
@@ -124,24 +124,24 @@ def pair_camera_infos(images: list[str], topics: Mapping[str, TopicInfo]) -> dic
     infos = [topic for topic, info in topics.items() if info.type == CAMERA_INFO]
     found: dict[str, str] = {}
     for image in images:
-        namespace, base = _split(image)
+        namespace, base = split(image)
         for info in (f"{namespace}/{base}/camera_info", f"{image}/camera_info"):
             if info in infos:
                 found[image] = info
         named = [info for info in infos if _words(info) == _words(image) and _words(image)]
         same = [other for other in images if _words(other) == _words(image)]
-        if image not in found and len(named) == 1 and len({_split(one)[0] for one in same}) == 1:
+        if image not in found and len(named) == 1 and len({split(one)[0] for one in same}) == 1:
             found[image] = named[0]
     for image in images:
-        namespace, base = _split(image)
+        namespace, base = split(image)
         info = f"{namespace}/camera_info"
-        rivals = [other for other in images if other != image and _split(other)[0] == namespace]
-        plain = not _which(base) and all(_which(_split(other)[1]) for other in rivals)
+        rivals = [other for other in images if other != image and split(other)[0] == namespace]
+        plain = not _which(base) and all(_which(split(other)[1]) for other in rivals)
         if image not in found and info in infos and (not rivals or plain):
             if info not in found.values():
                 found[image] = info
     for image in images:
-        above = _split(image)[0]
+        above = split(image)[0]
         while image not in found and "/" in above:
             above = above.rsplit("/", 1)[0]
             info = f"{above}/camera_info"
@@ -153,7 +153,7 @@ def pair_camera_infos(images: list[str], topics: Mapping[str, TopicInfo]) -> dic
     return found
 
 
-def _split(topic: str) -> tuple[str, str]:
+def split(topic: str) -> tuple[str, str]:
     """Namespace and base name of an image topic, its transport's suffix left away."""
     parts = topic.rsplit("/", 1)
     if len(parts) == 2 and parts[1] in _TRANSPORTS and parts[0]:
@@ -170,7 +170,7 @@ def _which(base: str) -> tuple[str, ...]:
 def _words(topic: str) -> tuple[str, ...]:
     """All words of a topic, those for how an image is left away."""
     name = topic.removesuffix("/camera_info") if topic.endswith("/camera_info") else topic
-    namespace, base = _split(name)
+    namespace, base = split(name)
     name = f"{namespace}/{base}".lower().replace("camera_info", "")
     words = [word for word in re.split(r"[/_\-]+", name) if word and word not in _HOW]
     return tuple(sorted(words))

@@ -1,11 +1,11 @@
-"""The transforms of a bag that stand still: /tf_static, in whichever namespace, and what is sent on
-/tf over and over and never changes."""
+"""The transforms that stand still: /tf_static, in whichever namespace, and what is sent on /tf over
+and over and never changes. The same rules for a bag and for a running graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,63 +19,85 @@ if TYPE_CHECKING:
     from recon4d_ros.bags.reader import BagReader
 
 STILL = 1e-3  # metres, and radians: what a transform may change by through rounding
+LOOKS_UP = 0.7  # of base_link's z along an optical axis: within 45 degrees
 
 
-class Transforms:
-    """Looked up in /tf_static first; /tf is read, once and whole, where that does not do."""
+class FixedTransforms:
+    """Edges by child frame, of /tf_static and of /tf. tell: gets a sentence about what had to be
+    made of them."""
 
-    def __init__(self, reader: BagReader) -> None:
-        self._reader = reader
+    def __init__(self, tell: Callable[[str], None] = lambda note: None) -> None:
+        self._tell = tell
+        self._static: dict[str, ros.StaticTransform] = {}
+        self._topic: dict[str, str] = {}  # of each static edge
+        self._sent: dict[str, ros.StaticTransform] = {}
+        self._moving: set[str] = set()
 
-    @cached_property
-    def static(self) -> dict[str, ros.StaticTransform]:
-        """Edges by child frame of /tf_static and namespaced ones; of a frame that is in several of
-        these the first's, /tf_static before the others."""
-        edges: dict[str, ros.StaticTransform] = {}
-        topics = self._topics()
-        named = [topic for topic in topics if topic.endswith(TF_STATIC)]
-        for topic in sorted(named, key=lambda topic: topic != TF_STATIC):
-            here = ros.static_transforms(
-                message for _, _, message in self._reader.messages([topic])
-            )
-            for child, edge in here.items():
-                if child in edges and not _alike(edges[child], edge):
-                    self._reader.tell(
-                        f"frame {child} is on {topic} too, elsewhere: the one of {named[0]} is"
-                        " taken"
-                    )
-                edges.setdefault(child, edge)
-        return edges
+    def add_static(self, message: Any, topic: str = TF_STATIC) -> None:
+        """A tf2_msgs/TFMessage of /tf_static, or of a namespaced one. A later edge replaces an
+        earlier one of the same topic, as in tf2; of a frame that is on several, /tf_static's is
+        taken, else that of the first."""
+        for child, edge in ros.static_transforms([message]).items():
+            owner = self._topic.get(child, topic)
+            ours = owner == topic or topic == TF_STATIC
+            if owner != topic and not alike(self._static[child], edge):
+                taken, other = (topic, owner) if ours else (owner, topic)
+                self._tell(
+                    f"frame {child} is on {other} too, elsewhere: the one of {taken} is taken"
+                )
+            if ours:
+                self._static[child], self._topic[child] = edge, topic
 
-    @cached_property
-    def still(self) -> dict[str, ros.StaticTransform]:
+    def add_sent(self, message: Any) -> None:
+        """A tf2_msgs/TFMessage of /tf: its edges are fixed as long as they do not change."""
+        for child, edge in ros.static_transforms([message]).items():
+            if child in self._sent and not alike(self._sent[child], edge):
+                self._moving.add(child)
+            self._sent.setdefault(child, edge)
+
+    @property
+    def static(self) -> Mapping[str, ros.StaticTransform]:
+        """Edges by child frame of /tf_static and namespaced ones."""
+        return self._static
+
+    @property
+    def still(self) -> Mapping[str, ros.StaticTransform]:
         """Edges by child frame of /tf that are the same whenever they are sent."""
-        edges: dict[str, ros.StaticTransform] = {}
-        moving: set[str] = set()
-        for topic in (topic for topic in self._topics() if not topic.endswith(TF_STATIC)):
-            for _, _, message in self._reader.messages([topic]):
-                for child, edge in ros.static_transforms([message]).items():
-                    if child in edges and not _alike(edges[child], edge):
-                        moving.add(child)
-                    edges.setdefault(child, edge)
-        return {child: edge for child, edge in edges.items() if child not in moving}
+        return {child: edge for child, edge in self._sent.items() if child not in self._moving}
 
     def lookup(self, base: str, frame: str) -> NDArray[np.float64]:
-        """T_base_frame. Raises CalibrationError with what is known if nothing leads there."""
+        """T_base_frame, by /tf_static alone where that does. Raises CalibrationError with what is
+        known if nothing leads there."""
         try:
             return ros.lookup(self.static, base, frame)
         except CalibrationError:
             edges = {**self.still, **self.static}
             pose = ros.lookup(edges, base, frame)
-        used = [child for child in _chain(edges, base, frame) if child not in self.static]
-        self._reader.tell(
+        used = [child for child in chain(edges, base, frame) if child not in self.static]
+        self._tell(
             f"the transform from {base} to {frame} is not on /tf_static: {', '.join(used)}"
             f" {'is' if len(used) == 1 else 'are'} taken from /tf, where"
             f" {'it does' if len(used) == 1 else 'they do'} not change"
         )
         return pose
 
-    def optical_child(self, frame: str) -> str:
+    def between(self, base: str, frame: str) -> list[str]:
+        """Child frames of the edges that lead from one frame to the other."""
+        return chain({**self.still, **self.static}, base, frame)
+
+    def optical(self, base: str, frame: str, camera: str) -> str:
+        """The frame of a camera's images: the one that camera_info names, or, where that is the
+        body's (z up), its only child that is called optical. Raises CalibrationError as `lookup`.
+        """
+        if self.lookup(base, frame)[2, 2] <= LOOKS_UP or not (child := self._child(frame)):
+            return frame
+        self._tell(
+            f"camera {camera}: its frame {frame!r} is the body's (z up): {child!r} below it is"
+            " taken"
+        )
+        return child
+
+    def _child(self, frame: str) -> str:
         """The frame's only child that is called optical; empty if there is no such, or several."""
         edges = {**self.still, **self.static}
         children = [
@@ -95,26 +117,53 @@ class Transforms:
         edges = {**self.still, **self.static}
         return sorted({edge.parent for edge in edges.values()} - set(edges))
 
+
+class Transforms(FixedTransforms):
+    """Those of a bag. /tf is read, once and whole, where /tf_static does not do."""
+
+    def __init__(self, reader: BagReader) -> None:
+        super().__init__(reader.tell)
+        self._reader = reader
+
+    @cached_property
+    def static(self) -> Mapping[str, ros.StaticTransform]:  # type: ignore[override]
+        named = [topic for topic in self._topics() if topic.endswith(TF_STATIC)]
+        for topic in sorted(named, key=lambda topic: topic != TF_STATIC):
+            for message in self._messages([topic]):
+                self.add_static(message, topic)
+        return self._static
+
+    @cached_property
+    def still(self) -> Mapping[str, ros.StaticTransform]:  # type: ignore[override]
+        for topic in (topic for topic in self._topics() if not topic.endswith(TF_STATIC)):
+            for message in self._messages([topic]):
+                self.add_sent(message)
+        return super().still
+
+    def _messages(self, topics: list[str]) -> Iterable[Any]:
+        return (message for _, _, message in self._reader.messages(topics))
+
     def _topics(self) -> list[str]:
         topics = self._reader.topics
         return [topic for topic, info in topics.items() if info.type == TF_MESSAGE]
 
 
-def _alike(a: ros.StaticTransform, b: ros.StaticTransform) -> bool:
+def alike(a: ros.StaticTransform, b: ros.StaticTransform) -> bool:
+    """Whether two edges are one, to STILL."""
     if a.parent != b.parent:
         return False
     relative = inverse(a.T_parent_child) @ b.T_parent_child
     return bool(np.abs(relative - np.eye(4)).max() < STILL)
 
 
-def _chain(edges: Mapping[str, ros.StaticTransform], base: str, frame: str) -> list[str]:
+def chain(edges: Mapping[str, ros.StaticTransform], base: str, frame: str) -> list[str]:
     """Children of the edges between two frames."""
 
     def up(frame: str) -> list[str]:
-        chain = [ros.frame_name(frame)]
-        while chain[-1] in edges and edges[chain[-1]].parent not in chain:
-            chain.append(edges[chain[-1]].parent)
-        return chain
+        names = [ros.frame_name(frame)]
+        while names[-1] in edges and edges[names[-1]].parent not in names:
+            names.append(edges[names[-1]].parent)
+        return names
 
     one, other = up(base), up(frame)
     return [name for name in (*one, *other) if (name in one) != (name in other)]

@@ -21,10 +21,12 @@ from recon4d_ros.commands.common import (
     parameters_from,
     warn,
 )
+from recon4d_ros.dynamics.one_list import OneList
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
 from recon4d_ros.paths import user_path
+from recon4d_ros.perception import Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
@@ -35,9 +37,10 @@ from recon4d_ros.types import Tracking
 
 EPILOG = """writes to --out:
   trajectory.tum   seconds x y z qx qy qz qw, base_link in map, one line per frame set
-  map.ply          the static map        objects.jsonl   tracked movers per frame set
+  map.ply          the static map        objects.jsonl   tracked objects per frame set
   summary.json     frames, drops, rates, latency percentiles per stage, memory, and the metrics where the bag has /ground_truth/*
   overview.png     the run in one picture
+  occupancy/<stamp_ns>.ply   with --occupancy-engine: occupied voxels in base_link, the score as weight
   with --save-frames: depth/<camera>/<stamp_ns>.png (16 bit, m x 256, 0 = none), dynamic/<camera>/<stamp_ns>.png (255 = moving),
                    both in the source image's size and geometry
 
@@ -93,6 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets"
     )
     parser.add_argument("--force", action="store_true", help="overwrite --out")
+    for option, what in (("object", "objects (sparse4d)"), ("occupancy", "occupancy (uniscene)")):
+        parser.add_argument(
+            f"--{option}-engine",
+            type=user_path,
+            metavar="DIR",
+            help=f"folder of an engine of {what} that runs beside the reconstruction",
+        )
     add_engine_and_parameters(parser)
 
 
@@ -111,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
+        object_engine=arguments.object_engine,
+        occupancy_engine=arguments.occupancy_engine,
         progress=True,
     )
     print(format_report(summary))
@@ -139,12 +151,15 @@ def replay(
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
+    object_engine: Path | None = None,
+    occupancy_engine: Path | None = None,
     progress: bool = False,
 ) -> dict:
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
-    them. progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
+    them. object_engine, occupancy_engine: folders of engines that see every frame set, too.
+    progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
     where no image was of use; the folder then says why.
     """
     parameters = parameters or Parameters()
@@ -173,6 +188,14 @@ def replay(
         if progress:
             warn("replay", [*reader.notes, *unlikely])
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
+        shared = reconstructor.calibration
+        detect = Objects(object_engine, rig, shared=shared) if object_engine else None
+        occupy = OccupiedSpace(occupancy_engine, rig, shared=shared) if occupancy_engine else None
+        beside = [one for one in (detect, occupy) if one is not None]
+        cautions = [warning for one in beside for warning in one.warnings]
+        if progress:
+            warn("replay", cautions)
+        one_list = OneList()
         synchronizer = Synchronizer(rig.names, parameters.sync)
         evaluator = Evaluator(bag, rig) if reader.info().has_ground_truth else None
         writer = RunWriter(out, rig=rig, save_frames=save_frames, force=force, evaluator=evaluator)
@@ -194,7 +217,14 @@ def replay(
                 lost += 1
                 not_tracked.count(result.pose.tracking.value, result.pose.reason or "no reason")
             usable += int(result.frame.present.sum())
-            writer.add(result, reconstructor.preprocessor)
+            look, objects = Look.of(result), result.motion.objects
+            if detect and (detections := detect(look)) is not None:
+                one_list.take(detections, look.world)
+            if detect:
+                objects = one_list.at(frame_set.stamp_ns, objects, look.world)
+            writer.add(result, reconstructor.preprocessor, objects)
+            if occupy and (occupancy := occupy(look)) is not None:
+                writer.add_occupancy(occupancy)
             if statistics.frames == max_frames:
                 break
         summary = {
@@ -236,14 +266,18 @@ def replay(
             "odometry_dropped": dict(synchronizer.statistics.odometry_dropped),
             "imu_dropped": dict(synchronizer.statistics.imu_dropped),
             "twist_dropped": dict(synchronizer.statistics.twist_dropped),
-            "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes],
+            "engines_beside": [
+                {"network": one.engine.spec.network, "device": one.engine.device} for one in beside
+            ],
+            "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes, *cautions],
             "undecodable": reconstructor.undecodable,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),
         }
         summary = writer.finish(reconstructor.mapper, summary)
-        reconstructor.close()
+        for one in (reconstructor, *beside):
+            one.close()
     if reason := nothing_usable(summary):
         raise BagError(reason)
     return summary

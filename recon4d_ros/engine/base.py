@@ -105,7 +105,7 @@ class EngineSpec:
         stand_in = STAND_IN_WARNING if self.gives_depth else other
         said = [stand_in] if self.checkpoint_sha256 == STAND_IN else []
         trained = self.options.get("trained_cameras", self.cameras)
-        if trained != self.cameras:
+        if isinstance(trained, int) and trained != self.cameras:  # UniScene lists angles: `caution`
             said.append(
                 f"{self.network} was trained with {trained} cameras and runs with {self.cameras}:"
                 " the order and the number of cameras are free in its design, but what its weights"

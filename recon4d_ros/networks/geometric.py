@@ -54,8 +54,22 @@ def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *([1] * (yes.dim() - 1))), yes, no)
 
 
+def other(pair: Tensor) -> Tensor:
+    """[2, ...] with the two views changed over."""
+    return torch.cat([pair[1:], pair[:1]])
+
+
+def finer(factor: int) -> Tensor:
+    """Weights [factor^2, 1, 3, 3] of a convolution whose channels are the pixels that each pixel of
+    a bilinearly enlarged image falls into, row by row (half-pixel centres)."""
+    place = (torch.arange(factor) + 0.5) / factor - 0.5  # in pixels of the coarse image
+    along = torch.stack([(-place).clamp_min(0), 1 - place.abs(), place.clamp_min(0)], 1)
+    return (along[:, None, :, None] * along[None, :, None, :]).reshape(-1, 1, 3, 3)
+
+
 class GeometricStep(nn.Module):
     inverse_depths: Tensor
+    finer: Tensor
 
     def __init__(self, options: GeometricOptions):
         super().__init__()
@@ -63,6 +77,7 @@ class GeometricStep(nn.Module):
         self.register_buffer(
             "inverse_depths", torch.arange(o.planes) / ((o.planes - 1) * o.near), persistent=False
         )
+        self.register_buffer("finer", finer(o.depth_stride), persistent=False)
 
     # ---------------------------------------------------------------------------------------------
     # one frame
@@ -179,7 +194,7 @@ class GeometricStep(nn.Module):
         target = torch.stack([columns - chosen[0], columns + chosen[1]])
         inside = (target >= 0) & (target <= end)
         index = torch.minimum(target.round().clamp_min(0.0), end).to(torch.int64)
-        there = torch.gather(chosen.flip(0), 2, index)
+        there = torch.gather(other(chosen), 2, index)
         agreement = torch.exp(-((chosen - there).abs() / 1.2).square()) * inside.to(torch.float32)
 
         coarse = torch.stack([margin / (margin + 0.5), 0.12 + 0.15 / (curvature + 0.2)], 1)
@@ -202,7 +217,7 @@ class GeometricStep(nn.Module):
         way = way[:, None, None, None] * across
         grid = (place + disparity[..., None] * way).reshape(2, options * y, x, 2)
         sampled = F.grid_sample(
-            descriptors.flip(0), grid, mode="bilinear", padding_mode="zeros", align_corners=True
+            other(descriptors), grid, mode="bilinear", padding_mode="zeros", align_corners=True
         )
         return F.avg_pool2d(
             (sampled.reshape(2, c, options, y, x) * descriptors[:, :, None]).sum(1),
@@ -388,9 +403,9 @@ class GeometricStep(nn.Module):
         low = -F.max_pool2d(-inverse[:, None], 3, 1, 1)[:, 0]
         jump = (high - low) > 4 * spread + 0.1 * inverse
         marked = torch.where(jump, -spread, spread)  # the sign travels along
-        smooth = F.interpolate(inverse[:, None], size=size, mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        # a convolution, for OpenVINO enlarges one channel an element at a time
+        around = F.pad(inverse[:, None], (1, 1, 1, 1), mode="replicate")
+        smooth = F.pixel_shuffle(F.conv2d(around, self.finer), self.o.depth_stride)[:, 0]
         block = F.interpolate(
             torch.stack([inverse, marked, confidence], 1), size=size, mode="nearest"
         )
@@ -562,9 +577,8 @@ class GeometricStep(nn.Module):
             .permute(0, 1, 3, 2, 4)
             .reshape(n * rows * columns, side * side)
         )
-        place = cells.argmax(1).to(
-            torch.float32
-        )  # below 2^24; TensorRT divides no integers the way PyTorch does
+        # below 2^24; TensorRT divides no integers the way PyTorch does
+        place = cells.argmax(1).to(torch.float32)
         down = (place / side).floor()
         shape = (n, rows, columns)
         camera, row, column = (

@@ -116,7 +116,12 @@ def _both_ways(scores: Tensor, small: float, large: float) -> Tensor:
     """
     steps, b, lanes, planes = scores.shape
     flat = scores.reshape(steps, b * lanes, planes)
-    both = torch.stack([flat, flat.flip(0)], 1)
+    # the first and the last, the second and the last but one, ...: one gather, where OpenVINO turns
+    # an axis around element by element
+    there = torch.arange(steps, device=scores.device)
+    back = steps - 1 - there
+    both = flat.index_select(0, torch.stack([there, back], 1).reshape(-1))
+    both = both.reshape(steps, 2, b * lanes, planes)
 
     def step(before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
         best = before.amax(-1, keepdim=True)
@@ -126,7 +131,7 @@ def _both_ways(scores: Tensor, small: float, large: float) -> Tensor:
         return path, path.clone()
 
     _, paths = scan(step, torch.zeros_like(both[0]), both)
-    return (paths[:, 0] + paths[:, 1].flip(0)).reshape(steps, b, lanes, planes)
+    return (paths[:, 0] + paths[:, 1].index_select(0, back)).reshape(steps, b, lanes, planes)
 
 
 def sweep_scores(

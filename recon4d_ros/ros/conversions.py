@@ -32,7 +32,15 @@ from visualization_msgs.msg import Marker, MarkerArray
 from recon4d_ros import messages
 from recon4d_ros.cameras.decode import ENCODINGS
 from recon4d_ros.errors import ImageError, MessageError
-from recon4d_ros.types import DynamicObject, MapDelta, PoseEstimate, RawImage, Tracking
+from recon4d_ros.ros.message_types import message_class
+from recon4d_ros.types import (
+    DynamicObject,
+    MapDelta,
+    Occupancy,
+    PoseEstimate,
+    RawImage,
+    Tracking,
+)
 
 Array = NDArray[np.float64]
 
@@ -113,14 +121,16 @@ def vector_msg(vector: NDArray) -> Vector3:
 # --- in: images (calibrations and odometry are the core's: messages.py)
 
 
-def raw_image(message: Image | CompressedImage, received_ns: int) -> RawImage:
-    """The message as a RawImage, without a copy, as a bag's would be. Raises ImageError for an
-    encoding that nobody here knows.
+def raw_image(message: Any, received_ns: int) -> RawImage:
+    """An Image, CompressedImage or packet of video as a RawImage, without a copy, as a bag's would
+    be. Raises ImageError for an encoding that nobody here knows.
 
     received_ns: monotonic clock of reception, for the latency.
     """
     if isinstance(message, CompressedImage):
         return messages.raw_compressed_image(message, received_ns)
+    if not isinstance(message, Image):
+        return messages.raw_video(message, received_ns)
     if message.encoding.lower() not in ENCODINGS:
         return _bridged(message, received_ns)
     return messages.raw_image(message, received_ns)
@@ -217,6 +227,14 @@ def cloud_msg(
     return rows_msg(rows, ns, frame_id, *channels)
 
 
+def occupancy_msg(occupancy: Occupancy, frame_id: str) -> PointCloud2:
+    """Centres of the occupied voxels with their score, in the car's frame; as grey as they are
+    sure."""
+    points, score = occupancy.occupied()
+    grey = np.repeat(np.rint(255 * score)[:, None], 3, axis=1).astype(np.uint8)
+    return cloud_msg(points, grey, occupancy.stamp_ns, frame_id, score=score)
+
+
 def packed_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """0x00RRGGBB in a float32's bits, as PointCloud2's rgb is, of [..., 3]: never NaN, whatever the
     colour."""
@@ -310,7 +328,11 @@ def _int32(values: NDArray[np.int32]) -> array.array:
 
 
 def _covariance6(position: Array | None, orientation: Array | None = None) -> Array:
+    """Row-major; what is not known (NaN) is -1 in its first element, as in sensor_msgs/Imu."""
     out = np.zeros((6, 6))
+    if position is not None and np.isnan(position).any():
+        out[0, 0] = -1.0
+        return out.reshape(-1)
     if position is not None:
         out[:3, :3] = position
     if orientation is not None:
@@ -324,6 +346,8 @@ def object_msg(mover: DynamicObject) -> DynamicObjectMsg:
         confidence=float(mover.confidence),
         age=int(mover.age),
         missed=int(mover.missed),
+        class_name=mover.class_name,
+        class_score=float(mover.class_score),
     )
     message.pose.pose.position = Point(
         x=float(mover.position[0]), y=float(mover.position[1]), z=float(mover.position[2])
@@ -345,6 +369,26 @@ def objects_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> Dy
     return DynamicObjectArray(
         header=header(ns, frame_id), objects=[object_msg(mover) for mover in movers]
     )
+
+
+def detections_msg(objects: tuple[DynamicObject, ...], ns: int, frame_id: str) -> Any:
+    """The same as vision_msgs/Detection3DArray, where that is installed: box, class (`unknown`
+    where none is known, with the track's confidence) and id; it has no place for the velocity.
+    Raises MessageError."""
+    array_type, one_type, hypothesis_type = (
+        message_class(f"vision_msgs/msg/{name}")
+        for name in ("Detection3DArray", "Detection3D", "ObjectHypothesisWithPose")
+    )
+    array = array_type(header=header(ns, frame_id))
+    for thing in objects:
+        message = object_msg(thing)
+        result = hypothesis_type(pose=message.pose)
+        result.hypothesis.class_id = thing.class_name or "unknown"
+        result.hypothesis.score = float(thing.class_score if thing.class_name else thing.confidence)
+        one = one_type(header=header(ns, frame_id), results=[result], id=str(thing.id))
+        one.bbox.center, one.bbox.size = message.pose.pose, message.size
+        array.detections.append(one)
+    return array
 
 
 def markers_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> MarkerArray:
@@ -384,7 +428,8 @@ def markers_msg(movers: tuple[DynamicObject, ...], ns: int, frame_id: str) -> Ma
         label = marker(Marker.TEXT_VIEW_FACING, "label", 1.0)
         label.pose.position = _point(mover.position + np.array([0.0, 0.0, mover.size[2] / 2 + 0.6]))
         label.scale.z = 0.6
-        label.text = f"{mover.id}: {float(np.linalg.norm(mover.velocity)):.1f} m/s"
+        name = f"{mover.class_name} {mover.id}".strip()
+        label.text = f"{name}: {float(np.linalg.norm(mover.velocity)):.1f} m/s"
         markers += [box, arrow, label]
     return MarkerArray(markers=markers)
 

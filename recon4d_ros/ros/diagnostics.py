@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import psutil
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -16,6 +17,10 @@ from recon4d_ros.ros.conversions import header
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import Reconstruction, Tracking
 
+BUSY = "a newer frame set came before it was free"
+NO_POSE = "the pose was not usable"
+SLOW = 10.0  # seconds of one step of an engine beside the reconstruction after which it is said
+NOTES = 40  # sentences kept
 WINDOW = 5.0  # seconds that rates and latencies are taken over
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _TRACKING = {
@@ -59,6 +64,25 @@ class EngineInfo:
     warning: str = ""  # what everyone who sees its results has to know first
 
 
+class EngineBeside(Protocol):
+    """An engine beside the reconstruction, as side_engine.SideEngine counts it."""
+
+    name: str
+    fault: str
+    warnings: tuple[str, ...]
+    device: str
+    latency: float
+    steps: Rate
+    skipped: int
+    without_pose: int
+    failed: int
+
+    @property
+    def loading(self) -> bool: ...
+    @property
+    def busy(self) -> float: ...
+
+
 class Health:
     """Everything that /diagnostics and ~/status are made of."""
 
@@ -80,6 +104,9 @@ class Health:
         self.map_losses: Mapping[str, int] = {}  # what the map had no room for: reason -> voxels
         self.objects = 0
         self.troubles: Mapping[str, tuple[str, ...]] = {}  # camera -> what is wrong with its images
+        # what had to be made of the inputs: sentence -> whether something is lost by it
+        self.notes: dict[str, bool] = {}
+        self.beside: tuple[EngineBeside, ...] = ()  # engines beside the reconstruction
         self.restarts = 0  # engines that were given up as stuck
         self.present = [False] * len(cameras)
         self._stages: dict[str, deque[float]] = {}
@@ -92,6 +119,14 @@ class Health:
         self.frame_sets = Rate()
         self.tracking, self.reason = Tracking.STARTING, "reset"
         self.map_losses = {}
+
+    def note(self, sentence: str, lossy: bool = False) -> bool:
+        """Keep a sentence about what had to be made of the inputs; whether it is new. lossy:
+        something is not used because of it."""
+        new = sentence not in self.notes and len(self.notes) < NOTES
+        if new:
+            self.notes[sentence] = lossy
+        return new
 
     def done(
         self,
@@ -160,8 +195,16 @@ class Health:
         message.stage_latency = [float(times[-1]) for times in self._stages.values()]
         message.cameras, message.present = list(self.cameras), self.present
         drops = sorted(self.drops().items())
+        left_out = [
+            (f"{one.name}: {reason}", count)
+            for one in self.beside
+            for reason, count in ((BUSY, one.skipped), (NO_POSE, one.without_pose))
+            if count
+        ]
         message.drop_reasons = [f"{source}: {reason}" for (source, reason), _ in drops]
         message.drop_counts = [count for _, count in drops]
+        message.drop_reasons = [*message.drop_reasons, *(reason for reason, _ in left_out)]
+        message.drop_counts = [*message.drop_counts, *(count for _, count in left_out)]
         message.memory_fill, message.map_voxels, message.objects = (
             float(self.memory_fill),
             int(self.map_voxels),
@@ -217,6 +260,7 @@ class Health:
             faults.append(f"was stuck and started anew, {self.restarts} time(s)")
         if faults:
             out.append(status("engine", WARN, "; ".join(faults), restarts=self.restarts))
+        out += [self._beside_status(status, one) for one in self.beside]
         running = state == "active" and not paused
         if running:
             out.append(self._tracking_status(status))
@@ -271,6 +315,15 @@ class Health:
                 **others,
             )
         )
+        if notes := dict(self.notes):
+            out.append(
+                status(
+                    "notes",
+                    WARN if any(notes.values()) else OK,
+                    "; ".join(notes),
+                    **{f"note {number}": note for number, note in enumerate(notes, 1)},
+                )
+            )
         return DiagnosticArray(header=header(stamp_ns, ""), status=out)
 
     def _node_status(
@@ -293,6 +346,26 @@ class Health:
             OK if state == "active" else WARN,
             f"{state}, {self.frame_sets():.1f} frame sets/s",
             **values,
+        )
+
+    def _beside_status(self, status, one: EngineBeside) -> DiagnosticStatus:
+        said = [*([one.fault] if one.fault else []), *one.warnings]
+        if one.loading:
+            said.append("it is being loaded")
+        elif one.busy > SLOW:
+            said.append(f"it has been at one step for {one.busy:.0f} s")
+        rate = f"{one.steps():.1f} steps/s, {1e3 * one.latency:.0f} ms each"
+        return status(
+            one.name,
+            WARN if said else OK,
+            "; ".join([*said, *([rate] if one.steps.total else [])]) or "no step yet",
+            device=one.device,
+            steps=one.steps.total,
+            rate_Hz=f"{one.steps():.2f}",
+            latency_ms=f"{1e3 * one.latency:.1f}",
+            frame_sets_left_out=one.skipped,
+            without_pose=one.without_pose,
+            failed_steps=one.failed,
         )
 
     def _tracking_status(self, status) -> DiagnosticStatus:

@@ -130,6 +130,8 @@ def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
             "engine",
             "runtime",
             "engine_cache",
+            "object_engine",
+            "occupancy_engine",
             "odom_topic",
             "imu_topic",
             "twist_topic",

@@ -23,21 +23,37 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from std_msgs.msg import Header
 
+from recon4d_ros.bags.topics import COMPRESSED_IMAGE as COMPRESSED
+from recon4d_ros.bags.topics import IMAGE as RAW
+from recon4d_ros.bags.topics import IMAGES, VIDEOS
+from recon4d_ros.cameras import video
 from recon4d_ros.cameras.image_header import compressed_size
-from recon4d_ros.errors import ParameterError, Recon4dError
+from recon4d_ros.errors import MessageError, ParameterError, Recon4dError
 from recon4d_ros.messages import (
+    StandingPose,
     frame_name,
-    image_size,
     imu_sample,
+    is_calibrated,
     odometry_sample,
+    size_fault,
     twist_sample,
 )
 from recon4d_ros.ros.conversions import raw_image, transform_matrix
+from recon4d_ros.ros.discovery import listed, published
 from recon4d_ros.ros.entities import making
-from recon4d_ros.ros.offered import BEST_EFFORT, LATCHED, RELIABLE, image_qos, is_latched
+from recon4d_ros.ros.message_types import message_class
+from recon4d_ros.ros.offered import (
+    BEST_EFFORT,
+    EVERY_BEST_EFFORT,
+    EVERY_RELIABLE,
+    LATCHED,
+    RELIABLE,
+    image_qos,
+    is_latched,
+)
 from recon4d_ros.types import OdometrySample, RawImage
 
-RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+VIDEO_PLUGINS = ("ffmpeg", "foxglove")  # image_transport's names of them
 PAIR_QUEUE = 10
 
 
@@ -67,11 +83,14 @@ def subscribe(
 
 @dataclass(frozen=True)
 class CameraSource:
-    """Resolved topics of one camera; transport: auto, raw, compressed."""
+    """Topics of one camera, before remapping; transport: auto, raw, compressed, video. *_given:
+    whether the user named the topic, so that no other is looked for."""
 
     image: str
     camera_info: str
     transport: str = "auto"
+    image_given: bool = True
+    info_given: bool = True
 
 
 class CalibrationInput:
@@ -87,23 +106,43 @@ class CalibrationInput:
         self._node, self._topics, self._info = node, topics, info
         self.subscribers: dict[str, message_filters.Subscriber] = {}
         self._latched: dict[str, Subscription] = {}
+        self._at = {name: topic.camera_info for name, topic in topics.items()}
         try:
-            for name, topic in topics.items():
-                subscriber = subscribe(node, CameraInfo, topic.camera_info)
-                subscriber.registerCallback(lambda message, name=name: info(name, message))
-                self.subscribers[name] = subscriber
+            for name in topics:
+                self._subscribe(name)
         except ParameterError:
             self.close()
             raise
 
+    def _subscribe(self, name: str) -> None:
+        subscriber = subscribe(self._node, CameraInfo, self._at[name])
+        subscriber.registerCallback(lambda message: self._info(name, message))
+        self.subscribers[name] = subscriber
+
     def look(self) -> None:
         """Ask for the last message of publishers that keep it: one that came before us sends it to
         nobody who does not ask. Beside the other subscription, which those that keep none match."""
-        for name, topic in self._topics.items():
-            if name not in self._latched and is_latched(self._node, topic.camera_info):
+        for name, topic in self._at.items():
+            if name not in self._latched and is_latched(self._node, topic):
                 self._latched[name] = self._node.create_subscription(
-                    CameraInfo, topic.camera_info, partial(self._info, name), LATCHED
+                    CameraInfo, topic, partial(self._info, name), LATCHED
                 )
+
+    def topic(self, name: str) -> str:
+        """Where a camera's camera_info is expected."""
+        return self._at[name]
+
+    def is_published(self, name: str) -> bool:
+        return self._node.count_publishers(self._node.resolve_topic_name(self._at[name])) > 0
+
+    def move(self, name: str, topic: str) -> None:
+        """Listen on another topic."""
+        self._node.destroy_subscription(self.subscribers[name].sub)
+        if latched := self._latched.pop(name, None):
+            self._node.destroy_subscription(latched)
+        self._at[name] = topic
+        self._subscribe(name)
+        self.look()
 
     def close(self) -> None:
         for subscriber in self.subscribers.values():
@@ -137,24 +176,41 @@ class CameraInput:
         topics: CameraSource,
         info: message_filters.Subscriber,
         *,
-        image: Callable[[str, RawImage, str], None],
+        image: Callable[[str, RawImage, str, tuple[int, int] | None], None],
         bad: Callable[[str, str], None],
         disagrees: Callable[[str], None],
     ) -> None:
-        """image(camera, raw image, frame_id); bad(camera, sentence) of an image that is not used;
-        disagrees(sentence) of an image and its camera_info."""
+        """image(camera, raw image, frame_id, (width, height) where it says so); bad(camera,
+        sentence) of an image that is not used; disagrees(sentence) of an image and its
+        camera_info."""
         self.name = name
         self._node, self._topics, self._image, self._bad = node, topics, image, bad
         self._disagrees = disagrees
         self._subscriber: message_filters.Subscriber | None = None
         self._source: tuple[str, type, QoSProfile] | None = None
+        self._found = ""
+        self._video = video.VideoDecoder()
         self._sizes = message_filters.SimpleFilter()
+        self.pair_with(info)
+
+    def pair_with(self, info: message_filters.Subscriber) -> None:
+        """Hold the images' sizes against another camera_info."""
         self._pairs = message_filters.TimeSynchronizer([self._sizes, info], PAIR_QUEUE)
         self._pairs.registerCallback(self._on_pair)
 
     @property
     def connected(self) -> bool:
         return self._subscriber is not None
+
+    @property
+    def topic(self) -> str:
+        """Where the images come from, or are expected, after remapping."""
+        name = self._source[0] if self._source else self._found or self._topics.image
+        return str(self._node.resolve_topic_name(name))
+
+    def use(self, topic: str) -> None:
+        """Take the images from this topic, found where none was named."""
+        self._found = topic
 
     def connect(self) -> bool:
         """Subscribe, once the transport is known: `auto` looks at what is published. True when
@@ -168,6 +224,8 @@ class CameraInput:
         else:
             topic, kind, _ = self._source
         qos = image_qos(self._node, topic, self._source[2] if self._source else BEST_EFFORT)
+        if kind not in (Image, CompressedImage):  # video: every packet counts
+            qos = EVERY_RELIABLE if qos in (RELIABLE, EVERY_RELIABLE) else EVERY_BEST_EFFORT
         if self._source is None or qos is not self._source[2]:
             self.disconnect()
             self._subscriber = subscribe(self._node, kind, topic, qos, fitted=True)
@@ -178,10 +236,20 @@ class CameraInput:
     @property
     def reliable(self) -> bool:
         """Whether lost images are sent again."""
-        return self._source is not None and self._source[2] is RELIABLE
+        return self._source is not None and self._source[2] in (RELIABLE, EVERY_RELIABLE)
 
     def waits_for(self) -> str:
-        return f"a publisher of {self._topics.image} (transport {self._topics.transport})"
+        topics = published(self._node)
+        here = f"a publisher of {self._topics.image} (transport {self._topics.transport}"
+        kinds = {name: topics[name].type for name in self._beside_all() if name in topics}
+        if lacking := [
+            f"{name} is {kind}, which is not installed here"
+            for name, kind in kinds.items()
+            if kind in VIDEOS and _class_of(kind) is None
+        ]:
+            return f"{here}; {lacking[0]})"
+        others = listed(topics, IMAGES)
+        return f"{here})" if others == "none" else f"{here}; published are {others})"
 
     def disconnect(self) -> None:
         if self._subscriber is not None:
@@ -191,22 +259,30 @@ class CameraInput:
     def _resolve(self) -> tuple[str, type] | None:
         """What to subscribe to: the name before remapping, which a subscription does itself, and
         the message's type."""
-        topic = self._topics.image
+        topic = self._found or self._topics.image
         if self._topics.transport == "raw":
             return topic, Image
         beside = self._beside(topic)
         if self._topics.transport == "compressed":
             return (topic if topic.endswith("/compressed") else beside), CompressedImage
         types = dict(self._node.get_topic_names_and_types())
-        for name, message_type, kind in (
-            (topic, RAW, Image),
-            (topic, COMPRESSED, CompressedImage),
-            (beside, COMPRESSED, CompressedImage),
-        ):
+        pictures = [(topic, RAW), (topic, COMPRESSED), (beside, COMPRESSED)]
+        films = [(name, kind) for name in (topic, *self._films(topic)) for kind in VIDEOS]
+        for name, kind in films if self._topics.transport == "video" else [*pictures, *films]:
             resolved = self._node.resolve_topic_name(name)
-            if message_type in types.get(resolved, ()) and self._node.count_publishers(resolved):
-                return name, kind
+            if kind in types.get(resolved, ()) and self._node.count_publishers(resolved):
+                if found := _class_of(kind):
+                    return name, found
         return None
+
+    def _films(self, topic: str) -> list[str]:
+        """Where image_transport's plugins for video put the images of a topic."""
+        resolved = self._node.resolve_topic_name(topic)
+        return [f"{resolved}/{plugin}" for plugin in VIDEO_PLUGINS]
+
+    def _beside_all(self) -> list[str]:
+        topic = self._found or self._topics.image
+        return [self._node.resolve_topic_name(topic), *self._films(topic)]
 
     def _beside(self, topic: str) -> str:
         """The compressed images of a topic: beside what it is remapped to, unless they are remapped
@@ -218,24 +294,34 @@ class CameraInput:
             return beside
         return f"{self._node.resolve_topic_name(topic)}/compressed"
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, message: Any) -> None:
         try:
             image = raw_image(message, time.monotonic_ns())
+            images = self._video(image) if video.is_video(image) else [image]
         except Recon4dError as error:
             self._bad(self.name, str(error))
             return
+        for image in images:
+            self._pass_on(image, message)
+
+    def _pass_on(self, image: RawImage, message: Any) -> None:
+        header = getattr(message, "header", None)
         size = (image.width, image.height) if image.width else compressed_size(image.data)
-        if size:
-            self._sizes.signalMessage(ImageSize(message.header, *size))
-        self._image(self.name, image, frame_name(message.header.frame_id))
+        if size and header is not None:
+            self._sizes.signalMessage(ImageSize(header, *size))
+        frame = header.frame_id if header is not None else message.frame_id
+        self._image(self.name, image, frame_name(frame), size)
 
     def _on_pair(self, image: ImageSize, info: CameraInfo) -> None:
-        width, height = image_size(info)
-        if (image.width, image.height) != (width, height):
-            self._disagrees(
-                f"{self.name}: image is {image.width}x{image.height} and its camera_info says"
-                f" {width}x{height}"
-            )
+        if is_calibrated(info) and (fault := size_fault(info, (image.width, image.height))):
+            self._disagrees(f"{self.name}: {fault}")
+
+
+def _class_of(kind: str) -> type | None:
+    try:
+        return message_class(kind)
+    except MessageError:
+        return None
 
 
 class OdometryInput:
@@ -259,6 +345,7 @@ class OdometryInput:
             sample,
             bad,
         )
+        self._stands = StandingPose()
         qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
         with making(f"{topic} cannot be subscribed to"):
             self._subscription = node.create_subscription(
@@ -269,6 +356,11 @@ class OdometryInput:
         self._node.destroy_subscription(self._subscription)
 
     def _on_odometry(self, message: Odometry) -> None:
+        if self._stands(message):
+            self._bad(
+                "odometry", "its pose never changes, though its twist says that the car moves"
+            )
+            return
         try:
             sample, child = odometry_sample(message), frame_name(message.child_frame_id)
             if child and child != self._base_frame:

@@ -25,6 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 from recon4d_ros.cameras.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.ros import parameters
+from recon4d_ros.ros.bond import ManagerBond
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.entities import check_topic
@@ -84,6 +85,7 @@ class Recon4dNode(LifecycleNode):
             lambda given: parameters.refuse_when_configured(self._session is not None, given)
         )
         self.add_post_set_parameters_callback(self._mended)
+        self._bond = ManagerBond(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._service_thread = ServiceThread(self)
         self._service_thread.offer(Trigger, "~/reset", self._on_reset)
@@ -181,6 +183,8 @@ class Recon4dNode(LifecycleNode):
         if result == SUCCESS and self._session is not None:
             self._session.activate()
             self._state = "active"
+            if not self.autostart:  # else there is no manager
+                self._bond.form(self.get_parameter("bond_heartbeat_period").value)
             waiting = self._session.waiting()
             self.get_logger().info(
                 "active" + (f", waiting for {'; '.join(waiting)}" if waiting else "")
@@ -189,6 +193,7 @@ class Recon4dNode(LifecycleNode):
 
     @explained
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._bond.release()
         if self._session is not None:
             self._session.deactivate()
         self._state = "inactive"
@@ -196,12 +201,14 @@ class Recon4dNode(LifecycleNode):
 
     @explained
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._bond.close()
         self._close_session()
         self._state = "unconfigured"
         return SUCCESS
 
     @explained
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._bond.close()
         self._close_session()
         self._state = "finalized"
         self.finalized = True
@@ -211,6 +218,7 @@ class Recon4dNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition failed and said why: back to unconfigured, so that a lifecycle manager can
         try again."""
+        self._bond.close()
         if self._session is not None:
             session, self._session = self._session, None
             session.close()
@@ -225,6 +233,7 @@ class Recon4dNode(LifecycleNode):
             self.trigger_shutdown()
 
     def destroy_node(self) -> None:
+        self._bond.close()
         self._service_thread.close()
         super().destroy_node()
 
@@ -286,6 +295,8 @@ class Recon4dNode(LifecycleNode):
                 or (known.camera_info if known else "")
                 or f"/camera/{name}/camera_info",
                 camera.transport,
+                bool(camera.image_topic or (known and known.image)),
+                bool(camera.camera_info_topic or (known and known.camera_info)),
             )
             check_topic(self, f"{name}.image_topic", topics[name].image)
             check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)

@@ -45,6 +45,16 @@ class NodeParameters:
             "torch",
         ),
     )
+    object_engine: str = parameter(
+        "",
+        "folder of an engine of objects (sparse4d) that runs beside the reconstruction: what it"
+        " detects is in ~/objects; empty = none",
+    )
+    occupancy_engine: str = parameter(
+        "",
+        "folder of an engine of occupancy (uniscene) that runs beside the reconstruction, for"
+        " ~/occupancy; empty = none",
+    )
     engine_cache: str = parameter(
         "",
         "folder for engines that TensorRT builds at the first start; empty ="
@@ -108,6 +118,13 @@ class NodeParameters:
         minimum=0.0,
         maximum=3600.0,
     )
+    bond_heartbeat_period: float = parameter(
+        0.1,
+        "seconds between two heartbeats of the bond with Nav2's lifecycle manager, while active and"
+        " without autostart; 0 = no bond. Takes the package bondpy",
+        minimum=0.0,
+        maximum=60.0,
+    )
     output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
 
 
@@ -116,14 +133,19 @@ class CameraParameters:
     """Where one camera's messages come from; the names are below `<camera>.`"""
 
     image_topic: str = parameter(
-        "", "images; empty = the rig file's, else /camera/<camera>/image_raw"
+        "",
+        "images; empty = the rig file's, else /camera/<camera>/image_raw, else those of a camera of"
+        " this name",
     )
     camera_info_topic: str = parameter(
-        "", "calibration; empty = the rig file's, else /camera/<camera>/camera_info"
+        "",
+        "calibration; empty = the rig file's, else /camera/<camera>/camera_info, else what goes"
+        " with the images by its name",
     )
     transport: str = parameter(
         "auto",
-        "raw (Image), compressed (CompressedImage), or auto: what is published on image_topic or "
-        "image_topic/compressed, raw where both are",
-        choices=("auto", "raw", "compressed"),
+        "raw (Image), compressed (CompressedImage), video (FFMPEGPacket, CompressedVideo), or auto:"
+        " what is published on image_topic, or beside it under image_transport's names, in this"
+        " order",
+        choices=("auto", "raw", "compressed", "video"),
     )

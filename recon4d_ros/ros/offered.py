@@ -10,6 +10,11 @@ BEST_EFFORT, RELIABLE = (
     for reliability in (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE)
 )
 """A short queue: of images that came while we were busy the newest win."""
+EVERY_BEST_EFFORT, EVERY_RELIABLE = (
+    QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=reliability)
+    for reliability in (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE)
+)
+"""For video, whose packets take those before them."""
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
@@ -27,7 +32,7 @@ def image_qos(node: Node, topic: str, so_far: QoSProfile = BEST_EFFORT) -> QoSPr
     publishers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
     offers = [one.qos_profile.reliability == ReliabilityPolicy.RELIABLE for one in publishers]
     if not offers:
-        return so_far
+        return RELIABLE if so_far in (RELIABLE, EVERY_RELIABLE) else BEST_EFFORT
     return RELIABLE if all(offers) else BEST_EFFORT
 
 

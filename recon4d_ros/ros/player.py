@@ -1,8 +1,8 @@
 """`recon4d_player`: a bag onto DDS at its own pace, as the sensors would: /tf_static latched,
 /clock, peers waited for, a clean end.
 
-While it waits it repeats each camera's first camera_info, so that a node that takes its rig from
-there can get ready.
+While it waits it repeats each camera's first camera_info that has a calibration, so that a node
+that takes its rig from there can get ready.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,10 @@ from tf2_msgs.msg import TFMessage
 from tqdm import tqdm
 
 from recon4d_ros.bags import BagReader
-from recon4d_ros.bags.topics import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, TF_STATIC, TRUTH
+from recon4d_ros.bags.rig import FIRST_INFOS
+from recon4d_ros.bags.topics import CAMERA_INFO, IMAGES, TF_MESSAGE, TF_STATIC, TRUTH
 from recon4d_ros.errors import BagError, MessageError, Recon4dError
+from recon4d_ros.messages import is_calibrated
 from recon4d_ros.paths import user_path
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.ros.process import EXIT_BAD_INPUT, ros_process, spinning
@@ -90,6 +93,7 @@ class Player(Node):
         self._clock_output = self.create_publisher(Clock, "/clock", 10) if options.clock else None
         self._outputs: dict[str, Publisher] = {}
         self._images: list[Publisher] = []
+        self._static: list[str] = []  # topics of static transforms
         for topic, info in reader.topics.items():
             if self._wanted(topic):
                 self._add(topic, info.type)
@@ -118,14 +122,16 @@ class Player(Node):
             self.played.skipped_types.add(type_name)
             self.get_logger().warning(f"{topic} is not played: {error}")
             return
-        latched = topic == TF_STATIC
+        latched = topic.endswith(TF_STATIC) and type_name == TF_MESSAGE
         qos = QoSProfile(
             depth=10,
             reliability=ReliabilityPolicy.RELIABLE,
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
         self._outputs[topic] = self.create_publisher(kind, topic, qos)
-        if type_name in (IMAGE, COMPRESSED_IMAGE):
+        if latched:
+            self._static.append(topic)
+        if type_name in IMAGES:
             self._images.append(self._outputs[topic])
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -137,18 +143,18 @@ class Player(Node):
         return response
 
     def latch(self) -> None:
-        """All of the bag's static transforms in one latched message."""
-        if TF_STATIC not in self._outputs:
-            return
-        merged = {}
-        for _, _, _, data in self._reader.raw_messages([TF_STATIC]):
-            merged.update(
-                {
-                    transform.child_frame_id: transform
-                    for transform in deserialize_message(data, TFMessage).transforms
-                }
-            )
-        self._outputs[TF_STATIC].publish(TFMessage(transforms=list(merged.values())))
+        """All of the bag's static transforms in one latched message, by topic (namespaced ones
+        too)."""
+        for topic in self._static:
+            merged = {}
+            for _, _, _, data in self._reader.raw_messages([topic]):
+                merged.update(
+                    {
+                        transform.child_frame_id: transform
+                        for transform in deserialize_message(data, TFMessage).transforms
+                    }
+                )
+            self._outputs[topic].publish(TFMessage(transforms=list(merged.values())))
 
     def wait_for_peers(self, stop: Callable[[], bool]) -> None:
         """Until each image topic has its readers. Raises BagError (there is nobody to play to)
@@ -184,8 +190,14 @@ class Player(Node):
             if info.type == CAMERA_INFO and topic in self._outputs
         ]
         found: dict[str, bytes] = {}
-        for topic, _, _, data in self._reader.raw_messages(wanted) if wanted else ():
-            found.setdefault(topic, bytes(data))
+        looked: Counter[str] = Counter()
+        for topic, kind, _, data in self._reader.raw_messages(wanted) if wanted else ():
+            looked[topic] += 1
+            if topic not in found and (
+                looked[topic] > FIRST_INFOS
+                or is_calibrated(self._reader.deserialize(data, kind, topic))
+            ):
+                found[topic] = bytes(data)
             if len(found) == len(wanted):
                 break
         return found
@@ -229,7 +241,7 @@ class Player(Node):
                 bar.update(max((receive_ns - info.start_ns) * 1e-9 - bar.n, 0.0))
 
     def _messages(self) -> Iterator[tuple[str, int, bytes]]:
-        topics = [topic for topic in self._outputs if topic != TF_STATIC]
+        topics = [topic for topic in self._outputs if topic not in self._static]
         for topic, _, receive_ns, data in self._reader.raw_messages(topics) if topics else ():
             yield topic, receive_ns, bytes(data)
 

@@ -27,12 +27,13 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from recon4d_ros.cameras.calibration import upright
-from recon4d_ros.errors import ParameterError
+from recon4d_ros.errors import MessageError, ParameterError
 from recon4d_ros.geometry import inverse, se3, unproject
 from recon4d_ros.parallel import each
 from recon4d_ros.ros import conversions
 from recon4d_ros.ros.entities import making
-from recon4d_ros.types import Calibration, Reconstruction, Rig
+from recon4d_ros.ros.message_types import message_class
+from recon4d_ros.types import Calibration, Occupancy, Reconstruction, Rig
 
 PATH_PERIOD_NS = 1_000_000_000  # ~/path is whole each time, so once a second is enough
 
@@ -87,9 +88,16 @@ OUTPUTS = (
     Output(
         "~/objects",
         DynamicObjectArray,
-        "tracked dynamic objects in the map frame: track id, box, velocity, covariances",
+        "tracked objects in the map frame: track id, box, velocity, covariances, class; dynamic"
+        " objects, and with object_engine what it detects",
     ),
-    Output("~/objects_markers", MarkerArray, "boxes, velocities and labels of the dynamic objects"),
+    Output("~/objects_markers", MarkerArray, "the objects' boxes, velocities and labels"),
+    Output(
+        "~/occupancy",
+        PointCloud2,
+        "with occupancy_engine: centres of occupied voxels in the base frame: x y z rgb score",
+        depth=2,
+    ),
     Output(
         "~/odometry",
         Odometry,
@@ -106,6 +114,22 @@ OUTPUTS = (
     Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth and mask"),
     Output("~/<camera>/dynamic_mask", Image, "mono8, 255 = moving, same geometry as the depth"),
 )
+
+
+DETECTIONS = "~/detections"
+STANDARD = ((DETECTIONS, "vision_msgs/msg/Detection3DArray", "~/objects for others' tools"),)
+"""Topic, type and description of outputs whose message packages need not be installed."""
+
+
+def standard_outputs() -> list[Output]:
+    """Those of STANDARD whose packages are installed here."""
+    found = []
+    for topic, name, description in STANDARD:
+        try:
+            found.append(Output(topic, message_class(name), description))
+        except MessageError:
+            continue
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,7 +187,7 @@ class Publishers:
         ] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
         try:
-            for output in OUTPUTS:
+            for output in (*OUTPUTS, *standard_outputs()):
                 for name in cameras if "<camera>" in output.topic else ("",):
                     self._open(output, output.topic.replace("<camera>", name))
         except ParameterError:
@@ -234,7 +258,7 @@ class Publishers:
         self._last_stamp = None
 
     def wanted(self, topic: str) -> bool:
-        return self.publishers[topic].get_subscription_count() > 0
+        return topic in self.publishers and self.publishers[topic].get_subscription_count() > 0
 
     def show(self, result: Reconstruction, T_parent_base: NDArray[np.float64]) -> None:
         """Publish what is listened to. T_parent_base: the car's pose in Frames.pose."""
@@ -268,6 +292,10 @@ class Publishers:
         self._send(
             "~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._frames.map, weight=weight)
         )
+
+    def show_occupancy(self, occupancy: Occupancy) -> None:
+        if self.wanted("~/occupancy"):
+            self._send("~/occupancy", conversions.occupancy_msg(occupancy, self._frames.base))
 
     def show_status(self, message: Status) -> None:
         self._send("~/status", message)
@@ -375,6 +403,11 @@ class Publishers:
         if self.wanted("~/objects"):
             self._send(
                 "~/objects", conversions.objects_msg(result.motion.objects, stamp, self._frames.map)
+            )
+        if self.wanted(DETECTIONS):
+            self._send(
+                DETECTIONS,
+                conversions.detections_msg(result.motion.objects, stamp, self._frames.map),
             )
         if self.wanted("~/objects_markers"):
             self._send(

@@ -1,58 +1,128 @@
-"""The rig as a running graph tells it: intrinsics from camera_info, extrinsics from /tf_static; and
-what is still missing."""
+"""The rig as a running graph tells it: intrinsics from camera_info, extrinsics from the transforms
+that stand still, by the rules for bags; and what is still missing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
 
 import numpy as np
-import tf2_ros
 from numpy.typing import NDArray
-from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo
 
-from recon4d_ros.errors import CalibrationError, MessageError
-from recon4d_ros.messages import camera_from_info, frame_name
-from recon4d_ros.ros.conversions import transform_matrix
+from recon4d_ros.bags.transforms import FixedTransforms
+from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.errors import CalibrationError
+from recon4d_ros.messages import (
+    CameraReading,
+    frame_name,
+    image_size,
+    is_calibrated,
+    is_rectified,
+    mount,
+    read_camera_info,
+    size_fault,
+    stereo_poses,
+)
 from recon4d_ros.types import Camera, Rig
+
+DOUBT = 1.5  # seconds until a rig that cannot be one is said to be none: frames may be on their way
+ZEROS = "has no focal length: all zeros"
 
 
 class RigSource:
     """Collects one calibration per camera; `rig()` is the rig as soon as all of it is there.
 
-    Once used, a calibration is not replaced: `offer` says in a sentence when a later camera_info
-    contradicts it.
+    A camera's first image says of which size its images are, which tells whether binning and region
+    of interest are applied already. Once used, a calibration is not replaced: `offer` says in a
+    sentence when a later camera_info contradicts it.
     """
 
     def __init__(
         self,
         names: tuple[str, ...],
-        buffer: tf2_ros.Buffer,
+        transforms: FixedTransforms,
         base_frame: str,
         known: Rig | None = None,
         *,
         rectified: Collection[str] = (),
+        tell: Callable[[str], None] = lambda note: None,
     ) -> None:
         """known: the rig of a rig file, which then needs no message. rectified: cameras whose
-        images are, so that P is their matrix."""
-        self._rectified = frozenset(rectified)
-        self._names, self._buffer, self._base_frame, self._known = names, buffer, base_frame, known
+        images are, so that P is their matrix. tell: gets what had to be made of a calibration."""
+        self._rectified = set(rectified)
+        self._names, self._transforms, self._base_frame = names, transforms, base_frame
+        self._known, self._from_file, self._tell = known, known is not None, tell
         self._infos: dict[str, CameraInfo] = {}
         self._faults: dict[str, str] = {}
+        self._zeros: Counter[str] = Counter()
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._frames: dict[str, str] = {}  # as the images say them
+        self.changed = False
+        """Whether a rig that `rig()` gave is no longer the one: whoever uses it sets this back."""
+        self._whole: float | None = None  # monotonic time at which nothing was missing any more
 
     def offer(self, name: str, message: CameraInfo) -> str:
         """Take a camera_info. Returns "" or the sentence why it is not used."""
-        try:
-            camera = self._camera(name, message, np.eye(4))
-        except CalibrationError as error:
-            self._faults[name] = str(error)
-            return str(error)
-        used = self._known.cameras[self._known.names.index(name)] if self._known else None
-        if used is None:
-            self._infos[name] = message
-            self._faults.pop(name, None)
+        if not is_calibrated(message):
+            if self._known is not None:
+                return f"camera_info of {name} {ZEROS}"
+            if name not in self._infos:
+                self._zeros[name] += 1
+                self._faults[name] = f"it {ZEROS}"
             return ""
-        return contradiction(used, camera)
+        size = self._sizes.get(name)
+        if self._known is None and size is None and 0 in image_size(message):
+            return self._keep(name, message)  # an image will say
+        if self._known is not None and size and size_fault(message, size):
+            size = None  # said of the image; here what is said is that it changed
+        try:
+            camera = self._read(name, message, np.eye(4), size).camera
+        except CalibrationError as error:
+            if self._known is None:
+                self._faults[name] = str(error)
+            return str(error)
+        if self._known is not None:
+            return contradiction(self._known.cameras[self._known.names.index(name)], camera)
+        return self._keep(name, message)
+
+    def _keep(self, name: str, message: CameraInfo) -> str:
+        if (zeros := self._zeros.pop(name, 0)) and name not in self._infos:
+            many = f"{zeros} camera_info are" if zeros > 1 else "camera_info is"
+            self._tell(f"camera {name}: its first {many} all zeros: the next is taken")
+        self._infos[name] = message
+        self._faults.pop(name, None)
+        return ""
+
+    def image(self, name: str, size: tuple[int, int], frame: str) -> str:
+        """A camera's image: (width, height), and its frame_id. The first counts. Returns "" or the
+        sentence why its camera_info is not for such images. `rig()` may be another one now."""
+        if name in self._sizes or self._from_file:
+            return ""
+        self._sizes[name], self._frames[name] = size, frame
+        if name not in self._infos:
+            return ""
+        try:
+            camera = self._read(name, self._infos[name], np.eye(4), size).camera
+        except CalibrationError as error:
+            if self._known is None:  # otherwise it goes on, and these images are counted as misfits
+                self._faults[name] = str(error)
+                del self._infos[name]
+            return str(error)
+        if self._known is not None:
+            used = self._known.cameras[self._known.names.index(name)]
+            same = (used.width, used.height) == (camera.width, camera.height)
+            if not (same and np.allclose(used.k, camera.k, atol=1e-6)):
+                self._forget()
+        return ""
+
+    def images_on(self, name: str, topic: str) -> None:
+        """The topic that a camera's images come on, resolved: its name says whether they are
+        rectified."""
+        if not self._from_file and is_rectified(topic) != (name in self._rectified):
+            self._rectified ^= {name}
+            self._forget()
 
     def missing(self) -> list[str]:
         """What the rig still waits for, one phrase each: `camera_info of front`, `tf
@@ -65,39 +135,108 @@ class RigSource:
                 phrases.append(f"a usable camera_info of {name} ({self._faults[name]})")
             elif name not in self._infos:
                 phrases.append(f"camera_info of {name}")
-            elif not self._has_extrinsics(name):
-                phrases.append(f"tf {self._base_frame}->{self._frame(name)}")
+            elif self._lacks_image(name):
+                phrases.append(f"an image of {name}, for its camera_info names no frame or no size")
+            elif fault := self._fault_of_extrinsics(name):
+                phrases.append(fault)
         return phrases
+
+    def wants_images(self, name: str) -> bool:
+        """Whether an image would help: some drivers send camera_info only while somebody reads
+        their images, and some camera_info lacks what an image says."""
+        return self._known is None and (name not in self._infos or self._lacks_image(name))
 
     def lacks_info(self, name: str) -> bool:
         """Whether a camera's camera_info is still awaited."""
-        return self._known is None and name not in self._infos
+        return self._known is None and name not in self._infos and name not in self._faults
 
     def rig(self) -> Rig | None:
         """The rig, or None while something is missing. Raises CalibrationError if what is there
         makes no rig."""
         if self._known is None and not self.missing():
-            cameras = []
-            for name in self._names:
-                transform = self._buffer.lookup_transform(
-                    self._base_frame, self._frame(name), Time()
-                )
-                try:
-                    pose = transform_matrix(transform)
-                except MessageError as error:
-                    raise CalibrationError(f"camera {name}: {error}") from error
-                cameras.append(self._camera(name, self._infos[name], pose))
-            self._known = Rig("from camera_info and /tf_static", tuple(cameras))
+            self._whole = time.monotonic() if self._whole is None else self._whole
+            try:
+                rig = self._assembled()
+                check_rig(rig)
+            except CalibrationError:
+                if time.monotonic() - self._whole < DOUBT:
+                    return None
+                raise
+            self._known = rig
         return self._known
 
-    def _camera(self, name: str, message: CameraInfo, T_base_camera: NDArray[np.float64]) -> Camera:
-        return camera_from_info(name, message, T_base_camera, name in self._rectified)
+    def edges(self) -> list[str]:
+        """Child frames of the transforms that the rig stands on."""
+        if self._from_file:
+            return []
+        return [
+            child
+            for name in self._names
+            for child in self._transforms.between(self._base_frame, self._optical(name))
+        ]
+
+    def _assembled(self) -> Rig:
+        mounts = {
+            name: mount(
+                self._infos[name],
+                self._transforms.lookup(self._base_frame, self._optical(name)),
+                name in self._rectified,
+            )
+            for name in self._names
+        }
+        poses, notes = stereo_poses(mounts)
+        readings = [
+            self._read(name, self._infos[name], poses[name], self._sizes.get(name))
+            for name in self._names
+        ]
+        for note in (*notes, *(note for reading in readings for note in reading.notes)):
+            self._tell(note)
+        cameras = tuple(reading.camera for reading in readings)
+        return Rig("from camera_info and /tf_static", cameras)
+
+    def _forget(self) -> None:
+        self.changed = self.changed or self._known is not None
+        self._known = None
+
+    def _read(
+        self,
+        name: str,
+        message: CameraInfo,
+        T_base_camera: NDArray[np.float64],
+        size: tuple[int, int] | None,
+    ) -> CameraReading:
+        return read_camera_info(name, message, T_base_camera, name in self._rectified, size)
+
+    def _lacks_image(self, name: str) -> bool:
+        info = self._infos[name]
+        unnamed = not frame_name(info.header.frame_id) or 0 in image_size(info)
+        return unnamed and name not in self._sizes
 
     def _frame(self, name: str) -> str:
-        return frame_name(self._infos[name].header.frame_id) or name
+        return frame_name(self._infos[name].header.frame_id) or self._frames.get(name, "") or name
 
-    def _has_extrinsics(self, name: str) -> bool:
-        return bool(self._buffer.can_transform(self._base_frame, self._frame(name), Time()))
+    def _optical(self, name: str) -> str:
+        """Raises CalibrationError as `FixedTransforms.optical`."""
+        return self._transforms.optical(self._base_frame, self._frame(name), name)
+
+    def _fault_of_extrinsics(self, name: str) -> str:
+        """ "" or what is missing between the car's frame and a camera's."""
+        try:
+            self._transforms.lookup(self._base_frame, self._frame(name))
+            return ""
+        except CalibrationError as error:
+            wanted, known = f"tf {self._base_frame}->{self._frame(name)}", self._transforms.frames()
+            if not known:
+                return wanted
+            if {self._base_frame, self._frame(name)} <= set(known):
+                return f"{wanted} ({error})"
+        roots = [root for root in self._transforms.roots() if root != self._base_frame]
+        remedy = (
+            f"; parameter base_frame: {roots[0]} names the car's frame"
+            if len(roots) == 1 and self._base_frame not in known
+            else ""
+        )
+        return f"{wanted} (known are {', '.join(known)}{remedy})"
 
 
 def contradiction(used: Camera, new: Camera) -> str:

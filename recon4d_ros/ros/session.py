@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tf2_ros
@@ -23,12 +24,18 @@ from rclpy.lifecycle import LifecycleNode
 from recon4d_msgs.msg import Status
 from sensor_msgs.msg import CameraInfo
 
+from recon4d_ros.bags.topics import split
+from recon4d_ros.cameras import rig_check
+from recon4d_ros.dynamics.one_list import OLD, OneList
 from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.messages import is_rectified
+from recon4d_ros.paths import user_path
+from recon4d_ros.perception import Beside, Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
+from recon4d_ros.ros.discovery import camera_of, listed, published
 from recon4d_ros.ros.engine_start import EngineStart
 from recon4d_ros.ros.inputs import (
     CalibrationInput,
@@ -41,15 +48,23 @@ from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
 from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
+from recon4d_ros.ros.side_engine import SideEngine, side_threads
+from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
+from recon4d_ros.sync.clocks import ODOMETRY
+from recon4d_ros.sync.odometry import NOT_FINITE
 from recon4d_ros.types import (
+    Calibration,
+    Detections,
     FrameSet,
     ImuSample,
     Jump,
+    Occupancy,
     OdometrySample,
     RawImage,
+    Reconstruction,
     Rig,
     TwistSample,
 )
@@ -63,6 +78,8 @@ NO_CLOCK = 1.0  # seconds until a /clock that is silent from the start is said t
 NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one that sends it only
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
+UNUSABLE = (NOT_FINITE,)  # reasons to drop odometry that the log has too
+ELSEWHERE = 3.0  # seconds until topics are looked for elsewhere than where they are expected
 NEVER_CAME = "never came (gaps in its time stamps)"
 CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
 FORGOTTEN = "waited when everything began anew"
@@ -111,9 +128,13 @@ class Session:
         self._motion_inputs: list[OdometryInput | MotionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
+        self._notes_said = 0
         self._reconstructor: Reconstructor | None = None
         self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
+        self._beside: dict[str, SideEngine] = {}
+        self._list = OneList()
+        self._era = 0  # how often everything began anew
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
         self._map_dirty = False
@@ -133,10 +154,12 @@ class Session:
         self._buffer = (
             tf2_ros.Buffer()
         )  # without the node: its time-outs are wall clock, /clock may stand still
-        opened.callback(tf2_ros.TransformListener(self._buffer, node).unregister)
+        self._fixed = LiveTransforms(self._on_transform_note)
+        self._transforms = TransformInput(node, self._buffer, self._fixed)
+        opened.callback(self._transforms.close)
         self._source = RigSource(
             setup.cameras,
-            self._buffer,
+            self._fixed,
             own.base_frame,
             setup.rig,
             rectified=[
@@ -144,6 +167,7 @@ class Session:
                 for name, topics in setup.topics.items()
                 if is_rectified(node.resolve_topic_name(topics.image))
             ],
+            tell=self._tell,
         )
         self._publishers = Publishers(
             node,
@@ -173,6 +197,7 @@ class Session:
         ]
         opened.callback(self._disconnect)
         opened.callback(self._close_reconstructor)
+        opened.callback(self._close_beside)
         self._worker = self._make_worker()
         opened.callback(lambda: self._worker.close())  # the one of then: it may be another
         opened.callback(self._start.stop)
@@ -199,6 +224,12 @@ class Session:
         for source in self._motion_inputs:
             source.close()
         self._motion_inputs = []
+
+    def _close_beside(self) -> None:
+        self.health.beside = ()
+        for engine in self._beside.values():
+            engine.close()
+        self._beside = {}
 
     def _close_reconstructor(self) -> None:
         if self._reconstructor is not None:
@@ -265,8 +296,11 @@ class Session:
         if self._loading is not None and self._loading.done():
             loading, self._loading = self._loading, None
             loading.result()
+        if self._source.changed and self._loading is None:
+            self._leave_rig()
         if self._reconstructor is None:
             if self._loading is None and (rig := self._source.rig()) is not None:
+                self._fixed.watch(self._source.edges())
                 self._loading = self._worker.call(partial(self._load, rig))
         if self._now.stands_still and not self._clock_said:
             self._clock_said = True
@@ -274,12 +308,47 @@ class Session:
         if look := time.monotonic() - self._looked > LOOK_ANEW:
             self._looked = time.monotonic()
             self._calibrations.look()
+            if self._source.missing():
+                self._transforms.look()
+            if self.active and time.monotonic() - self._activated > ELSEWHERE:
+                if self._source.missing() or not all(one.connected for one in self._cameras):
+                    self._look_for_topics()
         ask = time.monotonic() - self._activated > NO_INFO
         for camera in self._cameras if self.active else ():
-            if self._reconstructor is None and not (ask and self._source.lacks_info(camera.name)):
+            if self._reconstructor is None and not (ask and self._source.wants_images(camera.name)):
                 camera.disconnect()
-            elif look or not camera.connected:
-                camera.connect()
+            elif (look or not camera.connected) and camera.connect():
+                self._source.images_on(camera.name, camera.topic)
+
+    def _look_for_topics(self) -> None:
+        """Images and camera_info of cameras that have none where they are expected, if nobody said
+        where: by the rules for bags."""
+        topics = published(self._node)
+        for camera in self._cameras:
+            source, name = self._setup.topics[camera.name], camera.name
+            found = camera_of(name, camera.topic, source.image_given, topics)
+            if found is None:
+                continue
+            elsewhere = split(found.image) != split(camera.topic)
+            if elsewhere and not source.image_given and not camera.connected:
+                self._tell(f"camera {name}: its images are taken from {found.image}")
+                camera.use(found.image)
+                self._source.images_on(name, found.image)
+            if source.info_given or not found.camera_info or not self._source.lacks_info(name):
+                continue
+            if not self._calibrations.is_published(name):
+                self._tell(f"camera {name}: its camera_info is taken from {found.camera_info}")
+                self._calibrations.move(name, found.camera_info)
+                camera.pair_with(self._calibrations.subscribers[name])
+
+    def _leave_rig(self) -> None:
+        """The first images show that the rig is another one: the engine is loaded anew for it."""
+        self._source.changed = False
+        if (old := self._reconstructor) is not None:
+            self._reconstructor = None
+            self._worker.call(self._close_beside)  # made for that rig, too
+            self._worker.call(old.close)
+            self._log.info("the images show that their calibration is another: it is read anew")
 
     def _leave_stuck_engine(self) -> None:
         """A step that does not end cannot be stopped: its thread is left, and another engine is
@@ -316,6 +385,12 @@ class Session:
         if self._loading is not None:
             return [self._start.progress or "the engine to load"]
         missing = self._source.missing()
+        for name in self._setup.cameras if missing else ():
+            if self._source.lacks_info(name) and not self._calibrations.is_published(name):
+                topic, others = self._calibrations.topic(name), listed(published(self._node))
+                missing[missing.index(f"camera_info of {name}")] += f" (on {topic}" + (
+                    f"; published are {others})" if others != "none" else ")"
+                )
         if not missing and self.active:
             missing = [camera.waits_for() for camera in self._cameras if not camera.connected]
         return missing
@@ -395,9 +470,17 @@ class Session:
         if sentence:
             self._bad(CALIBRATION, sentence)
 
-    def _on_image(self, camera: str, image: RawImage, frame_id: str) -> None:
+    def _on_image(
+        self,
+        camera: str,
+        image: RawImage,
+        frame_id: str,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.health.images[camera].tick()
         self._camera_frames[camera] = frame_id or camera
+        if size and (sentence := self._source.image(camera, size, frame_id)):
+            self._bad(CALIBRATION, f"{camera}: {sentence}")
         if not image.stamp_ns:  # no driver's time: the reception's stands in for it, as in a bag
             image = replace(image, stamp_ns=self._node.get_clock().now().nanoseconds)
             self.health.unstamped[camera] += 1
@@ -411,7 +494,7 @@ class Session:
                 self._notice_stall()
                 self._hand_over(self._synchronizer.add_image(camera, image, self._now()))
                 for finding in self._synchronizer.findings[self._findings_said :]:
-                    self._log.warning(finding)
+                    self._tell(finding, lossy="is learned" not in finding)
                 self._findings_said = len(self._synchronizer.findings)
 
     def _notice_stall(self) -> None:
@@ -436,6 +519,17 @@ class Session:
         with self._sync_lock:
             self._synchronizer.add_twist(sample, self._now())
 
+    def _tell(self, note: str, lossy: bool = False) -> None:
+        """What had to be made of the inputs: once in the log, and on /diagnostics."""
+        if self.health.note(note, lossy):
+            self._log.warning(note)
+
+    def _on_transform_note(self, note: str) -> None:
+        if note.endswith(CONFIGURED_AGAIN):
+            self._bad("tf", note)
+        else:
+            self._tell(note)
+
     def _bad(self, source: str, sentence: str) -> None:
         if self.health.drops.count(source, sentence):
             self._log.warning(f"{source}: {sentence} (counted on /diagnostics, said here once)")
@@ -459,8 +553,15 @@ class Session:
         with self._sync_lock:
             for key, total in sync_drops(self._synchronizer.statistics).items():
                 for _ in range(total - self._sync_counted.get(key, 0)):
-                    if self.health.drops.count(*key) and key[1] == NEVER_CAME:
+                    if not self.health.drops.count(*key):
+                        continue
+                    if key[1] == NEVER_CAME:
                         self._say_remedy(key[0])
+                    elif key[0] == ODOMETRY and key[1] in UNUSABLE:
+                        self._log.warning(
+                            f"odometry: samples are not used: {key[1]} (counted on /diagnostics,"
+                            " said here once)"
+                        )
                 self._sync_counted[key] = total
 
     def _say_remedy(self, name: str) -> None:
@@ -489,12 +590,14 @@ class Session:
     # --- the worker's thread
 
     def _load(self, rig: Rig) -> None:
+        for note in rig_check.check_rig(rig):
+            self._tell(note)
         folder = choose_engine(self._setup.own.engine, rig)
         spec = load_spec(folder, rig)
         want = self._start(folder, rig, lambda: check_rig(spec, rig, f"engine {folder}"))
         reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
-        for note in reconstructor.notes:
-            self._log.warning(note)
+        self._notes_said = 0
+        self._tell_notes(reconstructor)
         self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
         self.health.engine = EngineInfo(
@@ -510,6 +613,54 @@ class Session:
         if engine.spec.warning:
             self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
         self._reconstructor = reconstructor
+        self._start_beside(rig, reconstructor.calibration)
+
+    def _start_beside(self, rig: Rig, shared: Calibration) -> None:
+        """The engines of objects and of occupancy, each loaded in its own thread."""
+        own, threads = self._setup.own, side_threads()
+        kinds: tuple[tuple[str, str, Callable[..., Beside[Any]], Callable[..., None]], ...] = (
+            ("object engine", own.object_engine, Objects, self._on_detections),
+            ("occupancy engine", own.occupancy_engine, OccupiedSpace, self._on_occupancy),
+        )
+        for name, folder, kind, done in kinds:
+            if folder and name not in self._beside:
+                load = partial(kind, user_path(folder), rig, threads, shared)
+                self._beside[name] = SideEngine(name, load, done, say=self._say)
+        self.health.beside = tuple(self._beside.values())
+
+    def _say(self, sentence: str, bad: bool) -> None:
+        if bad:  # on lines of their own: rclpy holds a line to one severity
+            self._log.warning(sentence)
+        else:
+            self._log.info(sentence)
+
+    # in the threads of the engines beside
+
+    def _on_detections(self, look: Look, detections: Detections) -> None:
+        self._list.take(detections, look.world)
+
+    def _on_occupancy(self, look: Look, occupancy: Occupancy) -> None:
+        if self.active and look.era == self._era:
+            self._publishers.show_occupancy(occupancy)
+
+    # in the worker's thread
+
+    def _listed(self, result: Reconstruction, look: Look) -> Reconstruction:
+        """With the tracks and what the object engine detects as one list."""
+        before = self._list.too_old
+        objects = self._list.at(look.frame_set.stamp_ns, result.motion.objects, look.world)
+        if self._list.too_old > before:
+            self._bad(
+                "object engine", f"its objects came more than {OLD * 1e-9:g} s after their images"
+            )
+        return replace(result, motion=replace(result.motion, objects=objects))
+
+    def _tell_notes(self, reconstructor: Reconstructor) -> None:
+        """What was made of the rig and of its images since the last look."""
+        notes = reconstructor.notes
+        for note in notes[self._notes_said :]:
+            self._tell(note)
+        self._notes_said = len(notes)
 
     def _process(self, frame_set: FrameSet) -> None:
         reconstructor = self._reconstructor
@@ -542,6 +693,12 @@ class Session:
             self._log.warning(f"engine: it runs on {reconstructor.engine.device}")
         for camera, sentence in result.dropped.items():
             self._bad(camera, sentence)
+        self._tell_notes(reconstructor)
+        look = Look.of(result, self._era)
+        for engine in self._beside.values():
+            engine.put(look)
+        if self._setup.own.object_engine:
+            result = self._listed(result, look)
         start, worked = time.perf_counter(), time.process_time()
         sentence = (
             self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
@@ -580,9 +737,12 @@ class Session:
 
     def _begin_anew(self, *, reset: bool) -> None:
         assert self._reconstructor is not None
+        self._era += 1
         if reset:
             self._reconstructor.reset()
             self._last_ns = None
+            for engine in self._beside.values():
+                engine.reset()
         self._reset_ns = time.monotonic_ns()
         self._publishers.reset()
         self.health.reset()

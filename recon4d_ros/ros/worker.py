@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from recon4d_ros.types import FrameSet, Jump
+
+Work = TypeVar("Work")
 
 
 def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
@@ -27,20 +29,22 @@ def newest(older: FrameSet | None, newer: FrameSet) -> FrameSet:
     )
 
 
-class Worker:
+class Worker(Generic[Work]):
     """Runs `process(frame_set)` for the newest frame set, `call`s and `idle()` in one thread, which
     owns the engine and the map.
 
-    displaced(frame_set) is told of each set that a newer one displaced before the engine was free.
-    failed(error) is told of an exception that `process` or `idle` let through; the worker goes on.
+    displaced(frame_set) is told of each set that a newer one displaced before the engine was free;
+    merge(it, the newer) gives what takes its place. failed(error) is told of an exception that
+    `process` or `idle` let through; the worker goes on.
     """
 
     def __init__(
         self,
-        process: Callable[[FrameSet], None],
+        process: Callable[[Work], None],
         *,
-        displaced: Callable[[FrameSet], None],
+        displaced: Callable[[Work], None],
         failed: Callable[[Exception], None],
+        merge: Callable[[Work | None, Work], Work] = newest,  # type: ignore[assignment]
         idle: Callable[[], None] = lambda: None,
         idle_period: float = 0.1,
     ) -> None:
@@ -51,23 +55,24 @@ class Worker:
             idle,
             idle_period,
         )
+        self._merge = merge
         self._condition = threading.Condition()
-        self._slot: FrameSet | None = None
+        self._slot: Work | None = None
         self._calls: list[tuple[Future, Callable[[], Any]]] = []
         self._stop = False
         self._began: float | None = None  # monotonic time of the step that runs now
         self._thread = threading.Thread(target=self._run, name="recon4d worker", daemon=True)
         self._thread.start()
 
-    def put(self, frame_set: FrameSet) -> None:
+    def put(self, frame_set: Work) -> None:
         """Hand over a frame set; never blocks."""
         with self._condition:
-            old, self._slot = self._slot, newest(self._slot, frame_set)
+            old, self._slot = self._slot, self._merge(self._slot, frame_set)
             self._condition.notify()
         if old is not None:
             self._displaced(old)
 
-    def discard(self) -> FrameSet | None:
+    def discard(self) -> Work | None:
         """Give up the set that waits (a reset: it belongs to the time before)."""
         with self._condition:
             slot, self._slot = self._slot, None

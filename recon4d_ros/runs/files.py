@@ -61,10 +61,11 @@ def read_trajectory(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def object_entry(o: DynamicObject) -> dict[str, Any]:
-    """One dynamic object in map as objects.jsonl has it: metres, m/s, radians."""
+    """One object in map as objects.jsonl has it: metres, m/s, radians; null where a covariance is
+    not known."""
 
     def numbers(array: NDArray) -> Any:
-        return np.round(np.asarray(array, np.float64), 4).tolist()
+        return without_nan(np.round(np.asarray(array, np.float64), 4).tolist())
 
     return {
         "id": o.id,
@@ -77,7 +78,11 @@ def object_entry(o: DynamicObject) -> dict[str, Any]:
         "confidence": round(float(o.confidence), 4),
         "age": int(o.age),
         "missed": int(o.missed),
-    }
+    } | (
+        {"class_name": o.class_name, "class_score": round(float(o.class_score), 4)}
+        if o.class_name
+        else {}
+    )
 
 
 def read_objects(path: Path) -> Iterator[ObjectsAt]:

@@ -18,16 +18,17 @@ import numpy as np
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
-from recon4d_ros.mapping import read_cloud
+from recon4d_ros.mapping import Cloud, read_cloud, write_cloud
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.paths import user_path
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
 from recon4d_ros.runs.output import writing
-from recon4d_ros.types import Reconstruction, Rig
+from recon4d_ros.types import DynamicObject, Occupancy, Reconstruction, Rig
 
 FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
 FOLDERS = ("depth", "dynamic")
+OCCUPANCY = "occupancy"
 
 
 class SavesMap(Protocol):
@@ -67,16 +68,20 @@ class RunWriter:
             self._trajectory = open(self.out / "trajectory.tum", "w", 1, "utf-8")
             self._objects = open(self.out / "objects.jsonl", "w", 1, "utf-8")
 
-    def add(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
+    def add(
+        self,
+        result: Reconstruction,
+        preprocessor: Preprocessor,
+        objects: tuple[DynamicObject, ...] | None = None,
+    ) -> None:
         """One frame set: a line of the trajectory and of the objects, its images if they are kept,
-        and its scores."""
+        and its scores. objects: what objects.jsonl gets, where that is not the movers alone."""
         stamp = result.frame.stamp_ns
         with writing(self.out):
             self._trajectory.write(tum_line(stamp, result.pose.T_map_base))
-            objects = [object_entry(o) for o in result.motion.objects]
-            self._objects.write(
-                json.dumps({"stamp_ns": stamp, "objects": objects}, separators=(",", ":")) + "\n"
-            )
+            listed = result.motion.objects if objects is None else objects
+            entry = {"stamp_ns": stamp, "objects": [object_entry(o) for o in listed]}
+            self._objects.write(json.dumps(entry, separators=(",", ":")) + "\n")
             if self._save_frames:
                 for n in np.flatnonzero(result.frame.present).tolist():
                     name, own = self._rig.names[n], int(result.frame.stamps_ns[n])
@@ -91,6 +96,15 @@ class RunWriter:
         self._recorder.add(result, preprocessor)
         if self._evaluator:
             self._evaluator.add_reconstruction(result, preprocessor)
+
+    def add_occupancy(self, occupancy: Occupancy) -> None:
+        """occupancy/<stamp_ns>.ply: centres of the occupied voxels in base_link, the score as
+        weight."""
+        points, score = occupancy.occupied()
+        grey = np.repeat(np.rint(255 * score)[:, None], 3, axis=1).astype(np.uint8)
+        with writing(self.out):
+            (self.out / OCCUPANCY).mkdir(exist_ok=True)
+        write_cloud(self.out / OCCUPANCY / f"{occupancy.stamp_ns}.ply", Cloud(points, grey, score))
 
     def finish(
         self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None
@@ -127,7 +141,7 @@ class RunWriter:
             self.out.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 (self.out / name).unlink(missing_ok=True)
-            for name in FOLDERS:
+            for name in (*FOLDERS, OCCUPANCY):
                 if (self.out / name).is_dir():
                     shutil.rmtree(self.out / name)
             if self._save_frames:

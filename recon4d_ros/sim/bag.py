@@ -285,4 +285,6 @@ def _object(bag: BagWriter, thing: SimObject) -> Any:
         1.0,
         0,
         0,
+        thing.kind,
+        1.0,
     )

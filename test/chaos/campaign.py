@@ -84,7 +84,7 @@ class Campaign:
         shutil.copytree(paths.engines() / "geometric_surround3", self.engine)
         self.engine_copy = paths.engines() / "geometric_surround3"
         self.notes: dict[str, str] = {}
-        self.now = ""  # the fault of now
+        self._last: Answer | None = None  # the books after the last fault, where all was well
         self._parameters = write_parameters(
             folder / "parameters.yaml",
             {
@@ -200,14 +200,14 @@ class Campaign:
             self.driver.turn()
         return None
 
-    def books(self) -> Answer | None:
-        """At a frame set after which nothing was lost: all images up to it are processed or
-        counted, and none of those on their way is counted yet. None: there is none in time."""
+    def books(self, since: float) -> Answer | None:
+        """At a frame set LATE after `since`, after which nothing was lost: all images up to it are
+        processed or counted, and none of those on their way is counted yet. None: there is none in
+        time."""
         driver, end = self.driver, time.monotonic() + PATIENCE
-        driver.rest(LATE)
-        driver.sets.clear()
         while time.monotonic() < end:
-            for one, other in pairwise(driver.sets):
+            late = [one for one in driver.sets if one.at >= since + LATE]
+            for one, other in pairwise(late):
                 calm = follows(one, other) and one.drops == other.drops and one.made
                 if calm and one.whole and other.whole and one.stamp_ns in driver.poses:
                     return one
@@ -217,14 +217,15 @@ class Campaign:
     # --- one fault
 
     def run(self, fault: Fault) -> Row:
-        self.now = fault.name
         row = Row(fault)
         driver = self.driver
-        driver.sets.clear()
-        driver.poses.clear()
-        driver.truth.clear()
-        self.recovered(time.monotonic())
-        before, pid, words = self.books(), self.node.pid, len(self.node.text())
+        before = self._last
+        if before is None:
+            driver.sets.clear()
+            self.recovered(began := time.monotonic())
+            before = self.books(began)
+        self._last = None
+        pid, words = self.node.pid, len(self.node.text())
         if before is None:
             row.alive = self.node.code is None
             row.missed.append(f"not normal before it began: {driver.words()[:300]}")
@@ -238,12 +239,13 @@ class Campaign:
         over = time.monotonic()
         row.recovery = self.recovered(over)
         row.tracking = frozenset(_NAMES[answer.status.tracking] for answer in driver.sets)
-        after = self.books() if row.recovery is not None else None
+        after = None if row.recovery is None else self.books(over + row.recovery)
         path = [driver.drive.pose(i)[:3, 3] for i in range(first_frame, driver.frame + 2)]
         row.way = float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
         said = self.node.text()[words if self.node.pid == pid else 0 :]
         row.alive = all(self.processes[name].code is None for name in ("node", "recorder"))
         self._judge(row, before, after, said)
+        self._last = None if row.missed else after  # one fault's end is the next one's beginning
         return row
 
     def ready(self) -> None:

@@ -1,0 +1,153 @@
+"""Engines beside the reconstruction: objects (Sparse4D) and occupancy (UniScene), of the same frame
+sets and the same ego-motion, each of which may leave frame sets out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.objects import ObjectEngine, load_objects, published_crop
+from recon4d_ros.engine.occupancy import OccupancyEngine, load_occupancy
+from recon4d_ros.types import (
+    Calibration,
+    Detections,
+    Frame,
+    FrameSet,
+    Jump,
+    Occupancy,
+    PoseEstimate,
+    Reconstruction,
+    Rig,
+)
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What such an engine takes of a frame set that the reconstruction has been through. frame: as
+    the reconstruction's engine has it. era: counts how often everything began anew."""
+
+    frame_set: FrameSet
+    frame: Frame
+    pose: PoseEstimate
+    era: int = 0
+
+    @classmethod
+    def of(cls, result: Reconstruction, era: int = 0) -> Look:
+        return cls(result.frame_set, result.frame, result.pose, era)
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """What is in map is only to be compared with what has the same."""
+        return self.era, self.pose.segment
+
+
+def newest_look(older: Look | None, newer: Look) -> Look:
+    """`newer`, with a jump in time that only the look it displaces tells of."""
+    if older is None or older.frame_set.jump is not Jump.BACKWARD:
+        return newer
+    return replace(newer, frame_set=replace(newer.frame_set, jump=Jump.BACKWARD))
+
+
+class _Engine(Protocol):
+    spec: EngineSpec
+    forgotten: int
+
+    @property
+    def device(self) -> str: ...
+    def use(self, calibration: Calibration) -> None: ...
+    def reset(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Beside(Generic[Seen]):
+    """One engine with images of its own sizes. Called with each look it takes; None where the
+    car's pose is not usable: what an engine carries from step to step it carries by the car's
+    motion. A new segment of the pose, or time that was set back, makes it begin anew.
+
+    Raises EngineError or CalibrationError if the engine does not fit the rig, and, called, what the
+    engine raises. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        rig: Rig,
+        engine: _Engine,
+        crop: tuple[float, float, float, float] | None,
+        shared: Calibration | None = None,
+    ) -> None:
+        """crop: as in make_calibration. shared: of the reconstruction's engine, whose decoded
+        images are taken where they have the right size."""
+        spec = engine.spec
+        self.engine = engine
+        self.calibration = make_calibration(rig, spec.input_size, spec.working_size, crop)
+        engine.use(self.calibration)
+        self._preprocessor = Preprocessor(rig, self.calibration, spec.channels)
+        self._shared = shared is not None and shared.input_size == spec.input_size
+        self._segment = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What everyone who sees its results has to know first."""
+        return (self.engine.spec.warning,) if self.engine.spec.warning else ()
+
+    def __call__(self, look: Look) -> Seen | None:
+        pose = look.pose
+        if look.frame_set.jump is Jump.BACKWARD or pose.segment != self._segment:
+            self.engine.reset()
+            self._segment = pose.segment
+        return self._step(self._frame(look), pose) if pose.usable else None
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self.engine.reset()
+        self._segment = 0
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _frame(self, look: Look) -> Frame:
+        channels = self.engine.spec.channels
+        if self._shared and look.frame.images.shape[-1] == channels:
+            return look.frame
+        return self._preprocessor(look.frame_set)[0]
+
+    def _step(self, frame: Frame, pose: PoseEstimate) -> Seen:
+        raise NotImplementedError
+
+
+class Objects(Beside[Detections]):
+    """Boxes with class, velocity and id (engine/objects.py)."""
+
+    engine: ObjectEngine
+
+    def __init__(
+        self, folder: Path, rig: Rig, threads: int = 0, shared: Calibration | None = None
+    ) -> None:
+        engine = load_objects(folder, rig, threads=threads)
+        super().__init__(rig, engine, published_crop(rig, engine.spec.working_size), shared)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.engine.warnings
+
+    def _step(self, frame: Frame, pose: PoseEstimate) -> Detections:
+        return self.engine.step(frame, self.calibration, pose.T_map_base, pose.T_map_camera)
+
+
+class OccupiedSpace(Beside[Occupancy]):
+    """Occupied voxels around the car (engine/occupancy.py)."""
+
+    engine: OccupancyEngine
+
+    def __init__(
+        self, folder: Path, rig: Rig, threads: int = 0, shared: Calibration | None = None
+    ) -> None:
+        super().__init__(rig, load_occupancy(folder, rig, threads=threads), None, shared)
+
+    def _step(self, frame: Frame, pose: PoseEstimate) -> Occupancy:
+        return self.engine.step(frame, self.calibration, pose.T_map_base, pose.velocity)
