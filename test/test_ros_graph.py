@@ -279,13 +279,22 @@ def test_topics_are_those_of_the_table_and_of_the_shipped_layouts(car):
 
 
 def test_the_tree_is_whole_and_the_pose_is_the_odometrys(car):
+    odometry = car.said["/recon4d/odometry"][-1]
+    car.wait(  # the two topics have no common order
+        lambda: any(
+            transform.child_frame_id == "base_link"
+            and transform.header.stamp == odometry.header.stamp
+            for message in car.said["/tf"]
+            for transform in message.transforms
+        ),
+        "the transform at the last odometry's time",
+    )
     buffer = tf2_ros.Buffer()
     for message in car.said["/tf"]:
         for transform in message.transforms:
             buffer.set_transform(transform, "test")
     for transform in car.transforms.transforms:
         buffer.set_transform_static(transform, "test")
-    odometry = car.said["/recon4d/odometry"][-1]
     found = buffer.lookup_transform(
         "map", "base_link", rclpy.time.Time.from_msg(odometry.header.stamp)
     ).transform.translation

@@ -51,9 +51,9 @@ ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
 # s without the road, after which a rig whose cameras all look alone has lost its metre
 ROADLESS = 1.5
 FIRST_SCORE, FIRST_LEAD = 0.45, 0.06
-# share of the sightings that a motion without another before it has to explain, or so many motions
-# in a row have to agree, where the road does not confirm it
-STRONG, AGREEING = 0.5, 3
+# share of the sightings that a motion without another before it has to explain where the road does
+# not confirm it
+STRONG = 0.5
 # the same of cameras that all look alone, whose points know no depth: of a first motion, of others.
 # On sound drives by day and night it is 0.7 to 0.9, of wrong motions 0.3 to 0.52 (motorway+night,
 # mixed_four, seed 11)
@@ -115,7 +115,7 @@ class Egomotion:
         self._velocity_known = False
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
-        self._agreeing = 0  # motions in a row, the first of which rests on few sightings
+        self._sure = False  # whether the last motions were believed
         self._roadless = 0.0
         self._metre_known = False
 
@@ -244,7 +244,7 @@ class Egomotion:
         still = np.diag([STILL] * 3 + [STILL_TURN] * 3) ** 2
         self._accept(now, attempt, Prior(self._pose, still))
         self._velocity = np.zeros(6)
-        self._agreeing = AGREEING
+        self._sure = True
         self._imu_learns(now, np.zeros(3), still)
         self._unconfirmed.confirmed()
         self._tracked_once = True
@@ -355,7 +355,7 @@ class Egomotion:
         )
         few = "" if doubt else self._new(attempt)
         if doubt:
-            self._agreeing = 0
+            self._sure = False
         if few and self._cameras.all_alone and not self._velocity_known:
             # what it would teach is wrong: the next frame searches at all speeds again
             return self._begin_anew(now.frame, now.seconds, few)
@@ -391,20 +391,16 @@ class Egomotion:
         """Why a motion that the road does not confirm is not to be believed yet: the largest group
         that moves alike may be a small one."""
         share = attempt.solution.inliers / max(len(attempt.sightings.observations), 1)
-        alone, known = self._cameras.all_alone, self._agreeing >= AGREEING
-        needed = (ALONE if known else ALONE_NEW) if alone else STRONG
-        in_a_row = not alone and self._agreeing >= AGREEING - 1
-        if attempt.road is not None or share >= needed or in_a_row:
-            self._agreeing = AGREEING
+        if self._cameras.all_alone:
+            needed = ALONE if self._sure else ALONE_NEW
+        else:
+            needed = 0.0 if self._sure else STRONG
+        if attempt.road is not None or share >= needed:
+            self._sure = True
             return ""
-        if alone:
-            return (
-                f"{100 * share:.0f} % of the sightings agree, {100 * needed:.0f} % are needed where"
-                " the road does not confirm it"
-            )
-        self._agreeing += 1
         return (
-            f"a new motion, not confirmed yet: {100 * share:.0f} % of the sightings agree with it"
+            f"{100 * share:.0f} % of the sightings agree, {100 * needed:.0f} % are needed where the"
+            " road does not confirm it"
         )
 
     def _road_seen(self, now: Instant, attempt: Attempt, told: bool) -> None:
@@ -439,7 +435,7 @@ class Egomotion:
 
     def _lost(self, now: Instant, attempt: Attempt, steady: Prior, told: str) -> PoseEstimate:
         """The predicted pose, with a covariance that grows."""
-        self._agreeing = 0
+        self._sure = False
         growth = self._unconfirmed.carried_on(now.seconds, steady.covariance)
         velocity, known = self._velocity, self._velocity_known
         self._accept(now, attempt, Prior(steady.T_map_base, growth))
