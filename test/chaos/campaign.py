@@ -29,7 +29,7 @@ from recon4d_ros.ros.graph import Process, graph_environment, write_parameters
 WIDTH, FRAMES = 240, 60
 RECOVERY = 3.0  # seconds: the bar
 PATIENCE = 15.0  # seconds for a recovery that comes too late
-LATE = 0.8  # seconds after which an image that is missing is counted
+LATE = 1.2  # seconds after which an image that is missing is counted
 NORMAL = 3  # frame sets in a row, tracked, complete, none missing between: back to normal
 DRIFT, SHARE = 0.15, 0.05  # the pose's error over a fault: metres, and share of the way driven
 BUGS = ("Traceback", "bug, please report", "terminate called", "Segmentation fault")

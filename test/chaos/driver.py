@@ -164,7 +164,7 @@ class Driver(Observer):
             shots = list(self.spoil(Shot(name, image(name, jpeg, stamp))))
             self.made[name] += max(len(shots), 1)
             for shot in shots:
-                at = time.monotonic() + shot.delay
+                at = round(time.monotonic() + shot.delay, 2)  # at one time: as they were sent
                 heapq.heappush(
                     self._due, _Due(at, next(self._number), self.images[shot.camera], shot.message)
                 )

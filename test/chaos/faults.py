@@ -71,14 +71,20 @@ def nothing(c: Campaign) -> None:
 # --- on the way
 
 
-@fault("transport", "drops of 50 %")
+@fault("transport", "drops of 50 %", pose=False)  # half of the sets have fewer than two cameras
 def drop_half(c: Campaign) -> None:
     c.drive(3.0, lambda shot: [shot] if c.random.random() < 0.5 else [])
 
 
 @fault("transport", "one camera drops 50 %")
 def drop_half_of_one(c: Campaign) -> None:
-    c.drive(3.0, of(ONE, lambda shot: [shot] if c.random.random() < 0.5 else []))
+    lost = [0]  # in a row: more than 2 s of them are a camera that is off
+
+    def drop(shot: Shot) -> list[Shot]:
+        lost[0] = lost[0] + 1 if lost[0] < 3 and c.random.random() < 0.5 else 0
+        return [] if lost[0] else [shot]
+
+    c.drive(3.0, of(ONE, drop))
 
 
 @fault("transport", "network gone for 1 s", pose=False)
@@ -91,7 +97,7 @@ def jitter(c: Campaign) -> None:
     c.drive(SECONDS, lambda shot: [Shot(shot.camera, shot.message, c.random.uniform(0, 0.06))])
 
 
-@fault("transport", "jitter, 0 to 400 ms")
+@fault("transport", "jitter, 0 to 400 ms", pose=False)  # sets of one camera
 def large_jitter(c: Campaign) -> None:
     c.drive(SECONDS, lambda shot: [Shot(shot.camera, shot.message, c.random.uniform(0, 0.4))])
 
@@ -298,7 +304,7 @@ def flapping(c: Campaign) -> None:
     c.drive(SECONDS, of(ONE, lambda shot: [shot] if int(time.monotonic() / 0.35) % 2 else []))
 
 
-@fault("camera", "the driver restarts")
+@fault("camera", "the driver restarts", twice=9)
 def driver_restarts(c: Campaign) -> None:
     c.driver.driving = False
     c.driver.open()
@@ -306,7 +312,7 @@ def driver_restarts(c: Campaign) -> None:
     c.driver.driving = True
 
 
-@fault("camera", "the driver comes back with best effort, and reliable again")
+@fault("camera", "the driver comes back with best effort, and reliable again", twice=9, pose=False)
 def best_effort(c: Campaign) -> None:
     for reliability in (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):
         c.driver.driving = False
