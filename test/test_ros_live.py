@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from car import CAMERAS, RATE, SECONDS, Car
+from test_rolled_camera import small_pair
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 
@@ -22,7 +23,6 @@ from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.cameras.rig import load_rig, save_rig
-from recon4d_ros.geometry import exp
 from recon4d_ros.ros.conversions import time_msg, transform_matrix, transform_msg
 from recon4d_ros.ros.graph import Process, free_domain, graph_environment, write_parameters
 from recon4d_ros.sim.bag import write_bag
@@ -31,16 +31,6 @@ from recon4d_ros.types import Camera, Rig
 REPOSITORY = Path(__file__).resolve().parent.parent
 AHEAD = 37_000_000_000  # ns by which the right camera's clock is ahead, and the odometry's
 BASELINE = 0.54
-
-
-def rolled_pair() -> Rig:
-    """The stereo rig that has a shipped engine, its right camera mounted upside down."""
-    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
-    left, right = rig.cameras
-    k = right.k.copy()
-    k[:2, 2] = right.width - 1 - k[0, 2], right.height - 1 - k[1, 2]
-    pose = right.T_base_camera @ exp(np.array([0, 0, 0, 0, 0, np.pi]))
-    return Rig("rolled", (left, Camera("right", right.width, right.height, k, pose)))
 
 
 def started(tmp: Path, environment: dict[str, str], values: dict) -> Process:
@@ -66,10 +56,9 @@ def environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory) -> Path:
-    """The stereo rig that has a shipped engine."""
+    """A stereo rig of small images."""
     bag = tmp_path_factory.mktemp("drive") / "bag"
-    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
-    write_bag(bag, rig, seconds=SECONDS, rate=RATE, seed=3)
+    write_bag(bag, small_pair(0), seconds=SECONDS, rate=RATE, seed=3, workers=1)
     return bag
 
 
@@ -254,7 +243,7 @@ def upside_down(message: CompressedImage) -> None:
 
 def test_a_rolled_camera_has_an_upright_image_in_a_frame_of_its_own(environment, tmp_path, drive):
     environment = {**environment, "ROS_DOMAIN_ID": str(free_domain())}
-    rig = rolled_pair()
+    rig = small_pair(2)  # the right camera upside down
     process = started(tmp_path, environment, {"sync.max_wait": 0.5, "sync.dead_after": 30.0})
     car = Car(int(environment["ROS_DOMAIN_ID"]), drive)
     right = rig.cameras[1]

@@ -34,7 +34,7 @@ from test_bags_as_they_come import (
 )
 from tf2_msgs.msg import TFMessage
 
-from recon4d_ros.bags import BagReader
+from recon4d_ros.bags import BagReader, BagWriter
 from recon4d_ros.bags.topics import CAMERA_INFO, IMAGE, TF_MESSAGE, TopicInfo
 from recon4d_ros.bags.transforms import FixedTransforms
 from recon4d_ros.cameras import video
@@ -42,7 +42,7 @@ from recon4d_ros.cameras.decode import decode
 from recon4d_ros.errors import CalibrationError, ImageError
 from recon4d_ros.geometry import exp
 from recon4d_ros.messages import frame_name
-from recon4d_ros.ros import rig_source, transform_input
+from recon4d_ros.ros import recorder, rig_source, transform_input
 from recon4d_ros.ros.conversions import raw_image, time_msg, transform_msg
 from recon4d_ros.ros.diagnostics import Health
 from recon4d_ros.ros.discovery import camera_of, listed
@@ -364,3 +364,18 @@ def test_notes_are_on_diagnostics_once() -> None:
     for index in range(100):
         health.note(f"note {index}")
     assert len(notes().values) < 60
+
+
+def test_the_recorder_leaves_out_what_it_cannot_write(tmp_path: Path, monkeypatch: Any) -> None:
+    """A node's bond and what it says in others' types cost no other topic."""
+    monkeypatch.setattr(recorder, "message_class", lambda name: object)
+    said: list[str] = []
+    with BagWriter(tmp_path / "bag") as writer:
+        here = SimpleNamespace(
+            _writer=writer,
+            _refused=set(),
+            get_logger=lambda: SimpleNamespace(warning=said.append),
+        )
+        writers = [SimpleNamespace(topic_type="bond/msg/Status")]
+        recorder.Recorder._subscribe(here, "/bond", writers)  # type: ignore[arg-type]
+    assert here._refused == {"/bond"} and "bond/msg/Status is not known" in said[0]

@@ -133,7 +133,8 @@ class Recorder(Node):
         type_name = writers[0].topic_type
         try:
             kind = message_class(type_name)
-        except MessageError as error:
+            self._writer.type(type_name)  # others' (bond, vision_msgs) have no definition there
+        except (BagError, MessageError) as error:
             self._refused.add(topic)
             self.get_logger().warning(f"{topic} is not recorded: {error}")
             return
