@@ -255,6 +255,7 @@ def test_capacity_does_not_matter_while_there_is_room(
     assert int(memory.pool.valid.sum()) == int(same.pool.valid.sum()) == 84
 
 
+@pytest.mark.full
 def test_cameras_side_by_side_are_cameras_alone(tiny: driv3r.Driv3R, images: torch.Tensor) -> None:
     """One of them begins late and misses a frame; it is as if that frame had not been, and the
     other one does not notice."""

@@ -351,6 +351,7 @@ def test_a_memory_that_is_not_finite_is_forgotten_and_counted(make):
     node = make(rig_file=str(REPOSITORY / "config/rigs/kitti_like.yaml"))
     node.start()
     session = node._session
+    session._worker.call(lambda: None).result(60)  # the engine is loaded in the worker's thread
     runtime = session._reconstructor.engine._runtime
     runtime.remember({"pointer_weight": np.full_like(runtime.memory("pointer_weight"), np.nan)})
     for k in range(2):  # images of another size: no depth, which is a reason to look at the memory
