@@ -90,6 +90,7 @@ def installed(workspace: Path, script: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.full  # `make setup` has just built the same
 def test_messages_and_node_come_from_the_workspace(workspace: Path) -> None:
     code = textwrap.dedent("""
         import sys
@@ -118,6 +119,7 @@ def test_messages_and_node_come_from_the_workspace(workspace: Path) -> None:
         assert Path(path).is_relative_to(workspace / "install"), path
 
 
+@pytest.mark.full  # `make setup` has just built the same
 def test_share_holds_launch_config_and_engines(workspace: Path) -> None:
     share = workspace / "install/recon4d_ros/share/recon4d_ros"
     source = workspace / "src/recon4d_ros"
@@ -136,6 +138,7 @@ def test_share_holds_launch_config_and_engines(workspace: Path) -> None:
         assert (share / path.relative_to(source)).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.full  # `make setup` has just built the same
 def test_executables_are_on_path_and_where_ros2_run_looks(workspace: Path) -> None:
     folder = workspace / "install/recon4d_ros/lib/recon4d_ros"
     done = installed(workspace, f"which {' '.join(EXECUTABLES)} && recon4d --help")

@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE / "chaos"), str(HERE.parent)]
 from faults import FAULTS  # noqa: E402
 from run import campaign  # noqa: E402
 
-SEED, COUNT, FRAMES = 6, 2, 24
+SEED, COUNT, FRAMES = 6, 1, 24
 SLOW = ("lifecycle", "process", "disk", "services")  # seconds each: the whole campaign has them
 
 
