@@ -3,6 +3,7 @@ sets and the same ego-motion, each of which may leave frame sets out."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -64,7 +65,7 @@ class _Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Beside(Generic[Seen]):
+class Beside(ABC, Generic[Seen]):
     """One engine with images of its own sizes. Called with each look it takes; None where the
     car's pose is not usable: what an engine carries from step to step it carries by the car's
     motion. A new segment of the pose, or time that was set back, makes it begin anew.
@@ -116,8 +117,9 @@ class Beside(Generic[Seen]):
             return look.frame
         return self._preprocessor(look.frame_set)[0]
 
+    @abstractmethod
     def _step(self, frame: Frame, pose: PoseEstimate) -> Seen:
-        raise NotImplementedError
+        """What the engine sees in a frame of a usable pose."""
 
 
 class Objects(Beside[Detections]):

@@ -34,6 +34,7 @@ from tf2_msgs.msg import TFMessage
 from recon4d_ros.bags import BagReader
 from recon4d_ros.messages import stamp_ns
 from recon4d_ros.ros.conversions import time_msg
+from recon4d_ros.ros.graph import graph_environment
 from recon4d_ros.ros.publishers import OUTPUTS
 
 SECONDS, RATE = 1.2, 5.0
@@ -41,6 +42,16 @@ SECONDS, RATE = 1.2, 5.0
 PATIENCE = 40.0  # seconds for anything to come: the machine may be busy
 CAMERAS = ("left", "right")
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def own_domain(patch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a graph with a domain of its own, on this machine only; the test's own
+    participant is in it too, while the patch lasts."""
+    environment = graph_environment()
+    for name, value in environment.items():
+        if name.startswith(("ROS_", "FASTRTPS_", "FASTDDS_")):
+            patch.setenv(name, value)
+    return environment
 
 
 class Observer(rclpy.node.Node):

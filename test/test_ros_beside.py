@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from car import RATE, SECONDS, Car
+from car import RATE, SECONDS, Car, own_domain
 from test_rolled_camera import small_pair
 from tiny_beside import VOXELS, object_engine, occupancy_engine
 
@@ -28,7 +28,7 @@ from recon4d_ros.messages import dynamic_object, stamp_ns
 from recon4d_ros.perception import Look
 from recon4d_ros.ros.conversions import detections_msg, object_msg, pose_matrix
 from recon4d_ros.ros.diagnostics import BUSY, NO_POSE, Health
-from recon4d_ros.ros.graph import Process, graph_environment, write_parameters
+from recon4d_ros.ros.graph import Process, write_parameters
 from recon4d_ros.ros.publishers import standard_outputs
 from recon4d_ros.ros.side_engine import SideEngine
 from recon4d_ros.sim.bag import write_bag
@@ -226,10 +226,7 @@ def car(tmp_path_factory) -> Iterator[Car]:
     save_rig(small_pair(0), rig)
     write_bag(folder / "bag", small_pair(0), seconds=SECONDS, rate=RATE, seed=3, workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        environment = graph_environment()
-        for name, value in environment.items():
-            if name.startswith(("ROS_", "FASTRTPS_", "FASTDDS_")):
-                patch.setenv(name, value)
+        environment = own_domain(patch)
         file = write_parameters(
             folder / "parameters.yaml",
             {

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from car import CAMERAS, PATIENCE, RATE, SECONDS, Car
+from car import CAMERAS, PATIENCE, RATE, SECONDS, Car, own_domain
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 pytest.importorskip(
@@ -55,7 +55,6 @@ from recon4d_ros.ros.conversions import pose_matrix, time_msg, transform_matrix,
 from recon4d_ros.ros.graph import (
     GraphResult,
     Process,
-    graph_environment,
     run_graph,
     write_parameters,
 )
@@ -82,18 +81,9 @@ def drive(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    """A domain of its own, on this machine only; the test's own participant too."""
-    environment = graph_environment()
-    for name in (
-        "ROS_DOMAIN_ID",
-        "ROS_AUTOMATIC_DISCOVERY_RANGE",
-        "FASTRTPS_DEFAULT_PROFILES_FILE",
-        "FASTDDS_DEFAULT_PROFILES_FILE",
-    ):
-        if name in environment:
-            os.environ[name] = environment[name]
-    return environment
+def environment() -> Iterator[dict[str, str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield own_domain(patch)
 
 
 @pytest.fixture(scope="module")

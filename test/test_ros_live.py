@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from car import CAMERAS, RATE, SECONDS, Car
+from car import CAMERAS, RATE, SECONDS, Car, own_domain
 from test_rolled_camera import small_pair
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
@@ -24,7 +24,7 @@ from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.cameras.rig import load_rig, save_rig
 from recon4d_ros.ros.conversions import time_msg, transform_matrix, transform_msg
-from recon4d_ros.ros.graph import Process, free_domain, graph_environment, write_parameters
+from recon4d_ros.ros.graph import Process, free_domain, write_parameters
 from recon4d_ros.sim.bag import write_bag
 from recon4d_ros.types import Camera, Rig
 
@@ -42,16 +42,7 @@ def started(tmp: Path, environment: dict[str, str], values: dict) -> Process:
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
-        environment = graph_environment()
-        for name in (
-            "ROS_DOMAIN_ID",
-            "ROS_AUTOMATIC_DISCOVERY_RANGE",
-            "FASTRTPS_DEFAULT_PROFILES_FILE",
-            "FASTDDS_DEFAULT_PROFILES_FILE",
-        ):
-            if name in environment:
-                patch.setenv(name, environment[name])
-        yield environment
+        yield own_domain(patch)
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,7 @@ def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
 def _hidden_by(
     movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
 ) -> tuple[Mask, Mask]:
-    """Pixels [h, w] that `dynamic objects` hid from the image that flow ends in, and that look like
+    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like
     nothing there: they are no dynamic objects.
 
     First what may be road and fits nothing well; then what may lie as far as the farthest thing

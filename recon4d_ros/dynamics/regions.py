@@ -109,7 +109,7 @@ def competing_shape(
 ) -> NDArray[np.bool_]:
     """Pixels of a window that the dynamic object's motion explains better than a static world does.
 
-    box: left, top, width, height of the window in the motion grid. dynamic object: affine flow in
+    box: left, top, width, height of the window in the motion grid. mover: its affine flow in
     window coordinates. static_flow: [height, width, 2]. prior: [height, width], log-odds from the
     region itself. noise: grey levels. Both motions warp the previous image onto the current one;
     the difference of their squared errors, summed over 3x3, is a log-likelihood ratio."""

@@ -4,6 +4,7 @@ nouns out; what cannot be used is counted, never raised."""
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -324,38 +325,56 @@ def _class_of(kind: str) -> type | None:
         return None
 
 
-class OdometryInput:
+class SensorInput(ABC):
+    """A sensor's topic, best effort; where the sensor sits on the car is on /tf_static."""
+
+    def __init__(
+        self,
+        node: Node,
+        base_frame: str,
+        buffer: tf2_ros.Buffer,
+        topic: str,
+        kind: type,
+        depth: int,
+        *,
+        sample: Callable[[Any], None],
+        bad: Callable[[str, str], None],
+    ) -> None:
+        """sample(what a message says); bad(source, sentence) of a message that is not used."""
+        self._node, self._base_frame, self._buffer = node, base_frame, buffer
+        self._sample, self._bad = sample, bad
+        qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+        with making(f"{topic} cannot be subscribed to"):
+            self._subscription = node.create_subscription(
+                kind, topic, self._on_message, qos, qos_overriding_options=overridable()
+            )
+
+    def close(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+    @abstractmethod
+    def _on_message(self, message: Any) -> None:
+        """Hands over what the message says, or says why not; never raises."""
+
+
+class OdometryInput(SensorInput):
     """Odometry as samples of the base's pose, whichever frame of the car it was measured in (that
     frame's place is on /tf_static)."""
 
     def __init__(
         self,
         node: Node,
-        topic: str,
         base_frame: str,
         buffer: tf2_ros.Buffer,
+        topic: str,
         *,
         sample: Callable[[OdometrySample], None],
         bad: Callable[[str, str], None],
     ) -> None:
-        self._node, self._base_frame, self._buffer, self._sample, self._bad = (
-            node,
-            base_frame,
-            buffer,
-            sample,
-            bad,
-        )
         self._stands = StandingPose()
-        qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-        with making(f"{topic} cannot be subscribed to"):
-            self._subscription = node.create_subscription(
-                Odometry, topic, self._on_odometry, qos, qos_overriding_options=overridable()
-            )
+        super().__init__(node, base_frame, buffer, topic, Odometry, 200, sample=sample, bad=bad)
 
-    def close(self) -> None:
-        self._node.destroy_subscription(self._subscription)
-
-    def _on_odometry(self, message: Odometry) -> None:
+    def _on_message(self, message: Odometry) -> None:
         if self._stands(message):
             self._bad(
                 "odometry", "its pose never changes, though its twist says that the car moves"
@@ -379,7 +398,7 @@ class OdometryInput:
             )
 
 
-class MotionInput:
+class MotionInput(SensorInput):
     """An inertial sensor (`imu`) or wheel speed (`twist`) as samples along the axes of base_frame;
     where the sensor sits is on /tf_static."""
 
@@ -394,20 +413,12 @@ class MotionInput:
         sample: Callable[[Any], None],
         bad: Callable[[str, str], None],
     ) -> None:
-        self._node, self._base_frame, self._buffer = node, base_frame, buffer
-        self._what, self._sample, self._bad = what, sample, bad
+        self._what = what
         kind, self._convert = {
             "imu": (Imu, imu_sample),
             "twist": (TwistWithCovarianceStamped, twist_sample),
         }[what]
-        qos = QoSProfile(depth=400, reliability=ReliabilityPolicy.BEST_EFFORT)
-        with making(f"{topic} cannot be subscribed to"):
-            self._subscription = node.create_subscription(
-                kind, topic, self._on_message, qos, qos_overriding_options=overridable()
-            )
-
-    def close(self) -> None:
-        self._node.destroy_subscription(self._subscription)
+        super().__init__(node, base_frame, buffer, topic, kind, 400, sample=sample, bad=bad)
 
     def _on_message(self, message: Any) -> None:
         frame = frame_name(message.header.frame_id)

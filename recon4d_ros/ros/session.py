@@ -250,11 +250,8 @@ class Session:
         own = self._setup.own
         where = self._node, own.base_frame, self._buffer
         if own.odom_topic:
-            node, base, buffer = where
             self._motion_inputs.append(
-                OdometryInput(
-                    node, own.odom_topic, base, buffer, sample=self._on_odometry, bad=self._bad
-                )
+                OdometryInput(*where, own.odom_topic, sample=self._on_odometry, bad=self._bad)
             )
         if own.imu_topic:
             self._motion_inputs.append(
