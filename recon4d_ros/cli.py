@@ -45,6 +45,11 @@ COMMANDS = (
         "turn a network (and its checkpoint) into an engine folder",
     ),
     (
+        "train",
+        "recon4d_ros.commands.train",
+        "train the motion network on simulated drives, and export it",
+    ),
+    (
         "info",
         "recon4d_ros.commands.info",
         "say what a bag, an engine, a rig file or a checkpoint holds, or list all parameters",

@@ -142,8 +142,9 @@ class Reconstructor:
         self._moving_before = self._still
 
     def close(self) -> None:
-        """Release the engine's device memory."""
+        """Release the engines' device memory."""
         self.engine.close()
+        self.dynamics.close()
 
 
 @contextmanager

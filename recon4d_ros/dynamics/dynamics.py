@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from recon4d_ros.cameras.rig_check import base_is_on_road
 from recon4d_ros.dynamics.clip import ClipWatcher
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
+from recon4d_ros.dynamics.learned import MOVES, LearnedMotion
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import fill_holes
 from recon4d_ros.dynamics.support import seen_by_partner
 from recon4d_ros.dynamics.tracker import Detection, Tracker
 from recon4d_ros.dynamics.views import STRIDE, make_views, partners
 from recon4d_ros.dynamics.watcher import Surroundings, Watcher
+from recon4d_ros.engine.choose import named_engine
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
 
@@ -25,6 +27,9 @@ WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {
     "rigid_flow": ClipWatcher,
 }
 """What looks for motion in one camera's images, by the parameter `source`."""
+
+NETWORK = "network"
+"""The `source` that looks at all cameras at once (learned.py)."""
 
 
 class Dynamics:
@@ -45,7 +50,12 @@ class Dynamics:
         self._on_road = base_is_on_road(rig)
         self._partner = partners(calibration, views)
         self._size = calibration.working_size
-        self._watchers = [WATCHERS[p.source](i, view, p) for i, view in enumerate(views)]
+        self._views = views
+        self._learned = (
+            LearnedMotion(views, p, str(named_engine(p.engine))) if p.source == NETWORK else None
+        )
+        watcher = WATCHERS.get(p.source, Watcher)
+        self._watchers = [watcher(i, view, p) for i, view in enumerate(views)]
         self._pool = ThreadPoolExecutor(len(views))
         self._tracker = Tracker(p.acceleration, p.confirm, p.keep_missing, p.minimum_speed)
         self.reset()
@@ -54,23 +64,32 @@ class Dynamics:
         """Forget the last images, the road and every track."""
         for watcher in self._watchers:
             watcher.reset()
+        if self._learned is not None:
+            self._learned.reset()
         self._plane = LEVEL
         self._plane_seen = False
         self._last_ns: int | None = None
         self._tracker.reset()
 
+    def close(self) -> None:
+        """Release the motion network's device memory."""
+        if self._learned is not None:
+            self._learned.close()
+
     def __call__(self, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> Motion:
         """Mask and objects of one frame. The mask marks everything that moves relative to the
         world, in each camera."""
-        mask = np.zeros((len(self._watchers), *self._size), bool)
         if pose.usable:
             if self._last_ns is not None:
                 self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
             self._last_ns = frame.stamp_ns
             self._see_ground(geometry, frame.present)
+        if self._learned is not None:
+            return self._ask_network(self._learned, frame, pose, geometry)
+        mask = np.zeros((len(self._watchers), *self._size), bool)
         around = Surroundings(
             self._plane if self._plane_seen else None,
-            self._plane if self._plane_seen or self._on_road else None,
+            self.ground,
             _pose_sigma(pose),
             self._tracker.moving(),
         )
@@ -122,6 +141,34 @@ class Dynamics:
                 )
         self._tracker.update(detections)
         return Motion(mask, self._tracker.objects())
+
+    def _ask_network(
+        self, learned: LearnedMotion, frame: Frame, pose: PoseEstimate, geometry: Geometry
+    ) -> Motion:
+        mask = np.zeros((len(self._views), *self._size), bool)
+        if not pose.usable:
+            learned.reset()
+            if pose.tracking is Tracking.STARTING:
+                learned.start(frame, pose, geometry)
+            return Motion(mask)
+        probability, pairs = learned.look(frame, pose, geometry, self.ground, self._pool)
+        detections: list[Detection] = []
+        for i, pair in enumerate(pairs):
+            if pair is None or probability[i].max() <= MOVES:
+                continue
+            whole = cv2.resize(probability[i], None, fx=STRIDE, fy=STRIDE)
+            mask[i] = whole[: self._size[0], : self._size[1]] > MOVES
+            leader = self._partner[i]
+            if leader is None or pairs[leader] is None:  # of a pair, one camera's regions do
+                detections += learned.detect(i, pair, probability[i], self.ground)
+        self._tracker.update(detections)
+        return Motion(mask, self._tracker.objects())
+
+    @property
+    def ground(self) -> NDArray[np.float64] | None:
+        """[4] the road in base_link as depth shows it, or until then by calibration (z = 0); None
+        where base_link is not on the road."""
+        return self._plane if self._plane_seen or self._on_road else None
 
     def _hand_over(self, grids: dict[int, NDArray[np.bool_]], present: NDArray[np.bool_]) -> None:
         """Mark in each camera that looks alone what the others found and it sees too. grids: masks

@@ -31,16 +31,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Flow from the current image to the previous one, on the motion grid, in grid pixels.
-
-    u, v: [h, w] displacement. wuu, wuv, wvv: [h, w] information (inverse covariance), 1/px^2:
-    anisotropic, so that an edge says nothing about motion along itself. error: [h, w] grey levels,
-    what the flow leaves unexplained.
-    """
+class Displacement:
+    """Flow from the current image to the previous one, on the motion grid. u, v: [h, w] grid
+    pixels."""
 
     u: Plane
     v: Plane
+
+
+@dataclass(frozen=True)
+class Flow(Displacement):
+    """Flow and what it is worth.
+
+    wuu, wuv, wvv: [h, w] information (inverse covariance), 1/px^2: anisotropic, so that an edge
+    says nothing about motion along itself. error: [h, w] grey levels, what the flow leaves
+    unexplained.
+    """
+
     wuu: Plane
     wuv: Plane
     wvv: Plane
@@ -83,8 +90,18 @@ class FlowMeter:
     def measure(
         self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None
     ) -> Flow:
-        """Flow from `current` to `previous`. start: [h, w, 2] float32 grid pixels, where to begin
-        the search (the rigid flow)."""
+        """Flow from `current` to `previous` with its information. start: [h, w, 2] float32 grid
+        pixels, where to begin the search (the rigid flow)."""
+        u, v = self.flow(current, previous, start)
+        halved = current.flow.shape[1] != current.grid.shape[1]
+        return self._with_information(
+            current.grid, previous.grid, u, v, self._flow_noise / (STRIDE if halved else 1)
+        )
+
+    def flow(
+        self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None
+    ) -> tuple[Plane, Plane]:
+        """u, v [h, w] in grid pixels, as measure()."""
         scale = current.flow.shape[1] / current.grid.shape[1]
         begin = None
         if start is not None:
@@ -97,10 +114,7 @@ class FlowMeter:
         field = np.asarray(self._dis.calc(current.flow, previous.flow, begin), np.float32)
         if scale != 1:
             field = field[::STRIDE, ::STRIDE] * np.float32(1 / STRIDE)
-        u, v = np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])
-        return self._with_information(
-            current.grid, previous.grid, u, v, self._flow_noise / (STRIDE if scale != 1 else 1)
-        )
+        return np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])
 
     def _with_information(
         self,

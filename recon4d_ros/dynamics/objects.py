@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import Flow
+from recon4d_ros.dynamics.flow import Displacement
 from recon4d_ros.dynamics.residual import Depth, Road
 from recon4d_ros.dynamics.tracker import Detection
 from recon4d_ros.dynamics.views import View
@@ -27,7 +27,7 @@ class Sight:
     T_map_camera: Array
     T_map_camera_before: Array
     seconds: float
-    flow: Flow
+    flow: Displacement
     road: Road
     plane: Array | None
     depth: Depth | None

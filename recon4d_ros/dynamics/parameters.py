@@ -14,10 +14,13 @@ class DynamicsParameters:
 
     source: str = parameter(
         "residual",
-        "what says that something moves: `residual`, what a static world leaves unexplained in its"
-        " own standard deviations, or `rigid_flow`, Driv3R's rule (only clip_threshold, clip_least"
-        " and what is said of objects below apply to it)",
-        choices=("residual", "rigid_flow"),
+        "what says that something moves: `network`, the motion network; `residual`, what a static"
+        " world leaves unexplained in its own standard deviations; or `rigid_flow`, Driv3R's rule"
+        " (only clip_threshold, clip_least and what is said of objects below apply to it)",
+        choices=("network", "residual", "rigid_flow"),
+    )
+    engine: str = parameter(
+        "motion", "network: folder of the motion network's engine, or the name of a shipped one"
     )
     clip_threshold: float = parameter(
         0.6,

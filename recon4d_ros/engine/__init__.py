@@ -9,6 +9,7 @@ from pathlib import Path
 from recon4d_ros.engine import tensorrt_library
 from recon4d_ros.engine.any_size import at_sizes
 from recon4d_ros.engine.base import (
+    MOTION,
     OBJECTS,
     Engine,
     EngineSpec,
@@ -270,6 +271,8 @@ def _capacity(spec: EngineSpec) -> str:
 
 def _rig_of(spec: EngineSpec) -> str:
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
+    if spec.config == MOTION:
+        return f"any number of cameras, a grid of any size (measured with {spec.cameras} of {size})"
     return (
         f"{spec.cameras} camera(s)"
         + (f" of any size (measured at {size})" if spec.shapes else f", input {size}")

@@ -1,9 +1,10 @@
 """An engine of any size: its graph's shapes are written with the sizes as symbols, and a rig's are
 put in when it is loaded.
 
-Symbols are H, W (input images) and h, w (working images), in pixels; a dimension is a number or an
-expression of them such as "h//2" or "6*(h//32)*(w//32)". The same strings are the names of the
-dimensions in model.onnx, so that every runtime can be told their values.
+Symbols are H, W (input images) and h, w (working images), in pixels, and n (cameras, where their
+number is open too); a dimension is a number or an expression of them such as "h//2" or
+"6*(h//32)*(w//32)". The same strings are the names of the dimensions in model.onnx, so that every
+runtime can be told their values.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from recon4d_ros.errors import EngineError
 if TYPE_CHECKING:
     from recon4d_ros.engine.base import EngineSpec
 
-SYMBOLS = ("H", "W", "h", "w")
+SYMBOLS = ("n", "H", "W", "h", "w")
 _OPERATIONS: Mapping[type, Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
@@ -53,7 +54,7 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(spec: EngineSpec) -> dict[str, int]:
     """The symbols' values at the specification's sizes."""
-    return dict(zip(SYMBOLS, (*spec.input_size, *spec.working_size), strict=True))
+    return dict(zip(SYMBOLS, (spec.cameras, *spec.input_size, *spec.working_size), strict=True))
 
 
 def input_shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
@@ -78,12 +79,21 @@ def dimension_values(spec: EngineSpec) -> dict[str, int]:
 
 
 def at_sizes(
-    spec: EngineSpec, input_size: tuple[int, int], working_size: tuple[int, int]
+    spec: EngineSpec,
+    input_size: tuple[int, int],
+    working_size: tuple[int, int],
+    cameras: int | None = None,
 ) -> EngineSpec:
-    """The specification of an engine of any size at these sizes; one of fixed sizes as it is."""
+    """The specification of an engine of any size at these sizes; one of fixed sizes as it is.
+    cameras: for an engine of any number of them."""
     if not spec.shapes:
         return spec
-    spec = dataclasses.replace(spec, input_size=input_size, working_size=working_size)
+    spec = dataclasses.replace(
+        spec,
+        input_size=input_size,
+        working_size=working_size,
+        cameras=spec.cameras if cameras is None else cameras,
+    )
     shapes = input_shapes(spec)
     memory = {name: list(shapes[name]) for name in spec.options["memory"]}
     return dataclasses.replace(spec, options={**spec.options, "memory": memory})

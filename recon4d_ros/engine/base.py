@@ -32,7 +32,13 @@ STAND_IN_WARNING = (
     "this engine has stand-in weights, not a checkpoint's: its depth, masks and map mean nothing"
 )
 OBJECTS = "objects"  # config of engines that give objects: engine/objects.py
-WITHOUT_DEPTH = (OBJECTS, "occupancy", "detection")  # configs of engines that give something else
+MOTION = "motion"  # config of the engine that says what moves: engine/motion.py
+WITHOUT_DEPTH = (
+    OBJECTS,
+    "occupancy",
+    "detection",
+    MOTION,
+)  # configs of engines that give something else
 STAND_IN_OTHER = "this engine has stand-in weights, not a checkpoint's: its {} {} nothing"
 
 

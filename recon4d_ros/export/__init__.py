@@ -31,6 +31,7 @@ from recon4d_ros.errors import EngineError, OutputError, ParameterError
 from recon4d_ros.export.apart import Stop
 from recon4d_ros.export.gpu import build_here, build_or_explain
 from recon4d_ros.export.tensorrt import GpuOptions, Progress
+from recon4d_ros.paths import user_path
 from recon4d_ros.types import Rig
 
 __all__ = [
@@ -42,7 +43,8 @@ __all__ = [
 
 GEOMETRIC = "recon4d_geometric"
 LEARNED = ("point3r", "driv3r", "dymultidepth", "sparse4d", "uniscene")  # checkpoint.py: SYSTEMS
-NETWORKS = (GEOMETRIC, *LEARNED)
+MOTION = "recon4d_motion"  # what `recon4d train` trains
+NETWORKS = (GEOMETRIC, *LEARNED, MOTION)
 CONFIGS = ("stereo", "surround")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RUNTIMES = ("auto", "onnx", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
@@ -121,6 +123,10 @@ def export_engine(
     with written_beside(Path(out), force) as folder:
         if arguments.network == GEOMETRIC:
             spec = _write_geometric(folder, arguments, options)
+        elif arguments.network == MOTION:
+            from recon4d_ros.export.motion import write_motion
+
+            spec = write_motion(folder, user_path(arguments.checkpoint))
         else:
             from recon4d_ros.export.learned import write_learned
 
@@ -251,7 +257,7 @@ def _fastest(spec: EngineSpec) -> str:
 
 def parity_table(spec: EngineSpec, folder: Path) -> str:
     """The parity report as a person reads it."""
-    if spec.network != GEOMETRIC:
+    if spec.network not in (GEOMETRIC, MOTION):
         from recon4d_ros.export.learned import table
 
         return table(spec, folder)

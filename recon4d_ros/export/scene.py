@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from recon4d_ros import bev
-from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.base import MOTION, EngineSpec
 from recon4d_ros.engine.hosted import rig_partners
 from recon4d_ros.engine.occupancy import OCCUPANCY, grid_of, motion_inputs, rig_tables
 from recon4d_ros.geometry import se3
@@ -21,6 +21,8 @@ AHEAD = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
     """A wall with texture, 8 m ahead of every camera, seen while the car drives 0.6 m a step
     sideways to it: rows of one broad noise image."""
+    if spec.config == MOTION:
+        return _motion_inputs(spec, index)
     n, (height, width), (h, w) = spec.cameras, spec.input_size, spec.working_size
     focal, distance, baseline = 0.7 * w, 8.0, 0.5
     rng = np.random.default_rng(7)
@@ -74,6 +76,46 @@ def example_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
         )
         inputs["partner"] = rig_partners(calibration, int(spec.options["stride"]))
     return inputs
+
+
+def _motion_inputs(spec: EngineSpec, index: int) -> dict[str, NDArray]:
+    """What the motion network is told of a road and a wall 12 m ahead, seen from a car that drives
+    0.6 m a step, with something before the wall that goes sideways."""
+    n, (h, w) = spec.cameras, spec.working_size
+    focal, height, distance, ahead = 0.7 * w, 1.5, 12.0, 0.6
+    rng = np.random.default_rng([7, index])
+    v, u = np.meshgrid(
+        np.arange(h, dtype=np.float32), np.arange(w, dtype=np.float32), indexing="ij"
+    )
+    x, y = (u - (w - 1) / 2) / focal, (v - (h - 1) / 2) / focal
+    z = np.minimum(distance, height / np.maximum(y, 1e-3))
+    q = (1 / z).astype(np.float32)
+    flow = np.stack([x, y]) * (z / (z + ahead) - 1) * focal
+    thing = np.s_[..., h // 3 : h // 2, w // 3 : w // 2]
+    flow[thing] += np.array([3.0, 0.2])[:, None, None]
+    grey = rng.integers(0, 255, (n, h // 4, w // 4), np.uint8).repeat(4, 1).repeat(4, 2)
+    motion = np.eye(4, dtype=np.float32)
+    motion[2, 3] = ahead
+
+    def each(array: NDArray) -> NDArray[np.float32]:
+        return np.tile(np.asarray(array, np.float32), (n, *([1] * np.ndim(array))))
+
+    return {
+        "grey": grey,
+        "grey_before": np.roll(grey, 1, 2),
+        "flow": each(flow),
+        "q": each(q),
+        "sigma": each(0.02 + 0 * q),
+        "confidence": each(0.8 + 0 * q),
+        "q_before": each(q),
+        "covered": np.zeros((n, h, w), np.uint8),
+        "T_before_now": each(motion),
+        "k": each(np.array([[focal, 0, (w - 1) / 2], [0, focal, (h - 1) / 2], [0, 0, 1]])),
+        "road": each(np.array([0.0, -1.0, 0.0, height])),
+        "seconds": np.full(n, 0.1, np.float32),
+        "share": np.ones(n, np.float32),
+        "keep": np.full(n, float(index > 0), np.float32),
+    }
 
 
 def _ring(k: NDArray[np.float64], n: int) -> NDArray[np.float32]:

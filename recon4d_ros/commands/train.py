@@ -1,0 +1,82 @@
+"""`recon4d train`: the motion network from nothing, on the procedural world."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.paths import user_path
+
+EPILOG = """examples:
+  recon4d train --out motion                              as the shipped one was made: hours on two cores
+  recon4d train --out motion --pieces 20 --minutes 5      a try
+  recon4d train --out motion --first 60 --pieces 60 --minutes 0   the second half of the shards, on another machine
+
+--out holds the shards (shards/*.npz), the last checkpoint (last.pt), the log (log.jsonl), and at the
+end the engine (engine/). A command that was cut off goes on where it was.
+"""  # noqa: E501
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--pieces",
+        type=int,
+        default=120,
+        metavar="N",
+        help="short simulated drives to learn from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="K", help="number of the first piece (default: 0)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=50.0,
+        help="of processor time to train for; 0: only the shards (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.pieces < 1 or arguments.first < 0:
+        raise ParameterError(
+            f"--pieces is {arguments.pieces}, --first {arguments.first}: expected at least 1 and 0"
+        )
+    if not 0 <= arguments.minutes < 1e5:
+        raise ParameterError(f"--minutes is {arguments.minutes:g}: expected 0 or more")
+    try:
+        import torch  # noqa: F401
+
+        from recon4d_ros.export import ExportArguments, export_engine
+        from recon4d_ros.training.motion import Recipe, Trainer
+        from recon4d_ros.training.motion_data import make_piece, write_piece
+    except ImportError as error:
+        missing = EngineError(
+            f"training needs PyTorch, which is not installed here ({error}): pip install -r"
+            " requirements/dev.txt"
+        )
+        missing.exit_code = 3  # type: ignore[attr-defined]
+        raise missing from None
+    out: Path = arguments.out
+    shards = out / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    for number in tqdm(range(arguments.first, arguments.first + arguments.pieces), desc="shards"):
+        file, empty = shards / f"{number:05d}.npz", shards / f"{number:05d}.none"
+        if not file.exists() and not empty.exists() and not write_piece(make_piece(number), file):
+            empty.touch()  # nothing was tracked in it
+    if not arguments.minutes:
+        return 0
+    trainer = Trainer(shards, out, Recipe(arguments.minutes, seed=arguments.seed))
+    trainer.run()
+    grid = (96, 160)
+    export_engine(
+        out / "engine",
+        ExportArguments("", 6, grid, grid, 1, "recon4d_motion", checkpoint=str(out / "last.pt")),
+        force=True,
+        progress=True,
+    )
+    return 0

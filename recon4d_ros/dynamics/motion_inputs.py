@@ -1,0 +1,154 @@
+"""What the motion network is told of one camera's image: a measurement of flow, depth and road on a
+small grid.
+
+The grid is the working image at every second pixel, or every fourth where the lens is long: flow in
+pixels, and what an image shows of a dynamic object in so many pixels, are then alike for all lenses
+(focal lengths of 50 to 180 pixels), and a long lens costs no more than a wide one. Its sides are
+brought up to whole multiples of `MULTIPLE`, as the network halves them four times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.dynamics.flow import Displacement, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.infill import fill_in
+from recon4d_ros.dynamics.residual import static_flow
+from recon4d_ros.dynamics.views import STRIDE, View
+from recon4d_ros.geometry import inverse
+
+Array = NDArray[np.float64]
+Plane = NDArray[np.float32]
+
+LONG_LENS = 180.0
+"""Focal length, pixels of the motion grid, from which the network works at half of it."""
+
+MULTIPLE = 16
+
+FARTHEST = 500.0
+"""Pixels: of flow that is more nothing is known (a search that began behind the camera)."""
+
+LOWEST = 0.1
+"""Metres over the road below which a camera's height is not believed."""
+
+
+def make_meter(flow_noise: float, image_noise: float) -> FlowMeter:
+    """The flow that the network was trained on."""
+    return FlowMeter(flow_noise, image_noise, stride=5, rounds=16)
+
+
+@dataclass(frozen=True)
+class NetworkGrid:
+    """The network's grid: every `step`-th pixel of the motion grid. size: (h, w) without, padded:
+    (h, w) with the rows and columns that make whole multiples of MULTIPLE."""
+
+    step: int
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+    def pad(self, plane: NDArray) -> NDArray:
+        """[..., h, w] with zeros added below and to the right."""
+        (h, w), (ph, pw) = plane.shape[-2:], self.padded
+        return np.pad(plane, [(0, 0)] * (plane.ndim - 2) + [(0, ph - h), (0, pw - w)])
+
+    def take(self, plane: NDArray) -> NDArray:
+        """[..., h, w] of the motion grid at the network's pixels, padded."""
+        return self.pad(plane[..., :: self.step, :: self.step])
+
+    def intrinsics(self, view: View) -> Array:
+        """[3, 3] of a camera on this grid."""
+        k = view.k.copy()
+        k[:2] /= self.step
+        return k
+
+
+def make_grid(views: tuple[View, ...]) -> NetworkGrid:
+    """One grid for all cameras of a rig, chosen by the median of their focal lengths."""
+    step = 2 if float(np.median([view.focal for view in views])) >= LONG_LENS else 1
+    h, w = ((side + step - 1) // step for side in views[0].x.shape)
+    padded = tuple(-(-side // MULTIPLE) * MULTIPLE for side in (h, w))
+    return NetworkGrid(step, (h, w), (padded[0], padded[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One image of one camera. picture: for flow. grey: [h, w] uint8. q: [h, w] 1/m, 0 = none.
+    sigma: [h, w] of the depth, as a share of it. confidence: [h, w] 0..1. All but picture on the
+    network's padded grid. whole_q: [h, w] 1/m on the motion grid, NaN = none; depth, depth_sigma:
+    the same in metres."""
+
+    stamp_ns: int
+    picture: Picture
+    T_map_camera: Array
+    grey: NDArray[np.uint8]
+    q: Plane
+    sigma: Plane
+    confidence: Plane
+    whole_q: Plane
+    depth: Plane
+    depth_sigma: Plane
+
+
+def make_shot(
+    grid: NetworkGrid,
+    stamp_ns: int,
+    color: NDArray[np.uint8],
+    depth: Plane,
+    sigma: Plane,
+    confidence: Plane,
+    T_map_camera: Array,
+) -> Shot:
+    """color, depth, sigma, confidence: [H, W(, 3)] of the working image."""
+    depth, sigma = depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE]
+    picture = make_picture(color)
+    grey = picture.grid
+    for _ in range(grid.step // 2):
+        grey = np.asarray(cv2.pyrDown(grey), np.uint8)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = (1 / depth).astype(np.float32)
+        share = sigma * whole
+    known = np.isfinite(whole)
+    return Shot(
+        stamp_ns,
+        picture,
+        T_map_camera,
+        grid.pad(grey),
+        grid.take(np.where(known, whole, np.float32(0))),
+        grid.take(np.where(known, share, np.float32(1)).astype(np.float32)),
+        grid.take(np.where(known, confidence[::STRIDE, ::STRIDE], np.float32(0))),
+        whole,
+        depth,
+        sigma,
+    )
+
+
+def measure_flow(
+    view: View, meter: FlowMeter, now: Shot, before: Shot, road_q: Plane
+) -> Displacement:
+    """Flow from `now` to `before` on the motion grid. road_q: [h, w] 1/m on the motion grid. The
+    search starts at the rigid flow."""
+    T = inverse(before.T_map_camera) @ now.T_map_camera
+    guess = fill_in(now.whole_q) if np.isfinite(now.whole_q).any() else road_q
+    start = np.stack(static_flow(view, guess, T), -1)
+    return Displacement(*meter.flow(now.picture, before.picture, start))
+
+
+def on_grid(grid: NetworkGrid, flow: Displacement) -> Plane:
+    """[2, h, w] flow in pixels of the network's padded grid, FARTHEST at most."""
+    there = np.nan_to_num(grid.take(np.stack([flow.u, flow.v])) / np.float32(grid.step))
+    return np.asarray(np.clip(there, -FARTHEST, FARTHEST), np.float32)
+
+
+def road_in_camera(view: View, plane: Array | None) -> Plane:
+    """[4] the road's normal in the camera's frame (x right, y down, z forward; it points up) and
+    the camera's height over it in metres; zeros where no road is known. plane: [4] in base_link."""
+    if plane is None:
+        return np.zeros(4, np.float32)
+    normal = view.T_base_camera[:3, :3].T @ plane[:3]
+    height = float(plane[:3] @ view.T_base_camera[:3, 3] + plane[3])
+    known = height > LOWEST
+    return np.array([*normal, height] if known else np.zeros(4), np.float32)

@@ -1,0 +1,330 @@
+"""Shards for the motion network: short drives through the procedural world, as its inputs and the
+truth, made by the very functions that make the inputs on the vehicle.
+
+A shard is one piece of one drive as an .npz file: T consecutive frame sets of N cameras on the
+network's grid [h, w]. Which scenario, seed, rig and rate a piece has follows from its number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import paths
+from recon4d_ros.cameras.rig import load_rig
+from recon4d_ros.dynamics import Dynamics, DynamicsParameters
+from recon4d_ros.dynamics.flow import FlowMeter
+from recon4d_ros.dynamics.motion_inputs import (
+    NetworkGrid,
+    Shot,
+    make_grid,
+    make_meter,
+    make_shot,
+    measure_flow,
+    on_grid,
+    road_in_camera,
+)
+from recon4d_ros.dynamics.residual import see_road
+from recon4d_ros.dynamics.views import STRIDE, View, make_views
+from recon4d_ros.engine.choose import choose_engine
+from recon4d_ros.geometry import inverse
+from recon4d_ros.reconstructor import Reconstructor
+from recon4d_ros.sim.bag import encode
+from recon4d_ros.sim.scenario import scenario
+from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator
+from recon4d_ros.types import Frame, FrameSet, Geometry, Motion, PoseEstimate, RawImage, Rig
+
+FIRST_SEED = 200
+"""Seeds of the pieces count from here; below are those for tuning, from 1000 on those of the
+benchmark."""
+
+LAST_SEED = 999
+IMAGES = 16
+MOVES, STANDS = 1.0, 0.1
+"""m/s: what is faster is a dynamic object, what is slower stands; between them nothing is asked."""
+
+COURSES = {
+    "city": 8.0,
+    "pedestrians": 4.0,
+    "roundabout": 2.0,
+    "queue": 3.0,
+    "motorway": 2.0,
+    "parking": 1.0,
+    "tunnel": 0.5,
+}
+CONDITIONS = {
+    "": 9.0,
+    "night": 1.5,
+    "rain": 1.5,
+    "fog": 0.7,
+    "sun": 1.5,
+    "leaves": 1.5,
+    "exposure": 0.7,
+    "blur": 0.7,
+    "shutter": 0.7,
+    "jpeg": 0.7,
+}
+RIGS = {
+    "nuscenes_like": 5.0,
+    "mixed_four": 0.3,
+    "fisheye_surround": 0.2,
+    "kitti_like": 2.0,
+    "mono": 2.0,
+    "kitti_mono": 2.0,
+}
+KINDS = {"pedestrian": 1, "cyclist": 2}
+VEHICLE = 3
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a shard shows. fed: what keeps dynamic objects out of the engine's memory: `truth` or
+    what the package finds by itself (`own`)."""
+
+    number: int
+    name: str
+    rig: str
+    seed: int
+    start: int
+    rate: float
+    zoom: float
+    fed: str
+
+
+def make_piece(number: int) -> Piece:
+    """The piece of a number, from 0 on."""
+    rng = np.random.default_rng([8, number])
+
+    def choose(table: dict[str, float]) -> str:
+        weights = np.array(list(table.values()))
+        return str(rng.choice(list(table), p=weights / weights.sum()))
+
+    course, condition = choose(COURSES), choose(CONDITIONS)
+    return Piece(
+        number,
+        f"{course}+{condition}" if condition else course,
+        choose(RIGS),
+        FIRST_SEED + number % (LAST_SEED + 1 - FIRST_SEED),
+        int(rng.integers(0, 1200)) if rng.random() < 0.75 else 0,
+        float(rng.choice([10.0, 10.0, 10.0, 7.0, 5.0])),
+        float(rng.uniform(0.75, 1.3)),
+        "truth" if rng.random() < 0.6 else "own",
+    )
+
+
+def rig_of(piece: Piece) -> Rig:
+    """The rig, its pinhole lenses longer or shorter by the piece's zoom."""
+    name = {"kitti_mono": "kitti_like"}.get(piece.rig, piece.rig)
+    rig = load_rig(paths.rigs() / f"{name}.yaml")
+    cameras = rig.cameras[:1] if piece.rig == "kitti_mono" else rig.cameras
+    zoomed = []
+    for camera in cameras:
+        k = camera.k.copy()
+        if camera.distortion_model == "none":
+            k[0, 0] *= piece.zoom
+            k[1, 1] *= piece.zoom
+        zoomed.append(replace(camera, k=k))
+    return scenario(piece.name, piece.seed).rig(Rig(rig.name, tuple(zoomed)))
+
+
+class Told(Dynamics):
+    """Dynamics that is told what moves: only the road is looked for."""
+
+    mask: NDArray[np.bool_]
+
+    def __call__(self, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> Motion:
+        if pose.usable:
+            self._see_ground(geometry, frame.present)
+        return Motion(self.mask)
+
+
+def write_piece(piece: Piece, file: Path) -> int:
+    """Render a piece, run it, and write its shard. Returns how many frame sets it holds; without
+    any no file is written."""
+    rig = rig_of(piece)
+    simulator = Simulator(
+        rig, max(20.0, (piece.start + IMAGES) / piece.rate), piece.rate, piece.seed, name=piece.name
+    )
+    reconstructor = Reconstructor(rig, choose_engine("", rig))
+    calibration = reconstructor.calibration
+    if piece.fed == "truth":
+        reconstructor.dynamics = Told(rig, calibration)
+    reconstructor.mapper = _NoMap()  # type: ignore[assignment]
+    views = make_views(calibration)
+    grid, parameters = make_grid(views), DynamicsParameters()
+    meter = make_meter(parameters.flow_noise, parameters.image_noise)
+    last: list[Shot] = []
+    kept: list[dict[str, NDArray]] = []
+    seen: list[dict[str, NDArray]] = []
+    for index in range(piece.start, piece.start + IMAGES):
+        truth = simulator.frame(index)
+        labels = _label(truth, rig, reconstructor, grid)
+        if isinstance(reconstructor.dynamics, Told):
+            reconstructor.dynamics.mask = _working_mask(truth, rig, reconstructor)
+        quality = simulator.drive.conditions.jpeg_quality
+        images = encode(truth, quality, 1 << 30).images
+        result = reconstructor.step(
+            FrameSet(
+                truth.stamp_ns,
+                {
+                    name: RawImage(stamp, "jpeg", np.frombuffer(data, np.uint8))
+                    for name, stamp, data in zip(rig.names, truth.stamps_ns, images, strict=True)
+                },
+            )
+        )
+        geometry, pose = result.geometry, result.pose
+        shots = [
+            make_shot(
+                grid,
+                truth.stamp_ns,
+                geometry.color[i],
+                geometry.depth[i],
+                geometry.sigma[i],
+                geometry.confidence[i],
+                pose.T_map_camera[i],
+            )
+            for i in range(len(views))
+        ]
+        dynamics = reconstructor.dynamics
+        ground = dynamics.ground
+        if pose.usable and last:
+            kept.append(_example(grid, views, meter, shots, last, ground, 1 / piece.rate))
+            seen.append(labels)
+        elif kept:
+            break  # a piece is without gaps
+        last = shots
+    reconstructor.close()
+    if len(kept) < 3:
+        return 0
+    arrays = {name: np.stack([one[name] for one in kept]) for name in kept[0]} | {
+        name: np.stack([one[name] for one in seen]) for name in seen[0]
+    }
+    arrays["k"] = np.stack([grid.intrinsics(view) for view in views]).astype(np.float32)
+    arrays["T_base_camera"] = calibration.T_base_camera.astype(np.float32)
+    arrays["covered"] = np.stack([grid.take(view.covered.astype(np.uint8)) for view in views])
+    arrays["size"] = np.array(grid.size)
+    part = file.with_suffix(".part.npz")
+    np.savez(part, **arrays)  # type: ignore[arg-type]
+    part.rename(file)
+    return len(kept)
+
+
+class _NoMap:
+    """In the mapper's place: no piece needs a map."""
+
+    def __call__(self, *_: object) -> None:
+        return None
+
+    def reset(self) -> None:
+        pass
+
+
+def _example(
+    grid: NetworkGrid,
+    views: tuple[View, ...],
+    meter: FlowMeter,
+    now: list[Shot],
+    before: list[Shot],
+    plane: NDArray[np.float64] | None,
+    seconds: float,
+) -> dict[str, NDArray]:
+    flows, roads, motions = [], [], []
+    for view, shot, old in zip(views, now, before, strict=True):
+        road = see_road(view, plane, 0.0, 0.0)
+        flows.append(on_grid(grid, measure_flow(view, meter, shot, old, road.q)))
+        roads.append(road_in_camera(view, plane))
+        motions.append(inverse(old.T_map_camera) @ shot.T_map_camera)
+    return {
+        "grey": np.stack([shot.grey for shot in now]),
+        "grey_before": np.stack([shot.grey for shot in before]),
+        "q": np.stack([shot.q for shot in now]).astype(np.float16),
+        "sigma": np.stack([np.minimum(shot.sigma, 1) for shot in now]).astype(np.float16),
+        "confidence": np.stack([shot.confidence for shot in now]).astype(np.float16),
+        "q_before": np.stack([shot.q for shot in before]).astype(np.float16),
+        "flow": np.stack(flows).astype(np.float16),
+        "road": np.stack(roads).astype(np.float32),
+        "T_before_now": np.stack(motions).astype(np.float32),
+        "seconds": np.asarray(seconds, np.float32),
+    }
+
+
+def _scale(camera_width: int, reconstructor: Reconstructor) -> float:
+    """Raw pixels per pixel of the engine's input."""
+    factor = camera_width / reconstructor.calibration.input_size[1]
+    return max(1.0, float(round(factor)))
+
+
+def _working_mask(truth: SimFrame, rig: Rig, reconstructor: Reconstructor) -> NDArray[np.bool_]:
+    out = []
+    for i, camera in enumerate(rig.cameras):
+        at = reconstructor.calibration.grid[i] * np.float32(_scale(camera.width, reconstructor))
+        out.append(_fetched(truth.moving[i].astype(np.uint8), at, cv2.INTER_NEAREST) > 0)
+    return np.stack(out)
+
+
+def _label(
+    truth: SimFrame, rig: Rig, reconstructor: Reconstructor, grid: NetworkGrid
+) -> dict[str, NDArray]:
+    """label: [N, h, w] uint8, 255 times the share of the pixel that moves. weight: [N, h, w] uint8,
+    50 times what its error weighs. kind: [N, h, w] uint8, of what is there (KINDS, VEHICLE), moving
+    or not."""
+    objects = {thing.id: thing for thing in truth.objects}
+    stride = STRIDE * grid.step
+    labels, weights, kinds = [], [], []
+    for i, camera in enumerate(rig.cameras):
+        at = reconstructor.calibration.grid[i, ::stride, ::stride] * np.float32(
+            _scale(camera.width, reconstructor)
+        )
+        ids, instance = np.unique(truth.instance[i], return_inverse=True)
+        instance = instance.reshape(truth.instance[i].shape)
+        lut_moves, lut_kind, lut_ignore = _tables(ids, objects)
+        near = max(1, round(float(np.median(np.diff(at[at.shape[0] // 2, :, 0])))))
+        moving = np.asarray(cv2.blur(lut_moves[instance].astype(np.float32), (near, near)))
+        label = _fetched(moving, at, cv2.INTER_LINEAR)
+        there = _fetched(instance.astype(np.float32), at, cv2.INTER_NEAREST).astype(np.intp)
+        weight = np.ones(there.shape, np.float32)
+        kind = lut_kind[there]
+        count = np.bincount(there.ravel(), minlength=len(ids))
+        for which, area in enumerate(count):
+            if not ids[which] or not area:
+                continue
+            if lut_ignore[which]:
+                value = 0.0
+            elif lut_moves[which]:
+                value = 0.5 if area < 19 else float(np.clip(np.sqrt(150 / area), 1, 2.5))
+            else:
+                value = 1.5
+            weight[there == which] = value
+        weight[(at[..., 0] < 0) | (at[..., 1] < 0)] = 0  # no source: beyond the lens
+        labels.append(grid.pad(np.rint(label * 255).astype(np.uint8)))
+        weights.append(grid.pad(np.rint(weight * 50).astype(np.uint8)))
+        kinds.append(grid.pad(kind))
+    return {"label": np.stack(labels), "weight": np.stack(weights), "kind": np.stack(kinds)}
+
+
+def _fetched(image: NDArray, at: NDArray[np.float32], how: int) -> NDArray:
+    """[h, w] of an image at pixels [h, w, 2], 0 outside."""
+    x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
+    return np.asarray(cv2.remap(image, x, y, how))
+
+
+def _tables(
+    ids: NDArray[np.int32], objects: dict[int, SimObject]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.bool_]]:
+    """By place in ids: moves, kind, is not asked."""
+    moves, kind, ignore = (
+        np.zeros(len(ids), bool),
+        np.zeros(len(ids), np.uint8),
+        np.zeros(len(ids), bool),
+    )
+    for place, which in enumerate(ids):
+        if (thing := objects.get(int(which))) is not None:
+            speed = float(np.linalg.norm(thing.velocity))
+            moves[place] = speed > MOVES
+            ignore[place] = STANDS < speed <= MOVES
+            kind[place] = KINDS.get(thing.kind, VEHICLE)
+    return moves, kind, ignore
