@@ -208,9 +208,9 @@ def _remembered(last: Belief, q: Plane, xs: Plane, ys: Plane) -> Plane:
 
 
 def _hidden_by(
-    movers: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
+    moving: Mask, view: View, q: Plane, known: Mask, seen: Evidence, test: RoadTest, noise: float
 ) -> tuple[Mask, Mask]:
-    """Pixels [h, w] that `movers` hid from the image that flow ends in, and that look like
+    """Pixels [h, w] that `moving` hid from the image that flow ends in, and that look like
     nothing there: they are no dynamic objects.
 
     First what may be road and fits nothing well; then what may lie as far as the farthest thing
@@ -225,7 +225,7 @@ def _hidden_by(
             )
         )
 
-    grown = cv2.dilate(movers.astype(np.uint8), np.ones((3, 3), np.uint8))
+    grown = cv2.dilate(moving.astype(np.uint8), np.ones((3, 3), np.uint8))
     on_road = cv2.remap(grown, *ends(test.u, test.v), cv2.INTER_NEAREST) > 0
     farthest = np.asarray(
         cv2.erode(np.where(known, q, UNKNOWN), np.ones((AROUND, AROUND), np.uint8)), np.float32

@@ -122,7 +122,7 @@ def _metric_lines(metrics: Tree) -> Iterator[str]:
         yield (
             f"masks        IoU {_number(score['iou'])}, precision {_number(score['precision'])},"
             f" recall {_number(score['recall'])}, static marked {_percent(score['static_marked'])}"
-            f" ({score['movers']} movers)"
+            f" ({score['movers']} dynamic objects)"
         )
     if score := metrics.get("objects"):
         yield (
@@ -133,8 +133,8 @@ def _metric_lines(metrics: Tree) -> Iterator[str]:
         )
     if score := metrics.get("map_swept"):
         yield (
-            f"map, movers  {_percent(score['share'])} of {score['points']:,} points where movers"
-            " drove"
+            f"map, dynamic {_percent(score['share'])} of {score['points']:,} points where dynamic"
+            " objects drove"
         )
     if score := metrics.get("cloud"):
         yield (

@@ -281,8 +281,8 @@ class GeometricStep(nn.Module):
         older frames for the next step.
 
         Every pixel is matched over time with an older frame of its camera, and with the rig
-        neighbour that sees it, if one does. The neighbour, which sees movers where they are, counts
-        for more.
+        neighbour that sees it, if one does. The neighbour, which sees dynamic objects where they
+        are, counts for more.
         """
         o = self.o
         present, pose = at["present"], at["pose"]

@@ -1,9 +1,9 @@
 """Occupancy labels from lidar by the rule of UniScene's published script: sweeps around a key frame
 moved by the car's motion alone, thinned, and put into voxels. Pure functions on arrays.
 
-What the rule does not do: movers leave trails, because sweeps are moved as if nothing else did;
-what nobody looked at counts as free, because no ray is cast. Poses are 4x4 float64; points [n, 3]
-in metres in the lidar's frame (x right, y forward, z up) unless a name says otherwise.
+What the rule does not do: dynamic objects leave trails, because sweeps are moved as if nothing else
+did; what nobody looked at counts as free, because no ray is cast. Poses are 4x4 float64; points [n,
+3] in metres in the lidar's frame (x right, y forward, z up) unless a name says otherwise.
 """
 
 from __future__ import annotations

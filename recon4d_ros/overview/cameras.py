@@ -148,7 +148,7 @@ def depth_scale(page: Page, y: float) -> None:
     page.text(
         MARGIN,
         y - 3,
-        "pink: found moving     box: tracked mover with id and speed     dark: no depth",
+        "pink: found moving     box: tracked dynamic object with id and speed     dark: no depth",
         10.5,
         FAINT,
     )

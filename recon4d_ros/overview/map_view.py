@@ -53,7 +53,7 @@ def draw_map(axes: Axes, data: OverviewData) -> None:
         pose = data.shown_pose if data.shown_pose is not None else data.trajectory[-1]
         _draw_car(axes, pose, turn)
     if longest:
-        axes.plot([], [], color=identity_color(1), lw=2, label="movers, with id")
+        axes.plot([], [], color=identity_color(1), lw=2, label="dynamic objects, with id")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
             loc="upper left",

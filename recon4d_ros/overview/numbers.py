@@ -60,7 +60,7 @@ def panels_of(data: OverviewData) -> list[str]:
     if "depth" in metrics or "lidar_depth" in metrics:
         panels.append("depth")
     if (metrics.get("masks") or {}).get("movers") or (metrics.get("objects") or {}).get("movers"):
-        panels.append("movers")
+        panels.append("dynamic objects")
     if data.summary.get("latency_ms"):
         panels.append("latency")
     return panels
@@ -86,7 +86,7 @@ def draw_panels(
             _trajectory_panel(axes, data.distance, data.errors, metrics["trajectory"])
         elif name == "depth":
             _depth_panel(axes, metrics)
-        elif name == "movers":
+        elif name == "dynamic objects":
             _movers_panel(axes, metrics)
         elif name == "latency":
             _latency_panel(axes, data.summary["latency_ms"])
@@ -161,8 +161,8 @@ def _movers_panel(axes: Axes, metrics: Mapping[str, Any]) -> None:
         ]
     if (objects := metrics.get("objects")) and objects["movers"]:
         entries += [
-            ("movers: precision", objects["precision"]),
-            ("movers: recall", objects["recall"]),
+            ("objects: precision", objects["precision"]),
+            ("objects: recall", objects["recall"]),
         ]
     values = [value if value is not None and math.isfinite(value) else 0.0 for _, value in entries]
     pink = tuple(c / 255 for c in MASK)
@@ -184,7 +184,7 @@ def _movers_panel(axes: Axes, metrics: Mapping[str, Any]) -> None:
     marked = (
         f", {number(100 * masks['static_marked'], 2)} % of static pixels marked" if masks else ""
     )
-    axes.set_title(f"movers{marked}", fontsize=12, loc="left")
+    axes.set_title(f"dynamic objects{marked}", fontsize=12, loc="left")
 
 
 def _latency_panel(axes: Axes, latency: Mapping[str, Mapping[str, float]]) -> None:

@@ -340,23 +340,23 @@ def _covariance6(position: Array | None, orientation: Array | None = None) -> Ar
     return out.reshape(-1)
 
 
-def object_msg(mover: DynamicObject) -> DynamicObjectMsg:
+def object_msg(thing: DynamicObject) -> DynamicObjectMsg:
     message = DynamicObjectMsg(
-        id=int(mover.id),
-        confidence=float(mover.confidence),
-        age=int(mover.age),
-        missed=int(mover.missed),
-        class_name=mover.class_name,
-        class_score=float(mover.class_score),
+        id=int(thing.id),
+        confidence=float(thing.confidence),
+        age=int(thing.age),
+        missed=int(thing.missed),
+        class_name=thing.class_name,
+        class_score=float(thing.class_score),
     )
     message.pose.pose.position = Point(
-        x=float(mover.position[0]), y=float(mover.position[1]), z=float(mover.position[2])
+        x=float(thing.position[0]), y=float(thing.position[1]), z=float(thing.position[2])
     )
-    message.pose.pose.orientation = yaw_msg(mover.yaw)
-    message.pose.covariance = _covariance6(mover.position_covariance)
-    message.size = vector_msg(mover.size)
-    message.twist.twist.linear = vector_msg(mover.velocity)
-    message.twist.covariance = _covariance6(mover.velocity_covariance)
+    message.pose.pose.orientation = yaw_msg(thing.yaw)
+    message.pose.covariance = _covariance6(thing.position_covariance)
+    message.size = vector_msg(thing.size)
+    message.twist.twist.linear = vector_msg(thing.velocity)
+    message.twist.covariance = _covariance6(thing.velocity_covariance)
     return message
 
 
