@@ -38,7 +38,7 @@ def drive(rig_and_calibration, boxes, noise, frames=6, speed=8.0, dynamics=None,
     """The motions and truths of a straight drive at 10 Hz."""
     rig, calibration = rig_and_calibration
     street, rng = Street(boxes), np.random.default_rng(1)
-    dynamics = dynamics or Dynamics(rig, calibration, DynamicsParameters())
+    dynamics = dynamics or Dynamics(rig, calibration, DynamicsParameters(source="residual"))
     results = []
     for n in range(first, first + frames):
         frame, pose, geometry, truth = observe(
@@ -94,7 +94,7 @@ def test_stereo_sees_motion_along_the_epipolar_line():
 
 def test_first_frame_lost_pose_and_absent_camera_give_empty_masks():
     rig, calibration = STEREO
-    dynamics = Dynamics(rig, calibration, DynamicsParameters())
+    dynamics = Dynamics(rig, calibration, DynamicsParameters(source="residual"))
     results = drive(STEREO, (*STILL, CROSSING), 0.25, frames=4, dynamics=dynamics)
     assert not results[0][0].mask.any() and results[-1][0].mask.any()
     street = Street((*STILL, CROSSING))
@@ -124,7 +124,7 @@ def test_traffic_that_passes_a_camera_at_rest_is_marked_from_the_second_image():
     """Without any depth: one camera that has never moved. Range is that of the road by
     calibration."""
     rig, calibration = SINGLE
-    dynamics = Dynamics(rig, calibration, DynamicsParameters())
+    dynamics = Dynamics(rig, calibration, DynamicsParameters(source="residual"))
     street, rng = (
         Street((*STILL, Box((9, -3, 0), (1, 2, 1.6), (0, 5.0, 0)))),
         np.random.default_rng(1),
@@ -143,7 +143,7 @@ def test_traffic_that_passes_a_camera_at_rest_is_marked_from_the_second_image():
 
 def test_reset_and_repetition_are_exact():
     rig, calibration = STEREO
-    dynamics = Dynamics(rig, calibration, DynamicsParameters())
+    dynamics = Dynamics(rig, calibration, DynamicsParameters(source="residual"))
     first = drive(STEREO, (*STILL, CROSSING), 0.25, frames=5, dynamics=dynamics)
     dynamics.reset()
     second = drive(STEREO, (*STILL, CROSSING), 0.25, frames=5, dynamics=dynamics)
@@ -321,7 +321,7 @@ def test_a_mover_is_where_another_camera_says_and_nowhere_else():
 def test_a_camera_that_just_came_back_marks_what_another_found():
     """It has no image to compare with: without the other it marks nothing."""
     rig, calibration = RING
-    dynamics, street = Dynamics(rig, calibration, DynamicsParameters()), Street((*STILL, CROSSING))
+    dynamics, street = Dynamics(rig, calibration, DynamicsParameters(source="residual")), Street((*STILL, CROSSING))
     for n in range(4):
         frame, pose, geometry, truth = observe(
             street,

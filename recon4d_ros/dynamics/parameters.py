@@ -13,7 +13,7 @@ class DynamicsParameters:
     resolution."""
 
     source: str = parameter(
-        "residual",
+        "network",
         "what says that something moves: `network`, the motion network; `residual`, what a static"
         " world leaves unexplained in its own standard deviations; or `rigid_flow`, Driv3R's rule"
         " (only clip_threshold, clip_least and what is said of objects below apply to it)",

@@ -224,7 +224,7 @@ class Trainer:
         self._train, self._valid = Shards(shards, False), Shards(shards, True)
         self._streams: dict[tuple[int, int], tuple[list[Stream], Tensor]] = {}
         if (out / "last.pt").is_file():
-            kept = torch.load(out / "last.pt", weights_only=False)
+            kept = torch.load(out / "last.pt", weights_only=True)
             self.network.load_state_dict(kept["network"])
             self._optimizer.load_state_dict(kept["optimizer"])
             self._step, self._spent = kept["step"], kept["spent"]
@@ -253,7 +253,7 @@ class Trainer:
         recipe, rng = self.recipe, self._rng
         rate = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
         for group in self._optimizer.param_groups:
-            group["lr"] = RATE * rate * min(1.0, (self._step + 1) / WARM_UP)
+            group["lr"] = float(RATE * rate * min(1.0, (self._step + 1) / WARM_UP))
         size = self._train.choose_size(rng)
         shards = self._train.by_size[size]
         streams, belief = self._streams.get(size) or ([], torch.zeros(0, 1 + STATE, *size))

@@ -32,7 +32,7 @@ from recon4d_ros.dynamics.residual import see_road
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.geometry import inverse
-from recon4d_ros.reconstructor import Reconstructor
+from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.sim.bag import encode
 from recon4d_ros.sim.scenario import scenario
 from recon4d_ros.sim.simulate import SimFrame, SimObject, Simulator
@@ -149,10 +149,12 @@ def write_piece(piece: Piece, file: Path) -> int:
     simulator = Simulator(
         rig, max(20.0, (piece.start + IMAGES) / piece.rate), piece.rate, piece.seed, name=piece.name
     )
-    reconstructor = Reconstructor(rig, choose_engine("", rig))
+    # what keeps dynamic objects out of the memory here needs no network yet
+    by_rule = Parameters(dynamics=DynamicsParameters(source="residual"))
+    reconstructor = Reconstructor(rig, choose_engine("", rig), by_rule)
     calibration = reconstructor.calibration
     if piece.fed == "truth":
-        reconstructor.dynamics = Told(rig, calibration)
+        reconstructor.dynamics = Told(rig, calibration, by_rule.dynamics)
     reconstructor.mapper = _NoMap()  # type: ignore[assignment]
     views = make_views(calibration)
     grid, parameters = make_grid(views), DynamicsParameters()
