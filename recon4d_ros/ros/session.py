@@ -169,6 +169,7 @@ class Session:
                 for name, topics in setup.topics.items()
                 if is_rectified(node.resolve_topic_name(topics.image))
             ],
+            height=own.camera_height or None,
             tell=self._tell,
         )
         self._publishers = Publishers(
@@ -309,6 +310,8 @@ class Session:
             self._calibrations.look()
             if self._source.missing():
                 self._transforms.look()
+            if self._source.wants_partners():
+                self._source.expect_partners(self._calibrations.others(self._source.partner))
             if self.active and time.monotonic() - self._activated > ELSEWHERE:
                 if self._source.missing() or not all(one.connected for one in self._cameras):
                     self._look_for_topics()
