@@ -23,6 +23,10 @@ DISTORTION_COEFFICIENTS = {
     "plumb_bob": (4, 5),
     "rational_polynomial": (8, 12, 14),  # 12: and thin prism, 14: and tilted sensor (OpenCV)
     "equidistant": (4,),
+    "thin_prism_fisheye": (8,),  # COLMAP's: k1 k2 p1 p2 k3 k4 sx1 sy1
+    "fov": (1,),  # omega
+    "double_sphere": (2,),  # xi alpha
+    "eucm": (2,),  # alpha beta
     "none": (0,),
 }
 
