@@ -2,7 +2,7 @@
 GPU. To load what it built takes one; what names, shapes and types it will have is asked before.
 
 `make test` parses every graph, and builds one of each kind: a rectified pair, a surround rig, a
-learned network in fp16 and one in int8. `make test-full` builds all of them."""
+block of attention in fp16 and bf16, and a learned network in int8. `make test-full` builds all of them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch (requirements/dev.txt)")
 
 from onnx import TensorProto, helper  # noqa: E402
+from test_export_learned import Encoder  # noqa: E402
 from tiny_engine import network, tiny_engine  # noqa: E402
 
 from recon4d_ros import engine as engines  # noqa: E402
@@ -196,7 +197,7 @@ def quantized(model: Path, engine: Path) -> None:
 
 @pytest.mark.parametrize(
     "precision",
-    [pytest.param(p, marks=pytest.mark.full) if p == "bf16" else p for p in PRECISIONS],
+    [p if p == "int8" else pytest.param(p, marks=pytest.mark.full) for p in PRECISIONS],
 )
 def test_a_network_is_built_in_every_precision_that_is_offered(
     precision, begin, learned_engine, tmp_path
@@ -216,6 +217,20 @@ def test_a_network_is_built_in_every_precision_that_is_offered(
     }[precision] in kinds
     build, size = future.result()
     assert build.network_layers > 100 and size > 1e6 * build.weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_block_in_less_than_float32_is_built(dtype, tmp_path, begin) -> None:
+    """Patches and attention, as every learned network has them."""
+    from recon4d_ros.export.graph import write_graph
+
+    encoder = Encoder().eval().to(dtype)
+    model = tmp_path / str(dtype) / "model.onnx"
+    model.parent.mkdir()
+    image, state = (torch.float32, (1, 3, 32, 48)), {"state": (1,)}
+    write_graph(model, encoder, {"image": image}, state, ("tokens",))
+    build, size = begin(model).result()
+    assert build.network_layers > 30 and size > 1e6 * build.weights
 
 
 def test_products_in_fp8_are_built(tmp_path, begin) -> None:
