@@ -2,7 +2,8 @@
 GPU. To load what it built takes one; what names, shapes and types it will have is asked before.
 
 `make test` parses every graph, and builds one of each kind: a rectified pair, a surround rig, a
-block of attention in fp16 and bf16, and a learned network in int8. `make test-full` builds all of them."""
+block of attention in fp16 and bf16, and a learned network in int8. `make test-full` builds all of
+them."""
 
 from __future__ import annotations
 
