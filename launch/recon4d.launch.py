@@ -44,6 +44,14 @@ ARGUMENTS = (
             " file's"
         ),
     ),
+    (
+        "camera_height",
+        "",
+        (
+            "without transforms: metres of the first camera above the road, which it looks along;"
+            " empty = the parameter file's"
+        ),
+    ),
     ("parameters", "", "parameter file; empty = config/recon4d.yaml of this package"),
     (
         "engine",

@@ -438,7 +438,7 @@ def stereo_poses(
     notes = []
     for name, one in mounts.items():
         beside = {
-            other: its for other, its in mounts.items() if _same_place(one, its) and other != name
+            other: its for other, its in mounts.items() if same_place(one, its) and other != name
         }
         first = [other for other, its in beside.items() if abs(its.tx) < 1e-4]
         if abs(one.tx) < 1e-3 or not beside:
@@ -466,8 +466,8 @@ def stereo_poses(
     return poses, notes
 
 
-def _same_place(a: Mount, b: Mount) -> bool:
-    """To a millimetre and a tenth of a degree."""
+def same_place(a: Mount, b: Mount) -> bool:
+    """Whether two frames are one, to a millimetre and a tenth of a degree."""
     relative = inverse(a.T_base_frame) @ b.T_base_frame
     return bool(
         np.abs(relative[:3, 3]).max() < 1e-3 and np.abs(relative[:3, :3] - np.eye(3)).max() < 2e-3

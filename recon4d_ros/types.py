@@ -23,6 +23,10 @@ DISTORTION_COEFFICIENTS = {
     "plumb_bob": (4, 5),
     "rational_polynomial": (8, 12, 14),  # 12: and thin prism, 14: and tilted sensor (OpenCV)
     "equidistant": (4,),
+    "thin_prism_fisheye": (8,),  # COLMAP's: k1 k2 p1 p2 k3 k4 sx1 sy1
+    "fov": (1,),  # omega
+    "double_sphere": (2,),  # xi alpha
+    "eucm": (2,),  # alpha beta
     "none": (0,),
 }
 
@@ -141,6 +145,12 @@ class RawImage:
     inside: str = ""
 
 
+# m/s and rad/s: no car does more
+FASTEST, QUICKEST_TURN = 90.0, 5.0
+# metres and radians by which an odometry may correct itself at once (a fix of GNSS, a closed loop)
+CORRECTION_METRES, CORRECTION_ANGLE = 1.0, 0.2
+
+
 @dataclass(frozen=True)
 class OdometrySample:
     """Wheel or inertial odometry: pose of base_link in the odometry's own frame, drifting but
@@ -152,6 +162,20 @@ class OdometrySample:
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.T_odom_base).all())
+
+    def reachable_from(self, earlier: OdometrySample) -> bool:
+        """Whether a car could have come here since: within FASTEST and QUICKEST_TURN, and what an
+        odometry corrects its own drift by. Otherwise the odometry began anew, or was wrong."""
+        seconds = (self.stamp_ns - earlier.stamp_ns) * 1e-9
+        a, b = earlier.T_odom_base, self.T_odom_base
+        with np.errstate(over="ignore"):
+            distance = float(np.linalg.norm(b[:3, 3] - a[:3, 3]))
+        cosine = (np.sum(a[:3, :3] * b[:3, :3]) - 1.0) / 2.0  # of the angle between the two
+        angle = float(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        return (
+            distance <= FASTEST * seconds + CORRECTION_METRES
+            and angle <= QUICKEST_TURN * seconds + CORRECTION_ANGLE
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,21 @@ def nuscenes_bag(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight frame sets of the simulated stereo rig, with truth."""
+    """Eight frame sets of the simulated stereo rig at half its size, 621x188, with truth."""
     from recon4d_ros.cameras.rig import load_rig
     from recon4d_ros.paths import rigs
     from recon4d_ros.sim.bag import write_bag
+    from recon4d_ros.types import Rig
 
+    rig = load_rig(rigs() / "kitti_like.yaml")
+    cameras = []
+    for camera in rig.cameras:
+        k = camera.k / 2
+        k[:2, 2] -= 0.25  # pixel (0, 0) is the first pixel's centre
+        k[2, 2] = 1.0
+        cameras.append(replace(camera, width=621, height=188, k=k))
     path = tmp_path_factory.mktemp("bags") / "small"
-    write_bag(path, load_rig(rigs() / "kitti_like.yaml"), seconds=0.8, rate=10.0, seed=3, workers=1)
+    write_bag(path, Rig(rig.name, tuple(cameras)), seconds=0.8, rate=10.0, seed=3, workers=1)
     return path
 
 

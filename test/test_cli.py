@@ -441,7 +441,7 @@ def test_a_bench_times_every_stage_of_a_drive_played_to_and_fro(
     assert (
         closed == [300]
         and result["frames"] == 300
-        and result["rig"] == "2 x 1242x375"
+        and result["rig"] == "2 x 621x188"
         and result["not_tracking"] == 2
     )
     assert result["latency_ms"]["engine"] == {"mean": 30.0, "p50": 20.0, "p95": 50.0, "max": 50.0}

@@ -21,6 +21,7 @@ from recon4d_ros.cli import main  # noqa: E402
 from recon4d_ros.engine.base import STAND_IN  # noqa: E402
 from recon4d_ros.errors import EngineError  # noqa: E402
 from recon4d_ros.networks import checkpoint, point3r  # noqa: E402
+from recon4d_ros.networks.attention import EncoderBlock, PatchEmbed  # noqa: E402
 from recon4d_ros.networks.point3r_step import Memory, Point3RStep  # noqa: E402
 from recon4d_ros.networks.pointer_stream import PointerStream  # noqa: E402
 from recon4d_ros.networks.step import StepOptions  # noqa: E402
@@ -181,21 +182,23 @@ def test_every_output_is_compared_and_what_it_is_worth_is_said(built, capsys) ->
     assert "mean nothing" in said and "network_position" in said
 
 
+class Encoder(torch.nn.Module):
+    """Patches and one block of attention, [1, 3, h, w] to tokens; and a state, as an engine has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = PatchEmbed(64), EncoderBlock(64, 4)
+
+    def forward(self, image, state):
+        return self.block(self.patches(image)).float(), state + 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_less_than_float32_is_onnx_that_a_runtime_takes(tmp_path, dtype) -> None:
     """Patches and a block, as every network has them: ONNX has no convolution of bfloat16, and no
     checker lets one pass."""
     from recon4d_ros.engine.openvino import ov
     from recon4d_ros.export.graph import write_graph
-    from recon4d_ros.networks.attention import EncoderBlock, PatchEmbed
-
-    class Encoder(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patches, self.block = PatchEmbed(64), EncoderBlock(64, 4)
-
-        def forward(self, image, state):
-            return self.block(self.patches(image)).float(), state + 1
 
     torch.manual_seed(0)
     encoder, image = Encoder().eval(), torch.rand(1, 3, 32, 48)

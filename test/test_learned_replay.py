@@ -39,7 +39,8 @@ def test_from_checkpoint_to_a_run(
         engine = learned_engine(network)
     spec = load_spec(engine)
     assert (spec.network, spec.cameras, spec.working_size) == (network, 2, (48, 160))
-    assert all("error" not in report for report in spec.parity.values())
+    assert {"openvino", "onnxruntime"} <= spec.parity.keys()
+    assert all(report["worst"] < 1e-3 for report in spec.parity.values())
 
     capsys.readouterr()
     assert main(["info", str(engine)]) == 0

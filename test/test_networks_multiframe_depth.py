@@ -289,9 +289,8 @@ def test_confidence_says_what_supports_the_depth() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "backbone", ["resnet18", pytest.param("efficientnetb5", marks=pytest.mark.full)]
-)
+@pytest.mark.full  # in make test the engine of test_learned_replay.py is compared by its export
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnetb5"])
 def test_the_exported_step_computes_the_same(backbone: str, tmp_path: Path) -> None:
     step = step_of(2, backbone=backbone).eval()
     outputs = [*OUTPUTS, *step.extra_outputs, *step.memory_shapes()]

@@ -26,6 +26,7 @@ from recon4d_ros.cameras.decode import significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
 from recon4d_ros.cameras.lens import lens_at
+from recon4d_ros.cameras.lens_names import lens_model
 from recon4d_ros.cameras.preprocess import (
     ENCODINGS,
     OUTSIDE,
@@ -895,3 +896,103 @@ def test_thin_prism_and_tilted_sensor(count: int) -> None:
     assert np.allclose(lens.pixels(rays), pixels) and np.allclose(
         lens.rays(pixels), rays, atol=1e-4
     )
+
+
+# --- models that OpenCV does not have
+
+FISHEYE = (0.03, -0.01, 2e-3, -1e-3, 4e-3, -1e-3, 3e-3, -2e-3)  # k1 k2 p1 p2 k3 k4 sx1 sy1
+OTHER_LENSES = {
+    "thin_prism_fisheye": FISHEYE,
+    "fov": (0.93,),
+    "double_sphere": (-0.18, 0.59),
+    "eucm": (0.63, 1.04),
+}
+
+
+def closed_inverse(model: str, d: tuple[float, ...], points: np.ndarray) -> np.ndarray:
+    """Rays of distorted points, by the inverse that the model's paper gives."""
+    square = np.sum(points**2, axis=1, keepdims=True)
+    if model == "fov":
+        length = np.sqrt(square)
+        return points / length * np.tan(length * d[0]) / (2 * np.tan(d[0] / 2))
+    alpha, scale = (d[1], 1.0) if model == "double_sphere" else d
+    z = (1 - scale * alpha**2 * square) / (
+        alpha * np.sqrt(1 - (2 * alpha - 1) * scale * square) + 1 - alpha
+    )
+    if model == "eucm":
+        return points / z
+    xi = d[0]
+    factor = (z * xi + np.sqrt(z**2 + (1 - xi**2) * square)) / (z**2 + square)
+    return factor * points / (factor * z - xi)
+
+
+@pytest.mark.parametrize("model", OTHER_LENSES)
+def test_lenses_that_opencv_does_not_have(model: str) -> None:
+    """Forth and back over 70 degrees, in pixels, in the lens of the followed points and in the
+    grid; against the papers' own inverse, or OpenCV's polynomial at the angle's distance."""
+    d = OTHER_LENSES[model]
+    k = np.array([[30.0, 0, 30], [0, 29, 22], [0, 0, 1]])
+    camera = Camera("c", 64, 48, k, np.eye(4), model, d)
+    rng = np.random.default_rng(0)
+    angle, around = rng.uniform(0.01, np.deg2rad(70), 60), rng.uniform(0, 2 * np.pi, 60)
+    rays = (np.tan(angle) * np.array([np.cos(around), np.sin(around)])).T
+    pixels = to_pixels(camera, rays)
+    points = (pixels - k[:2, 2]) / np.diag(k)[:2]
+    if model == "thin_prism_fisheye":
+        k1, k2, p1, p2, k3, k4, sx, sy = d
+        at_angle = rays * (angle / np.tan(angle))[:, None]
+        flat = np.column_stack([at_angle, np.ones(60)])
+        zero, polynomial = np.zeros(3), np.array([k1, k2, p1, p2, k3, 0, 0, 0, sx, 0, sy, 0])
+        expected = cv2.projectPoints(flat, zero, zero, np.eye(3), polynomial)[0][:, 0]
+        assert np.allclose(points, expected + k4 * angle[:, None] ** 8 * at_angle, atol=1e-9)
+    else:
+        assert np.allclose(closed_inverse(model, d, points), rays, atol=1e-9)
+    assert np.allclose(to_rays(camera, pixels), rays, atol=1e-6)
+    lens = lens_at(camera, (48, 64))
+    assert np.allclose(lens.pixels(rays), pixels) and np.allclose(
+        lens.rays(pixels), rays, atol=1e-4
+    )
+    calibration = make_calibration(Rig("c", (camera,)), (48, 64), (24, 32))
+    assert (calibration.grid[0][..., 0] > OUTSIDE).mean() > 0.9
+
+
+def test_a_fisheye_without_prism_is_the_plain_one() -> None:
+    k, rays = np.array([[30.0, 0, 30], [0, 29, 22], [0, 0, 1]]), np.array([[0.9, -0.4], [0, 2.0]])
+    k1, k2, _, _, k3, k4, _, _ = FISHEYE
+    prism = Camera("c", 64, 48, k, np.eye(4), "thin_prism_fisheye", (k1, k2, 0, 0, k3, k4, 0, 0))
+    plain = Camera("c", 64, 48, k, np.eye(4), "equidistant", (k1, k2, k3, k4))
+    assert np.allclose(to_pixels(prism, rays), to_pixels(plain, rays))
+    ideal = [
+        to_pixels(Camera("c", 64, 48, k, np.eye(4), model), rays)
+        for model in ("equidistant", "thin_prism_fisheye")
+    ]
+    assert np.allclose(*ideal) and ideal[0][0, 0] == pytest.approx(
+        30 + 30 * np.arctan(np.hypot(0.9, 0.4)) * 0.9 / np.hypot(0.9, 0.4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "model", "d"),
+    [
+        ("THIN_PRISM_FISHEYE", FISHEYE, "thin_prism_fisheye", FISHEYE),
+        ("ATAN", (0.93,), "fov", (0.93,)),
+        ("ds", (-0.18, 0.59), "double_sphere", (-0.18, 0.59)),
+        ("EUCM", (0.63, 1.04), "eucm", (0.63, 1.04)),
+        ("SIMPLE_RADIAL", (-0.1,), "plumb_bob", (-0.1, 0, 0, 0)),
+        ("radial_fisheye", (0.1, 0.2), "equidistant", (0.1, 0.2, 0, 0)),
+        ("KannalaBrandt8", (0.1, 0.2, 0.3, 0.4), "equidistant", (0.1, 0.2, 0.3, 0.4)),
+        ("full-opencv", (1, 2, 3, 4, 5, 6, 7, 8), "rational_polynomial", (1, 2, 3, 4, 5, 6, 7, 8)),
+    ],
+)
+def test_lenses_by_the_names_of_other_tools(
+    name: str, given: tuple[float, ...], model: str, d: tuple[float, ...]
+) -> None:
+    assert lens_model(name, given) == (model, d)
+
+
+@pytest.mark.parametrize("model", ["omni", "mei", "scaramuzza", "fisheye624"])
+def test_a_lens_without_a_defined_order_is_named(model: str) -> None:
+    with pytest.raises(
+        CalibrationError, match=f"camera c: distortion model '{model}' is not known"
+    ):
+        Camera("c", 64, 48, np.eye(3), np.eye(4), *lens_model(model, (0.1, 0.2, 0, 0, 1.1)))

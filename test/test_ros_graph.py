@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from car import CAMERAS, PATIENCE, RATE, SECONDS, Car, own_domain
+from test_rolled_camera import small_pair
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 pytest.importorskip(
@@ -43,7 +44,6 @@ from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.bags import BagReader, BagWriter
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
-from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.commands.demo import collect
 from recon4d_ros.engine import load_spec
 from recon4d_ros.engine.choose import choose_engine
@@ -68,15 +68,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory) -> Path:
-    """Two seconds of the stereo rig that has a shipped engine."""
+    """Of a rectified stereo rig."""
     bag = tmp_path_factory.mktemp("drive") / "bag"
-    write_bag(
-        bag,
-        load_rig(REPOSITORY / "config/rigs/kitti_like.yaml"),
-        seconds=SECONDS,
-        rate=RATE,
-        seed=3,
-    )
+    write_bag(bag, small_pair(0), seconds=SECONDS, rate=RATE, seed=3, workers=1)
     return bag
 
 
@@ -679,7 +673,7 @@ def test_player_node_and_recorder_as_three_processes(drive, recorded):
 
 
 def test_what_was_heard_is_written_and_scored_as_a_replay_is(drive, recorded, tmp_path):
-    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
+    rig = small_pair(0)
     engine = choose_engine("", rig)
     summary = collect(recorded.bag, drive, tmp_path, rig, engine)
     with BagReader(recorded.bag) as reader:
@@ -747,7 +741,7 @@ def test_a_picture_that_the_played_bag_lacks_is_black_and_costs_nothing_else(
                 or stamp_ns(reader.deserialize(data, kind).header.stamp) != stamps[0]
             ):
                 writer.write_raw(topic, kind, data, receive_ns)
-    rig = load_rig(REPOSITORY / "config/rigs/kitti_like.yaml")
+    rig = small_pair(0)
     spec = load_spec(choose_engine("", rig), rig)
     calibration = make_calibration(rig, spec.input_size, spec.working_size)
     recording = Recording(

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +29,12 @@ from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from recon4d_msgs.srv import SaveMap
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
 
 from recon4d_ros.ros import session as session_module
+from recon4d_ros.ros.conversions import transform_msg
 from recon4d_ros.ros.graph import graph_environment
 from recon4d_ros.ros.node import Recon4dNode
 from recon4d_ros.ros.offered import BEST_EFFORT, RELIABLE, image_qos
@@ -235,6 +238,44 @@ def test_images_that_wait_at_a_reset_are_counted(make):
     session._on_image("left", image(START), "")
     session.reset("asked for")
     assert session.health.drops() == {("left", session_module.FORGOTTEN): 1}
+
+
+def test_images_before_the_engine_is_loaded_are_counted(make):
+    """A driver that is woken sends images before the rig is known."""
+    node = make()
+    node.start()
+    session = node._session
+    frame_set = FrameSet(START, {"left": image(START), "right": image(START)})
+    session._worker.put(frame_set)
+    session._worker.call(lambda: None).result(5)
+    session._worker.call(partial(session._process, frame_set)).result(5)
+    assert session.health.drops()["right", session_module.NOT_LOADED] == 2
+
+
+def test_the_partner_of_a_stereo_pair_is_listened_to(make):
+    """Only where a camera says that it is the second of a pair, and the first is not the rig's."""
+    node = make(cameras=["right"])
+    node.start()
+    source = node._session._source
+    info = CameraInfo(width=64, height=48, k=[50.0, 0, 32, 0, 50, 24, 0, 0, 1], d=[])
+    info.header.frame_id = "left"
+    info.p = [50.0, 0, 32, 0, 0, 50, 24, 0, 0, 0, 1, 0]
+    left = node.create_publisher(CameraInfo, "/camera/left/camera_info", 1)
+    assert not source.wants_partners()
+    pose = np.array([[0, 0, 1, 1.5], [-1, 0, 0, 0.0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    edge = transform_msg(pose, 0, "base_link", "left")
+    node._session._fixed.add_static(TFMessage(transforms=[edge]))
+    second = deepcopy(info)
+    second.p[3] = -25.0
+    source.offer("right", second)
+    assert source.wants_partners()
+    end = time.monotonic() + 5
+    while left.topic_name not in source._expected and time.monotonic() < end:
+        source.expect_partners(node._session._calibrations.others(source.partner))
+        time.sleep(0.02)
+    assert source._expected == {left.topic_name} and source.rig() is None
+    source.partner(left.topic_name, info)
+    assert source.rig().cameras[0].T_base_camera[1, 3] == pytest.approx(-0.5)
 
 
 def test_images_while_paused_are_no_gap(make):

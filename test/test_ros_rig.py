@@ -102,8 +102,11 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def live(path: Path, names: Sequence[str]) -> tuple[Rig | None, list[str], RigSource]:
-    """The rig of a bag's messages, as the node takes them one by one."""
+def live(
+    path: Path, names: Sequence[str], height: float | None = None
+) -> tuple[Rig | None, list[str], RigSource]:
+    """The rig of a bag's messages, as the node takes them one by one. names: of the cameras that
+    it is told; the camera_info of others comes too, once it is asked for."""
     notes: list[str] = []
     fixed = FixedTransforms(notes.append)
     with BagReader(path) as reader:
@@ -113,7 +116,11 @@ def live(path: Path, names: Sequence[str]) -> tuple[Rig | None, list[str], RigSo
             fixed,
             "base_link",
             rectified=[name for name in names if cameras[name].rectified],
+            height=height,
             tell=notes.append,
+        )
+        source.expect_partners(
+            [one.camera_info or "" for name, one in cameras.items() if name not in names]
         )
         by_info = {camera.camera_info: name for name, camera in cameras.items()}
         by_image = {camera.image: name for name, camera in cameras.items()}
@@ -126,10 +133,15 @@ def live(path: Path, names: Sequence[str]) -> tuple[Rig | None, list[str], RigSo
                 else:
                     fixed.add_sent(message)
             elif kind == CAMERA_INFO:
-                source.offer(by_info[topic], deserialize_message(bytes(data), CameraInfo))
+                message = deserialize_message(bytes(data), CameraInfo)
+                if by_info[topic] in names:
+                    source.offer(by_info[topic], message)
+                else:
+                    source.partner(topic, message)
             elif kind == IMAGE:
                 message = deserialize_message(bytes(data), Image)
-                images.append((by_image[topic], message))
+                if by_image[topic] in names:
+                    images.append((by_image[topic], message))
         source.rig()  # it may be there before any image is
         for name, image in images:
             size = (image.width, image.height)
@@ -151,6 +163,49 @@ def test_live_and_bag_give_the_same_rig(tmp_path: Path, situation: str) -> None:
         assert (here.width, here.height) == (there.width, there.height) == (64, 48)
         assert (here.distortion_model, here.d) == (there.distortion_model, there.d)
     assert set(notes) == set(expected)
+
+
+@pytest.mark.parametrize("name", ["left", "right"])
+@pytest.mark.parametrize("how", ["image_rect", "image_raw"])
+def test_one_camera_of_a_pair_in_one_frame_is_where_the_other_says(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    turned = exp(np.array([0, 0, 0, 0, 0.02, 0]))[:3, :3]
+    path = write(tmp_path / "bag", **pair(Info(r=turned), Info(p=tx(0.5)), how))
+    with BagReader(path) as reader:
+        recorded = reader.rig([name])
+    rig, notes, source = live(path, [name])
+    assert rig is not None and rig.names == (name,)
+    there = recorded.cameras[0].T_base_camera
+    np.testing.assert_allclose(rig.cameras[0].T_base_camera, there, atol=1e-12)
+    if name == "right":
+        assert np.linalg.norm(there[:3, 3] - OPTICAL[:3, 3]) == pytest.approx(0.5)
+    assert len(notes) == (name == "right")
+    # without the other one's camera_info it is where its frame is, after a while
+    alone = RigSource((name,), source._transforms, "base_link")
+    alone._infos, alone._rectified = source._infos, source._rectified
+    assert alone.wants_partners() == (name == "right")
+    alone.expect_partners(["/other/camera_info"])
+    assert (alone.rig() is None) == (name == "right")
+
+
+@pytest.mark.parametrize("edges", [(), [("left", "right", RIGHT)]])
+def test_a_height_does_without_transforms_to_the_car(tmp_path: Path, edges: Any) -> None:
+    """Live as in a bag: the first camera looks straight ahead, the others are where transforms
+    between the cameras say."""
+    names = ["left", "right"] if edges else ["left"]
+    infos = pair(Info(), Info(frame="right")) if edges else one(Info())
+    path = write(tmp_path / "bag", **{**infos, "edges": edges})
+    with BagReader(path) as reader:
+        recorded = reader.rig(height=1.4)
+    rig, _, source = live(path, names, 1.4)
+    assert rig is not None and rig.names == recorded.names == tuple(names)
+    np.testing.assert_allclose(rig.T_base_camera, recorded.T_base_camera, atol=1e-12)
+    assert rig.cameras[0].T_base_camera[2, 3] == 1.4 and len(source.edges()) == len(edges)
+    without, _, source = live(path, names)
+    assert without is None and "base_link->left" in source.missing()[0]
+    with pytest.raises(CalibrationError, match=r"height is 140 m"):
+        RigSource(("left",), FixedTransforms(), "base_link", height=140.0)
 
 
 def test_the_first_image_changes_a_rig_that_was_made_without_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recon4d_ros import geometry
 from recon4d_ros.bags import BagReader, ImageEvent
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.sync import Synchronizer, SyncParameters
@@ -508,6 +509,23 @@ def test_odometry_door_and_delivery() -> None:
         synchronizer.statistics.odometry_dropped == dropped
         and synchronizer.statistics.odometry_received == 6
     )
+
+
+@pytest.mark.parametrize("leap", [(50.0, 0.0), (1e300, 0.0), (0.0, np.pi)])
+def test_odometry_that_leaps_is_counted_and_a_new_beginning_is_taken(
+    leap: tuple[float, float],
+) -> None:
+    """Driving at 80 m/s: sample 2 is wrong alone; from 5 on the odometry has begun anew."""
+    queue = sync_odometry.OdometryQueue(100, 500 * MS, dropped := Counter())
+    elsewhere = geometry.exp(np.array([0, 0, 0, 0, 0, leap[1]]))
+    elsewhere[0, 3] = leap[0]
+    poses = [geometry.exp(np.array([8.0 * i, 0, 0, 0, 0, 0])) for i in range(8)]
+    for i, pose in enumerate(poses):
+        queue.add(OdometrySample(100 * i * MS, elsewhere @ pose if i in (2, 5, 6, 7) else pose))
+    assert [sample.stamp_ns // (100 * MS) for sample in queue.take(10**18)] == [0, 1, 3, 4, 6, 7]
+    assert dropped == {sync_odometry.LEAPT: 2}
+    queue.add(OdometrySample(-1000 * MS, np.eye(4)))  # a bag loops
+    assert len(queue) == 1 and sum(dropped.values()) == 2
 
 
 def test_odometry_from_before_a_jump_is_not_given_to_the_sets_after_it() -> None:

@@ -1,5 +1,9 @@
 """Every graph goes through a real TensorRT parser and builder: TensorRT for RTX's, which needs no
-GPU. To load what it built takes one; what names, shapes and types it will have is asked before."""
+GPU. To load what it built takes one; what names, shapes and types it will have is asked before.
+
+`make test` parses every graph, and builds one of each kind: a rectified pair, a surround rig, a
+block of attention in fp16 and bf16, and a learned network in int8. `make test-full` builds all of
+them."""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch (requirements/dev.txt)")
 
 from onnx import TensorProto, helper  # noqa: E402
+from test_export_learned import Encoder  # noqa: E402
 from tiny_engine import network, tiny_engine  # noqa: E402
 
 from recon4d_ros import engine as engines  # noqa: E402
@@ -42,6 +47,7 @@ from recon4d_ros.export.tensorrt_compiler import Parsed  # noqa: E402
 
 RTX = "tensorrt-rtx"
 SHIPPED = sorted(path.name for path in paths.engines().iterdir())
+BUILT = ("geometric_stereo", "geometric_surround2")  # the others in `make test-full`
 LEARNED = ("point3r", "driv3r", "dymultidepth")
 UINT8 = {"images", "moving", "color"}
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -87,25 +93,21 @@ def begin(pool, tmp_path_factory) -> Built:
 
 
 @pytest.fixture(scope="module")
-def shipped(begin, tmp_path_factory) -> dict[str, tuple[EngineSpec, Path, Future]]:
-    """Specification, model and build of each, of the size it was measured at. All of them are
-    begun: the second core works while the first waits for the first."""
-    begun = {}
-    for name in SHIPPED:
+def shipped(tmp_path_factory) -> Callable[[str], tuple[EngineSpec, Path]]:
+    """Gives specification and model of a shipped engine, of the size it was measured at."""
+
+    def fixed(name: str) -> tuple[EngineSpec, Path]:
         folder, spec = paths.engines() / name, load_spec(paths.engines() / name)
         model = tmp_path_factory.mktemp("fixed") / name / "model.onnx"
         model.parent.mkdir()
         write_fixed(folder / spec.model, spec, model)
-        begun[name] = (spec, model, begin(model))
-    return begun
+        return spec, model
+
+    return fixed
 
 
-def check(built: tuple[Build, int], parsed: Parsed, spec: EngineSpec) -> None:
-    build, size = built
-    assert build.builder == RTX and build.version == tensorrt_library.library(RTX).__version__
-    assert build.network_layers >= parsed.network.num_layers > 100
-    assert sum(build.layers.values()) > 20 and size > 1e6 * build.weights
-    assert 0 < build.scratch < 4096 and build.seconds < 300
+def check_parsed(parsed: Parsed, spec: EngineSpec) -> None:
+    assert parsed.network.num_layers > 100
     assert set(parsed.tensors) == {*spec.inputs, *spec.outputs}
     n, (h, w) = spec.cameras, spec.working_size
     shapes = {"images": (n, *spec.input_size, spec.channels), "color": (n, h, w, spec.channels)}
@@ -118,22 +120,39 @@ def check(built: tuple[Build, int], parsed: Parsed, spec: EngineSpec) -> None:
         assert kind == (np.uint8 if name in UINT8 else np.float32), name
 
 
+def check_built(built: tuple[Build, int], parsed: Parsed) -> None:
+    build, size = built
+    assert build.builder == RTX and build.version == tensorrt_library.library(RTX).__version__
+    assert build.network_layers >= parsed.network.num_layers
+    assert sum(build.layers.values()) > 20 and size > 1e6 * build.weights
+    assert 0 < build.scratch < 4096 and build.seconds < 300
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_engine_is_built(name, shipped) -> None:
-    spec, model, future = shipped[name]
-    check(future.result(), Parsed(RTX, model), spec)
+def test_every_shipped_engine_is_taken_by_the_parser(name, shipped) -> None:
+    spec, model = shipped(name)
+    check_parsed(Parsed(RTX, model), spec)
 
 
 @pytest.mark.parametrize(
-    "name",
-    # Point3R's operators are Driv3R's: its build is for make test-full.
-    [pytest.param(n, marks=pytest.mark.full) if n == "point3r" else n for n in LEARNED],
+    "name", [n if n in BUILT else pytest.param(n, marks=pytest.mark.full) for n in SHIPPED]
 )
-def test_every_published_network_is_built(name, shipped, begin, learned_engine) -> None:
+def test_every_shipped_engine_is_built(name, shipped, begin) -> None:
+    _, model = shipped(name)
+    check_built(begin(model).result(), Parsed(RTX, model))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_published_network_is_taken_by_the_parser(name, learned_engine) -> None:
     folder = learned_engine(name)
-    future = begin(folder / "model.onnx")
-    parsed = Parsed(RTX, folder / "model.onnx")
-    check(future.result(), parsed, load_spec(folder))
+    check_parsed(Parsed(RTX, folder / "model.onnx"), load_spec(folder))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_published_network_is_built(name, begin, learned_engine) -> None:
+    model = learned_engine(name) / "model.onnx"
+    check_built(begin(model).result(), Parsed(RTX, model))
 
 
 PRECISIONS = ("fp16", "bf16", "int8")
@@ -179,10 +198,10 @@ def quantized(model: Path, engine: Path) -> None:
 
 @pytest.mark.parametrize(
     "precision",
-    [pytest.param(p, marks=pytest.mark.full) if p == "bf16" else p for p in PRECISIONS],
+    [p if p == "int8" else pytest.param(p, marks=pytest.mark.full) for p in PRECISIONS],
 )
 def test_a_network_is_built_in_every_precision_that_is_offered(
-    precision, shipped, begin, learned_engine, tmp_path
+    precision, begin, learned_engine, tmp_path
 ) -> None:
     model = tmp_path / precision / "model.onnx"
     model.parent.mkdir()
@@ -199,6 +218,20 @@ def test_a_network_is_built_in_every_precision_that_is_offered(
     }[precision] in kinds
     build, size = future.result()
     assert build.network_layers > 100 and size > 1e6 * build.weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_block_in_less_than_float32_is_built(dtype, tmp_path, begin) -> None:
+    """Patches and attention, as every learned network has them."""
+    from recon4d_ros.export.graph import write_graph
+
+    encoder = Encoder().eval().to(dtype)
+    model = tmp_path / str(dtype) / "model.onnx"
+    model.parent.mkdir()
+    image, state = (torch.float32, (1, 3, 32, 48)), {"state": (1,)}
+    write_graph(model, encoder, {"image": image}, state, ("tokens",))
+    build, size = begin(model).result()
+    assert build.network_layers > 30 and size > 1e6 * build.weights
 
 
 def test_products_in_fp8_are_built(tmp_path, begin) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import topics as bag_topics
 from recon4d_ros.bags.topics import CameraTopic
+from recon4d_ros.bags.transforms import check_height
 from recon4d_ros.cameras import video
 from recon4d_ros.cameras.decode import source_size
 from recon4d_ros.cameras.rig import CameraTopics
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from recon4d_ros.bags.reader import BagReader
 
 FIRST_INFOS = 200  # camera_info without a calibration that are passed over at the start
-# base_link of a camera that looks straight ahead: x right, y down, z forward
-_AHEAD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
 
 def raw_image(camera: CameraTopic, message: Any) -> RawImage:
@@ -55,8 +54,7 @@ class RigOfBag:
 
     def __init__(self, reader: BagReader, base_frame: str, height: float | None) -> None:
         self._reader, self._base_frame, self._height = reader, base_frame, height
-        if height is not None and not 0 < height < 100:
-            raise CalibrationError(f"height is {height:g} m: expected that of a camera on a car")
+        check_height(height)
 
     def rig(
         self, chosen: Mapping[str, CameraTopic], every: Mapping[str, CameraTopic], named: bool
@@ -174,9 +172,7 @@ class RigOfBag:
         """T_base_frame. Raises CalibrationError."""
         transforms = self._reader.transforms
         if self._height is not None:
-            pose = np.eye(4)
-            pose[:3, :3], pose[2, 3] = _AHEAD, self._height
-            return pose if frame == first else pose @ transforms.lookup(first, frame)
+            return transforms.ahead(first, frame, self._height)
         try:
             frame = transforms.optical(self._base_frame, frame, name)
             return transforms.lookup(self._base_frame, frame)

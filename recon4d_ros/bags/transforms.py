@@ -18,6 +18,8 @@ from recon4d_ros.geometry import inverse
 if TYPE_CHECKING:
     from recon4d_ros.bags.reader import BagReader
 
+# base_link of a camera that looks straight ahead: x right, y down, z forward
+AHEAD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 STILL = 1e-3  # metres, and radians: what a transform may change by through rounding
 LOOKS_UP = 0.7  # of base_link's z along an optical axis: within 45 degrees
 
@@ -81,6 +83,13 @@ class FixedTransforms:
         )
         return pose
 
+    def ahead(self, first: str, frame: str, height: float) -> NDArray[np.float64]:
+        """T_base_frame where nothing leads to the car's frame: base_link is on the road below the
+        first camera's frame, which looks straight ahead. Raises CalibrationError as `lookup`."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[2, 3] = AHEAD, height
+        return pose if frame == first else pose @ self.lookup(first, frame)
+
     def between(self, base: str, frame: str) -> list[str]:
         """Child frames of the edges that lead from one frame to the other."""
         return chain({**self.still, **self.static}, base, frame)
@@ -116,6 +125,12 @@ class FixedTransforms:
         """Frames that are nobody's child, of which the car's frame is likely one."""
         edges = {**self.still, **self.static}
         return sorted({edge.parent for edge in edges.values()} - set(edges))
+
+
+def check_height(height: float | None) -> None:
+    """Raises CalibrationError."""
+    if height is not None and not 0 < height < 100:
+        raise CalibrationError(f"height is {height:g} m: expected that of a camera on a car")
 
 
 class Transforms(FixedTransforms):

@@ -1,4 +1,4 @@
-"""Lens models as maps between ideal rays and raw pixels: OpenCV's forward model, and its inverse by
+"""Lens models as maps between ideal rays and raw pixels: the forward model, and its inverse by
 Newton's method.
 
 OpenCV's own inverse is a fixed-point iteration that stops early or diverges on strong lenses;
@@ -7,12 +7,13 @@ Newton on the forward model is exact where the model is one-to-one, and says whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.lens_models import ANGULAR, distorted, radius
 from recon4d_ros.types import Camera
 
 Array = NDArray[Any]  # float64
@@ -26,7 +27,10 @@ def to_pixels(camera: Camera, rays: Array) -> Array:
         usable = np.hypot(flat[:, 0], flat[:, 1]) < widest_ray(camera)
     out = np.full_like(flat, np.nan)
     if usable.any():
-        out[usable] = _distort(camera, flat[usable]) @ camera.k[:2, :2].T + camera.k[:2, 2]
+        out[usable] = (
+            distorted(camera.distortion_model, camera.d, flat[usable]) @ camera.k[:2, :2].T
+            + camera.k[:2, 2]
+        )
     return out.reshape(np.shape(rays))
 
 
@@ -37,26 +41,7 @@ def to_rays(camera: Camera, pixels: Array) -> Array:
     target = np.linalg.solve(camera.k[:2, :2], (flat - camera.k[:2, 2]).T).T
     if camera.distortion_model == "none":
         return target.reshape(np.shape(pixels))
-    limit = min(widest_ray(camera), 1e3)
-    rays = target.copy()
-    if (
-        camera.distortion_model == "equidistant"
-    ):  # the ideal fisheye's inverse is the start: angle = distance
-        angle = np.linalg.norm(target, axis=1, keepdims=True)
-        rays *= np.tan(np.minimum(angle, np.arctan(limit))) / np.maximum(angle, 1e-12)
-    rays = _within(rays, limit)
-    moving = np.arange(len(rays))  # those that have not converged: few are left after four steps
-    for _ in range(30):
-        error = _distort(camera, rays[moving]) - target[moving]
-        far = np.abs(error).max(axis=1, initial=0.0) > 1e-11
-        moving, error = moving[far], error[far]
-        if not len(moving):
-            break
-        step = np.linalg.solve(_jacobian(camera, rays[moving]), error[..., None])[..., 0]
-        rays[moving] = _within(rays[moving] - step, limit)
-    missed = (
-        np.abs(_distort(camera, rays) - target).max(axis=1) > 1e-7
-    )  # a ten-thousandth of a pixel at any real focal length
+    rays, missed = undistorted(camera.distortion_model, camera.d, target, widest_ray(camera))
     rays[missed] = np.nan
     return rays.reshape(np.shape(pixels))
 
@@ -64,45 +49,45 @@ def to_rays(camera: Camera, pixels: Array) -> Array:
 def widest_ray(camera: Camera) -> float:
     """The tangent of the angle up to which the model's radius grows, in other words is one-to-one;
     infinite for a pinhole."""
-    if camera.distortion_model == "none":
+    model = camera.distortion_model
+    if model == "none":
         return np.inf
-    if camera.distortion_model == "equidistant":
-        angles = np.linspace(0.0, np.pi / 2, 4097)[:-1]
-        radii = angles * (1 + np.polynomial.polynomial.polyval(angles**2, [0.0, *camera.d]))
-        tangents = np.tan(angles)
+    if model in ANGULAR:
+        tangents = np.tan(np.linspace(0.0, np.pi / 2, 4097)[:-1])
     else:
-        tangents = np.linspace(
-            0.0, 20.0, 20001
-        )  # 87 degrees: polynomial models are not meant for more
-        radii = _radial(camera, tangents)
-    falling = np.flatnonzero(~(np.diff(radii) > 0))
+        # 87 degrees: polynomial models are not meant for more
+        tangents = np.linspace(0.0, 20.0, 20001)
+    falling = np.flatnonzero(~(np.diff(radius(model, camera.d, tangents)) > 0))
     return float(tangents[falling[0]] if len(falling) else tangents[-1])
 
 
-def _radial(camera: Camera, radius: Array) -> Array:
-    d = np.zeros(14)  # thin prism and tilt, the last six, bend the radius by little
-    d[: len(camera.d)] = camera.d
-    square = radius**2
-    above = np.polynomial.polynomial.polyval(square, [1.0, d[0], d[1], d[4]])
-    below = np.polynomial.polynomial.polyval(square, [1.0, d[5], d[6], d[7]])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(
-            below > 0, radius * above / below, -np.inf
-        )  # a denominator that crosses zero ends the range
+def undistorted(
+    model: str, d: Sequence[float] | Array, target: Array, widest: float
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Rays [M, 2] of distorted ones [M, 2], by Newton's method on the model, and which [M] have
+    none within its range, the tangent `widest`."""
+    limit = min(widest, 1e3)
+    rays = target.copy()
+    if model in ("equidistant", "thin_prism_fisheye"):
+        # the ideal fisheye's inverse is the start: angle = distance
+        angle = np.linalg.norm(target, axis=1, keepdims=True)
+        rays *= np.tan(np.minimum(angle, np.arctan(limit))) / np.maximum(angle, 1e-12)
+    rays = _within(rays, limit)
+    moving = np.arange(len(rays))  # those that have not converged: few are left after four steps
+    for _ in range(30):
+        error = distorted(model, d, rays[moving]) - target[moving]
+        far = np.abs(error).max(axis=1, initial=0.0) > 1e-11
+        moving, error = moving[far], error[far]
+        if not len(moving):
+            break
+        step = np.linalg.solve(_jacobian(model, d, rays[moving]), error[..., None])[..., 0]
+        rays[moving] = _within(rays[moving] - step, limit)
+    # a ten-thousandth of a pixel at any real focal length
+    missed = ~(np.abs(distorted(model, d, rays) - target).max(axis=1, initial=0.0) <= 1e-7)
+    return rays, missed
 
 
-def _distort(camera: Camera, rays: Array) -> Array:
-    """[M, 2] distorted, still normalised."""
-    if camera.distortion_model == "none":
-        return rays
-    d = np.asarray(camera.d, np.float64)
-    if camera.distortion_model == "equidistant":
-        return np.asarray(cv2.fisheye.distortPoints(rays[:, None], np.eye(3), d))[:, 0]
-    points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
-    return np.asarray(cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), d)[0])[:, 0]
-
-
-def _jacobian(camera: Camera, rays: Array) -> Array:
+def _jacobian(model: str, d: Sequence[float] | Array, rays: Array) -> Array:
     """[M, 2, 2] by central differences."""
     step = 1e-6 * (1.0 + np.abs(rays))
     columns = []
@@ -110,7 +95,7 @@ def _jacobian(camera: Camera, rays: Array) -> Array:
         offset = np.zeros_like(rays)
         offset[:, axis] = step[:, axis]
         columns.append(
-            (_distort(camera, rays + offset) - _distort(camera, rays - offset))
+            (distorted(model, d, rays + offset) - distorted(model, d, rays - offset))
             / (2 * step[:, axis : axis + 1])
         )
     jacobian = np.stack(columns, axis=-1)

@@ -17,10 +17,13 @@ from recon4d_ros.cameras.calibration import (
     turned_pixels,
     upright,
 )
-from recon4d_ros.cameras.distortion import widest_ray
+from recon4d_ros.cameras.distortion import undistorted, widest_ray
+from recon4d_ros.cameras.lens_models import distorted
 from recon4d_ros.types import Camera
 
 STEP = 1e-4  # of a normalised coordinate, to find derivatives by
+# models that OpenCV has an inverse of
+OPENCV = ("plumb_bob", "rational_polynomial", "equidistant")
 ROUNDS = (
     12  # of undistortion: OpenCV's own five leave a wide lens more than a hundredth of a pixel off
 )
@@ -55,12 +58,15 @@ class Lens:
         points = np.stack([(points[:, 0] - self.k[0, 1] * y) / self.k[0, 0], y], axis=1)
         if len(points) == 0 or self.model == "none":
             return points if self.turn is None else points @ self.turn
+        if self.model not in OPENCV:
+            rays, _ = undistorted(self.model, self.d, points, self.widest)
+            return rays if self.turn is None else rays @ self.turn
         undistort = (
             cv2.fisheye.undistortPoints if self.model == "equidistant" else cv2.undistortPoints
         )
         rays = np.asarray(undistort(points[:, None], np.eye(3), self.d)[:, 0], np.float64)
         for _ in range(ROUNDS):
-            change = self._distorted(rays) - points
+            change = distorted(self.model, self.d, rays) - points
             rays -= change
             if np.abs(change).max() < 1e-6:
                 break
@@ -75,7 +81,9 @@ class Lens:
         if len(points) and self.model != "none":
             beyond = ~(np.hypot(points[:, 0], points[:, 1]) < self.widest)
             points = np.where(
-                beyond[:, None], np.nan, self._distorted(np.where(beyond[:, None], 0.0, points))
+                beyond[:, None],
+                np.nan,
+                distorted(self.model, self.d, np.where(beyond[:, None], 0.0, points)),
             )
         points = points @ self.k[:2, :2].T + self.k[:2, 2]
         return points if self.image is None else points @ self.image[0].T + self.image[1]
@@ -98,18 +106,6 @@ class Lens:
                 & (pixels[..., 0] <= width - 1 - margin)
                 & (pixels[..., 1] <= height - 1 - margin)
             )
-
-    def _distorted(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Distorted, still normalised: the matrix comes after, for OpenCV leaves out its skew."""
-        if self.model == "equidistant":
-            return np.asarray(
-                cv2.fisheye.distortPoints(rays[:, None], np.eye(3), self.d)[:, 0], np.float64
-            )
-        ones = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
-        return np.asarray(
-            cv2.projectPoints(ones, np.zeros(3), np.zeros(3), np.eye(3), self.d)[0][:, 0],
-            np.float64,
-        )
 
 
 def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:

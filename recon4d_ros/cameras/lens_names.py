@@ -13,15 +13,27 @@ _ALIASES = {
     "kannala_brandt": "equidistant",
     "kannala_brandt4": "equidistant",
     "kb4": "equidistant",
+    "kannalabrandt8": "equidistant",  # ORB-SLAM3's: 8 parameters with the matrix's four
+    "opencv_fisheye": "equidistant",
+    "simple_radial_fisheye": "equidistant",  # COLMAP's: k1, and k1 k2
+    "radial_fisheye": "equidistant",
+    "atan": "fov",  # PTAM's and SVO's
+    "field_of_view": "fov",
+    "ds": "double_sphere",
     "radtan": "plumb_bob",
     "radial_tangential": "plumb_bob",
     "brown_conrady": "plumb_bob",  # RealSense's inverse_brown_conrady is another model
     "modified_brown_conrady": "plumb_bob",
     "opencv": "plumb_bob",
+    "simple_radial": "plumb_bob",  # COLMAP's: k1, and k1 k2
+    "radial": "plumb_bob",
+    "full_opencv": "rational_polynomial",
+    "rational": "rational_polynomial",
     "": "none",
     "pinhole": "none",
     "perspective": "none",
 }
+_RADIAL = ("simple_radial", "radial", "simple_radial_fisheye", "radial_fisheye")
 _POLYNOMIAL = ("plumb_bob", "rational_polynomial")
 # the polynomial's coefficients in OpenCV's order: k1 k2 p1 p2 k3 | k4 k5 k6 | s1..s4 | tau x, y
 _COUNTS = (4, 5, 8, 12, 14)
@@ -44,6 +56,8 @@ def lens_model(name: str, coefficients: Sequence[float]) -> tuple[str, tuple[flo
         return model, d
     if not any(d):
         return "none", ()
+    if name in _RADIAL and len(d) < 3:
+        d = (*d, *(0.0,) * (4 - len(d)))
     if model == "equidistant":
         return model, d[:4] if not any(d[4:]) and len(d) > 4 else d
     if model == "none" and len(d) in _COUNTS:

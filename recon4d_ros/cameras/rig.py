@@ -10,7 +10,8 @@ cameras:
     fy: 1266.4
     cx: 816.3
     cy: 491.5
-    distortion_model: plumb_bob   # none (default), plumb_bob, rational_polynomial, equidistant
+    distortion_model: plumb_bob   # none (default), plumb_bob, rational_polynomial, equidistant,
+    thin_prism_fisheye, fov, double_sphere, eucm
     D: [0, 0, 0, 0, 0]
     translation: [1.7, 0.0, 1.5]  # of the optical frame in base_link, metres
     rotation_xyzw: [-0.5, 0.5, -0.5, 0.5]
@@ -226,7 +227,8 @@ def _camera(entry: Any, where: str, folder: Path) -> Camera:
 
 def _lens(model: str, d: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
     """A fisheye without coefficients is one all the same where a person says so."""
-    return (model, d) if model == "equidistant" else lens_model(model, d)
+    fisheye = model in ("equidistant", "thin_prism_fisheye")
+    return (model, d) if fisheye else lens_model(model, d)
 
 
 def _ego_vehicle(path: Path, where: str) -> NDArray[np.bool_]:

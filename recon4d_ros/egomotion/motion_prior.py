@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion.pnp import Prior
-from recon4d_ros.types import OdometrySample, TwistSample
+from recon4d_ros.types import FASTEST, OdometrySample, TwistSample
 
 Array = NDArray[np.float64]
 
@@ -120,7 +120,7 @@ KEEP_NS = 5_000_000_000
 REACH_NS = 250_000_000  # how far beyond the last sample its motion is carried on
 # the motion that is carried on is measured over this time where there are samples for it
 BASIS_NS = 150_000_000
-FASTEST, HARDEST = 90.0, 20.0  # m/s and m/s^2: no car does more; an odometry that does has jumped
+HARDEST = 20.0  # m/s^2: no car does more; an odometry that does has jumped
 
 
 class OdometryBuffer:
@@ -129,18 +129,25 @@ class OdometryBuffer:
     def __init__(self) -> None:
         self._stamps: list[int] = []
         self._poses: list[Array] = []
+        self._leap: tuple[int, float] | None = None  # stamp of the first sample after it, metres
 
     def __len__(self) -> int:
         return len(self._stamps)
 
     def add(self, samples: Iterable[OdometrySample]) -> None:
-        """Takes samples that follow the ones before; a clock that runs backward starts anew; what
-        is not finite is passed over."""
+        """Takes samples that follow the ones before; a clock that runs backward starts anew, and so
+        does a pose that leaps; what is not finite is passed over."""
         for sample in samples:
             if not np.isfinite(sample.T_odom_base).all():
                 continue
             if self._stamps and sample.stamp_ns < self._stamps[-1] - KEEP_NS:
                 self._stamps, self._poses = [], []
+            if self._stamps and sample.stamp_ns > self._stamps[-1]:
+                last = OdometrySample(self._stamps[-1], self._poses[-1])
+                if not sample.reachable_from(last):
+                    metres = np.linalg.norm(sample.T_odom_base[:3, 3] - last.T_odom_base[:3, 3])
+                    self._leap = (sample.stamp_ns, float(metres))
+                    self._stamps, self._poses = [], []
             place = bisect_left(self._stamps, sample.stamp_ns)
             if place < len(self._stamps) and self._stamps[place] == sample.stamp_ns:
                 self._poses[place] = sample.T_odom_base
@@ -184,6 +191,9 @@ class OdometryBuffer:
     def motion(self, from_ns: int, to_ns: int, velocity: Array | None) -> tuple[Array | None, str]:
         """Pose of base at `to_ns` in base at `from_ns`, or None with a reason. velocity: the last
         twist [6], if it is known."""
+        if self._leap is not None and from_ns < self._leap[0] <= to_ns:
+            seconds = (to_ns - from_ns) * 1e-9
+            return None, f"odometry jumped by {self._leap[1]:.1f} m in {seconds:.2f} s"
         before, after = self.at(from_ns), self.at(to_ns)
         if before is None or after is None:
             if not self._stamps:

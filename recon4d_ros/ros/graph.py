@@ -27,7 +27,7 @@ from recon4d_ros import paths
 from recon4d_ros.bags import BagReader
 from recon4d_ros.bags.rig import camera_topics
 from recon4d_ros.cameras.rig import BASE_FRAME, save_rig
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.errors import ParameterError, Recon4dError
 from recon4d_ros.runs.output import writing
 
 PROFILE_VARIABLES = (
@@ -142,6 +142,11 @@ def launch_parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
     }
     if arguments["rig"]:
         values["rig_file"] = arguments["rig"]
+    if height := arguments["camera_height"]:
+        try:
+            values["camera_height"] = float(height)
+        except ValueError as error:
+            raise ParameterError(f"camera_height is {height!r}: expected metres") from error
     if arguments["build_only"].lower() == "true":
         values["build_only"] = True
     if targets := _split(arguments["compute_capabilities"]):

@@ -24,9 +24,9 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from std_msgs.msg import Header
 
+from recon4d_ros.bags.topics import CAMERA_INFO, IMAGES, VIDEOS
 from recon4d_ros.bags.topics import COMPRESSED_IMAGE as COMPRESSED
 from recon4d_ros.bags.topics import IMAGE as RAW
-from recon4d_ros.bags.topics import IMAGES, VIDEOS
 from recon4d_ros.cameras import video
 from recon4d_ros.cameras.image_header import compressed_size
 from recon4d_ros.errors import MessageError, ParameterError, Recon4dError
@@ -107,6 +107,7 @@ class CalibrationInput:
         self._node, self._topics, self._info = node, topics, info
         self.subscribers: dict[str, message_filters.Subscriber] = {}
         self._latched: dict[str, Subscription] = {}
+        self._others: dict[str, Subscription] = {}
         self._at = {name: topic.camera_info for name, topic in topics.items()}
         try:
             for name in topics:
@@ -129,6 +130,18 @@ class CalibrationInput:
                     CameraInfo, topic, partial(self._info, name), LATCHED
                 )
 
+    def others(self, info: Callable[[str, CameraInfo], None]) -> list[str]:
+        """Listen to the camera_info of all other cameras that somebody publishes, passed on as
+        `info(topic, message)`; their topics."""
+        ours = {self._node.resolve_topic_name(topic) for topic in self._at.values()}
+        for topic, kind in published(self._node).items():
+            if kind.type == CAMERA_INFO and topic not in ours and topic not in self._others:
+                qos = LATCHED if is_latched(self._node, topic) else BEST_EFFORT
+                self._others[topic] = self._node.create_subscription(
+                    CameraInfo, topic, partial(info, topic), qos
+                )
+        return list(self._others)
+
     def topic(self, name: str) -> str:
         """Where a camera's camera_info is expected."""
         return self._at[name]
@@ -148,7 +161,7 @@ class CalibrationInput:
     def close(self) -> None:
         for subscriber in self.subscribers.values():
             self._node.destroy_subscription(subscriber.sub)
-        for subscription in self._latched.values():
+        for subscription in (*self._latched.values(), *self._others.values()):
             self._node.destroy_subscription(subscription)
 
 

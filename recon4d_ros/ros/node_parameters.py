@@ -87,6 +87,13 @@ class NodeParameters:
     map_frame: str = parameter("map", "fixed frame of the map")
     odom_frame: str = parameter("odom", "smooth, drifting frame of the odometry")
     base_frame: str = parameter("base_link", "the car's frame: x forward, y left, z up")
+    camera_height: float = parameter(
+        0.0,
+        "without transforms to base_frame: metres of the first camera above the road; it is taken"
+        " to look straight ahead; 0 = the transforms say it",
+        minimum=0.0,
+        maximum=99.0,
+    )
     map_publish_period: float = parameter(
         2.0,
         "seconds between two publications of ~/map (~/map_updates comes every frame)",

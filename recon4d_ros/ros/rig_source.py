@@ -11,23 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo
 
-from recon4d_ros.bags.transforms import FixedTransforms
+from recon4d_ros.bags.transforms import FixedTransforms, check_height
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.errors import CalibrationError
 from recon4d_ros.messages import (
     CameraReading,
+    Mount,
     frame_name,
     image_size,
     is_calibrated,
     is_rectified,
     mount,
     read_camera_info,
+    same_place,
     size_fault,
     stereo_poses,
 )
 from recon4d_ros.types import Camera, Rig
 
 DOUBT = 1.5  # seconds until a rig that cannot be one is said to be none: frames may be on their way
+HEIGHT_REMEDY = (
+    " (nothing is on /tf_static; parameter camera_height puts the car's frame below a camera that"
+    " looks straight ahead)"
+)
 ZEROS = "has no focal length: all zeros"
 
 
@@ -47,14 +53,21 @@ class RigSource:
         known: Rig | None = None,
         *,
         rectified: Collection[str] = (),
+        height: float | None = None,
         tell: Callable[[str], None] = lambda note: None,
     ) -> None:
         """known: the rig of a rig file, which then needs no message. rectified: cameras whose
-        images are, so that P is their matrix. tell: gets what had to be made of a calibration."""
+        images are, so that P is their matrix. height: metres of the first camera above the road,
+        where no transform leads to base_frame: it then looks straight ahead. tell: gets what had to
+        be made of a calibration."""
+        check_height(height)
+        self._height = height
         self._rectified = set(rectified)
         self._names, self._transforms, self._base_frame = names, transforms, base_frame
         self._known, self._from_file, self._tell = known, known is not None, tell
         self._infos: dict[str, CameraInfo] = {}
+        self._partners: dict[str, CameraInfo] = {}  # by topic, of cameras that are not the rig's
+        self._expected: frozenset[str] = frozenset()
         self._faults: dict[str, str] = {}
         self._zeros: Counter[str] = Counter()
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -117,6 +130,27 @@ class RigSource:
                 self._forget()
         return ""
 
+    def wants_partners(self) -> bool:
+        """Whether a camera says that it is the second of a stereo pair, and no other camera of the
+        rig is in its place: the first one's camera_info then tells where both are."""
+        if self._known is not None or self.missing():
+            return False
+        mounts = self._mounts()
+        return any(
+            abs(one.tx) > 1e-3
+            and not any(same_place(one, its) for other, its in mounts.items() if other != name)
+            for name, one in mounts.items()
+        )
+
+    def expect_partners(self, topics: Collection[str]) -> None:
+        """The topics of other cameras' camera_info that are listened to."""
+        self._expected = frozenset(topics)
+
+    def partner(self, topic: str, message: CameraInfo) -> None:
+        """The camera_info of a camera that is not the rig's."""
+        if is_calibrated(message):
+            self._partners[topic] = message
+
     def images_on(self, name: str, topic: str) -> None:
         """The topic that a camera's images come on, resolved: its name says whether they are
         rectified."""
@@ -155,6 +189,9 @@ class RigSource:
         makes no rig."""
         if self._known is None and not self.missing():
             self._whole = time.monotonic() if self._whole is None else self._whole
+            if self.wants_partners() and not self._expected <= set(self._partners):
+                if time.monotonic() - self._whole < DOUBT:
+                    return None
             try:
                 rig = self._assembled()
                 check_rig(rig)
@@ -169,22 +206,18 @@ class RigSource:
         """Child frames of the transforms that the rig stands on."""
         if self._from_file:
             return []
+        base = self._base_frame if self._height is None else self._frame(self._names[0])
         return [
             child
             for name in self._names
-            for child in self._transforms.between(self._base_frame, self._optical(name))
+            for child in self._transforms.between(base, self._optical(name))
         ]
 
     def _assembled(self) -> Rig:
-        mounts = {
-            name: mount(
-                self._infos[name],
-                self._transforms.lookup(self._base_frame, self._optical(name)),
-                name in self._rectified,
-            )
-            for name in self._names
-        }
-        poses, notes = stereo_poses(mounts)
+        mounts, partners = self._mounts(), self._partner_mounts()
+        poses, notes = stereo_poses({**mounts, **partners})
+        theirs = tuple(f"camera {name}:" for name in partners)
+        notes = [note for note in notes if not note.startswith(theirs)]
         readings = [
             self._read(name, self._infos[name], poses[name], self._sizes.get(name))
             for name in self._names
@@ -193,6 +226,33 @@ class RigSource:
             self._tell(note)
         cameras = tuple(reading.camera for reading in readings)
         return Rig("from camera_info and /tf_static", cameras)
+
+    def _mounts(self) -> dict[str, Mount]:
+        return {
+            name: mount(self._infos[name], self._place(name), name in self._rectified)
+            for name in self._names
+        }
+
+    def _partner_mounts(self) -> dict[str, Mount]:
+        """Of cameras that are not the rig's and share a frame with one that is, by the topic of
+        their camera_info without its last part, which has the camera's name."""
+        frames = {self._frame(name): name for name in self._names}
+        found = {}
+        for topic, message in self._partners.items():
+            if name := frames.get(frame_name(message.header.frame_id)):
+                place, rectified = self._place(name), name in self._rectified
+                other = mount(message, place, rectified)
+                if abs(other.tx - mount(self._infos[name], place, rectified).tx) > 1e-3:
+                    found[topic.rpartition("/")[0]] = other  # else it is this camera once more
+        return found
+
+    def _place(self, name: str) -> NDArray[np.float64]:
+        """T_base_frame of a camera. Raises CalibrationError."""
+        if self._height is not None:
+            return self._transforms.ahead(
+                self._frame(self._names[0]), self._frame(name), self._height
+            )
+        return self._transforms.lookup(self._base_frame, self._optical(name))
 
     def _forget(self) -> None:
         self.changed = self.changed or self._known is not None
@@ -217,18 +277,21 @@ class RigSource:
 
     def _optical(self, name: str) -> str:
         """Raises CalibrationError as `FixedTransforms.optical`."""
+        if self._height is not None:
+            return self._frame(name)
         return self._transforms.optical(self._base_frame, self._frame(name), name)
 
     def _fault_of_extrinsics(self, name: str) -> str:
         """ "" or what is missing between the car's frame and a camera's."""
+        base = self._base_frame if self._height is None else self._frame(self._names[0])
         try:
-            self._transforms.lookup(self._base_frame, self._frame(name))
+            self._place(name)
             return ""
         except CalibrationError as error:
-            wanted, known = f"tf {self._base_frame}->{self._frame(name)}", self._transforms.frames()
+            wanted, known = f"tf {base}->{self._frame(name)}", self._transforms.frames()
             if not known:
-                return wanted
-            if {self._base_frame, self._frame(name)} <= set(known):
+                return wanted + HEIGHT_REMEDY if self._height is None else wanted
+            if {base, self._frame(name)} <= set(known) or self._height is not None:
                 return f"{wanted} ({error})"
         roots = [root for root in self._transforms.roots() if root != self._base_frame]
         remedy = (

@@ -54,7 +54,7 @@ from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
 from recon4d_ros.sync.clocks import ODOMETRY
-from recon4d_ros.sync.odometry import NOT_FINITE
+from recon4d_ros.sync.odometry import LEAPT, NOT_FINITE
 from recon4d_ros.types import (
     Calibration,
     Detections,
@@ -78,11 +78,13 @@ NO_CLOCK = 1.0  # seconds until a /clock that is silent from the start is said t
 NO_INFO = 1.0  # seconds without a camera_info until a driver is taken for one that sends it only
 # while somebody reads its images
 LOOK_ANEW = 1.0  # seconds between looks at what the publishers offer
-UNUSABLE = (NOT_FINITE,)  # reasons to drop odometry that the log has too
+UNUSABLE = (NOT_FINITE, LEAPT)  # reasons to drop odometry that the log has too
 ELSEWHERE = 3.0  # seconds until topics are looked for elsewhere than where they are expected
 NEVER_CAME = "never came (gaps in its time stamps)"
 CALIBRATION = "calibration"  # source of messages that are not used; a camera's are images alone
 FORGOTTEN = "waited when everything began anew"
+NOT_LOADED = "came before the engine was loaded"
+STUCK = "its step did not end (parameter watchdog)"
 RESET_ONCE_NS = 1_000_000_000  # one loop of a bag shows twice: in the images' stamps and in /clock
 
 
@@ -167,6 +169,7 @@ class Session:
                 for name, topics in setup.topics.items()
                 if is_rectified(node.resolve_topic_name(topics.image))
             ],
+            height=own.camera_height or None,
             tell=self._tell,
         )
         self._publishers = Publishers(
@@ -307,6 +310,8 @@ class Session:
             self._calibrations.look()
             if self._source.missing():
                 self._transforms.look()
+            if self._source.wants_partners():
+                self._source.expect_partners(self._calibrations.others(self._source.partner))
             if self.active and time.monotonic() - self._activated > ELSEWHERE:
                 if self._source.missing() or not all(one.connected for one in self._cameras):
                     self._look_for_topics()
@@ -358,6 +363,7 @@ class Session:
             " another one is started, and map, memory, tracks and pose begin anew"
         )
         rig, self._reconstructor = self._reconstructor.rig, None
+        self._count_forgotten(self._worker.discard())
         self._worker.abandon()
         self._worker = self._make_worker()
         self._synchronize_anew()
@@ -580,9 +586,9 @@ class Session:
         for camera in frame_set.images:
             self.health.drops.count(camera, "a newer frame set came before the engine was free")
 
-    def _count_forgotten(self, frame_set: FrameSet | None) -> None:
+    def _count_forgotten(self, frame_set: FrameSet | None, reason: str = FORGOTTEN) -> None:
         for camera in frame_set.images if frame_set is not None else ():
-            self.health.drops.count(camera, FORGOTTEN)
+            self.health.drops.count(camera, reason)
 
     # --- the worker's thread
 
@@ -662,6 +668,7 @@ class Session:
     def _process(self, frame_set: FrameSet) -> None:
         reconstructor = self._reconstructor
         if reconstructor is None or not self.active:
+            self._count_forgotten(frame_set, FORGOTTEN if reconstructor else NOT_LOADED)
             return
         last, self._last_ns = self._last_ns, frame_set.stamp_ns
         if (
@@ -680,6 +687,7 @@ class Session:
         forgotten = reconstructor.engine.forgotten
         result = reconstructor.step(frame_set)
         if reconstructor is not self._reconstructor:  # it was given up as stuck meanwhile
+            self._count_forgotten(frame_set, STUCK)
             return
         if reconstructor.engine.forgotten > forgotten:
             self._bad("engine", "its memory held what is not finite, and was forgotten")

@@ -4,6 +4,7 @@ the shadows on all of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import cv2
@@ -107,6 +108,18 @@ class Surface:
     color: NDArray[np.float32]
 
 
+@lru_cache(8)  # half a second each; cameras beside a step of the window ask for two in turn
+def _window(road: Road, middle: tuple[float, float]) -> tuple[NDArray[np.float32], float]:
+    """The lattice around a world point, [n, n, 4]: s from the s that is given beside it, lateral,
+    and the road's direction there."""
+    nodes = np.arange(int(2 * _REACH / _CELL) + 1) * _CELL - _REACH
+    gx, gy = np.meshgrid(middle[0] + nodes, middle[1] + nodes)
+    s, lateral, heading = road.locate(np.stack([gx, gy], -1))
+    s_origin = float(np.floor(road.locate(np.array(middle))[0] / _REPEAT) * _REPEAT)
+    fields = np.stack([s - s_origin, lateral, np.cos(heading), np.sin(heading)], -1)
+    return fields.astype(np.float32), s_origin
+
+
 class Ground:
     """Road coordinates for world points near the car, by interpolation in a lattice of exact
     ones."""
@@ -125,15 +138,8 @@ class Ground:
         if middle == self._middle:
             return
         self._middle = middle
-        count = int(2 * _REACH / _CELL) + 1
         self.origin = np.array(middle) - _REACH
-        nodes = np.arange(count) * _CELL
-        gx, gy = np.meshgrid(self.origin[0] + nodes, self.origin[1] + nodes)
-        s, lateral, heading = self.road.locate(np.stack([gx, gy], -1))
-        self.s_origin = float(np.floor(self.road.locate(np.array(middle))[0] / _REPEAT) * _REPEAT)
-        self._fields = np.stack(
-            [s - self.s_origin, lateral, np.cos(heading), np.sin(heading)], -1
-        ).astype(np.float32)
+        self._fields, self.s_origin = _window(self.road, middle)
 
     def coordinates(
         self, x: NDArray[np.float32], y: NDArray[np.float32]

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Generic, Protocol, TypeVar
 
+from recon4d_ros.types import OdometrySample
+
 NOT_FINITE = "not finite, or its quaternion is no rotation"
 NOT_NEWER = "not newer than the last"
 JUMPED = "time jumped backward"
 FULL = "buffer full"
+LEAPT = "its pose is farther from the last than a car drives or turns in that time"
 
 
 class Sample(Protocol):
@@ -69,3 +72,33 @@ class SampleQueue(Generic[S]):
         while self._samples and self._samples[0].stamp_ns <= stamp_ns:
             taken.append(self._samples.popleft())
         return tuple(taken)
+
+
+class OdometryQueue(SampleQueue[OdometrySample]):
+    """Without poses that leap: one that is alone (a wrong one) is dropped; where the next one goes
+    on from it, the odometry began anew, and that next one is taken."""
+
+    def __init__(self, limit: int, backward_ns: int, dropped: Counter[str]) -> None:
+        super().__init__(limit, backward_ns, dropped)
+        self._last: OdometrySample | None = None
+        self._leapt: OdometrySample | None = None
+
+    def add(self, sample: OdometrySample) -> None:
+        """As `SampleQueue.add`."""
+        if sample.finite and not self._follows(self._last, sample):
+            leapt, self._leapt = self._leapt, sample
+            if leapt is None or leapt.stamp_ns >= sample.stamp_ns:
+                anew = False
+            else:
+                anew = sample.reachable_from(leapt)
+            if not anew:
+                self._dropped[LEAPT] += 1
+                return
+        super().add(sample)
+        if self._newest == sample.stamp_ns and sample.finite:
+            self._last, self._leapt = sample, None
+
+    @staticmethod
+    def _follows(last: OdometrySample | None, sample: OdometrySample) -> bool:
+        """What is not newer is another's to judge."""
+        return last is None or sample.stamp_ns <= last.stamp_ns or sample.reachable_from(last)

@@ -16,7 +16,7 @@ from recon4d_ros.errors import ParameterError
 from recon4d_ros.parameters import parameter
 from recon4d_ros.sync.clocks import IMU, ODOMETRY, TWIST, ClockOffsets, parse_offsets
 from recon4d_ros.sync.gaps import GapCounter
-from recon4d_ros.sync.odometry import SampleQueue
+from recon4d_ros.sync.odometry import OdometryQueue, SampleQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import (
     FrameSet,
@@ -161,7 +161,7 @@ class Synchronizer:
         self._backward, self._forward, self._dead_after = (
             round(s * SECOND) for s in (p.backward_jump, p.forward_jump, p.dead_after)
         )
-        self._odometry: SampleQueue[OdometrySample] = SampleQueue(
+        self._odometry = OdometryQueue(
             p.odometry_queue, self._backward, self.statistics.odometry_dropped
         )
         self._imu: SampleQueue[ImuSample] = SampleQueue(
@@ -231,9 +231,9 @@ class Synchronizer:
         return self._clocks.findings
 
     def add_odometry(self, sample: OdometrySample, now_ns: int | None = None) -> None:
-        """Take an odometry sample; one that is not finite, not newer than the last, or (where the
-        time of its reception is given) of another clock than the cameras' is counted and
-        dropped."""
+        """Take an odometry sample; one that is not finite, not newer than the last, farther from it
+        than a car drives, or (where the time of its reception is given) of another clock than the
+        cameras' is counted and dropped."""
         self.statistics.odometry_received += 1
         stamp_ns = self._clocks.sensor(ODOMETRY, sample.stamp_ns, now_ns)
         if stamp_ns is None:
