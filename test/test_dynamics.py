@@ -321,7 +321,10 @@ def test_a_mover_is_where_another_camera_says_and_nowhere_else():
 def test_a_camera_that_just_came_back_marks_what_another_found():
     """It has no image to compare with: without the other it marks nothing."""
     rig, calibration = RING
-    dynamics, street = Dynamics(rig, calibration, DynamicsParameters(source="residual")), Street((*STILL, CROSSING))
+    dynamics, street = (
+        Dynamics(rig, calibration, DynamicsParameters(source="residual")),
+        Street((*STILL, CROSSING)),
+    )
     for n in range(4):
         frame, pose, geometry, truth = observe(
             street,

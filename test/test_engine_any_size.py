@@ -20,7 +20,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.export.scene import example_inputs
 from recon4d_ros.types import Camera, Frame, FrameSet, RawImage, Rig
 
-SHIPPED = sorted(path.name for path in paths.engines().iterdir())
+SHIPPED = sorted(path.name for path in paths.engines().glob("geometric_*"))
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]])
 WALL = 6.0  # metres ahead
 

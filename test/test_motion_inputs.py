@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recon4d_ros import paths
+from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters, learned
 from recon4d_ros.dynamics.motion_inputs import MULTIPLE, NetworkGrid, make_grid, road_in_camera
 from recon4d_ros.dynamics.views import make_views
-from recon4d_ros.engine.motion import load_motion
+from recon4d_ros.engine.motion import load_motion, motion_at
 from recon4d_ros.errors import EngineError
+from recon4d_ros.export import onnx_engine
+from recon4d_ros.export.scene import example_inputs
 from recon4d_ros.geometry import se3
 from recon4d_ros.types import Tracking
 
@@ -162,3 +165,37 @@ def test_an_engine_of_something_else_is_told() -> None:
         load_motion(paths.engines() / "geometric_surround1", 1, (96, 160))
     with pytest.raises(EngineError):
         load_motion(Path("/nowhere"), 1, (96, 160))
+
+
+def test_an_engine_built_for_a_rig_has_its_cameras_and_its_grid() -> None:
+    rig = load_rig(paths.rigs() / "kitti_like.yaml")
+    spec = onnx_engine(paths.engines() / "motion", rig)
+    assert (spec.cameras, spec.working_size) == (2, (80, 224))
+    assert spec.options["memory"]["belief"][0] == 2
+    fixed = dataclasses.replace(spec, shapes={})
+    assert motion_at(fixed, 3, (96, 160)) is fixed
+
+
+@pytest.mark.parametrize("cameras, size", [(1, (64, 96)), (3, (48, 80))])
+def test_the_shipped_engine_serves_any_rig_and_remembers(cameras, size) -> None:
+    """Runtimes agree, for any number of cameras and any grid; the second step is not the first."""
+    said = {}
+    for runtime in ("openvino", "onnxruntime"):
+        pytest.importorskip(runtime)
+        engine = load_motion(paths.engines() / "motion", cameras, size, runtime, threads=1)
+        said[runtime] = [
+            engine.step(
+                {
+                    name: array
+                    for name, array in example_inputs(engine.spec, index).items()
+                    if name in engine.spec.inputs
+                }
+            )
+            for index in range(2)
+        ]
+        assert said[runtime][0].shape == (cameras, *size)
+        assert (said[runtime][0] != said[runtime][1]).any()
+        engine.reset()
+        engine.close()
+    for one, other in zip(*said.values(), strict=True):
+        assert (np.abs(one - other) > 0.02).mean() < 0.005

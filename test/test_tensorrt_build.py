@@ -47,9 +47,9 @@ from recon4d_ros.export.tensorrt_compiler import Parsed  # noqa: E402
 
 RTX = "tensorrt-rtx"
 SHIPPED = sorted(path.name for path in paths.engines().iterdir())
-BUILT = ("geometric_stereo", "geometric_surround2")  # the others in `make test-full`
+BUILT = ("geometric_stereo", "geometric_surround2", "motion")  # the others in `make test-full`
 LEARNED = ("point3r", "driv3r", "dymultidepth")
-UINT8 = {"images", "moving", "color"}
+UINT8 = {"images", "moving", "color", "grey", "grey_before", "covered"}
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 Built = Callable[[Path], Future]

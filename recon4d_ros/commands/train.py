@@ -21,7 +21,9 @@ end the engine (engine/). A command that was cut off goes on where it was.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--out", type=user_path, required=True, metavar="DIR", help="folder of the run"
+    )
     parser.add_argument(
         "--pieces",
         type=int,
@@ -38,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=50.0,
         help="of processor time to train for; 0: only the shards (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of everything random in training (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,11 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.cameras.calibration import make_calibration, sizes_for
 from recon4d_ros.dynamics.flow import Displacement, FlowMeter, Picture, make_picture
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.residual import static_flow
-from recon4d_ros.dynamics.views import STRIDE, View
+from recon4d_ros.dynamics.views import STRIDE, View, make_views
+from recon4d_ros.engine.base import is_rectified_rig
 from recon4d_ros.geometry import inverse
+from recon4d_ros.types import Rig
 
 Array = NDArray[np.float64]
 Plane = NDArray[np.float32]
@@ -72,6 +75,12 @@ def make_grid(views: tuple[View, ...]) -> NetworkGrid:
     h, w = ((side + step - 1) // step for side in views[0].x.shape)
     padded = tuple(-(-side // MULTIPLE) * MULTIPLE for side in (h, w))
     return NetworkGrid(step, (h, w), (padded[0], padded[1]))
+
+
+def grid_of(rig: Rig) -> NetworkGrid:
+    """The grid that a rig has with the shipped engines of the reconstruction."""
+    sizes = sizes_for(rig, is_rectified_rig(rig))
+    return make_grid(make_views(make_calibration(rig, *sizes)))
 
 
 @dataclass(frozen=True, eq=False)

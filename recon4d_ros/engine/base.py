@@ -190,9 +190,10 @@ class Engine(Protocol):
 
 def load_spec(folder: Path, rig: Rig | None = None) -> EngineSpec:
     """engine.yaml of an engine's folder, checked; with a rig, as it is for this one: an engine of
-    any size has a rig's own sizes. Raises EngineError with one sentence."""
+    any size has a rig's own sizes (the motion network's are dynamics': engine/motion.py). Raises
+    EngineError with one sentence."""
     spec = _read_spec(Path(folder))
-    if rig is not None and spec.shapes:
+    if rig is not None and spec.shapes and spec.config != MOTION:
         return at_sizes(spec, *sizes_for(rig, spec.stereo))
     return spec
 

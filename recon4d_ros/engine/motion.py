@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from recon4d_ros.engine.any_size import at_sizes
 from recon4d_ros.engine.base import MOTION, EngineSpec, load_spec
 from recon4d_ros.engine.hosted import Runtime
 from recon4d_ros.errors import EngineError
+
+PROBABILITY = "probability"
 
 
 def load_motion(
@@ -33,8 +36,25 @@ def load_motion(
             f"{where}: {spec.network} ({spec.config}) does not say what moves: expected an engine"
             " of recon4d_motion"
         )
-    spec = at_sizes(spec, size, size, cameras)
+    spec = motion_at(spec, cameras, size)
+    if (spec.cameras, spec.working_size) != (cameras, size):
+        raise EngineError(
+            f"{where}: is built for {spec.cameras} camera(s) and a {_size(spec.working_size)} grid:"
+            f" this rig has {cameras} on {_size(size)}; export it again with --rig"
+        )
     return MotionEngine(spec, start_runtime(folder, spec, runtime, threads), where)
+
+
+def motion_at(spec: EngineSpec, cameras: int, size: tuple[int, int]) -> EngineSpec:
+    """The specification for so many cameras on a grid of `size` (h, w), where it is open."""
+    if not spec.shapes:
+        return spec
+    spec = at_sizes(spec, size, size, cameras)
+    return replace(spec, extra_outputs={PROBABILITY: (cameras, *size)})
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 class MotionEngine:
@@ -67,7 +87,7 @@ class MotionEngine:
         if missing:
             raise EngineError(f"{self._where}: its input {missing[0]} was not given")
         probability = np.empty((self.spec.cameras, *self.spec.working_size), np.float32)
-        self._runtime.run(inputs, {"probability": probability})
+        self._runtime.run(inputs, {PROBABILITY: probability})
         if not np.isfinite(probability).all() or not all(
             np.isfinite(self._runtime.memory(name)).all() for name in self._memory
         ):  # it would stay in the memory and spread

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recon4d_ros.cameras.calibration import sizes_for
+from recon4d_ros.dynamics.motion_inputs import grid_of
+from recon4d_ros.engine.base import MOTION as MOTION_CONFIG
 from recon4d_ros.engine.base import (
     SPEC_FILE,
     EngineSpec,
@@ -26,6 +28,7 @@ from recon4d_ros.engine.base import (
     sha256_of,
     source_spec,
 )
+from recon4d_ros.engine.motion import motion_at
 from recon4d_ros.engine.tensorrt_library import TITLES
 from recon4d_ros.errors import EngineError, OutputError, ParameterError
 from recon4d_ros.export.apart import Stop
@@ -320,6 +323,8 @@ def onnx_engine(folder: Path, rig: Rig | None = None) -> EngineSpec:
     """The specification of a folder's ONNX, which may lie beside a TensorRT engine, with a rig's
     sizes if it is of any. Raises EngineError."""
     spec = load_spec(folder, rig)
+    if rig is not None and spec.config == MOTION_CONFIG:
+        spec = motion_at(spec, len(rig.cameras), grid_of(rig).padded)
     onnx = source_spec(spec) if spec.source else spec
     if onnx is None or not onnx.model.endswith(".onnx"):
         raise EngineError(

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 
 from recon4d_ros.engine import CPU_RUNTIMES
-from recon4d_ros.engine.base import MOTION, SPEC_FILE, EngineSpec, sha256_of
+from recon4d_ros.engine.base import (
+    MOTION,
+    SPEC_FILE,
+    EngineSpec,
+    sha256_of,
+)
+from recon4d_ros.engine.motion import PROBABILITY
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.graph import builders, write_graph
@@ -59,7 +65,7 @@ def write_motion(folder: Path, checkpoint: Path) -> EngineSpec:
         "w": MULTIPLE * wide,
     }
     inputs, outputs = write_graph(
-        folder / "model.onnx", network, frame, memory, ("probability",), shapes, dims
+        folder / "model.onnx", network, frame, memory, (PROBABILITY,), shapes, dims
     )
     spec = EngineSpec(
         network=NETWORK,
@@ -79,7 +85,7 @@ def write_motion(folder: Path, checkpoint: Path) -> EngineSpec:
         outputs=outputs,
         options={"memory": {name: list(size) for name, size in memory.items()}},
         versions=builders(),
-        extra_outputs={"probability": (CAMERAS, *GRID)},
+        extra_outputs={PROBABILITY: (CAMERAS, *GRID)},
         shapes=shapes,
     )
     spec.save(folder / SPEC_FILE)

@@ -76,6 +76,11 @@ RIGS = {
     "mono": 2.0,
     "kitti_mono": 2.0,
 }
+NEAR_WALLS = 112
+WALLS = {"tunnel": 4.0, "motorway": 1.0, "city": 1.0}
+"""Courses from this piece on: what the first validation showed to be missing. A camera that looks
+aside sees a tunnel's wall pass two metres away, faster than flow can follow."""
+
 KINDS = {"pedestrian": 1, "cyclist": 2}
 VEHICLE = 3
 
@@ -103,7 +108,7 @@ def make_piece(number: int) -> Piece:
         weights = np.array(list(table.values()))
         return str(rng.choice(list(table), p=weights / weights.sum()))
 
-    course, condition = choose(COURSES), choose(CONDITIONS)
+    course, condition = choose(COURSES if number < NEAR_WALLS else WALLS), choose(CONDITIONS)
     return Piece(
         number,
         f"{course}+{condition}" if condition else course,
