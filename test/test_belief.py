@@ -134,6 +134,36 @@ def test_what_the_road_confirms_is_possible() -> None:
     assert measure.impossible(now, tried, measure.Speed(39.0, 0.3, 100_000_000)) == ""
 
 
+@pytest.mark.parametrize(
+    ("moved", "deviation", "turn", "told"),
+    [
+        (0.0, 0.3, 0.001, "standing or following: no parallax"),
+        (8.0, 0.3, 0.001, "the motion is known to 0.30 m only"),
+        (8.0, 0.02, 0.05, "the rotation is known to 2.9 degrees only"),
+        (8.0, 0.02, 0.001, ""),
+    ],
+)
+def test_why_a_motion_is_not_known(moved: float, deviation: float, turn: float, told: str) -> None:
+    """Points that agree but hardly hold the motion: where they stay where they were in the image,
+    the car stands or follows something; else it says how little is known."""
+    pixel = np.random.default_rng(0).uniform(0, 600, (40, 2)).astype(np.float32)
+    now = SimpleNamespace(
+        frame=SimpleNamespace(present=np.array([True])),
+        parameters=SimpleNamespace(min_inliers=15),
+        landmarks=SimpleNamespace(pixel=pixel, __len__=lambda: 40),
+        pose=np.eye(4),
+    )
+    seen = SimpleNamespace(
+        blind=np.array([False]),
+        observations=range(40),
+        pixel=pixel + np.float32(moved),
+        found=np.ones(40, np.bool_),
+    )
+    solution = SimpleNamespace(inliers=38, T_map_base=np.eye(4))
+    covariance = np.diag(np.repeat([deviation, turn], 3) ** 2)
+    assert measure.problem(now, seen, solution, covariance) == told
+
+
 def test_patches_of_the_road_are_sightings_where_most_agree() -> None:
     """Nine points and a road that agrees are enough; with a road of which half moves otherwise they
     are not."""

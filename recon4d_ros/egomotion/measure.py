@@ -214,11 +214,13 @@ def problem(
         )
     doubt = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
     moved = float(np.linalg.norm(solution.T_map_base[:3, 3] - now.pose[:3, 3]))
-    turn = float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1]))
-    if doubt > t.doubt + t.doubt_share * moved or turn > t.turn_doubt:
+    if doubt > t.doubt + t.doubt_share * moved:
         if _stay(now, seen) > t.still_share:
             return "standing or following: no parallax"
         return f"the motion is known to {doubt:.2f} m only"
+    turn = float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1]))
+    if turn > t.turn_doubt:
+        return f"the rotation is known to {np.degrees(turn):.1f} degrees only"
     return ""
 
 
