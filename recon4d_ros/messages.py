@@ -34,6 +34,7 @@ _COMPRESSIONS = (
     ("png", "png"),
     ("tif", "tiff"),
     ("webp", "webp"),
+    ("bmp", "bmp"),
     ("265", "hevc"),
     ("hevc", "hevc"),
     ("264", "h264"),
