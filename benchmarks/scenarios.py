@@ -5,10 +5,12 @@
   python benchmarks/scenarios.py --seeds 1 --seconds 6     reduced (about 20 minutes on two cores)
   python benchmarks/scenarios.py --only queue night --rigs kitti_like
   python benchmarks/scenarios.py --table                   the table of what is there, nothing run
+  python benchmarks/scenarios.py --first-seed 12 --seeds 2 on seeds to tune on
 
-Frames are rendered and handed over as JPEG in this process; no bag is written. Each drive keeps its
-result as a JSON file in --out, and what is there is not run again: a run that was cut off goes on.
-The seeds 1000 to 1004 are for this table alone. Nothing may be tuned on them.
+Frames are rendered and handed over as they would stand in a bag (JPEG; depth in 1/256 m); none is
+written. Each drive keeps its result as a JSON file in --out, and what is there is not run again: a
+run that was cut off goes on. --rendered keeps the rendered drives too, for other states of the
+code. The seeds 1000 to 1004 are for this table alone. Nothing may be tuned on them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import datetime
 import json
 import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections import defaultdict
@@ -36,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 from recon4d_ros.bags import BagReader  # noqa: E402
 from recon4d_ros.commands.bench import machine  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig  # noqa: E402
+from recon4d_ros.depth_png import decode_depth  # noqa: E402
 from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.errors import Recon4dError  # noqa: E402
 from recon4d_ros.evaluation.evaluator import Evaluator  # noqa: E402
@@ -54,11 +58,11 @@ from recon4d_ros.evaluation.truth import TrueObjects, Truth  # noqa: E402
 from recon4d_ros.geometry import inverse, log  # noqa: E402
 from recon4d_ros.reconstructor import Reconstructor  # noqa: E402
 from recon4d_ros.runs.replay import frame_sets  # noqa: E402
-from recon4d_ros.sim.bag import encode  # noqa: E402
+from recon4d_ros.sim.bag import Encoded, encode  # noqa: E402
 from recon4d_ros.sim.scenario import NAMES, scenario  # noqa: E402
-from recon4d_ros.sim.simulate import SimFrame, Simulator  # noqa: E402
+from recon4d_ros.sim.simulate import Simulator  # noqa: E402
 from recon4d_ros.sync import Synchronizer  # noqa: E402
-from recon4d_ros.types import FrameSet, PoseEstimate, RawImage, Reconstruction, Tracking  # noqa: E402
+from recon4d_ros.types import FrameSet, PoseEstimate, RawImage, Reconstruction, Rig, Tracking  # noqa: E402
 
 FIRST_SEED = 1000
 RIGS = ("kitti_like", "nuscenes_like")
@@ -89,25 +93,30 @@ class Job:
 class RenderedTruth:
     """The truth of rendered frames, one at a time (evaluation.truth.TruthSource)."""
 
-    frame: SimFrame
-
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], encoded: Encoded) -> None:
         self._names = list(names)
+        self.encoded = encoded
 
     def close(self) -> None:
         pass
 
     def pose(self, stamp_ns: int) -> NDArray[np.float64] | None:
-        return self.frame.T_world_base
+        return self.encoded.frame.T_world_base
 
     def depth(self, camera: str, stamp_ns: int) -> NDArray[np.float32] | None:
-        return self.frame.depth[self._names.index(camera)].copy()
+        depths = self.encoded.depths
+        return None if depths is None else decode_depth(self._decoded(depths, camera))
 
     def mask(self, camera: str, stamp_ns: int) -> NDArray[np.bool_] | None:
-        return self.frame.moving[self._names.index(camera)]
+        masks = self.encoded.masks
+        return None if masks is None else self._decoded(masks, camera) > 0
+
+    def _decoded(self, images: Sequence[bytes], camera: str) -> NDArray[Any]:
+        data = np.frombuffer(images[self._names.index(camera)], np.uint8)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
     def objects(self, stamp_ns: int) -> TrueObjects | None:
-        every = [thing for thing in self.frame.objects if thing.moving]
+        every = [thing for thing in self.encoded.frame.objects if thing.moving]
         center, size, velocity = (
             np.array(values, np.float64).reshape(-1, 3)
             for values in (
@@ -145,6 +154,7 @@ class Drive:
         segments = np.array([pose.segment for pose in self.poses])
         estimate = _joined(np.stack([pose.T_map_base for pose in self.poses]), truth, segments)
         covariance = np.stack([pose.motion_covariance for pose in self.poses])
+        calibration = np.stack([pose.calibration_covariance for pose in self.poses])
         error = motion_errors(estimate, truth)
         tracked = np.array([state is Tracking.TRACKING for state in said])
         asked = tracked[1:] & (segments[1:] == segments[:-1])
@@ -164,6 +174,8 @@ class Drive:
             },
             "segments": len(set(segments.tolist())),
             "promise": asdict(score_promise(error[asked], covariance[1:][asked])),
+            # simulated rigs are exactly as calibrated: what is left is the images' noise
+            "noise": asdict(score_promise(error[asked], (covariance - calibration)[1:][asked])),
             "reasons": sorted({pose.reason for pose in self.poses if pose.reason})[:8],
             "standing": _standing(estimate, truth),
             "host_and_engine_s": self.spent,
@@ -212,27 +224,51 @@ def _standing(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> dict
     return {"frames": frames, "way_m": way, "farthest_m": farthest}
 
 
-def run_scenario(job: Job) -> dict[str, Any]:
-    """One simulated drive."""
+def rendered(job: Job, folder: Path | None) -> tuple[Rig, Iterator[Encoded]]:
+    """The rig of a simulated drive and its frames; kept in the folder, if there is one, and taken
+    from there."""
+    file = folder / Path(job.file).with_suffix(".pkl") if folder else None
+    if file is not None and file.is_file():
+        with file.open("rb") as opened:
+            rig, frames = pickle.load(opened)
+        return rig, iter(frames)
     rig = scenario(job.name, job.seed).rig(find_rig(job.rig))
     simulator = Simulator(rig, job.seconds, RATE, job.seed, name=job.name)
     quality = simulator.drive.conditions.jpeg_quality
-    truth = RenderedTruth(rig.names)
-    reconstructor = Reconstructor(rig, choose_engine("", rig))
-    evaluator, drive = Evaluator(truth, rig), Drive()
-    for index in range(simulator.count):
-        truth.frame = simulator.frame(index)
-        images = encode(truth.frame, quality, 1 << 30).images
+    made = (encode(simulator.frame(index), quality, 1) for index in range(simulator.count))
+    if file is None:
+        return rig, made
+    frames = list(made)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{multiprocessing.current_process().pid}.part")
+    with part.open("wb") as opened:
+        pickle.dump((rig, frames), opened)
+    part.rename(file)
+    return rig, iter(frames)
+
+
+def run_scenario(job: Job, folder: Path | None = None) -> dict[str, Any]:
+    """One simulated drive. folder: of rendered drives."""
+    rig, frames = rendered(job, folder)
+    reconstructor, drive = Reconstructor(rig, choose_engine("", rig)), Drive()
+    truth: RenderedTruth | None = None
+    for encoded in frames:
+        if truth is None:
+            truth = RenderedTruth(rig.names, encoded)
+            evaluator = Evaluator(truth, rig)
+        truth.encoded, frame = encoded, encoded.frame
         frame_set = FrameSet(
-            truth.frame.stamp_ns,
+            frame.stamp_ns,
             {
                 name: RawImage(stamp, "jpeg", np.frombuffer(data, np.uint8))
-                for name, stamp, data in zip(rig.names, truth.frame.stamps_ns, images, strict=True)
+                for name, stamp, data in zip(
+                    rig.names, frame.stamps_ns, encoded.images, strict=True
+                )
             },
         )
         result = reconstructor.step(frame_set)
         evaluator.add_reconstruction(result, reconstructor.preprocessor)
-        drive.add(result, truth.frame.T_world_base)
+        drive.add(result, frame.T_world_base)
     reconstructor.close()
     return drive.scores() | _from_evaluator(evaluator.finish(None))
 
@@ -284,11 +320,11 @@ def _from_evaluator(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def run(job: Job, out: Path) -> Path:
-    """Run a drive and keep its result."""
+def run(job: Job, out: Path, folder: Path | None = None) -> Path:
+    """Run a drive and keep its result. folder: of rendered drives."""
     cv2.setNumThreads(1)
     try:
-        result = run_scenario(job) if job.rig else run_bag(job)
+        result = run_scenario(job, folder) if job.rig else run_bag(job)
     except Recon4dError as error:
         result = {"failed": str(error)}
     stamped = {
@@ -324,9 +360,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     keys = sorted(groups, key=lambda key: (not key[0], key[0], order.get(key[1], 999)))
     lines = [
         "| rig | drive | runs | way m | drift % | drift m | ATE m | promise % |"
-        " tracked / degraded / starting / lost % | NEES | standing m | IoU | static marked % |"
-        " AbsRel @ coverage |",
-        "|" + "---|" * 14,
+        " tracked / degraded / starting / lost % | NEES | of the noise | standing m | IoU |"
+        " static marked % | AbsRel @ coverage |",
+        "|" + "---|" * 15,
     ]
     return "\n".join([*lines, *(_row(rig, name, groups[rig, name]) for rig, name in keys)])
 
@@ -334,7 +370,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 def _row(rig: str, name: str, group: Sequence[Mapping[str, Any]]) -> str:
     done = [result for result in group if "failed" not in result]
     if not done:
-        return f"| {rig or 'bag'} | {name} | 0 | not run: {group[0]['failed']} |" + " |" * 10
+        return f"| {rig or 'bag'} | {name} | 0 | not run: {group[0]['failed']} |" + " |" * 11
 
     def total(*path: str) -> float:
         return sum(_at(result, path) for result in done)
@@ -344,8 +380,9 @@ def _row(rig: str, name: str, group: Sequence[Mapping[str, Any]]) -> str:
     kept = sum(
         r["promise"]["kept"] * r["promise"]["frames"] for r in done if r["promise"]["frames"]
     )
-    nees = sum(
-        r["promise"]["nees"] * r["promise"]["frames"] for r in done if r["promise"]["frames"]
+    nees, noise = (
+        sum(r[part]["nees"] * r[part]["frames"] for r in done if r[part]["frames"])
+        for part in ("promise", "noise")
     )
     states = " / ".join(
         f"{100 * sum(r['states'].get(state, 0.0) * r['frames'] for r in done) / frames:.0f}"
@@ -366,6 +403,7 @@ def _row(rig: str, name: str, group: Sequence[Mapping[str, Any]]) -> str:
         f"{100 * kept / promised:.1f}" if promised else "",
         states,
         f"{nees / promised:.2f}" if promised else "",
+        f"{noise / promised:.2f}" if promised and rig else "",
         f"{max(s['farthest_m'] for s in standing):.3f}" if standing else "",
         f"{np.mean([m['iou'] for m in masks]):.2f}" if masks else "",
         f"{100 * np.nanmean(marked):.2f}" if marked else "",
@@ -431,7 +469,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     names = arguments.only or [*SCENARIOS, *BAGS]
     made = [Job(name) for name in names if name in BAGS]
     made += [
-        Job(name, rig, FIRST_SEED + seed, arguments.seconds)
+        Job(name, rig, arguments.first_seed + seed, arguments.seconds)
         for seed in range(arguments.seeds)
         for name in names
         if name not in BAGS
@@ -444,13 +482,15 @@ def results_of(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / job.file).read_text()) for job in jobs if (out / job.file).is_file()]
 
 
-def _all(jobs: Sequence[Job], out: Path, workers: int) -> Iterator[Path]:
+def _all(
+    jobs: Sequence[Job], out: Path, workers: int, folder: Path | None = None
+) -> Iterator[Path]:
     if workers == 1:
-        yield from (run(job, out) for job in jobs)
+        yield from (run(job, out, folder) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-        for done in as_completed([pool.submit(run, job, out) for job in jobs]):
+        for done in as_completed([pool.submit(run, job, out, folder) for job in jobs]):
             yield done.result()
 
 
@@ -460,11 +500,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add: Callable[..., Any] = parser.add_argument
     add("--seeds", type=int, default=5, help="drives of each scenario (default: %(default)s)")
+    add("--first-seed", type=int, default=FIRST_SEED, help="(default: %(default)s)")
     add("--seconds", type=float, default=10.0, help="of each drive (default: %(default)s)")
     add("--rigs", nargs="+", default=list(RIGS), help="(default: %(default)s)")
     add("--only", nargs="+", metavar="NAME", help=f"scenarios or bags ({', '.join(BAGS)})")
     add("--workers", type=int, default=2, help="drives at a time (default: %(default)s)")
     add("--out", type=Path, default=ROOT / "benchmarks/results/scenarios", metavar="DIR")
+    add(
+        "--rendered",
+        type=Path,
+        metavar="DIR",
+        help="keep rendered drives, and take them from there",
+    )
     add("--table", action="store_true", help="print the table of what is there and run nothing")
     return parser
 
@@ -479,7 +526,8 @@ def main() -> int:
     missing = [job for job in jobs if not (arguments.out / job.file).is_file()]
     print(f"{len(jobs)} drives, {len(jobs) - len(missing)} of them there already", flush=True)
     if not arguments.table:
-        for count, file in enumerate(_all(missing, arguments.out, arguments.workers), start=1):
+        done = _all(missing, arguments.out, arguments.workers, arguments.rendered)
+        for count, file in enumerate(done, start=1):
             print(f"{count}/{len(missing)} {file.stem}", flush=True)
     results = results_of(jobs, arguments.out)
     text = table(results)

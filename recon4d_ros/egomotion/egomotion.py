@@ -10,6 +10,8 @@ back.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,7 +114,9 @@ class Egomotion:
         self._calibration = np.zeros((6, 3))  # what calibration adds to the pose's error
         self._calibration_covariance = np.zeros((6, 6))  # and to the last motion's
         self._velocity = np.zeros(6)
+        self._velocity_covariance = np.zeros((6, 6))
         self._velocity_known = False
+        self._believed_speed: measure.Speed | None = None
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
         self._sure = False  # whether the last motions were believed
@@ -152,7 +156,10 @@ class Egomotion:
         self._seconds = max((frame.stamp_ns - self._stamp_ns) * 1e-9, 1e-3)
         now = self._instant(frame, self._seconds)
         plain = self._unconfirmed.prior(
-            self._pose, self._velocity if self._velocity_known else None, now.seconds
+            self._pose,
+            self._velocity if self._velocity_known else None,
+            now.seconds,
+            self._velocity_covariance,
         )
         turn = self._imu.turn(self._stamp_ns, frame.stamp_ns)
         steady = plain if turn is None else motion_prior.turned(plain, self._pose, *turn)
@@ -176,6 +183,9 @@ class Egomotion:
             attempt, reason = self._with_odometry(now, told, steady, said)
         if self._imu.trouble:
             reason = "; ".join(part for part in (reason, self._imu.trouble) if part)
+        if not attempt.problem and told is None and self._believed_speed is not None:
+            impossible = measure.impossible(now, attempt, self._believed_speed)
+            attempt = replace(attempt, problem=impossible)
         if not attempt.problem:
             self._road_seen(now, attempt, told is not None and not self._odometry_doubted)
             turning = self._imu.turning(self._stamp_ns, frame.stamp_ns)
@@ -243,7 +253,8 @@ class Egomotion:
         """The car has not moved (zero-velocity update)."""
         still = np.diag([STILL] * 3 + [STILL_TURN] * 3) ** 2
         self._accept(now, attempt, Prior(self._pose, still))
-        self._velocity = np.zeros(6)
+        self._velocity, self._velocity_covariance = np.zeros(6), np.zeros((6, 6))
+        self._believe_speed()
         self._sure = True
         self._imu_learns(now, np.zeros(3), still)
         self._unconfirmed.confirmed()
@@ -253,7 +264,8 @@ class Egomotion:
     def _imu_learns(self, now: Instant, turn: Array, covariance: Array) -> None:
         """The turn [3] that the images say, with the motion's covariance [6, 6]."""
         end = now.frame.stamp_ns
-        self._imu.learn(end - round(now.seconds * 1e9), end, turn, covariance[3:, 3:])
+        unsure = covariance[3:, 3:] + measure.GIVE[3:, 3:]
+        self._imu.learn(end - round(now.seconds * 1e9), end, turn, unsure)
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
@@ -299,6 +311,7 @@ class Egomotion:
             self._pose,
             known,
             self._road.views(self._images, self._pose),
+            self._mounts.turn_doubt(),
             self.parameters,
         )
 
@@ -350,10 +363,8 @@ class Egomotion:
     # --- what becomes of an attempt
 
     def _tracked(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
-        doubt = attempt.doubt or measure.doubt(
-            now, attempt, self._velocity if self._velocity_known else None
-        )
-        few = "" if doubt else self._new(attempt)
+        doubt = attempt.doubt or measure.doubt(now, attempt)
+        few = "" if doubt else self._new(now, attempt)
         if doubt:
             self._sure = False
         if few and self._cameras.all_alone and not self._velocity_known:
@@ -369,6 +380,7 @@ class Egomotion:
         if not doubt:
             turn = self._velocity[3:] * now.seconds
             self._imu_learns(now, turn, attempt.covariance)
+            self._believe_speed()
             self._believed += 1
             if self._believed % CHECKED == 0:
                 self._check_mounts(now, attempt, motion)
@@ -379,6 +391,12 @@ class Egomotion:
             return self._said(now.frame, Tracking.DEGRADED, attempt.solution.inliers, told)
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
 
+    def _believe_speed(self) -> None:
+        """The speed is held against what comes: no car changes it at once."""
+        assert self._stamp_ns is not None
+        deviation = float(np.sqrt(self._velocity_covariance[0, 0]))
+        self._believed_speed = measure.Speed(float(self._velocity[0]), deviation, self._stamp_ns)
+
     def _check_mounts(self, now: Instant, attempt: Attempt, motion: Array) -> None:
         o = attempt.sightings.observations.take(np.arange(attempt.sightings.second))
         own = now.landmarks.camera[o.landmark] == o.camera
@@ -387,7 +405,18 @@ class Egomotion:
         )
         self._mount_check.add(o, own, attempt.solution.T_map_base, place, motion)
 
-    def _new(self, attempt: Attempt) -> str:
+    def _road_goes(self, now: Instant, motion: Array) -> str:
+        """Why a first motion [4, 4] is not to be believed: the road clearly goes by at another
+        speed."""
+        goes, score, _ = self._road.search(now.road, now.seconds, motion[:3, :3])
+        here = float(self._road.score(now.road, motion[None])[0][0])
+        if score < self._road.thresholds.score or score - here < FIRST_LEAD:
+            return ""
+        return (
+            f"the road goes by at {goes[0, 3] / now.seconds:.1f} m/s: it may be a vehicle's motion"
+        )
+
+    def _new(self, now: Instant, attempt: Attempt) -> str:
         """Why a motion that the road does not confirm is not to be believed yet: the largest group
         that moves alike may be a small one."""
         share = attempt.solution.inliers / max(len(attempt.sightings.observations), 1)
@@ -396,6 +425,10 @@ class Egomotion:
         else:
             needed = 0.0 if self._sure else STRONG
         if attempt.road is not None or share >= needed:
+            if not self._sure and attempt.road is None:
+                motion = geometry.inverse(now.pose) @ attempt.pose
+                if other := self._road_goes(now, motion):
+                    return other
             self._sure = True
             return ""
         return (
@@ -437,27 +470,29 @@ class Egomotion:
         """The predicted pose, with a covariance that grows."""
         self._sure = False
         growth = self._unconfirmed.carried_on(now.seconds, steady.covariance)
-        velocity, known = self._velocity, self._velocity_known
+        kept = self._velocity, self._velocity_covariance, self._velocity_known
         self._accept(now, attempt, Prior(steady.T_map_base, growth))
-        self._velocity, self._velocity_known = velocity, known  # nothing was learnt of it
+        # nothing was learnt of it
+        self._velocity, self._velocity_covariance, self._velocity_known = kept
         return self._said(now.frame, self._untracked, attempt.solution.inliers, told)
 
     def _accept(self, now: Instant, attempt: Attempt, found: Prior) -> None:
         """The frame's pose, and what it teaches of the landmarks if the attempt is believed."""
         motion = geometry.inverse(self._pose) @ found.T_map_base
         carry = pnp.adjoint(geometry.inverse(motion))
-        self._covariance = carry @ self._covariance @ carry.T + found.covariance
         by_images = not attempt.problem and not self._odometry_followed
-        errors = np.zeros((6, 3))
+        errors, give = np.zeros((6, 3)), np.zeros((6, 6))
         if by_images:
-            distance = measure.CALIBRATION.typical
+            give = measure.GIVE * min(1.0, float(np.linalg.norm(motion[:3, 3])))
             errors = measure.calibration_errors(
-                motion, self._mounts.scale_doubt(distance), self._read_out / now.seconds
+                motion, attempt.scale_error(now), self._read_out / now.seconds
             )
         self._calibration = carry @ self._calibration + errors
-        self._calibration_covariance = errors @ errors.T
+        self._calibration_covariance = errors @ errors.T + give
+        self._covariance = carry @ self._covariance @ carry.T + found.covariance + give
         self._motion_covariance = found.covariance + self._calibration_covariance
         self._velocity, self._velocity_known = geometry.log(motion) / now.seconds, True
+        self._velocity_covariance = found.covariance / now.seconds**2
         self._pose, self._stamp_ns = found.T_map_base, now.frame.stamp_ns
         table, seen = self._landmarks, attempt.sightings
         lost = np.zeros(len(table), np.bool_)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recon4d_ros import geometry
 from recon4d_ros.egomotion.camera_rig import Cameras, at_their_stamps
 from recon4d_ros.egomotion.landmarks import Landmarks
-from recon4d_ros.egomotion.pnp import GATE, Observations
+from recon4d_ros.egomotion.pnp import GATE, TOGETHER, Observations
 from recon4d_ros.types import Frame
 
 Array = NDArray[np.float64]
@@ -217,6 +217,7 @@ def adjust(
         weight = np.where(good, (GATE / (distance + GATE)) ** 2, 0.0) / problem.sigma**2
         inlier = distance[good] < GATE
         spread = max(1.0, float(np.median(distance[good][inlier])) / 1.39) if inlier.any() else 1.0
+        spread *= TOGETHER
         flat = jacobian.reshape(-1, jacobian.shape[-1])
         full = np.repeat(weight, 2)[:, None] * flat
         normal, gradient = _gram(full, flat), _gram(full, residual.reshape(-1, 1))[:, 0]
@@ -274,10 +275,10 @@ class Mounts:
         self._covariance: Array = np.diag(np.repeat(np.where(loose, MOUNT, FIXED) ** 2, 3))
         self.T_base_camera = cameras.T_base_camera.copy()
 
-    def scale_doubt(self, distance: float) -> float:
-        """Standard deviation of the lengths that the pairs measure at `distance` metres, as a share
-        of them: a pair that is turned by an angle errs in disparity, by angle times distance over
-        base line. Infinite where all cameras look alone."""
+    def turn_doubt(self) -> float:
+        """Standard deviation of the lengths that the pairs measure, as a share of them, per metre
+        of distance: a pair that is turned by an angle errs in disparity, by angle times distance
+        over base line. Infinite where all cameras look alone."""
         best = np.inf
         centres = self._cameras.T_base_camera[:, :3, 3]
         for camera, others in enumerate(self._cameras.beside):
@@ -285,7 +286,7 @@ class Mounts:
                 line = float(np.linalg.norm(centres[camera] - centres[other]))
                 block = slice(3 * other, 3 * other + 3)
                 turn = float(np.sqrt(np.diag(self._covariance[block, block]).max()))
-                best = min(best, turn * distance / line)
+                best = min(best, turn / line)
         return best
 
     def start_segment(self) -> None:

@@ -27,15 +27,14 @@ class MeasureThresholds:
 
     far: float = 8.0  # pixels a prediction may be off without another look
     few: float = 0.6  # share of the points found below which a second look is worth it
-    # variance of what points say together over what they would say if they erred independently:
-    # they share depths, lenses and a calibration
-    together: float = 12.0
-    patches: float = 2.0  # the same of the road's patches
+    patches: float = 2.0  # as pnp.TOGETHER, of the road's patches
     turn_known: float = 0.0015  # rad that the points may be off in rotation, for the road
     turn_unknown: float = 0.01  # and where there are no points
     share: float = 0.25  # of the sightings that have to agree
+    sound: float = 0.5  # of the road's patches, from which they count as sightings
     doubt: float = 0.05  # m that the motion may be unsure by, and as a share of it:
     doubt_share: float = 0.1
+    turn_doubt: float = 0.02  # rad: 20 pixels
     fits: float = 0.8  # mean correlation of a motion that need not be looked for further
     contradiction: float = 9.0  # squared deviation of road and points, one degree of freedom
     road_better: float = 0.06  # mean correlation by which one motion fits the road better
@@ -55,6 +54,7 @@ class MeasureThresholds:
 
 
 THRESHOLDS = MeasureThresholds()
+QUIETEST = 0.25  # of a sighting's variance: no residuals are believed to be smaller
 TYPICAL = 1.39  # median of a squared Mahalanobis distance of two degrees of freedom
 
 
@@ -63,7 +63,8 @@ class Instant:
     """All that one frame's pose is found from; nothing of it changes while it is looked for.
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
-    whether there is a velocity. road: what the images show of it.
+    whether there is a velocity. road: what the images show of it. turn_doubt: of lengths that pairs
+    of cameras measure, see `Mounts.turn_doubt`.
     """
 
     frame: Frame
@@ -75,6 +76,7 @@ class Instant:
     pose: Array
     moving: bool
     road: list[RoadView]
+    turn_doubt: float
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -101,8 +103,8 @@ class Attempt:
     """A pose and what it rests on.
 
     solution: of the points alone. pose [4, 4], covariance [6, 6] in base_link: with all else.
-    problem: why not to believe it, if it is not. road: what the road says of it. doubt: what makes
-    it unsure.
+    problem: why not to believe it, if it is not. road: what the road says of it, and by_road: its
+    share in how long the motion is. doubt: what makes it unsure.
     """
 
     sightings: Sightings
@@ -114,6 +116,22 @@ class Attempt:
     pose: Array
     road: RoadMotion | None = None
     doubt: str = ""
+    by_road: float = 0.0
+
+    def pair_error(self, now: Instant) -> float:
+        """Standard deviation of its points' lengths by the calibration of a pair, as a share of
+        them; infinite where all cameras look alone."""
+        o, agree = self.sightings.observations, self.solution.inlier
+        near = o.rho[agree] if agree.any() else np.full(1, 1.0 / CALIBRATION.typical)
+        distance = min(1.0 / float(np.median(near)), CALIBRATION.farthest)
+        return float(np.hypot(CALIBRATION.lens, now.turn_doubt * distance))
+
+    def scale_error(self, now: Instant) -> float:
+        """The same of the motion, of whose length the road says the share `by_road`."""
+        height = CALIBRATION.height
+        if not np.isfinite(now.turn_doubt):
+            return height
+        return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * height))
 
 
 def attempt(now: Instant, prior: Prior) -> Attempt:
@@ -138,13 +156,13 @@ def solved(
     seen: Sightings,
     prior: Prior,
     start: Array | None = None,
-    road: Array | None = None,
+    road: tuple[Array, RoadMotion] | None = None,
 ) -> Attempt:
     """The joint solution. start: a pose [4, 4] already near, to be polished only. road: information
-    [6, 6] in the prior that was measured, not predicted."""
-    frame, velocity, t = now.frame, now.velocity(prior.T_map_base), THRESHOLDS
+    [6, 6] in the prior that was measured, not predicted, and what measured it."""
+    frame, velocity = now.frame, now.velocity(prior.T_map_base)
     solution = None
-    firm = Prior(prior.T_map_base, prior.covariance / t.together)
+    firm = Prior(prior.T_map_base, prior.covariance / pnp.TOGETHER)
     for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
         T_camera_base = now.T_camera_base(velocity)
         solution = pnp.solve(
@@ -156,30 +174,39 @@ def solved(
             break
         velocity = found
     assert solution is not None
-    excess = (
-        max(1.0, float(np.median(solution.distance[solution.inlier])) / TYPICAL)
-        if solution.inliers
-        else 1.0
-    )
-    known = solution.information / (excess * t.together)
-    measured = known if road is None else known + road
+    excess = QUIETEST
+    if solution.inliers:
+        excess = max(excess, float(np.median(solution.distance[solution.inlier])) / TYPICAL)
+    share = solution.inliers / max(len(seen.observations), 1)
+    known = solution.information / (excess * pnp.together(share))
+    measured = known if road is None else known + road[0]
     alone = np.asarray(np.linalg.inv(measured + np.eye(6) * 1e-4), np.float64)
     covariance = np.asarray(np.linalg.inv(known + prior.strength), np.float64)
-    wrong = problem(now, seen, solution, alone)
+    wrong = problem(now, seen, solution, alone, None if road is None else road[1])
     pose = solution.T_map_base
     return Attempt(seen, prior, solution, T_camera_base, covariance, wrong, pose)
 
 
-def problem(now: Instant, seen: Sightings, solution: Solution, covariance: Array) -> str:
-    """Why this solution is not to be believed; empty if it is."""
+def problem(
+    now: Instant,
+    seen: Sightings,
+    solution: Solution,
+    covariance: Array,
+    road: RoadMotion | None = None,
+) -> str:
+    """Why this solution is not to be believed; empty if it is. road: that is part of it; where most
+    of its patches agree they are sightings as well as points are."""
     present, needed, t = now.frame.present, now.parameters.min_inliers, THRESHOLDS
     if not present.any():
         return "no camera has sent an image"
     if seen.blind[present].all() and len(now.landmarks):
         return "the images show none of the points followed"
-    if solution.inliers < needed:
-        return f"{solution.inliers} sightings agree, {needed} are needed"
-    share = solution.inliers / max(len(seen.observations), 1)
+    agree, of = solution.inliers, len(seen.observations)
+    if road is not None and road.agreeing > t.sound * road.textured:
+        agree, of = agree + road.agreeing, of + road.textured
+    if agree < needed:
+        return f"{agree} sightings agree, {needed} are needed"
+    share = agree / max(of, 1)
     if share < t.share:
         return (
             f"no one motion explains what is seen: {100 * share:.0f} % of the sightings agree,"
@@ -191,6 +218,9 @@ def problem(now: Instant, seen: Sightings, solution: Solution, covariance: Array
         if _stay(now, seen) > t.still_share:
             return "standing or following: no parallax"
         return f"the motion is known to {doubt:.2f} m only"
+    turn = float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1]))
+    if turn > t.turn_doubt:
+        return f"the rotation is known to {np.degrees(turn):.1f} degrees only"
     return ""
 
 
@@ -201,23 +231,28 @@ class CalibrationThresholds:
 
     height: float = 0.02  # share: load, tyres, and a height that was measured by hand
     lens: float = 0.004  # share: focal length and base line of a pair
-    typical: float = 12.0  # m that points are away
-    mount: float = 0.004  # rad that all cameras together are turned against the car's axis
+    typical: float = 12.0  # m that points are away, where none are known
+    farthest: float = 60.0  # m: what is farther says nothing of a length
+    mount: float = 0.010  # rad that all cameras together are turned against the car's axis
+    # m and rad that body, mounts and lenses give between two frames, beside the images' noise
+    give: float = 0.006
+    give_turn: float = 0.0005
     rows: float = 0.15  # share of the image's height that points move by between two frames
 
 
 CALIBRATION = CalibrationThresholds()
+# covariance [6, 6] of one motion that comes of what gives; it averages out
+GIVE = np.diag([CALIBRATION.give**2] * 3 + [CALIBRATION.give_turn**2] * 3)
 
 
-def calibration_errors(motion: Array, pair_doubt: float, read_out: float = 0.0) -> Array:
+def calibration_errors(motion: Array, scale_error: float, read_out: float = 0.0) -> Array:
     """Errors [6, 3] of a motion [4, 4] by one standard deviation each of what the calibration may
-    be off by: all lengths, and the rig turned about z and about y. pair_doubt: share of a length
-    that the pairs of the rig may err by (infinite: there are none). read_out: of a rolling shutter,
-    as a share of the time between two frames: points are taken to be seen at the middle row's time.
-    None of it averages out.
+    be off by: all lengths, and the rig turned about z and about y. scale_error: share of the
+    lengths (`Attempt.scale_error`). read_out: of a rolling shutter, as a share of the time between
+    two frames: points are taken to be seen at the middle row's time. None of it averages out.
     """
     c, twist = CALIBRATION, geometry.log(motion)
-    scale = float(np.hypot(min(c.height, np.hypot(c.lens, pair_doubt)), c.rows * read_out))
+    scale = float(np.hypot(scale_error, c.rows * read_out))
     out = np.zeros((6, 3))
     out[:3, 0] = scale * twist[:3]
     for column, axis in ((1, 2), (2, 1)):
@@ -261,39 +296,74 @@ def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | N
     said = road.measure(views, around, start)
     if said is None or said.score < road.thresholds.score:
         return None
-    spread = np.linalg.inv(said.information / t.patches + around.strength)[0, 0]
+    spread = np.linalg.inv(said.agreed / t.patches + around.strength)[0, 0]
     return Metres(float(said.T[0, 3]), float(spread), said)
 
 
 def joined(now: Instant, tried: Attempt, prior: Prior, said: Metres) -> Attempt:
     """The attempt with the road's metres beside its points: across and in rotation the points are
-    better. Where the two contradict each other the points are asked again, from the road's motion:
-    the largest group of them may be a vehicle. Without points the road says all."""
+    better. Each is weighed by its noise and by what its calibration may be off by; of cameras that
+    look alone that is the same for both, the height above the road. Where the two contradict each
+    other the points are asked again, from the road's motion: the largest group of them may be a
+    vehicle. Without points the road says all."""
     t = THRESHOLDS
     if not tried.problem:
-        went = geometry.inverse(now.pose) @ tried.solution.T_map_base
-        off = said.travel - float(went[0, 3])
-        both = float(tried.covariance[0, 0]) + said.variance
+        went = float((geometry.inverse(now.pose) @ tried.solution.T_map_base)[0, 3])
+        off = said.travel - went
+        road = said.variance
+        points = tried.covariance.copy()
+        if np.isfinite(now.turn_doubt):
+            points[0, 0] += (tried.pair_error(now) * went) ** 2
+            road += (CALIBRATION.height * went) ** 2
+        both = float(points[0, 0]) + road
         if off**2 < t.contradiction * both:
-            gain = tried.covariance[:, 0] / both
-            covariance = tried.covariance - both * np.outer(gain, gain)
+            gain = points[:, 0] / both
+            kept = np.eye(6)
+            kept[:, 0] -= gain
+            covariance = kept @ tried.covariance @ kept.T + said.variance * np.outer(gain, gain)
             pose = tried.solution.T_map_base @ geometry.exp(gain * off)
-            return replace(tried, pose=pose, covariance=covariance, road=said.motion)
+            return replace(
+                tried, pose=pose, covariance=covariance, road=said.motion, by_road=float(gain[0])
+            )
     if tried.problem:
-        road = said.motion.information / t.patches
+        information = said.motion.agreed / t.patches
     else:
-        road = np.zeros((6, 6))
-        road[0, 0] = 1.0 / said.variance
-    fused = pnp.fused(prior, now.pose @ said.motion.T, road, np.zeros(6))
-    better = solved(now, tried.sightings, fused, road=road)
-    return replace(better, prior=prior, road=said.motion)
+        information = np.zeros((6, 6))
+        information[0, 0] = 1.0 / said.variance
+    fused = pnp.fused(prior, now.pose @ said.motion.T, information, np.zeros(6))
+    better = solved(now, tried.sightings, fused, road=(information, said.motion))
+    by_road = min(1.0, float(better.covariance[0, 0] * information[0, 0]))
+    return replace(better, prior=prior, road=said.motion, by_road=by_road)
 
 
-def doubt(now: Instant, tried: Attempt, before: Array | None) -> str:
+@dataclass(frozen=True)
+class Speed:
+    """Along the car's axis, with its standard deviation, m/s, at a stamp."""
+
+    speed: float
+    deviation: float
+    stamp_ns: int
+
+
+def impossible(now: Instant, tried: Attempt, before: Speed) -> str:
+    """Why the motion found cannot be the car's after a speed that was believed, if it cannot and
+    the road does not confirm it."""
+    t = THRESHOLDS
+    if tried.road is not None and tried.road.agreeing > t.sound * tried.road.textured:
+        return ""
+    elapsed = (now.frame.stamp_ns - before.stamp_ns) * 1e-9
+    deviation = float(np.sqrt(tried.covariance[0, 0])) / now.seconds
+    change = abs(float(now.velocity(tried.pose)[0]) - before.speed)
+    allowed = t.hardest * elapsed + t.jolt + 3.0 * float(np.hypot(deviation, before.deviation))
+    if change > allowed:
+        return f"the speed found changes by {change:.1f} m/s in {elapsed:.1f} s: it is a vehicle's"
+    return ""
+
+
+def doubt(now: Instant, tried: Attempt) -> str:
     """Why a motion that fits may be that of something else; empty if no reason is known.
 
-    before: the last twist [6], if there is one. A car that slides sideways, or changes its speed as
-    none can, has followed a vehicle; so has one that leaves the road behind it.
+    A car that slides sideways has followed a vehicle; so has one that leaves the road behind it.
     """
     t = THRESHOLDS
     twist = now.velocity(tried.pose)
@@ -301,10 +371,6 @@ def doubt(now: Instant, tried: Attempt, before: Array | None) -> str:
     slip = abs(float(twist[1])) - t.slide * abs(float(twist[0])) - t.axle * abs(float(twist[5]))
     if slip > t.slide_speed + 3.0 * deviation[1]:
         return f"the motion found slides sideways by {abs(twist[1]):.1f} m/s: it may be a vehicle's"
-    if before is not None:
-        change = abs(float(twist[0] - before[0]))
-        if change > t.hardest * now.seconds + t.jolt + 3.0 * deviation[0]:
-            return f"the speed found changes by {change:.1f} m/s at once: it may be a vehicle's"
     if tried.road is not None:
         went = float((geometry.inverse(now.pose) @ tried.pose)[0, 3])
         apart = abs(went - float(tried.road.T[0, 3]))

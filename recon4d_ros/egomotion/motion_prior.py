@@ -22,7 +22,7 @@ class MotionThresholds:
 
     any_speed: float = 25.0  # m/s, before anything is known
     acceleration: float = 5.0  # m/s^2: braking hard is 8
-    noise: float = 0.02  # m, of the last motion
+    noise: float = 0.01  # m, sideways and up, of a car that stands
     slip: float = 0.03  # sideways, as a share of the speed: slip angles of 2 degrees
     axle: float = (
         1.5  # m that base_link may be from the rear axle, which alone does not go sideways
@@ -49,10 +49,13 @@ class Unconfirmed:
             (6, 6)
         )  # what those seconds have added to the pose's covariance
 
-    def prior(self, pose: Array, velocity: Array | None, seconds: float) -> Prior:
+    def prior(
+        self, pose: Array, velocity: Array | None, seconds: float, unsure: Array | None = None
+    ) -> Prior:
         """Where the car is expected `seconds` after `pose` [4, 4].
 
-        velocity: the last twist [6]; None if there is none. A car rolls along its own axis and
+        velocity: the last twist [6]; None if there is none. unsure: its covariance [6, 6]; a motion
+        known badly does not become known by being carried on. A car rolls along its own axis and
         turns about its rear axle: what of the last twist no car does (sideways, up, nodding) is
         noise of its measurement and not carried on, and it turns only as it rolls.
         """
@@ -68,18 +71,21 @@ class Unconfirmed:
             t.still_yaw + (speed + t.acceleration * s) * s / t.tightest,
         )
         nod = t.nod_noise + t.nod * s**2
+        rest = np.zeros(6)
+        if unsure is not None:
+            rest[[0, 5]] = np.diag(unsure)[[0, 5]] * s**2
         deviation = np.array(
             [
                 t.noise + t.acceleration * s**2,
-                0.5 * t.noise + (t.slip * speed + t.axle * turn) * s + s**2,
-                0.5 * t.noise + t.heave * speed * s + s**2,
+                t.noise + (t.slip * speed + t.axle * turn) * s + s**2,
+                t.noise + t.heave * speed * s + s**2,
                 nod,
                 nod,
                 yaw,
             ]
         )
         ahead = pose @ geometry.exp(steady * seconds)
-        return Prior(ahead, np.diag(np.minimum(deviation, 100.0) ** 2))
+        return Prior(ahead, np.diag(np.minimum(deviation**2 + rest, 1e4)))
 
     def confirmed(self) -> None:
         """The motion is confirmed: seconds without confirmation, and what they added to the

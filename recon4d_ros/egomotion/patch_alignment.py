@@ -11,6 +11,8 @@ and offset, all points of a camera at once.
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from dataclasses import dataclass
 
 import cv2
@@ -33,7 +35,16 @@ ALIKE, CHANCE = (
     # normalised correlation of a match, as a share of what noise leaves of it; what no match is
     # below
 )
+# pixels, one standard deviation, to which noise leaves a patch's place along the way it may move:
+# the energy of its slopes is then three times what their noise varies by
+ALONG = 0.35
+# noise's share of the squared slopes of a patch [SAMPLES], as a multiple of its variance, and what
+# sampling between pixels leaves of that variance: central differences (one-sided at the edges) of
+# values that are bilinear means of four pixels, a quarter of one off
+SAMPLED = 0.4
+SLOPED = SAMPLES * SAMPLED * (0.75 * 0.5 + 0.25 * 2.0)
 TEXTURE, QUIET = 2.0, 1.0  # deviation of a patch over the noise's, grey levels of noise at least
+UNSEEN = 100.0  # pixels: deviation of a place along a direction that a patch does not show
 ROWS = 16  # one row in so many tells an image's noise
 # grey levels between which a sensor has noise: not beside a fisheye's circle, nor in a lamp
 BLACK, WHITE = 4, 250
@@ -59,9 +70,9 @@ class Pair:
     last: int
 
 
-def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
-    """How a step in one view becomes one in another [M, 2, 2], to first order, both in normalised
-    coordinates (not pixels).
+def warps(at: Array, normal: Array, T_there_here: Array) -> tuple[Array, Array]:
+    """How a step in one view becomes one in another, both in normalised coordinates (not pixels):
+    matrix W [M, 2, 2] and bend g [M, 2]: a step u becomes W u / (1 + g u), exactly.
 
     at [M, 3]: points in the first camera; normal [M, 3]: of the surfaces that they lie on, there.
     T_there_here [M, 4, 4].
@@ -70,19 +81,32 @@ def warps(at: Array, normal: Array, T_there_here: Array) -> Array:
     homography = T_there_here[:, :3, :3] + T_there_here[:, :3, 3:] * plane[:, None]
     q = (homography @ (at / at[:, 2:])[..., None])[..., 0]
     xy = q[:, :2] / q[:, 2:]
-    return (homography[:, :2, :2] - xy[..., None] * homography[:, 2:, :2]) / q[:, 2:, None]
+    warp = (homography[:, :2, :2] - xy[..., None] * homography[:, 2:, :2]) / q[:, 2:, None]
+    return warp, homography[:, 2, :2] / q[:, 2:]
+
+
+def _steps(
+    warp: NDArray[np.float32], bend: Array | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where a patch's samples lie in the other image, from its middle: u, v [M, SAMPLES]."""
+    u, v = (warp[:, axis, :1] * U + warp[:, axis, 1:] * V for axis in (0, 1))
+    if bend is None:
+        return u, v
+    g = bend.astype(np.float32)
+    over = 1.0 / np.clip(1.0 + g[:, :1] * U + g[:, 1:] * V, 0.5, 2.0)
+    return u * over, v * over
 
 
 def align(
-    pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array
+    pairs: list[Pair], pixel: NDArray, near: NDArray, warp: Array, bend: Array | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Pixels [M, 2] of the second images of what is at `pixel` [M, 2] of the first, from `near` [M,
-    2], how alike it is there [M], and how sure the place is: what a grey level of noise makes of it
-    [M, 2, 2], squared pixels.
+    2], how alike it is there [M], and the covariance [M, 2, 2] of the place by both images' noise,
+    squared pixels.
 
     Alike is the normalised correlation (before the last step) as a share of what the second image's
     noise leaves of it: to be held against ALIKE. warp [M, 2, 2]: how a step in pixels of the first
-    image becomes one in pixels of the second.
+    image becomes one in pixels of the second, bend [M, 2] as in `warps`, per pixel.
     """
     at = pixel.astype(np.float32)
     wide = _sampled(
@@ -98,10 +122,10 @@ def align(
     energy = np.maximum(np.square(patch).sum(1), 1.0)
     slope -= slope.mean(axis=2, keepdims=True)
     slope -= ((slope @ patch[..., None]) / energy[:, None, None]) * patch[:, None]
-    unsure = _pseudo_inverse(slope @ np.swapaxes(slope, 1, 2))
-    gain = unsure @ slope
+    hessian = slope @ np.swapaxes(slope, 1, 2)
+    gain = _pseudo_inverse(hessian) @ slope
     w = warp.astype(np.float32)
-    u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+    u, v = _steps(w, bend)
     shift, place = np.zeros((len(patch), 2), np.float32), near.astype(np.float32)
     second = [(pair.there, pair) for pair in pairs]
     for _ in range(ROUNDS):
@@ -113,13 +137,17 @@ def align(
     energy_now = np.maximum(np.square(now).sum(1), 1.0)
     alike = (now * patch).sum(1) / np.sqrt(energy_now * energy)
     # Patches of deviation s under noise of deviation n are no more alike than s^2 / (s^2 + n^2).
-    variance = np.array([noise(pair.there) ** 2 for pair in pairs], np.float32)
-    noisy = SAMPLES * np.repeat(variance, [pair.last - pair.first for pair in pairs])
+    counts = [pair.last - pair.first for pair in pairs]
+    here, variance = (
+        np.repeat(np.array([noise(image) ** 2 for image in images], np.float32), counts)
+        for images in ([pair.here for pair in pairs], [pair.there for pair in pairs])
+    )
+    noisy = SAMPLES * variance
     left = np.sqrt(
         np.maximum(1.0 - noisy / energy, 0.0) * np.maximum(1.0 - noisy / energy_now, 0.0)
     )
     alike /= np.maximum(left, CHANCE / ALIKE)
-    spread = STEP**2 * (w @ unsure @ np.swapaxes(w, 1, 2))
+    spread = w @ _covariance(hessian, here, variance) @ np.swapaxes(w, 1, 2)
     inside = np.abs(shift).max(-1) < REACH
     return place, np.where(inside, alike, -1.0).astype(np.float32), spread.astype(np.float32)
 
@@ -127,10 +155,11 @@ def align(
 class Reference:
     """Patches of one image, to be compared with others at many places: pixel [M, 2] of it.
 
-    textured [M]: which have more in them than noise.
+    textured [M]: which have more in them than noise, along the ways [M, 2] (unit vectors) that they
+    may move: what looks the same all along its way, as a lane marking does, tells nothing of it.
     """
 
-    def __init__(self, image: NDArray[np.uint8], pixel: NDArray) -> None:
+    def __init__(self, image: NDArray[np.uint8], pixel: NDArray, way: Array) -> None:
         at = pixel.astype(np.float32)
         pair = Pair(image, image, 0, len(at))
         patch = _sampled([(image, pair)], at[:, :1] + U, at[:, 1:] + V)
@@ -139,14 +168,28 @@ class Reference:
         self.noise = noise(image)
         self.textured = self.energy > SAMPLES * np.float32(TEXTURE**2 * max(self.noise, QUIET) ** 2)
         self.textured &= ((patch > BLACK) & (patch < WHITE)).mean(1) > SHOWN
+        least = np.maximum(self.energy, 1.0)
+        square = self.patch.reshape(-1, SIDE, SIDE)
+        down, across = np.gradient(square, axis=(1, 2))
+        toward = way.astype(np.float32)[:, :, None, None]
+        slope = (across * toward[:, 0] + down * toward[:, 1]).reshape(-1, SAMPLES)
+        slope -= (slope * self.patch).sum(1, keepdims=True) / least[:, None] * self.patch
+        energy = np.square(slope).sum(1) - SLOPED * np.float32(max(self.noise, QUIET) ** 2)
+        both = 2.0 * SAMPLED * np.float32(max(self.noise, QUIET) ** 2)
+        self.textured &= energy * np.float32(ALONG**2) > STEP**2 * both
 
     def alike(
-        self, image: NDArray[np.uint8], which: NDArray, place: NDArray, warp: Array
+        self,
+        image: NDArray[np.uint8],
+        which: NDArray,
+        place: NDArray,
+        warp: Array,
+        bend: Array | None = None,
     ) -> NDArray[np.float32]:
         """Normalised correlation of patches which [K] with another image at place [K, 2], seen by
-        warp [K, 2, 2], as a share of what noise leaves of it."""
+        warp [K, 2, 2] and bend [K, 2], as a share of what noise leaves of it."""
         w, at = warp.astype(np.float32), place.astype(np.float32)
-        u, v = (w[:, axis, :1] * U + w[:, axis, 1:] * V for axis in (0, 1))
+        u, v = _steps(w, bend)
         pair = Pair(image, image, 0, len(at))
         now = _sampled([(image, pair)], at[:, :1] + u, at[:, 1:] + v)
         now -= _mean(now)
@@ -171,9 +214,22 @@ def _sampled(
     return out.astype(np.float32)
 
 
+_NOISES: deque[tuple[weakref.ref[NDArray[np.uint8]], float]] = deque(maxlen=32)
+
+
 def noise(image: NDArray[np.uint8]) -> float:
     """Standard deviation of an image's noise in grey levels, from the median of what no slope
-    explains (Immerkaer, CVIU 1996)."""
+    explains (Immerkaer, CVIU 1996). Each image is asked for its own several times in a frame: the
+    newest ones' are kept."""
+    for known, value in tuple(_NOISES):
+        if known() is image:
+            return value
+    value = _noise(image)
+    _NOISES.append((weakref.ref(image), value))
+    return value
+
+
+def _noise(image: NDArray[np.uint8]) -> float:
     rows = [image[start : len(image) - 2 + start : ROWS].astype(np.int16) for start in range(3)]
     across = rows[0] - 2 * rows[1] + rows[2]
     rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
@@ -190,6 +246,23 @@ def _pseudo_inverse(hessian: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of symmetric [M, 2, 2]; what is flat is left nearly where it is."""
     a, b, c = hessian[:, 0, 0] + 1.0, hessian[:, 0, 1], hessian[:, 1, 1] + 1.0
     return np.stack([c, -b, -b, a], axis=-1).reshape(-1, 2, 2) / (a * c - b * b)[:, None, None]
+
+
+def _covariance(
+    hessian: NDArray[np.float32], here: NDArray[np.float32], there: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Of shifts [M, 2, 2] by the images' noise, squared pixels of the first one, for squared slopes
+    `hessian` [M, 2, 2] and the noise's variances [M].
+
+    Noise has slopes too: without them taken off, a patch that is flat along one direction (the
+    edge of a lane marking) would seem to be found along it, wherever it was looked for.
+    """
+    quiet = np.float32(QUIET**2)
+    here, there = np.maximum(here, quiet), np.maximum(there, quiet)
+    size, axes = np.linalg.eigh(hessian)
+    size = np.maximum(size - (SLOPED * here)[:, None], 0.0) / (SAMPLED * (here + there))[:, None]
+    variance = STEP**2 / np.maximum(size, STEP**2 / UNSEEN**2)
+    return np.asarray((axes * variance[:, None]) @ np.swapaxes(axes, 1, 2), np.float32)
 
 
 KNOWN, LOW = (
@@ -258,7 +331,7 @@ def _looks(
     there = np.einsum("mij,mj->mi", T_now_before[:, :3, :3], at) + T_now_before[:, :3, 3]
     there[:, 2] = np.where(there[:, 2] > 0.0, there[:, 2], np.nan)
     before, now = (cameras.derivatives(camera, q[:, :2] / q[:, 2:]) for q in (at, there))
-    warp = now @ warps(at, normal, T_now_before) @ _inverse(before)
+    warp = now @ warps(at, normal, T_now_before)[0] @ _inverse(before)
     sane = np.abs(warp - np.eye(2)).max((1, 2)) < WILD  # NaN is not
     return np.where(sane[:, None, None], warp, np.eye(2))
 
