@@ -24,6 +24,7 @@ from recon4d_ros.types import (
 )
 
 STANDS_FOR = 1.0  # metres that a twist has to add up to before a pose that stands is not believed
+BASELINE = 1e-3  # metres: what is less is rounding
 _DEPTH_HEADER = 12  # bytes of compressedDepth's: format, two parameters of its quantisation
 # What is said in a message's format or encoding, and our name for it; the first that is found.
 _COMPRESSIONS = (
@@ -34,6 +35,7 @@ _COMPRESSIONS = (
     ("png", "png"),
     ("tif", "tiff"),
     ("webp", "webp"),
+    ("bmp", "bmp"),
     ("265", "hevc"),
     ("hevc", "hevc"),
     ("264", "h264"),
@@ -283,6 +285,11 @@ def is_calibrated(message: Any) -> bool:
     return bool(np.any(np.asarray(message.k)) or np.any(np.asarray(message.p)))
 
 
+def is_finite(message: Any) -> bool:
+    """Whether a sensor_msgs/CameraInfo has no NaN where a calibration is read from."""
+    return bool(all(np.isfinite(np.asarray(part)).all() for part in (message.k, message.d)))
+
+
 @dataclass(frozen=True)
 class CameraReading:
     """A camera as its camera_info says it, and in a sentence each what had to be made of it."""
@@ -405,12 +412,13 @@ class Mount:
     """Where a camera's frame is, and what its camera_info says of the stereo pair it is in.
 
     T_base_frame: pose of its frame. tx: metres by which the second camera of a pair lies along x of
-    the first one's rectified frame (-P[0, 3] / P[0, 0]). rectify: R [3, 3], from the camera's raw
-    frame to the rectified one. rectified: whether the images are.
+    the first one's rectified frame (-P[0, 3] / P[0, 0]); ty: along its y, down. rectify: R [3, 3],
+    from the camera's raw frame to the rectified one. rectified: whether the images are.
     """
 
     T_base_frame: NDArray[np.float64]
     tx: float = 0.0
+    ty: float = 0.0
     rectify: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
     rectified: bool = False
 
@@ -418,10 +426,12 @@ class Mount:
 def mount(message: Any, T_base_frame: NDArray[np.float64], rectified: bool) -> Mount:
     """The Mount of a sensor_msgs/CameraInfo whose frame is at T_base_frame."""
     p = np.array(message.p, np.float64).reshape(3, 4)
-    tx = -p[0, 3] / p[0, 0] if p[0, 0] > 0 and np.isfinite(p[0, 3]) else 0.0
+    tx, ty = (
+        -float(p[i, 3] / p[i, i]) if p[i, i] > 0 and np.isfinite(p[i, 3]) else 0.0 for i in (0, 1)
+    )
     r = np.array(message.r, np.float64).reshape(3, 3)
     proper = np.isfinite(r).all() and np.abs(r @ r.T - np.eye(3)).max() < 1e-3
-    return Mount(T_base_frame, float(tx), r if proper else np.eye(3), rectified)
+    return Mount(T_base_frame, tx, ty, r if proper else np.eye(3), rectified)
 
 
 def stereo_poses(
@@ -440,8 +450,8 @@ def stereo_poses(
         beside = {
             other: its for other, its in mounts.items() if same_place(one, its) and other != name
         }
-        first = [other for other, its in beside.items() if abs(its.tx) < 1e-4]
-        if abs(one.tx) < 1e-3 or not beside:
+        first = [other for other, its in beside.items() if max(abs(its.tx), abs(its.ty)) < 1e-4]
+        if not is_second(one) or not beside:
             continue
         tx, sides = one.tx, {other: side for other in (name, *beside) if (side := _side(other))}
         for other in beside:
@@ -451,19 +461,31 @@ def stereo_poses(
                     tx = -one.tx
                 break
         pose = np.eye(4)
-        pose[0, 3] = tx
+        pose[:2, 3] = tx, one.ty
         if not one.rectified:
             if len(first) == 1:
                 pose[:3] = mounts[first[0]].rectify.T @ pose[:3]
             pose[:3, :3] = pose[:3, :3] @ one.rectify
         poses[name] = one.T_base_frame @ pose
         sign = ", against its sign, as it is named" if tx != one.tx else ""
+        moves = [
+            f"{abs(metres):.3f} m {way[metres > 0]} by {what}"
+            for metres, way, what in (
+                (tx, ("to the left", "to the right"), "Tx"),
+                (one.ty, ("up", "down"), "Ty"),
+            )
+            if abs(metres) > BASELINE
+        ]
         notes.append(
             f"camera {name}: its frame is in one place with that of {', '.join(beside)}: it is put"
-            f" {abs(tx):.3f} m to the {'right' if tx > 0 else 'left'} by Tx in P of its"
-            f" camera_info{sign}"
+            f" {' and '.join(moves)} in P of its camera_info{sign}"
         )
     return poses, notes
+
+
+def is_second(one: Mount) -> bool:
+    """Whether a camera's P says that it is the second of a stereo pair."""
+    return max(abs(one.tx), abs(one.ty)) > BASELINE
 
 
 def same_place(a: Mount, b: Mount) -> bool:

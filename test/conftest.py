@@ -28,19 +28,25 @@ settings.load_profile(os.environ.get("RECON4D_HYPOTHESIS", "repeatable"))
 # The files that take longest, longest first: two workers that take a file each then end together.
 # (pytest-xdist's own order, by number of tests, is switched off in the Makefile.)
 LONGEST = (
-    "test_tensorrt_build.py",
     "test_ros_graph.py",
+    "test_tensorrt_build.py",
     "test_engine.py",
-    "test_cli.py",
-    "test_networks_driv3r.py",
-    "test_build.py",
-    "test_scenarios.py",
-    "test_networks_point3r.py",
-    "test_networks_sparse4d.py",
-    "test_export_learned.py",
-    "test_sim.py",
     "test_networks_uniscene.py",
+    "test_egomotion.py",
+    "test_ros_live.py",
+    "test_scenarios.py",
+    "test_sim.py",
+    "test_export_learned.py",
+    "test_networks_sparse4d.py",
+    "test_networks_driv3r.py",
     "test_dynamics.py",
+    "test_engine_any_size.py",
+    "test_cli.py",
+    "test_chaos.py",
+    "test_networks_point3r.py",
+    "test_overview.py",
+    "test_bags_as_they_come.py",
+    "test_build.py",
 )
 
 

@@ -122,7 +122,72 @@ def said(reader: BagReader, *words: str) -> bool:
     return any(all(word in note for word in words) for note in reader.notes)
 
 
+# --- frames and calibrations
+
+
+@pytest.mark.parametrize(
+    ("edges", "frame"),
+    [
+        ([("base_link", "car1/left", OPTICAL)], "left"),
+        ([("car1/base_link", "car1/left", OPTICAL)], "car1/left"),
+        ([("car1/base_link", "car1/left", OPTICAL)], "left"),
+        ([("base_link", "left", OPTICAL)], "/car1/left"),
+    ],
+)
+def test_frames_with_and_without_a_robots_name(tmp_path: Path, edges: Any, frame: str) -> None:
+    info, images = Info(frame=frame), {"/left/image_raw": frame}
+    path = write(tmp_path / "bag", {"/left/camera_info": [info]}, edges, images)
+    with BagReader(path) as bag:
+        assert np.allclose(bag.rig().T_base_camera[0], OPTICAL)
+        assert said(bag, "is taken to be", "the only one of its name")
+    two = [*edges, ("base_link", "car2/left", OPTICAL @ RIGHT)]
+    if frame == "left" and len(edges) == 1:
+        path = write(tmp_path / "two", {"/left/camera_info": [info]}, two, images)
+        with BagReader(path) as bag, pytest.raises(CalibrationError, match="car2/left"):
+            bag.rig()
+
+
+def test_a_first_camera_info_that_is_not_finite_is_passed_over(tmp_path: Path) -> None:
+    infos = {"/left/camera_info": [Info(d=(np.nan,) * 5), Info()]}
+    path = write(tmp_path / "bag", infos, images={"/left/image_raw": "left"})
+    with BagReader(path) as bag:
+        assert bag.rig().cameras[0].d == () and said(bag, "left", "is not finite: the next is")
+    path = write(tmp_path / "nan", {"/left/camera_info": infos["/left/camera_info"][:1]})
+    with BagReader(path) as bag, pytest.raises(BagError):
+        bag.rig()
+
+
+@pytest.mark.parametrize("k", [np.eye(3), np.array([[1.5, 0, 0.5], [0, 2.0, 0.5], [0, 0, 1]])])
+def test_a_camera_without_a_lens_is_told(tmp_path: Path, k: np.ndarray) -> None:
+    infos = {"/left/camera_info": [Info(k=k)]}
+    path = write(tmp_path / "bag", infos, images={"/left/image_raw": "left"})
+    with BagReader(path) as bag:
+        with pytest.raises(CalibrationError, match=r"left: a focal length of .* px is no camera's"):
+            check_rig(bag.rig())
+
+
 # --- a stereo pair in one frame, its baseline in P
+
+
+def test_a_pair_one_above_the_other(tmp_path: Path) -> None:
+    below = np.hstack([K, [[0], [-K[1, 1] * 0.3], [0]]])
+    path = write(tmp_path / "bag", **pair(Info(), Info(p=below)))
+    with BagReader(path) as bag:
+        first, second = bag.rig().cameras
+        assert np.allclose(first.T_base_camera, OPTICAL)
+        assert np.allclose(second.T_base_camera[:3, 3] - OPTICAL[:3, 3], [0, 0, -0.3])
+        assert said(bag, "camera right", "0.300 m down by Ty")
+
+
+@pytest.mark.parametrize("halves", [0.0, 0.25])
+def test_three_cameras_in_one_frame(tmp_path: Path, halves: float) -> None:
+    """Also where no camera is the frame's own."""
+    places = {"left": 0.0 - halves, "middle": 0.12 - halves, "right": 0.24 - halves}
+    infos = {f"/c/{name}/camera_info": [Info(p=tx(x))] for name, x in places.items()}
+    images = {f"/c/{name}/image_rect": "left" for name in places}
+    with BagReader(write(tmp_path / "bag", infos, images=images)) as bag:
+        rig = bag.rig(["left", "middle", "right"])
+    assert np.allclose(rig.T_base_camera[:, 1, 3], -np.array(list(places.values())))
 
 
 @pytest.mark.parametrize("how", ["image_rect", "image_raw"])

@@ -512,6 +512,7 @@ def test_two_clips_are_joined_by_what_both_say_of_one_image() -> None:
     )
 
 
+@pytest.mark.full  # in make test the engine of test_learned_replay.py is compared by its export
 def test_the_graph_does_what_the_module_does(tiny: driv3r.Driv3R, tmp_path: Path) -> None:
     """Frame by frame through a pruning, an absent camera and things that move."""
     step = Driv3RStep(tiny, OPTIONS, clip=5).eval()

@@ -24,7 +24,7 @@ from recon4d_ros.cameras.calibration import (
 )
 from recon4d_ros.cameras.decode import significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
-from recon4d_ros.cameras.image_header import compressed_kind, compressed_size
+from recon4d_ros.cameras.image_header import COMPRESSED, compressed_kind, compressed_size
 from recon4d_ros.cameras.lens import lens_at
 from recon4d_ros.cameras.lens_names import lens_model
 from recon4d_ros.cameras.preprocess import (
@@ -59,6 +59,14 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     grey = luminance(rgb)
     if encoding.startswith("mono") or encoding in ("8uc1", "16uc1"):
         pixels = grey[..., None]
+    elif encoding == "nv24":
+        yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+        u, v = (one.reshape(height // 2, -1) for one in np.split(yuv[height:], 2))
+        chroma = np.stack([u, v], -1).repeat(2, 0).repeat(2, 1).reshape(height, 2 * width)
+        planes = [np.pad(yuv[:height], ((0, 0), (0, padding)), constant_values=99)]
+        planes += [np.pad(chroma, ((0, 0), (0, 2 * padding)), constant_values=99)]
+        data = np.concatenate([one.ravel() for one in planes])
+        return RawImage(1, encoding, data, width, height, width + padding, big_endian)
     elif encoding in PLANES:
         yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
         u, v = yuv[height : height * 5 // 4], yuv[height * 5 // 4 :]
@@ -92,7 +100,8 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
         r, g, b = (rgb[..., i].astype(float) for i in range(3))
         y = 16 + 0.257 * r + 0.504 * g + 0.098 * b
         u, v = 128 - 0.148 * r - 0.291 * g + 0.439 * b, 128 + 0.439 * r - 0.368 * g - 0.071 * b
-        chroma = np.where(np.arange(width) % 2 == 0, u, v)
+        first, second = (v, u) if encoding == "yvyu" else (u, v)
+        chroma = np.where(np.arange(width) % 2 == 0, first, second)
         order = [chroma, y] if encoding in ("yuv422", "uyvy") else [y, chroma]
         pixels = np.rint(np.stack(order, axis=-1)).astype(np.uint8)
     else:
@@ -102,11 +111,59 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
             [channels[letter] for letter in LETTERS.get(encoding[-3:], encoding.rstrip("816"))],
             axis=-1,
         )
-    if "16" in encoding:
+    if "16" in encoding or encoding[-2:] in ("10", "12", "14"):
         wide = pixels.astype(np.uint16) * 256 + 77  # the low byte must not matter
+        wide = wide if "16" in encoding else wide >> (16 - int(encoding[-2:]))
         pixels = wide.astype(">u2" if big_endian else "<u2").view(np.uint8)
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)), constant_values=99)
     return RawImage(1, encoding, rows.reshape(-1), width, height, rows.shape[1], big_endian)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("bayerrg8", "bayer_rggb8"),
+        ("bayer_gb12", "bayer_gbrg12"),
+        ("y8", "mono8"),
+        ("y16", "mono16"),
+        ("gray12", "mono12"),
+        ("rgb888", "rgb8"),
+        ("bgr24", "bgr8"),
+        ("rgba", "rgba8"),
+        ("yuy2", "yuyv"),
+        ("yuv422_8_uyvy", "uyvy"),
+    ],
+)
+def test_encodings_by_other_names(name: str, plain: str) -> None:
+    """GenICam's, video4linux's and the like."""
+    image = raw(plain, scene())
+    other = replace(image, encoding=name)
+    assert source_size(other) == (64, 48) and significant_bits(other) == significant_bits(image)
+    for channels, reduce in ((1, 1), (3, 2)):
+        np.testing.assert_array_equal(
+            decode(other, channels, reduce), decode(image, channels, reduce)
+        )
+
+
+def test_a_name_that_says_its_bits_is_believed_where_the_image_is_dark() -> None:
+    dark = scene() // 16
+    image = raw("mono12", dark)
+    assert significant_bits(image) == 12
+    assert np.abs(decode(image, 1)[..., 0].astype(int) - luminance(dark)).max() <= 1
+    assert significant_bits(raw("mono16", scene())) == 16  # not a word on it in the name
+    filled = replace(raw("mono16", scene()), encoding="mono12")  # shifted up, against its name
+    assert significant_bits(filled) == 16
+    np.testing.assert_array_equal(decode(filled, 1)[..., 0], luminance(scene()))
+
+
+def test_bmp() -> None:
+    for rows in (scene(), scene()[::-1]):
+        data = cv2.imencode(".bmp", rows[..., ::-1])[1].ravel()
+        image = RawImage(1, "bmp", data)
+        assert compressed_kind(data) == "bmp" and compressed_size(data) == (64, 48)
+        np.testing.assert_array_equal(decode(image, 3), rows)
+        with pytest.raises(ImageError, match="truncated"):
+            decode(replace(image, data=data[:-50]), 3)
 
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
@@ -120,10 +177,10 @@ def centres(image: np.ndarray) -> np.ndarray:
     return image[inner]
 
 
-YUV = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
-PLANES = ("nv12", "nv21", "yuv420", "yuv420p", "i420", "yv12")
+YUV = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv", "yvyu")
+PLANES = ("nv12", "nv21", "nv24", "yuv420", "yuv420p", "i420", "yv12")
 LETTERS = {"uc3": "bgr", "uc4": "bgra"}  # OpenCV's order
-RAW = [encoding for encoding in ENCODINGS if encoding not in ("jpeg", "png", "tiff", "webp")]
+RAW = [encoding for encoding in ENCODINGS if encoding not in COMPRESSED]
 
 
 @pytest.mark.parametrize("encoding", RAW)

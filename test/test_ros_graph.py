@@ -314,10 +314,10 @@ def test_a_broken_jpeg_costs_its_camera_one_image(car):
 def test_an_unknown_format_is_counted(car):
     def spoil(name: str, message: CompressedImage) -> None:
         if name == "right":
-            message.format, message.data = "bmp", b"BM0000"
+            message.format, message.data = "jp2", b"0000"
 
     (answer,) = car.drive(1, spoil=spoil)
-    assert list(answer.present) == [True, False] and car.dropped("right", "'bmp'")
+    assert list(answer.present) == [True, False] and car.dropped("right", "'jp2'")
 
 
 def test_a_camera_that_dies_is_missed_and_welcomed_back(car):

@@ -171,7 +171,7 @@ def test_sixteen_bits_of_colour_are_decoded_as_cv_bridge_would(name):
             "needs 18 bytes: got 10",
         ),
         (Image(height=0, width=0, encoding="rgb8", step=0), "0x0"),
-        (CompressedImage(format="bmp", data=b"BM123456"), "'bmp' is not known"),
+        (CompressedImage(format="jp2", data=b"BM123456"), "'jp2' is not known"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(message, words):

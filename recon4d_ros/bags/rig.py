@@ -144,11 +144,13 @@ class RigOfBag:
         messages = self._reader.messages([camera.camera_info])
         for index, (_, _, message) in enumerate(islice(messages, FIRST_INFOS)):
             found = found or message
-            if ros.is_calibrated(message):
+            if ros.is_calibrated(message) and ros.is_finite(message):
                 if index:
+                    assert found is not None
+                    what = "all zeros" if not ros.is_calibrated(found) else "not finite"
                     self._reader.tell(
                         f"camera {camera.name}: its first {'' if index == 1 else f'{index} '}"
-                        f"camera_info {'is' if index == 1 else 'are'} all zeros: the next is taken"
+                        f"camera_info {'is' if index == 1 else 'are'} {what}: the next is taken"
                     )
                 return message
         if found is None:

@@ -74,8 +74,11 @@ class FixedTransforms:
             return ros.lookup(self.static, base, frame)
         except CalibrationError:
             edges = {**self.still, **self.static}
+            base, frame = self._named(base), self._named(frame)
             pose = ros.lookup(edges, base, frame)
         used = [child for child in chain(edges, base, frame) if child not in self.static]
+        if not used:
+            return pose
         self._tell(
             f"the transform from {base} to {frame} is not on /tf_static: {', '.join(used)}"
             f" {'is' if len(used) == 1 else 'are'} taken from /tf, where"
@@ -92,7 +95,7 @@ class FixedTransforms:
 
     def between(self, base: str, frame: str) -> list[str]:
         """Child frames of the edges that lead from one frame to the other."""
-        return chain({**self.still, **self.static}, base, frame)
+        return chain({**self.still, **self.static}, self._named(base), self._named(frame))
 
     def optical(self, base: str, frame: str, camera: str) -> str:
         """The frame of a camera's images: the one that camera_info names, or, where that is the
@@ -108,13 +111,24 @@ class FixedTransforms:
 
     def _child(self, frame: str) -> str:
         """The frame's only child that is called optical; empty if there is no such, or several."""
-        edges = {**self.still, **self.static}
+        edges, frame = {**self.still, **self.static}, self._named(frame)
         children = [
             child
             for child, edge in edges.items()
             if edge.parent == ros.frame_name(frame) and "optical" in child.lower()
         ]
         return children[0] if len(children) == 1 else ""
+
+    def _named(self, frame: str) -> str:
+        """The frame as the transforms name it: itself, or the only one that has the same last part,
+        behind a robot's name or without it (`car1/base_link`)."""
+        known, frame = self.frames(), ros.frame_name(frame)
+        alike = [name for name in known if name.endswith(f"/{frame}")]
+        alike += [name for name in known if frame.endswith(f"/{name}")]
+        if frame in known or len(alike) != 1:
+            return frame
+        self._tell(f"frame {frame!r} is taken to be {alike[0]!r}, the only one of its name")
+        return alike[0]
 
     def frames(self) -> list[str]:
         """All frames that are known."""

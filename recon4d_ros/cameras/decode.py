@@ -4,7 +4,7 @@ size or averaged down by 2, 4 or 8."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -22,6 +22,7 @@ from recon4d_ros.cameras.image_header import (
 from recon4d_ros.errors import ImageError
 from recon4d_ros.types import RawImage
 
+AREA = cv2.INTER_AREA
 REDUCTIONS = (1, 2, 4, 8)
 # larger than any camera's: a header that claims more is damaged, and decoding would take the memory
 MOST_PIXELS = 1 << 25
@@ -69,6 +70,7 @@ _BAYER = {
 }
 _MONO8 = _Layout(1, 1, None, cv2.COLOR_GRAY2RGB)
 _MONO16 = _Layout(1, 2, None, cv2.COLOR_GRAY2RGB)
+NAMED_BITS = (10, 12, 14)  # in words of sixteen
 _LAYOUTS = {
     "mono8": _MONO8,
     "mono16": _MONO16,
@@ -85,12 +87,15 @@ _LAYOUTS = {
         for name, codes in _BAYER.items()
         for bits in (8, 16)
     },
+    **{f"mono{bits}": _MONO16 for bits in NAMED_BITS},
+    **{f"{name}{bits}": _Layout(1, 2, *_BAYER[name]) for name in _BAYER for bits in NAMED_BITS},
     **dict.fromkeys(
         ("yuv422", "uyvy"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY, cv2.COLOR_YUV2RGB_UYVY)
     ),
     **dict.fromkeys(
         ("yuv422_yuy2", "yuyv"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_YUY2, cv2.COLOR_YUV2RGB_YUY2)
     ),
+    "yvyu": _Layout(2, 1, cv2.COLOR_YUV2GRAY_YVYU, cv2.COLOR_YUV2RGB_YVYU),
     # arrays of numbers, as OpenCV's own names go through cv_bridge: colours in OpenCV's order
     "8uc1": _MONO8,
     "8uc3": _Layout(3, 1, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
@@ -105,7 +110,27 @@ _PLANES = {
     **dict.fromkeys(("yuv420", "yuv420p", "i420"), _Planes(cv2.COLOR_YUV2RGB_I420, True)),
     "yv12": _Planes(cv2.COLOR_YUV2RGB_YV12, True),
 }
-ENCODINGS = (*_LAYOUTS, *_PLANES, *COMPRESSED)
+# The same by the names of video4linux, GenICam (PFNC) and others; packed bits are not among them.
+_OTHER_NAMES = {
+    **dict.fromkeys(("y8", "grey", "gray", "gray8", "grey8", "l8"), "mono8"),
+    **dict.fromkeys(("y10", "gray10"), "mono10"),
+    **dict.fromkeys(("y12", "gray12"), "mono12"),
+    **dict.fromkeys(("y16", "gray16", "grey16", "l16"), "mono16"),
+    **dict.fromkeys(("rgb", "rgb24", "rgb888", "r8g8b8"), "rgb8"),
+    **dict.fromkeys(("bgr", "bgr24", "bgr888", "b8g8r8"), "bgr8"),
+    **dict.fromkeys(("rgba", "rgba32", "rgba8888", "r8g8b8a8"), "rgba8"),
+    **dict.fromkeys(("bgra", "bgra32", "bgra8888", "b8g8r8a8"), "bgra8"),
+    **dict.fromkeys(("yuv422_uyvy", "yuv422_8_uyvy", "yuv422packed", "ycbcr422_8_cbycry"), "uyvy"),
+    **dict.fromkeys(("yuy2", "yuv422_yuyv", "yuv422_8", "ycbcr422_8"), "yuyv"),
+    **{
+        f"bayer{between}{genicam}{bits}": f"bayer_{ros}{bits}"
+        for genicam, ros in (("rg", "rggb"), ("bg", "bggr"), ("gb", "gbrg"), ("gr", "grbg"))
+        for bits in (8, *NAMED_BITS, 16)
+        for between in ("", "_")
+    },
+}
+ENCODINGS = (*_LAYOUTS, *_PLANES, "nv24", *COMPRESSED)
+KNOWN = frozenset({*ENCODINGS, *_OTHER_NAMES})
 
 
 def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> NDArray[np.uint8]:
@@ -122,6 +147,7 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
         raise ValueError(
             f"reduce is {reduce}, channels {channels}: expected 1, 2, 4 or 8, and 1 or 3"
         )
+    image = _plainly_named(image)
     if image.encoding in COMPRESSED:
         pixels = _decode_compressed(image, channels, reduce, bits)
     elif image.encoding in _PLANES:
@@ -131,9 +157,25 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def _plainly_named(image: RawImage) -> RawImage:
+    """With the name of its encoding that is used here. NV24, with colour at full size, becomes
+    NV12."""
+    if name := _OTHER_NAMES.get(image.encoding):
+        return replace(image, encoding=name)
+    width, height, step = image.width, image.height, image.step or image.width
+    if image.encoding != "nv24" or len(image.data) != 3 * step * height or width % 2 or height % 2:
+        return image
+    luma = image.data[: step * height].reshape(height, step)[:, :width]
+    color = image.data[step * height :].reshape(height, 2 * step)[:, : 2 * width]
+    half = cv2.resize(color.reshape(height, width, 2), None, fx=0.5, fy=0.5, interpolation=AREA)
+    data = np.concatenate([luma.ravel(), np.asarray(half, np.uint8).ravel()])
+    return replace(image, encoding="nv12", data=data, step=width)
+
+
 def source_size(image: RawImage) -> tuple[int, int]:
     """(width, height) without decoding. Raises ImageError if the image does not say, or says more
     than any camera has."""
+    image = image if image.encoding == "nv24" else _plainly_named(image)
     size: tuple[int, int] | None = (image.width, image.height)
     if image.encoding in COMPRESSED:
         size = compressed_size(image.data)
@@ -155,15 +197,18 @@ def source_size(image: RawImage) -> tuple[int, int]:
 
 def significant_bits(image: RawImage) -> int:
     """Of an image of sixteen bits how many its values need, one of DEPTHS: cameras of 10 or 12 bits
-    often leave the upper ones empty. 0 for other images.
+    often leave the upper ones empty; where the encoding's name says how many, at least these. 0
+    for other images.
 
     Of one image only: a dark one needs fewer than its camera has. Raises ImageError.
     """
+    image = _plainly_named(image)
     values = _values16(image)
     if values is None or not values.size:
         return 0
-    top = int(values.max())
-    return next(bits for bits in DEPTHS if top < 1 << bits)
+    top, named = int(values.max()), image.encoding[-2:]
+    least = int(named) if named.isdigit() and int(named) in NAMED_BITS else 0
+    return next(bits for bits in DEPTHS if top < 1 << bits and bits >= least)
 
 
 def _values16(image: RawImage) -> NDArray[np.uint16] | None:
@@ -303,7 +348,7 @@ def _decode_raw(image: RawImage, channels: int, reduce: int, bits: int) -> NDArr
             pixels = np.ascontiguousarray(pixels)  # strides that OpenCV's matrices cannot express
     code = layout.to_grey if channels == 1 else layout.to_rgb
     # where averaging commutes with conversion, it makes it cheaper
-    early = layout.channels >= 3 or not image.encoding.startswith(("bayer", "yu", "uyvy"))
+    early = layout.channels >= 3 or layout in (_MONO8, _MONO16)
     pixels = _average(pixels, reduce) if early else pixels
     if code is not None:
         pixels = _attempt(lambda: cv2.cvtColor(pixels, code), image)
@@ -365,7 +410,7 @@ def _average(pixels: NDArray[np.uint8], reduce: int) -> NDArray[np.uint8]:
         pixels = np.asarray(
             cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8
         )
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=AREA), np.uint8)
 
 
 def _imdecode(image: RawImage, data: NDArray[np.uint8], flags: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {
     0xC8,
     0xCC,
 }  # SOF0..15 (ITU T.81 table B.1) without DHT, JPG, DAC
-COMPRESSED = ("jpeg", "png", "tiff", "webp")
+COMPRESSED = ("jpeg", "png", "tiff", "webp", "bmp")
 
 
 def compressed_kind(data: NDArray[np.uint8]) -> str:
@@ -29,6 +29,8 @@ def compressed_kind(data: NDArray[np.uint8]) -> str:
         return "jpeg"
     if start[:4] in _TIFF_STARTS:
         return "tiff"
+    if start[:2] == b"BM" and start[6:10] == bytes(4):  # its reserved bytes
+        return "bmp"
     return "webp" if start[:4] == b"RIFF" and start[8:] == b"WEBP" else ""
 
 
@@ -44,6 +46,9 @@ def compressed_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         return _number(data, frame + 7, 2, "big"), _number(data, frame + 5, 2, "big")
     if kind == "tiff":
         return _tiff_size(data)
+    if kind == "bmp" and len(data) >= 26 and _number(data, 14, 4, "little") >= 40:
+        height = _number(data, 22, 4, "little")  # two's complement: below zero from the top down
+        return _number(data, 18, 4, "little"), min(height, (1 << 32) - height)
     return _webp_size(data) if kind == "webp" else None
 
 
@@ -78,6 +83,8 @@ def is_complete(data: NDArray[np.uint8]) -> bool:
     if kind == "jpeg":
         scan = raw.rfind(b"\xff\xda") if (frame := _jpeg_frame(data)) is None else frame
         return scan >= 0 and raw.find(JPEG_END, max(raw.find(b"\xff\xda", scan), scan)) >= 0
+    if kind == "bmp":
+        return len(data) >= _number(data, 2, 4, "little")
     return kind != "png" or _png_ends(raw)
 
 

@@ -20,6 +20,7 @@ from recon4d_ros.cameras.decode import (
     COMPRESSED,
     DEPTHS,
     ENCODINGS,
+    KNOWN,
     decode,
     significant_bits,
     source_size,
@@ -135,7 +136,7 @@ class Preprocessor:
 
     def _decode_into(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> None:
         camera, reduce = self._rig.cameras[index], self._reductions[index]
-        if image.encoding not in ENCODINGS:
+        if image.encoding not in KNOWN:
             raise ImageError(
                 f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}"
             )

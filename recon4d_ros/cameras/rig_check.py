@@ -18,12 +18,16 @@ SKY = np.sin(np.deg2rad(45.0))  # an optical axis this far up is no car's camera
 UPWARD = np.sin(np.deg2rad(20.0))
 GROUND = 0.15  # metres above base_link below which no camera of a car is
 HIGH = 5.0  # and above which none is
+SHORT = (
+    1 / 12
+)  # focal length over the longer side below which there is no lens: a fisheye has 1 / 4
 
 
 def check_rig(rig: Rig) -> list[str]:
     """Sentences about what is unlikely. Raises CalibrationError about what cannot be: two cameras
-    in one place that look the same way, a camera that looks at the sky."""
+    in one place that look the same way, a camera that looks at the sky, one without a lens."""
     for camera in rig.cameras:
+        _has_a_lens(camera)
         _looks_at_the_sky(camera)
     for one, other in combinations(rig.cameras, 2):
         _in_one_place(one, other)
@@ -35,6 +39,17 @@ def base_is_on_road(rig: Rig) -> bool:
     camera is above it, and none higher than a vehicle's."""
     heights = rig.T_base_camera[:, 2, 3]
     return bool(heights.min() > GROUND and heights.max() <= HIGH)
+
+
+def _has_a_lens(camera: Camera) -> None:
+    """Drivers send a unit matrix, or one in parts of the image, where there is no calibration."""
+    focal, longer = float(max(camera.k[0, 0], camera.k[1, 1])), max(camera.width, camera.height)
+    if focal < SHORT * longer:
+        raise CalibrationError(
+            f"camera {camera.name}: a focal length of {focal:g} px is no camera's whose images are"
+            f" {camera.width}x{camera.height}: expected pixels in K of its camera_info or rig file"
+            " (is the camera calibrated?)"
+        )
 
 
 def _looks_at_the_sky(camera: Camera) -> None:

@@ -15,12 +15,14 @@ from recon4d_ros.bags.transforms import FixedTransforms, check_height
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.errors import CalibrationError
 from recon4d_ros.messages import (
+    BASELINE,
     CameraReading,
     Mount,
     frame_name,
     image_size,
     is_calibrated,
     is_rectified,
+    is_second,
     mount,
     read_camera_info,
     same_place,
@@ -137,7 +139,7 @@ class RigSource:
             return False
         mounts = self._mounts()
         return any(
-            abs(one.tx) > 1e-3
+            is_second(one)
             and not any(same_place(one, its) for other, its in mounts.items() if other != name)
             for name, one in mounts.items()
         )
@@ -242,7 +244,8 @@ class RigSource:
             if name := frames.get(frame_name(message.header.frame_id)):
                 place, rectified = self._place(name), name in self._rectified
                 other = mount(message, place, rectified)
-                if abs(other.tx - mount(self._infos[name], place, rectified).tx) > 1e-3:
+                ours = mount(self._infos[name], place, rectified)
+                if max(abs(other.tx - ours.tx), abs(other.ty - ours.ty)) > BASELINE:
                     found[topic.rpartition("/")[0]] = other  # else it is this camera once more
         return found
 

@@ -18,7 +18,7 @@ import yaml
 
 from recon4d_ros import messages, paths
 from recon4d_ros.bags import BagReader, BagWriter
-from recon4d_ros.cameras.decode import ENCODINGS, decode, significant_bits, source_size
+from recon4d_ros.cameras.decode import COMPRESSED, ENCODINGS, decode, significant_bits, source_size
 from recon4d_ros.cameras.rig import load_rig_file
 from recon4d_ros.commands.common import parameter_values
 from recon4d_ros.engine import load_spec
@@ -118,11 +118,15 @@ def _cdr_seeds() -> Iterator[bytes]:
             yield bytes([names.index(kind)]) + bytes(data)
 
 
+# compressed ones first: what was found keeps its meaning when another raw encoding is known
+_TRIED = (*COMPRESSED, *(name for name in ENCODINGS if name not in COMPRESSED))
+
+
 def _image(data: bytes) -> None:
     """An image: encoding, size and step by the first bytes, the rest is its data."""
     if len(data) < 8:
         return
-    encoding = ENCODINGS[data[0] % len(ENCODINGS)]
+    encoding = _TRIED[data[0] % len(_TRIED)]
     width, height, step = data[1] + 256 * (data[2] % 4), data[3], data[4] + 256 * (data[5] % 4)
     pixels = np.frombuffer(data[8:], np.uint8)
     inside = ("", "bayer_rggb8", "mono16")[data[6] % 3]
@@ -140,12 +144,13 @@ def _image_seeds() -> Iterator[bytes]:
         (".png", "png"),
         (".tiff", "tiff"),
         (".webp", "webp"),
+        (".bmp", "bmp"),
     ):
-        head = bytes([ENCODINGS.index(name), 0, 0, 0, 0, 0, 1, 0])
+        head = bytes([_TRIED.index(name), 0, 0, 0, 0, 0, 1, 0])
         yield head + cv2.imencode(extension, grey)[1].tobytes()
-    yield bytes([ENCODINGS.index("mono8"), 16, 0, 12, 16, 0, 0, 0]) + grey.tobytes()
-    yield bytes([ENCODINGS.index("mono16"), 8, 0, 12, 16, 0, 0, 0]) + grey.tobytes()
-    yield bytes([ENCODINGS.index("nv12"), 16, 0, 8, 16, 0, 0, 0]) + grey.tobytes()
+    yield bytes([_TRIED.index("mono8"), 16, 0, 12, 16, 0, 0, 0]) + grey.tobytes()
+    yield bytes([_TRIED.index("mono16"), 8, 0, 12, 16, 0, 0, 0]) + grey.tobytes()
+    yield bytes([_TRIED.index("nv12"), 16, 0, 8, 16, 0, 0, 0]) + grey.tobytes()
 
 
 def _rig(data: bytes) -> None:
