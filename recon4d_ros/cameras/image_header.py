@@ -93,7 +93,7 @@ def _png_ends(raw: bytes) -> bool:
     a decoder reserves what a damaged length says."""
     position = 8
     while position + 12 <= len(raw):
-        if raw[position + 4 : position + 12] == PNG_END:
+        if raw[position : position + 12] == bytes(4) + PNG_END:
             return True
         position += 12 + int.from_bytes(raw[position : position + 4], "big")
     return False
