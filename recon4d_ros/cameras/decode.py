@@ -217,7 +217,7 @@ def _values16(image: RawImage) -> NDArray[np.uint16] | None:
         return _wide(image, layout)
     if image.encoding in COMPRESSED and is_wide(image.data):
         source_size(image)
-        pixels = _imdecode(image, image.data, cv2.IMREAD_UNCHANGED)
+        pixels = _imdecode(image, _whole(image), cv2.IMREAD_UNCHANGED)
         return pixels if pixels.dtype == np.uint16 else None
     return None
 
