@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ON_WHEELS = (Path(sys.prefix) / "share/ament_index").is_dir()
 EXECUTABLES = ("recon4d", "recon4d_node", "recon4d_player", "recon4d_recorder")
-WITH_TORCH = ("recon4d_ros.networks", "recon4d_ros.export")
+WITH_TORCH = ("recon4d_ros.networks", "recon4d_ros.export", "recon4d_ros.training")
 WITH_GPU = (
     "recon4d_ros.engine.torch",
     "recon4d_ros.engine.tensorrt",

@@ -60,6 +60,7 @@ def test_a_rigid_world_has_no_movers(rig):
         assert motion.objects == ()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rig", [STEREO, SINGLE], ids=["stereo", "single"])
 def test_a_crossing_box_is_found_and_left_sharp(rig):
     results = drive(rig, (*STILL, CROSSING), 0.25)
@@ -69,6 +70,7 @@ def test_a_crossing_box_is_found_and_left_sharp(rig):
         assert (motion.mask & ~truth).mean() < 0.01
 
 
+@pytest.mark.full
 def test_the_crossing_object_has_position_velocity_and_covariance():
     results = drive(STEREO, (*STILL, CROSSING), 0.25, frames=8)
     objects = results[-1][0].objects
@@ -82,6 +84,7 @@ def test_the_crossing_object_has_position_velocity_and_covariance():
     assert 0 < found.confidence <= 1 and found.missed == 0
 
 
+@pytest.mark.full
 def test_stereo_sees_motion_along_the_epipolar_line():
     """A box that drives ahead at our own pace has no flow to speak of across its epipolar lines:
     only depth against time tells."""
@@ -141,6 +144,7 @@ def test_traffic_that_passes_a_camera_at_rest_is_marked_from_the_second_image():
         assert motion.mask[0][~truth[0]].mean() < 0.02, n
 
 
+@pytest.mark.full
 def test_reset_and_repetition_are_exact():
     rig, calibration = STEREO
     dynamics = Dynamics(rig, calibration, DynamicsParameters(source="residual"))
@@ -318,6 +322,7 @@ def test_a_mover_is_where_another_camera_says_and_nowhere_else():
     assert not seen_from(views[1], pose.T_map_camera[1], told[:0]).any()
 
 
+@pytest.mark.full
 def test_a_camera_that_just_came_back_marks_what_another_found():
     """It has no image to compare with: without the other it marks nothing."""
     rig, calibration = RING

@@ -47,7 +47,8 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
     return score
 
 
-@pytest.mark.parametrize("quarters", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("quarters", [1, 2])
 def test_a_neighbour_that_is_rolled_is_as_good_as_one_that_is_not(
     metrics: Callable[[int], dict], quarters: int
 ) -> None:

@@ -163,7 +163,8 @@ def _plainly_named(image: RawImage) -> RawImage:
     if name := _OTHER_NAMES.get(image.encoding):
         return replace(image, encoding=name)
     width, height, step = image.width, image.height, image.step or image.width
-    if image.encoding != "nv24" or len(image.data) != 3 * step * height or width % 2 or height % 2:
+    whole = len(image.data) == 3 * step * height and step >= width > 0 and height > 0
+    if image.encoding != "nv24" or not whole or width % 2 or height % 2:
         return image
     luma = image.data[: step * height].reshape(height, step)[:, :width]
     color = image.data[step * height :].reshape(height, 2 * step)[:, : 2 * width]
