@@ -45,19 +45,19 @@ class DynamicsParameters:
     )
     weak_sigma: float = parameter(
         3.0,
-        "residual of a pixel that may belong to a dynamic object, standard deviations",
+        "residual: excess of a pixel that may belong to a dynamic object, standard deviations",
         minimum=1.0,
         maximum=20.0,
     )
     strong_sigma: float = parameter(
         5.0,
-        "residual that a new dynamic object needs somewhere, standard deviations",
+        "residual: excess that a new dynamic object needs somewhere, standard deviations",
         minimum=1.0,
         maximum=40.0,
     )
     memory: float = parameter(
         0.7,
-        "temporal prior: share of the evidence of motion that is carried from image to image",
+        "residual: temporal prior, the share of the evidence that is carried from image to image",
         minimum=0.0,
         maximum=0.95,
     )
@@ -96,7 +96,7 @@ class DynamicsParameters:
     )
     clearance: float = parameter(
         0.35,
-        "height over the road at which static structure may begin, metres",
+        "residual: height over the road at which static structure may begin, metres",
         minimum=0.0,
         maximum=2.0,
     )
