@@ -15,6 +15,7 @@ from recon4d_ros.cameras.image_header import (
     COMPRESSED,
     JPEG_END,
     channel_count,
+    compressed_kind,
     compressed_size,
     is_complete,
     is_wide,
@@ -236,7 +237,7 @@ def _decode_compressed(image: RawImage, channels: int, reduce: int, bits: int) -
         code = _BAYER[bayer][channels == 3]
         return _average(_attempt(lambda: cv2.cvtColor(mosaic, code), image), reduce)
     scaled = (
-        image.encoding == "jpeg" and reduce > 1
+        compressed_kind(image.data) == "jpeg" and reduce > 1
     )  # OpenCV subsamples other formats' "reduced" sizes; those are averaged below
     if scaled:
         flags = (_JPEG_GREY if channels == 1 else _JPEG_COLOR)[reduce]
@@ -265,7 +266,7 @@ def _whole(image: RawImage) -> NDArray[np.uint8]:
     """
     if is_complete(image.data):
         return image.data
-    if image.encoding == "jpeg":
+    if compressed_kind(image.data) == "jpeg":  # a PNG may be called one
         end = np.frombuffer(JPEG_END, np.uint8)
         other = np.tile(np.array([0x35, 0xCA, 0x59, 0x9C], np.uint8), 256)
         ended = np.concatenate([image.data, end])
