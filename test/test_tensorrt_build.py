@@ -142,7 +142,10 @@ def test_every_shipped_engine_is_built(name, shipped, begin) -> None:
     check_built(begin(model).result(), Parsed(RTX, model))
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "dymultidepth" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
+)
 def test_every_published_network_is_taken_by_the_parser(name, learned_engine) -> None:
     folder = learned_engine(name)
     check_parsed(Parsed(RTX, folder / "model.onnx"), load_spec(folder))
