@@ -24,6 +24,7 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
+from recon4d_ros.errors import EngineError
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
@@ -62,7 +63,11 @@ class Reconstructor:
         self.calibration = make_calibration(rig, spec.input_size, spec.working_size)
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
-        self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
+        try:
+            self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
+        except EngineError:
+            self.engine.close()
+            raise
         self.mapper = Mapper(self.calibration, parameters.mapping)
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still

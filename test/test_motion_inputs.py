@@ -96,7 +96,7 @@ def test_the_grid_pads_to_whole_multiples_and_keeps_what_is_there(
     assert taken.shape == padded and all(side % MULTIPLE == 0 for side in taken.shape)
     assert np.array_equal(taken[: size[0], : size[1]], plane[::step, ::step])
     assert not taken[size[0] :].any() and not taken[:, size[1] :].any()
-    back = learned._enlarged(taken[: size[0], : size[1]], step, (h, w))
+    back = learned.enlarged(taken[: size[0], : size[1]], step, (h, w))
     assert np.array_equal(back[::step, ::step], plane[::step, ::step])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.errors import EngineError, OutputError, ParameterError
 from recon4d_ros.paths import user_path
 
 EPILOG = """examples:
@@ -70,7 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise missing from None
     out: Path = arguments.out
     shards = out / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
+    try:
+        shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
     for number in tqdm(range(arguments.first, arguments.first + arguments.pieces), desc="shards"):
         file, empty = shards / f"{number:05d}.npz", shards / f"{number:05d}.none"
         if not file.exists() and not empty.exists() and not write_piece(make_piece(number), file):

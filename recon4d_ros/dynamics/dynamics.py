@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recon4d_ros.cameras.rig_check import base_is_on_road
 from recon4d_ros.dynamics.clip import ClipWatcher
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
-from recon4d_ros.dynamics.learned import MOVES, LearnedMotion
+from recon4d_ros.dynamics.learned import MOVES, LearnedMotion, enlarged
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import fill_holes
 from recon4d_ros.dynamics.support import seen_by_partner
@@ -38,8 +38,8 @@ class Dynamics:
     A lost pose and an absent camera give an empty mask, and so does a camera's first image but for
     what another camera hands over: without motion of the camera nothing can be said about motion of
     the world. Of a stereo pair the first camera looks, and the second takes over what it found, by
-    its own depth; cameras that look alone hand what they found to each other. Raises nothing of its
-    own.
+    its own depth; cameras that look alone hand what they found to each other. Raises EngineError
+    where the motion network's engine cannot be loaded or run.
     """
 
     def __init__(
@@ -156,8 +156,7 @@ class Dynamics:
         for i, pair in enumerate(pairs):
             if pair is None or probability[i].max() <= MOVES:
                 continue
-            whole = cv2.resize(probability[i], None, fx=STRIDE, fy=STRIDE)
-            mask[i] = whole[: self._size[0], : self._size[1]] > MOVES
+            mask[i] = enlarged(probability[i], STRIDE, self._size) > MOVES
             leader = self._partner[i]
             if leader is None or pairs[leader] is None:  # of a pair, one camera's regions do
                 detections += learned.detect(i, pair, probability[i], self.ground)

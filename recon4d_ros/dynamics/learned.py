@@ -120,7 +120,7 @@ class LearnedMotion:
             h, w = self._grid.size
             for i, pair in enumerate(pairs):
                 if pair is not None:
-                    out[i] = _enlarged(found[i, :h, :w], self._grid.step, motion_size)
+                    out[i] = enlarged(found[i, :h, :w], self._grid.step, motion_size)
         self._believes[:] = [pair is not None for pair in pairs]
         return out, pairs
 
@@ -132,7 +132,7 @@ class LearnedMotion:
         road = see_road(view, ground, p.ground_noise, p.ground_noise / 10)
         own: tuple[Depth | None, Depth | None] = (None, None)
         if view.mostly_covered:
-            own = _depth(pair.now), _depth(pair.before)
+            own = _depth(pair.now, view), _depth(pair.before, view)
         sight = Sight(
             camera,
             view,
@@ -233,12 +233,14 @@ class LearnedMotion:
         return out | self._constant
 
 
-def _depth(shot: Shot) -> Depth:
-    return make_depth(shot.depth, shot.depth_sigma)
+def _depth(shot: Shot, view: View) -> Depth:
+    """Depth that does not come from time: of what another camera sees too."""
+    depth = make_depth(shot.depth, shot.depth_sigma)
+    return Depth(np.where(view.covered, depth.q, np.float32(np.nan)), depth.sigma)
 
 
-def _enlarged(plane: Plane, step: int, size: tuple[int, ...]) -> Plane:
-    """[h, w] of the network's grid on the motion grid: every `step`-th pixel is the same."""
+def enlarged(plane: Plane, step: int, size: tuple[int, ...]) -> Plane:
+    """[h, w] on a grid of `size` that is `step` times finer: every `step`-th pixel is the same."""
     if step == 1:
         return plane
     h, w = size

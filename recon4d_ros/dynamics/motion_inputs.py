@@ -112,7 +112,9 @@ def make_shot(
     T_map_camera: Array,
 ) -> Shot:
     """color, depth, sigma, confidence: [H, W(, 3)] of the working image."""
-    depth, sigma = depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE]
+    depth, sigma = (  # copies: a view would keep all of the frame's depth alive
+        plane[::STRIDE, ::STRIDE].copy() for plane in (depth, sigma)
+    )
     picture = make_picture(color)
     grey = picture.grid
     for _ in range(grid.step // 2):

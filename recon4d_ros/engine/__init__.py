@@ -271,6 +271,8 @@ def _capacity(spec: EngineSpec) -> str:
 
 def _rig_of(spec: EngineSpec) -> str:
     size = f"{spec.input_size[1]}x{spec.input_size[0]}"
+    if spec.config == MOTION and not spec.shapes:
+        return f"{spec.cameras} camera(s), a grid of {size}"
     if spec.config == MOTION:
         return f"any number of cameras, a grid of any size (measured with {spec.cameras} of {size})"
     return (

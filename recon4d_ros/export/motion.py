@@ -42,7 +42,7 @@ def load_network(checkpoint: Path) -> MotionNetwork:
     except FileNotFoundError:
         raise EngineError(f"{checkpoint}: no such file") from None
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise EngineError(f"{checkpoint}: is no checkpoint of {NETWORK}: {reason}") from None
     return network.eval()
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recon4d_ros.dynamics.motion_inputs import FARTHEST
+from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.motion import STATE, Look, MotionNetwork, cues
 
 HELD_OUT = 10
@@ -222,9 +223,19 @@ class Trainer:
         )
         self._step, self._spent = 0, 0.0
         self._train, self._valid = Shards(shards, False), Shards(shards, True)
+        if not self._train.by_size:
+            raise EngineError(
+                f"{shards}: holds no shard to train on (every {HELD_OUT}th is held out): make more"
+                " pieces"
+            )
         self._streams: dict[tuple[int, int], tuple[list[Stream], Tensor]] = {}
         if (out / "last.pt").is_file():
-            kept = torch.load(out / "last.pt", weights_only=True)
+            try:
+                kept = torch.load(out / "last.pt", weights_only=True)
+            except Exception as error:
+                raise EngineError(
+                    f"{out / 'last.pt'}: is no checkpoint of this run ({type(error).__name__})"
+                ) from None
             self.network.load_state_dict(kept["network"])
             self._optimizer.load_state_dict(kept["optimizer"])
             self._step, self._spent = kept["step"], kept["spent"]
@@ -232,11 +243,11 @@ class Trainer:
 
     def run(self) -> None:
         """To the end of the recipe's minutes."""
-        budget, mean = self.recipe.minutes * 60, 0.0
+        budget, mean = self.recipe.minutes * 60, None
         while self._spent < budget:
             start = time.process_time()
             loss = self._one_step(self._spent / budget)
-            mean = loss if not self._step else 0.98 * mean + 0.02 * loss
+            mean = loss if mean is None else 0.98 * mean + 0.02 * loss
             self._step += 1
             self._spent += time.process_time() - start
             if self._step % 200 == 0:
