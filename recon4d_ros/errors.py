@@ -26,6 +26,12 @@ class EngineError(Recon4dError):
     """An engine folder is missing, truncated, of another version, or made for another rig."""
 
 
+class ExporterMissing(EngineError):
+    """PyTorch or another package that export and training need is not installed."""
+
+    exit_code = 3
+
+
 class ParameterError(Recon4dError):
     """A parameter is unknown, of the wrong type, or out of its range."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from recon4d_ros.errors import EngineError, OutputError, ParameterError
+from recon4d_ros.errors import ExporterMissing, OutputError, ParameterError
 from recon4d_ros.paths import user_path
 
 EPILOG = """examples:
@@ -58,16 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import torch  # noqa: F401
 
-        from recon4d_ros.export import ExportArguments, export_engine
+        from recon4d_ros.export import MOTION, ExportArguments, export_engine
+        from recon4d_ros.export.motion import CAMERAS, GRID
         from recon4d_ros.training.motion import Recipe, Trainer
         from recon4d_ros.training.motion_data import make_piece, write_piece
     except ImportError as error:
-        missing = EngineError(
+        raise ExporterMissing(
             f"training needs PyTorch, which is not installed here ({error}): pip install -r"
             " requirements/dev.txt"
-        )
-        missing.exit_code = 3  # type: ignore[attr-defined]
-        raise missing from None
+        ) from None
     out: Path = arguments.out
     shards = out / "shards"
     try:
@@ -82,10 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     trainer = Trainer(shards, out, Recipe(arguments.minutes, seed=arguments.seed))
     trainer.run()
-    grid = (96, 160)
     export_engine(
         out / "engine",
-        ExportArguments("", 6, grid, grid, 1, "recon4d_motion", checkpoint=str(out / "last.pt")),
+        ExportArguments("", CAMERAS, GRID, GRID, 1, MOTION, checkpoint=str(out / "last.pt")),
         force=True,
         progress=True,
     )

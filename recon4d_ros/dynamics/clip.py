@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
-from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
+from recon4d_ros.dynamics.objects import Sight, find_extent, lift
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import components, fill_holes
 from recon4d_ros.dynamics.residual import Depth, Road, make_depth, see_road, static_flow
@@ -167,12 +167,8 @@ class ClipWatcher:
             left, top, width, height = (int(b) for b in stats[label, :4])
             window = np.s_[top : top + height, left : left + width]
             inside = labels[window] == label
-            extent = measure_extent(sight, inside, stats[label, :4])
-            if (
-                extent is None
-                or 1 / extent.q > p.maximum_range
-                or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area
-            ):
+            extent = find_extent(sight, inside, stats[label, :4], p)
+            if extent is None:
                 continue
             keep[label] = True
             found.append(

@@ -54,8 +54,9 @@ class Dynamics:
         self._learned = (
             LearnedMotion(views, p, str(named_engine(p.engine))) if p.source == NETWORK else None
         )
-        watcher = WATCHERS.get(p.source, Watcher)
-        self._watchers = [watcher(i, view, p) for i, view in enumerate(views)]
+        self._watchers = (
+            [] if self._learned else [WATCHERS[p.source](i, v, p) for i, v in enumerate(views)]
+        )
         self._pool = ThreadPoolExecutor(len(views))
         self._tracker = Tracker(p.acceleration, p.confirm, p.keep_missing, p.minimum_speed)
         self.reset()
@@ -190,7 +191,7 @@ class Dynamics:
         self, i: int, leader: int, found: NDArray[np.bool_], geometry: Geometry
     ) -> NDArray[np.bool_]:
         """What the leader of a stereo pair found, seen by its partner."""
-        view, other = self._watchers[i].view, self._watchers[leader].view
+        view, other = self._views[i], self._views[leader]
         if not found.any():
             return np.zeros(view.x.shape, bool)
         with np.errstate(divide="ignore"):
@@ -209,7 +210,7 @@ class Dynamics:
         first, step = self._size[0] // (2 * STRIDE), 4
         clouds = []
         for i in np.flatnonzero(present):
-            view = self._watchers[i].view
+            view = self._views[i]
             z = geometry.depth[i, first * STRIDE :: STRIDE * step, :: STRIDE * step]
             near = z < FAR
             z = z[near]

@@ -20,13 +20,13 @@ from recon4d_ros.dynamics.motion_inputs import (
     on_grid,
     road_in_camera,
 )
-from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
+from recon4d_ros.dynamics.objects import Sight, find_extent, lift
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import components
 from recon4d_ros.dynamics.residual import Depth, make_depth, see_road
 from recon4d_ros.dynamics.tracker import Detection
 from recon4d_ros.dynamics.views import View
-from recon4d_ros.dynamics.watcher import LONGEST_GAP, SMALLEST
+from recon4d_ros.dynamics.watcher import SMALLEST, comparable
 from recon4d_ros.engine.motion import MotionEngine, load_motion
 from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Frame, Geometry, PoseEstimate
@@ -153,12 +153,8 @@ class LearnedMotion:
             left, top, width, height = (int(b) for b in box)
             window = np.s_[top : top + height, left : left + width]
             inside = labels[window] == label
-            extent = measure_extent(sight, inside, box)
-            if (
-                extent is None
-                or 1 / extent.q > p.maximum_range
-                or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area
-            ):
+            extent = find_extent(sight, inside, box, p)
+            if extent is None:
                 continue
             sure = float(probability[window][inside].mean())
             found.append(lift(sight, label, inside, box, extent, sure))
@@ -178,21 +174,11 @@ class LearnedMotion:
     def _measure(self, i: int, now: Shot, ground: Array | None) -> Pair | None:
         """The newest image against the last one, or an older one if images come faster than
         `baseline`."""
-        shots = [
-            shot
-            for shot in self._shots[i]
-            if 0 < (now.stamp_ns - shot.stamp_ns) * 1e-9 < LONGEST_GAP
-        ]
+        shots = comparable(self._shots[i], now.stamp_ns, self._p.baseline)
+        self._shots[i] = [*shots, now]
         if not shots:
-            self._shots[i] = [now]
             return None
-        old = [
-            shot
-            for shot in shots
-            if (now.stamp_ns - shot.stamp_ns) * 1e-9 > self._p.baseline - 0.02
-        ]
-        before, last = (old or shots[:1])[-1], shots[-1]
-        self._shots[i] = [*shots[shots.index(before) :], now]
+        before, last = shots[0], shots[-1]
         view = self._views[i]
         road = see_road(view, ground, 0.0, 0.0)
         flow = measure_flow(view, self._meters[i], now, before, road.q)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.flow import Displacement
+from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.residual import Depth, Road
 from recon4d_ros.dynamics.tracker import Detection
 from recon4d_ros.dynamics.views import View
@@ -80,6 +81,20 @@ def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent |
     return Extent(
         q, sigma, float(wide) / (q * sight.view.focal), float(high) / (q * sight.view.focal)
     )
+
+
+def find_extent(
+    sight: Sight, mask: Mask, box: NDArray[np.int32], parameters: DynamicsParameters
+) -> Extent | None:
+    """measure_extent of a region that is near and large enough; None of any other."""
+    extent = measure_extent(sight, mask, box)
+    if (
+        extent is None
+        or 1 / extent.q > parameters.maximum_range
+        or mask.sum() / (extent.q * sight.view.focal) ** 2 < parameters.minimum_area
+    ):
+        return None
+    return extent
 
 
 def lift(

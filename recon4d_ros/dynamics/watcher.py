@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ from recon4d_ros.dynamics.evidence import Evidence
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, ends, make_picture
 from recon4d_ros.dynamics.handover import points_of, seen_from
 from recon4d_ros.dynamics.infill import fill_in
-from recon4d_ros.dynamics.objects import Sight, lift, measure_extent
+from recon4d_ros.dynamics.objects import Sight, find_extent, lift
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import (
     Regions,
@@ -129,21 +131,11 @@ class Watcher:
         """What moves on the motion grid, [h, w] bool, and each region's detection. color, depth,
         sigma: the working image's."""
         now = self._shoot(stamp_ns, color, depth, sigma, T_map_camera)
-        self._shots = [
-            shot for shot in self._shots if 0 < (stamp_ns - shot.stamp_ns) * 1e-9 < LONGEST_GAP
-        ]
-        old_enough = [
-            shot
-            for shot in self._shots
-            if (stamp_ns - shot.stamp_ns) * 1e-9 > self._p.baseline - 0.02
-        ]
-        before = old_enough[-1] if old_enough else next(iter(self._shots), None)
-        last = self._shots[-1] if self._shots else None
-        # Only what a later image may still be compared with is kept.
-        if before is None or last is None:
-            self._shots = [now]
+        shots = comparable(self._shots, stamp_ns, self._p.baseline)
+        self._shots = [*shots, now]
+        if not shots:
             return np.zeros(self.view.x.shape, bool), []
-        self._shots = [*self._shots[self._shots.index(before) :], now]
+        before, last = shots[0], shots[-1]
         evidence = self._judge(now, before, last, around)
         if now.depth is not None:
             regions, sure = self._regions(now, evidence, around)
@@ -331,12 +323,8 @@ class Watcher:
             inside = regions.labels[window] == label
             if inside.sum() < 6:
                 continue
-            extent = measure_extent(sight, inside, box)
-            if (
-                extent is None
-                or 1 / extent.q > p.maximum_range
-                or inside.sum() / (extent.q * view.focal) ** 2 < p.minimum_area
-            ):
+            extent = find_extent(sight, inside, box, p)
+            if extent is None:
                 continue
             moves = -1.0 if now.belief is None else float(now.belief.moves[window][inside].mean())
             if (
@@ -420,6 +408,23 @@ class Watcher:
             self._p.image_noise * 1.5,
         )
         moving[window] |= shape | (sure[window] & inside)
+
+
+class _Stamped(Protocol):
+    @property
+    def stamp_ns(self) -> int: ...
+
+
+S = TypeVar("S", bound=_Stamped)
+
+
+def comparable(shots: Sequence[S], stamp_ns: int, baseline: float) -> list[S]:
+    """Those of a camera's images, oldest first, that its image at `stamp_ns` and later ones may be
+    compared with: the first is the one for this image, `baseline` seconds older if images come that
+    fast, the last is the newest. Empty if none is new enough."""
+    near = [shot for shot in shots if 0 < (stamp_ns - shot.stamp_ns) * 1e-9 < LONGEST_GAP]
+    old = sum((stamp_ns - shot.stamp_ns) * 1e-9 > baseline - 0.02 for shot in near)
+    return near[max(old - 1, 0) :]
 
 
 def _height(view: View, plane: Array) -> float:

@@ -30,7 +30,7 @@ from recon4d_ros.engine.base import (
 )
 from recon4d_ros.engine.motion import motion_at
 from recon4d_ros.engine.tensorrt_library import TITLES
-from recon4d_ros.errors import EngineError, OutputError, ParameterError
+from recon4d_ros.errors import EngineError, ExporterMissing, OutputError, ParameterError
 from recon4d_ros.export.apart import Stop
 from recon4d_ros.export.gpu import build_here, build_or_explain
 from recon4d_ros.export.tensorrt import GpuOptions, Progress
@@ -112,12 +112,10 @@ def export_engine(
         import onnx  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        missing = EngineError(
+        raise ExporterMissing(
             f"export needs PyTorch and onnx, which are not installed here ({error}): pip install -r"
             " requirements/dev.txt"
-        )
-        missing.exit_code = 3  # type: ignore[attr-defined]
-        raise missing from None
+        ) from None
 
     def say(sentence: str) -> None:
         if progress:

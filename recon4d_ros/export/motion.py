@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from recon4d_ros.dynamics.motion_inputs import MULTIPLE
 from recon4d_ros.engine import CPU_RUNTIMES
 from recon4d_ros.engine.base import (
     MOTION,
@@ -17,18 +18,18 @@ from recon4d_ros.engine.base import (
 )
 from recon4d_ros.engine.motion import PROBABILITY
 from recon4d_ros.errors import EngineError
+from recon4d_ros.export import MOTION as MOTION_NETWORK
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.graph import builders, write_graph
 from recon4d_ros.export.parity import check_parity, in_shares
 from recon4d_ros.export.reference import from_pytorch
 from recon4d_ros.networks.motion import STATE, MotionNetwork, frame_inputs, memory_shapes
 
-NETWORK = "recon4d_motion"
 CAMERAS, GRID = 6, (96, 160)
 """What it is measured at."""
 
-MULTIPLE, LARGEST = 16, 128
-"""Sides of the grid are whole multiples, and so many at most."""
+LARGEST = 128
+"""Sides of the grid are so many times MULTIPLE at most."""
 
 MOST_CAMERAS = 64
 
@@ -43,7 +44,7 @@ def load_network(checkpoint: Path) -> MotionNetwork:
         raise EngineError(f"{checkpoint}: no such file") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise EngineError(f"{checkpoint}: is no checkpoint of {NETWORK}: {reason}") from None
+        raise EngineError(f"{checkpoint}: is no checkpoint of {MOTION_NETWORK}: {reason}") from None
     return network.eval()
 
 
@@ -68,7 +69,7 @@ def write_motion(folder: Path, checkpoint: Path) -> EngineSpec:
         folder / "model.onnx", network, frame, memory, (PROBABILITY,), shapes, dims
     )
     spec = EngineSpec(
-        network=NETWORK,
+        network=MOTION_NETWORK,
         config=MOTION,
         runtime="openvino",
         cameras=CAMERAS,

@@ -115,7 +115,7 @@ class MotionNetwork(nn.Module):
         look, belief = Look(*tensors[:-1]), tensors[-1]
         known, carried = cues(look, belief)
         logit, state = self.decide(known, carried)
-        return torch.sigmoid(logit), torch.cat([torch.tanh(logit[:, None] / 2), state], 1)
+        return torch.sigmoid(logit), remembered(logit, state)
 
     def decide(self, known: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """known: [n, CUES, h, w]; carried: [n, 1 + STATE, h, w] -> (logit [n, h, w], state [n,
@@ -132,6 +132,11 @@ class MotionNetwork(nn.Module):
         y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
         y = self.out(self.join(torch.cat([y, skip], 1)))
         return y[:, 0].float(), torch.tanh(y[:, 1:].float())
+
+
+def remembered(logit: Tensor, state: Tensor) -> Tensor:
+    """The memory [n, 1 + STATE, h, w] of what `decide` gave: the belief, and the state."""
+    return torch.cat([torch.tanh(logit[:, None] / 2), state], 1)
 
 
 class Block(nn.Module):

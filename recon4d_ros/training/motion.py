@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recon4d_ros.dynamics.motion_inputs import FARTHEST
 from recon4d_ros.errors import EngineError
-from recon4d_ros.networks.motion import STATE, Look, MotionNetwork, cues
+from recon4d_ros.networks.motion import STATE, Look, MotionNetwork, cues, remembered
 
 HELD_OUT = 10
 """Every so many-th shard is for validation."""
@@ -287,7 +287,7 @@ class Trainer:
                 known[:, GREY] *= shown[:, None, None, None]
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logit, state = self.network.decide(known, carried)
-            belief = torch.cat([torch.tanh(logit[:, None] / 2), state], 1)
+            belief = remembered(logit, state)
             total = total + loss_of(logit, label, weight) / recipe.images
         self._optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
@@ -308,7 +308,7 @@ class Trainer:
                 look, label, weight = batch([read(one, None)])
                 known, carried = cues(look, belief)
                 logit, state = self.network.decide(known, carried)
-                belief = torch.cat([torch.tanh(logit[:, None] / 2), state], 1)
+                belief = remembered(logit, state)
                 found, moves, asked = logit > 0, label > 0.5, weight > 0
                 hit += int((found & moves & asked).sum())
                 said += int((found & asked).sum())
