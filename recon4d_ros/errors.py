@@ -40,6 +40,10 @@ class OutputError(Recon4dError):
     """The output folder cannot be written, is full, or exists already."""
 
 
+class MapError(Recon4dError):
+    """A map folder is missing, damaged, of another version, or made with another rig."""
+
+
 class MessageError(Recon4dError):
     """A message carries a value that cannot be used: NaN, a quaternion of length zero, the wrong
     frame."""

@@ -12,6 +12,7 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.objects import ObjectEngine, load_objects, published_crop
 from recon4d_ros.engine.occupancy import OccupancyEngine, load_occupancy
+from recon4d_ros.localization import in_odom
 from recon4d_ros.types import (
     Calibration,
     Detections,
@@ -30,7 +31,8 @@ Seen = TypeVar("Seen")
 @dataclass(frozen=True)
 class Look:
     """What such an engine takes of a frame set that the reconstruction has been through. frame: as
-    the reconstruction's engine has it. era: counts how often everything began anew."""
+    the reconstruction's engine has it. pose: in odometry's frame, which never jumps: what such an
+    engine says is in that frame, too. era: counts how often everything began anew."""
 
     frame_set: FrameSet
     frame: Frame
@@ -39,7 +41,7 @@ class Look:
 
     @classmethod
     def of(cls, result: Reconstruction, era: int = 0) -> Look:
-        return cls(result.frame_set, result.frame, result.pose, era)
+        return cls(result.frame_set, result.frame, in_odom(result.pose, result.T_map_odom), era)
 
     @property
     def world(self) -> tuple[int, int]:

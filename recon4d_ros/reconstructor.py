@@ -7,14 +7,18 @@ The engine's memory takes frame t-1's tokens at the start of step t, together wi
 found moving in frame t-1: what it marked stays out of the memory, and nothing is delayed by it. Of
 a frame whose pose is not usable, nothing enters memory and map. Where ego-motion begins a new
 segment (it lost the car for too long, and no odometry bridges the gap) map, memory and tracks are
-forgotten: where the old ones are from here is not known."""
+forgotten: where the old ones are from here is not known. With keyframes (localization/) the map is
+set aside instead, until the car is found in it.
+
+Ego-motion, engine and dynamics work in odometry's frame, which is smooth; the map, and what is
+said, is in map. The two are one unless the car was found in another map (`Places.T_map_odom`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,14 @@ from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.errors import EngineError
+from recon4d_ros.localization import (
+    LocalizationParameters,
+    MapFolder,
+    Places,
+    Runner,
+    moved_objects,
+    moved_pose,
+)
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
@@ -40,10 +52,12 @@ class Parameters:
     egomotion: EgomotionParameters = field(default_factory=EgomotionParameters)
     dynamics: DynamicsParameters = field(default_factory=DynamicsParameters)
     mapping: MappingParameters = field(default_factory=MappingParameters)
+    localization: LocalizationParameters = field(default_factory=LocalizationParameters)
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. runtime: of the engine, its own by default. Raises
+    """Online 4D reconstruction for one rig. runtime: of the engine, its own by default. runner:
+    where keyframes are made and the car is looked for, between the frames by default. Raises
     CalibrationError if the rig cannot be one (`rig_check`), EngineError or CalibrationError if
     engine and rig do not fit each other."""
 
@@ -53,6 +67,7 @@ class Reconstructor:
         engine_folder: Path,
         parameters: Parameters | None = None,
         runtime: str = "",
+        runner: Runner | None = None,
     ) -> None:
         parameters = parameters or Parameters()
         self._rig_notes = check_rig(rig)
@@ -69,6 +84,10 @@ class Reconstructor:
             self.engine.close()
             raise
         self.mapper = Mapper(self.calibration, parameters.mapping)
+        self._runner = runner
+        self.places: Places | None = None
+        if parameters.localization.mode in ("mapping", "localization"):
+            self.keep_places()
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
         self._segment = 0
@@ -81,6 +100,8 @@ class Reconstructor:
             self.reset()
         latency: dict[str, float] = {}
         cpu: dict[str, float] = {}
+        if self.places:
+            self.places.begin()
         with _timed(latency, cpu, "preprocess"):
             frame, dropped = self.preprocessor(frame_set)
             for camera, reason in dropped.items():
@@ -90,8 +111,9 @@ class Reconstructor:
                 frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
             )
         if pose.segment != self._segment:
-            self._forget_the_world()
+            self._forget_the_world(new_segment=True)
             self._segment = pose.segment
+        T_map_odom = self.places.T_map_odom if self.places else np.eye(4)
         with _timed(latency, cpu, "engine"):
             geometry = self.engine.step(
                 frame, self.calibration, pose.T_map_camera, self._moving_before
@@ -99,14 +121,19 @@ class Reconstructor:
         with _timed(latency, cpu, "dynamics"):
             motion = self.dynamics(frame, pose, geometry)
         with _timed(latency, cpu, "mapping"):
-            delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
+            in_map = moved_pose(pose, T_map_odom) if self.places else pose
+            delta = self.mapper(in_map, geometry, motion.mask, frame.stamp_ns)
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
+        if self.places:
+            with _timed(latency, cpu, "localization"):
+                self.places.take(frame, pose, geometry, motion.mask)
+            motion = replace(motion, objects=moved_objects(motion.objects, T_map_odom))
         self._moving_before = motion.mask if pose.usable else ~self._still
         return Reconstruction(
             frame_set,
             frame,
-            pose,
+            in_map,
             geometry,
             motion,
             delta,
@@ -119,6 +146,8 @@ class Reconstructor:
                 for name, troubles in zip(self.rig.names, self.egomotion.health, strict=True)
                 if troubles
             },
+            T_map_odom,
+            self.places.found if self.places else True,
         )
 
     @property
@@ -134,20 +163,53 @@ class Reconstructor:
         """Sentences about what was made of the rig and its images, in the order they came up."""
         return [*self._rig_notes, *self.preprocessor.notes]
 
+    @property
+    def map_notes(self) -> list[str]:
+        """Sentences about the map that the car is in, or is looked for in, in their order."""
+        return self.places.notes if self.places else []
+
+    def keep_places(self) -> Places:
+        """Keyframes are kept from now on."""
+        if self.places is None:
+            p = self.parameters
+            self.places = Places(
+                self.rig,
+                self.calibration,
+                self.mapper,
+                p.localization,
+                self._runner,
+                p.mapping.voxel_size,
+            )
+        return self.places
+
+    def use_map(self, folder: MapFolder, mode: str = "") -> None:
+        """The car is to be found in a map; what was seen until now is forgotten. mode: as in
+        `Places.use`."""
+        self.keep_places().use(folder, mode)
+
     def reset(self) -> None:
-        """Forget the drive: map, memory, tracks and pose start anew."""
+        """Forget the drive: map, memory, tracks and pose start anew; a loaded map is as it was
+        loaded."""
         self.egomotion.reset()
         self._segment = 0
         self._forget_the_world()
 
-    def _forget_the_world(self) -> None:
+    def _forget_the_world(self, new_segment: bool = False) -> None:
         """Map, memory and tracks start anew."""
-        for stage in (self.engine, self.dynamics, self.mapper):
-            stage.reset()
+        self.engine.reset()
+        self.dynamics.reset()
+        if self.places is None:
+            self.mapper.reset()
+        elif new_segment:
+            self.places.new_segment()
+        else:
+            self.places.reset()
         self._moving_before = self._still
 
     def close(self) -> None:
         """Release the engines' device memory."""
+        if self.places:
+            self.places.close()
         self.engine.close()
         self.dynamics.close()
 

@@ -461,6 +461,9 @@ class Reconstruction:
     latency it shows what a stage waited for. dropped: camera -> why its image, which was there,
     could not be used. troubles: camera -> what is wrong with its images (see cameras/health.py), of
     those where something is.
+    T_map_odom: [4, 4], where odometry's frame is in map: pose, objects and map_delta are in map,
+    which is odometry's frame unless the car was found in another map. in_map: False while there is
+    another map in which the car is not found yet: map is then odometry's frame.
     """
 
     frame_set: FrameSet
@@ -474,3 +477,5 @@ class Reconstruction:
     cpu: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     troubles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    T_map_odom: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    in_map: bool = True

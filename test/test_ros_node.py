@@ -28,7 +28,7 @@ from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from recon4d_msgs.srv import SaveMap
+from recon4d_msgs.srv import LoadMap, SaveMap
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
@@ -509,6 +509,30 @@ def test_a_worker_that_is_stuck_is_said_and_kills_nothing(make, monkeypatch, tmp
         assert node._state == "inactive" and not node.failure
     finally:
         free.set()
+
+
+def test_maps_that_cannot_be_loaded_or_saved_are_one_sentence(make, tmp_path):
+    node = make(output_folder=str(tmp_path))
+
+    def load(path: object, mode: str = "") -> str:
+        request = LoadMap.Request(path=str(path), mode=mode)
+        answer = node._on_load_map(request, LoadMap.Response())
+        assert not answer.success and "\n" not in answer.message
+        return answer.message
+
+    assert "unconfigured" in load(tmp_path)
+    node.start()
+    assert "waits for its rig" in load(tmp_path)
+    session = node._session
+    session._reconstructor = Reconstructor()
+    session._reconstructor.rig, session._reconstructor.places = None, None
+    assert "cannot be read" in load(tmp_path / "nothing")
+    assert "is no map" in load(tmp_path)
+    assert "expected mapping, localization" in load(tmp_path, "sideways")
+    request = SaveMap.Request(path=str(tmp_path / "folder"))
+    answer = node._on_save_map(request, SaveMap.Response())
+    assert not answer.success and "set localization.mode to mapping" in answer.message
+    assert node._state == "active"
 
 
 def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monkeypatch):

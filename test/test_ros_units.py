@@ -405,6 +405,21 @@ def test_who_owns_which_edge():
     )
 
 
+def test_odometry_stays_smooth_where_the_car_is_found_in_a_map():
+    T_map_odom, T_odom_base = (
+        exp(np.array([30.0, 4, 0, 0, 0, 1.0])),
+        exp(np.array([4.0, 0, 0, 0, 0, 0.1])),
+    )
+    pose = T_map_odom @ T_odom_base
+    above, below = edges("map_odom_base", FRAMES, pose, 5, None, T_map_odom)
+    np.testing.assert_allclose(conversions.transform_matrix(above), T_map_odom, atol=1e-12)
+    np.testing.assert_allclose(conversions.transform_matrix(below), T_odom_base, atol=1e-12)
+    # while it is not known where odom is in map, nobody is told
+    (only,) = edges("map_odom_base", FRAMES, T_odom_base, 5, None, np.eye(4), False)
+    assert (only.header.frame_id, only.child_frame_id) == ("odom", "base_link")
+    assert edges("map_odom", FRAMES, pose, 5, T_odom_base, np.eye(4), False) == []
+
+
 # --- rig from messages
 
 

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +26,8 @@ from recon4d_ros.dynamics.one_list import OneList
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
+from recon4d_ros.geometry import inverse
+from recon4d_ros.localization import moved_objects, open_map
 from recon4d_ros.paths import user_path
 from recon4d_ros.perception import Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
@@ -95,6 +98,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-frames", type=int, default=0, metavar="K", help="stop after K frame sets"
     )
+    parser.add_argument(
+        "--map",
+        type=user_path,
+        metavar="DIR",
+        help=(
+            "a map folder that the car is looked for in, and that what is seen is added to (see"
+            " -p localization.mode=localization)"
+        ),
+    )
+    parser.add_argument(
+        "--save-map",
+        type=user_path,
+        metavar="DIR",
+        help="also save the map as a folder that --map and the node can load (may be --map's)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite --out")
     for option, what in (("object", "objects (sparse4d)"), ("occupancy", "occupancy (uniscene)")):
         parser.add_argument(
@@ -121,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
+        map_folder=arguments.map,
+        save_map=arguments.save_map,
         object_engine=arguments.object_engine,
         occupancy_engine=arguments.occupancy_engine,
         progress=True,
@@ -151,6 +171,8 @@ def replay(
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
+    map_folder: Path | None = None,
+    save_map: Path | None = None,
     object_engine: Path | None = None,
     occupancy_engine: Path | None = None,
     progress: bool = False,
@@ -158,7 +180,8 @@ def replay(
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
-    them. object_engine, occupancy_engine: folders of engines that see every frame set, too.
+    them. map_folder: a map to find the car in; save_map: where to save the map. object_engine,
+    occupancy_engine: folders of engines that see every frame set, too.
     progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
     where no image was of use; the folder then says why.
     """
@@ -187,7 +210,16 @@ def replay(
         unlikely = check_rig(rig)
         if progress:
             warn("replay", [*reader.notes, *unlikely])
+        opened = open_map(map_folder, rig) if map_folder else None
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
+        if opened:
+            reconstructor.use_map(opened)
+        elif save_map and reconstructor.places is None:
+            if parameters.localization.mode == "off":
+                raise ParameterError(
+                    "--save-map: localization.mode is off: expected mapping or auto"
+                )
+            reconstructor.keep_places()
         shared = reconstructor.calibration
         detect = Objects(object_engine, rig, shared=shared) if object_engine else None
         occupy = OccupiedSpace(occupancy_engine, rig, shared=shared) if occupancy_engine else None
@@ -203,6 +235,9 @@ def replay(
         lost = usable = 0
         not_tracked = Tally()
         expected = max(info.count for info in reader.info().cameras.values())
+        localization: dict[str, Any] = {"map": str(map_folder or ""), "found": 0}
+        localization["first_found_s"] = None
+        first_ns = 0
         for frame_set in tqdm(
             frame_sets(reader, synchronizer, motion, image_topics, base_frame),
             total=max_frames or expected,
@@ -211,17 +246,24 @@ def replay(
             mininterval=0.5,
             disable=not progress,
         ):
+            first_ns = first_ns or frame_set.stamp_ns
             result = reconstructor.step(frame_set)
             statistics.add(result.latency, result.memory_fill)
             if result.pose.tracking is not Tracking.TRACKING:
                 lost += 1
                 not_tracked.count(result.pose.tracking.value, result.pose.reason or "no reason")
             usable += int(result.frame.present.sum())
+            if (places := reconstructor.places) is not None:
+                localization["found"] += int(places.found)
+                if opened and places.found and localization["first_found_s"] is None:
+                    localization["first_found_s"] = (frame_set.stamp_ns - first_ns) * 1e-9
             look, objects = Look.of(result), result.motion.objects
             if detect and (detections := detect(look)) is not None:
                 one_list.take(detections, look.world)
             if detect:
-                objects = one_list.at(frame_set.stamp_ns, objects, look.world)
+                tracks = moved_objects(objects, inverse(result.T_map_odom))
+                objects = one_list.at(frame_set.stamp_ns, tracks, look.world)
+                objects = moved_objects(objects, result.T_map_odom)
             writer.add(result, reconstructor.preprocessor, objects)
             if occupy and (occupancy := occupy(look)) is not None:
                 writer.add_occupancy(occupancy)
@@ -269,12 +311,24 @@ def replay(
             "engines_beside": [
                 {"network": one.engine.spec.network, "device": one.engine.device} for one in beside
             ],
-            "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes, *cautions],
+            "notes": [
+                *reader.notes,
+                *synchronizer.findings,
+                *reconstructor.notes,
+                *reconstructor.map_notes,
+                *cautions,
+            ],
             "undecodable": reconstructor.undecodable,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),
         }
+        if reconstructor.places:
+            summary["localization"] = localization
+            if save_map:
+                voxels, keyframes, aside = reconstructor.places.save(save_map)
+                localization |= {"saved": {"voxels": voxels, "keyframes": keyframes}}
+                summary["notes"] += [aside] if aside else []
         summary = writer.finish(reconstructor.mapper, summary)
         for one in (reconstructor, *beside):
             one.close()

@@ -76,6 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " %(default)s)"
         ),
     )
+    parser.add_argument(
+        "--traffic-seed",
+        type=int,
+        metavar="SEED",
+        help=(
+            "another drive through the same streets: how all drive, and what is parked (default:"
+            " the seed)"
+        ),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         scenario=arguments.scenario,
         imu=arguments.imu,
         odometry=arguments.odometry,
+        traffic_seed=arguments.traffic_seed,
     )
     print(
         f"wrote {arguments.out}: {arguments.seconds:g} s of {arguments.scenario}, rig"
@@ -138,10 +148,13 @@ def simulate_to(
     scenario: str = "city",
     imu: bool = False,
     odometry: bool = False,
+    traffic_seed: int | None = None,
 ) -> None:
     """write_bag with a progress bar; true depth and masks for every truth_every-th frame. Raises
     ParameterError, OutputError."""
     check_drive(seconds, rate, seed)
+    if traffic_seed is not None and traffic_seed < 0:
+        raise ParameterError(f"--traffic-seed is {traffic_seed}: expected at least 0")
     scenario_of(scenario, seed)
     with tqdm(total=round(seconds * rate), unit="set", desc="simulate", mininterval=0.5) as bar:
         write_bag(
@@ -155,4 +168,5 @@ def simulate_to(
             scenario=scenario,
             imu=imu,
             odometry=odometry,
+            traffic_seed=traffic_seed,
         )

@@ -89,12 +89,17 @@ def write_points(path: str | Path, blocks: Iterable[NDArray[np.void]], count: in
         ) from None
 
 
-def _write_ply(file: BinaryIO, blocks: Iterable[NDArray[np.void]], count: int) -> None:
+def ply_header(count: int) -> bytes:
+    """Of a PLY of `count` PLY_POINTs."""
     properties = "\n".join(f"property {name}" for name in _PLY_PROPERTIES)
-    file.write(
+    return (
         "ply\nformat binary_little_endian 1.0\ncomment recon4d_ros static map, metres\n"
-        f"element vertex {count}\n{properties}\nend_header\n".encode()
-    )
+        f"element vertex {count}\n{properties}\nend_header\n"
+    ).encode()
+
+
+def _write_ply(file: BinaryIO, blocks: Iterable[NDArray[np.void]], count: int) -> None:
+    file.write(ply_header(count))
     for block in blocks:
         file.write(np.ascontiguousarray(block).view(np.uint8).data)
 

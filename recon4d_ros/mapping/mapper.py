@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.errors import MapError
 from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.mapping.archive import Chunks, VoxelArchive
 from recon4d_ros.mapping.cloud_files import PLY_POINT, check_suffix, write_points
 from recon4d_ros.mapping.keys import pack, unpack_relative
 from recon4d_ros.mapping.spill import Spill
@@ -33,6 +35,7 @@ POSITION, COLOR, WEIGHT, EVIDENCE = slice(0, 3), slice(3, 6), 6, 7
 _FREE_PIXELS = 30_000  # of a camera are enough to tell where one sees through
 _NEVER = -(1 << 30)  # the frame in which an empty slot was last seen
 _WATCH_FRAMES = 12  # what was seen in as many frames is revised in every second frame
+_RECALLED = 5_000  # voxels of the archive that come back in one frame, about
 _MAX_WEIGHT = 100.0  # beyond it the mean follows slowly instead of freezing
 
 
@@ -164,7 +167,12 @@ class Mapper:
             self._sent_weight,
         ):
             array.fill(0)  # touch every page now: memory does not grow later
+        self._recalled = np.zeros(capacity, bool)  # came from the archive as it is
         self._spill = Spill() if p.keep_outside == "file" else None
+        self._archive: VoxelArchive | None = None
+        self._attached = False
+        self.trouble = ""
+        """Why the archive cannot be read any more; empty while it can."""
         self.reset()
 
     def reset(self) -> None:
@@ -185,6 +193,10 @@ class Mapper:
         self._integrated_at: NDArray[np.float64] | None = None
         self._center = np.zeros(3, np.int64)  # voxel of the car
         self.refused = 0  # voxels that found no room
+        self._recalled[:] = False
+        self._attached = False
+        if self._archive is not None:
+            self._archive.all_back()
         if self._spill:
             self._spill.clear()
 
@@ -215,6 +227,7 @@ class Mapper:
             # is exact enough
             T_local_camera = pose.T_map_camera.copy()
             T_local_camera[:, :3, 3] -= self._center * self._parameters.voxel_size
+            self._recall(pose.T_map_base[:3, 3])
             self._revise(T_local_camera, geometry)
             self._integrate(T_local_camera, geometry, mask, pose.T_map_base[:3, 3])
             self._frame += 1
@@ -230,26 +243,150 @@ class Mapper:
         points. Raises OutputError."""
         check_suffix(Path(path))
         inside = np.flatnonzero(self._published)
-        if self._spill is None or self._spill.count == 0:
-            write_points(path, (self._pack_points(inside),), len(inside))
-            return len(inside)
-        keep = self._spill.latest()
-        keep_mask = np.zeros(self._spill.count, bool)
-        keep_mask[keep] = True
-        start = 0
-        for keys, _ in self._spill.blocks():  # what came back into the radius is there already
-            slots = self._table.find(np.ascontiguousarray(keys))
-            keep_mask[start : start + len(keys)] &= ~((slots >= 0) & self._published[slots])
-            start += len(keys)
-        count = int(np.count_nonzero(keep_mask)) + len(inside)
-        write_points(path, self._all_blocks(self._spill, keep_mask, inside), count)
+        keep = self._kept_outside()
+        count = int(np.count_nonzero(keep)) + len(inside)
+        if self._attached and self._archive is not None:
+            count += self._archive.count
+        write_points(path, self.chunks()(), count)
         return count
 
+    def _kept_outside(self) -> NDArray[np.bool_]:
+        """[S] which of the records outside the radius are the map's: the last of each voxel, and
+        none that came back into the radius."""
+        if self._spill is None or self._spill.count == 0:
+            return np.zeros(0, bool)
+        keep = np.zeros(self._spill.count, bool)
+        keep[self._spill.latest()] = True
+        start = 0
+        for keys, _ in self._spill.blocks():
+            slots = self._table.find(np.ascontiguousarray(keys))
+            keep[start : start + len(keys)] &= ~((slots >= 0) & self._published[slots])
+            start += len(keys)
+        return keep
+
+    # ---- another map: loaded, or set aside
+
+    @property
+    def attached(self) -> bool:
+        """Whether what is seen lies in the archive's map."""
+        return self._attached
+
+    def use(self, archive: VoxelArchive | None) -> None:
+        """Another map, in which the car is not found yet: see `attach`."""
+        self._archive, self._attached, self.trouble = archive, False, ""
+
+    def attach(self, T_archive_map: NDArray[np.float64]) -> None:
+        """Where the map of until now lies in the archive's is known: it goes there, and from now on
+        the archive's voxels around the car are part of it."""
+        self.move(T_archive_map)
+        self._attached = True
+
+    def move(self, T: NDArray[np.float64]) -> None:
+        """All that was seen since the start, or came from the archive and was confirmed, lies
+        elsewhere by a rigid motion [4, 4]; what came from the archive as it is stays."""
+        size = self._parameters.voxel_size
+        slots = np.flatnonzero(self._table.keys != EMPTY)
+        rows, mine = self._rows[slots], ~self._recalled[slots]
+        xyz = (
+            unpack_relative(self._table.keys[slots], self._center)
+            + self._center
+            + rows[:, POSITION]
+        ) * size
+        xyz[mine] = xyz[mine] @ T[:3, :3].T + T[:3, 3]
+        self._removed.append(self._table.keys[slots[self._sent_weight[slots] > 0]])
+        cell = np.floor(xyz / size)
+        keys = pack(cell.astype(np.int64))
+        rows[:, POSITION] = xyz / size - cell
+        seen, recalled = self._last_seen[slots], self._recalled[slots]
+        # where two fall into one voxel, the one with more evidence stands for both
+        order = np.lexsort((-rows[:, EVIDENCE], keys))
+        first = order[np.diff(keys[order], prepend=-1) != 0]
+        self._empty()
+        self._center = np.floor((T[:3, :3] @ (self._center * size) + T[:3, 3]) / size).astype(
+            np.int64
+        )
+        self._fill(keys[first], rows[first], seen[first], recalled[first])
+        if self._integrated_at is not None:
+            self._integrated_at = T[:3, :3] @ self._integrated_at + T[:3, 3]
+        if self._spill:
+            self._spill.move(T, size)
+
+    def set_aside(self) -> None:
+        """The next frame is the first of another map; that of until now becomes the archive, if it
+        is the archive's, or there is none."""
+        if self._archive is None or self._attached:
+            self._archive = VoxelArchive.set_aside(self.chunks())
+        self.reset()
+
+    def chunks(self) -> Chunks:
+        """The whole map as `write_squares` takes it: what was seen, and where the car was found in
+        the archive, the archive."""
+        inside = np.flatnonzero(self._published)
+        keep = self._kept_outside()
+
+        def blocks() -> Iterator[NDArray[np.void]]:
+            if self._attached and self._archive is not None:
+                yield from self._archive.rest()
+            yield from self._all_blocks(self._spill, keep, inside)
+
+        return blocks
+
+    def _recall(self, position: NDArray[np.float64]) -> None:
+        """The archive's voxels that the car comes near to."""
+        p = self._parameters
+        if not self._attached or self._archive is None or self.trouble:
+            return
+        try:
+            parts = list(self._archive.near(position, p.radius, _RECALLED))
+        except MapError as error:
+            self.trouble = str(error)
+            return
+        if not parts:
+            return
+        points = np.concatenate(parts)
+        scaled = points["xyz"].astype(np.float64) / p.voxel_size
+        cell = np.floor(scaled)
+        keys, first = np.unique(pack(cell.astype(np.int64)), return_index=True)
+        new = self._table.find(keys) < 0
+        keys, first = keys[new], first[new]
+        rows = np.empty((len(keys), 8), np.float32)
+        rows[:, POSITION] = scaled[first] - cell[first]
+        rows[:, COLOR], rows[:, WEIGHT] = points["rgb"][first], points["weight"][first]
+        rows[:, EVIDENCE] = p.max_evidence
+        seen = np.full(len(keys), self._frame - _WATCH_FRAMES, np.int32)
+        self._fill(keys, rows, seen, np.ones(len(keys), bool))
+
+    def _empty(self) -> None:
+        self._table.clear()
+        for flags in (self._published, self._waiting, self._recalled):
+            flags[:] = False
+        self._sent_weight[:] = 0
+        self._last_seen[:] = _NEVER
+        self._pending = np.zeros(0, np.int64)
+        self._size = 0
+
+    def _fill(
+        self,
+        keys: NDArray[np.int64],
+        rows: NDArray[np.float32],
+        seen: NDArray[np.int32],
+        recalled: NDArray[np.bool_],
+    ) -> None:
+        """Voxels that are not in the table, each once."""
+        slots = self._table.insert(keys)
+        fits = slots >= 0
+        self.refused += int(np.count_nonzero(~fits))
+        slots, rows = slots[fits], rows[fits]
+        self._rows[slots], self._last_seen[slots] = rows, seen[fits]
+        self._recalled[slots] = recalled[fits]
+        self._published[slots], self._sent_weight[slots] = False, 0
+        self._publish(slots[rows[:, EVIDENCE] >= self._enough()])
+
     def _all_blocks(
-        self, spill: Spill, keep: NDArray[np.bool_], inside: NDArray[np.int64]
+        self, spill: Spill | None, keep: NDArray[np.bool_], inside: NDArray[np.int64]
     ) -> Iterator[NDArray[np.void]]:
         start = 0
-        for keys, points in spill.blocks():
+        for keys, points in spill.blocks() if spill and len(keep) else ():
             yield points[keep[start : start + len(keys)]]
             start += len(keys)
         yield self._pack_points(inside)
@@ -337,6 +474,7 @@ class Mapper:
         np.clip(row[EVIDENCE] + said, 0.0, p.max_evidence, out=row[EVIDENCE])
         self._rows[slots] = row.T
         self._last_seen[slots] = self._frame
+        self._recalled[slots] = False
         published = self._published[slots]
         now = row[EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
         self._unpublish(slots[published & ~now])

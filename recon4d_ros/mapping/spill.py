@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.mapping.cloud_files import PLY_POINT
+from recon4d_ros.mapping.keys import pack
 
 _RECORD = np.dtype([("key", "<i8"), ("point", PLY_POINT)])
 _BLOCK = 1 << 18
@@ -59,6 +60,8 @@ class Spill:
             else tempfile.TemporaryFile(prefix="recon4d_map_", buffering=0, dir=folder)
         )
         self._refuses = folder is None
+        self._moved: list[tuple[int, NDArray[np.float64]]] = []
+        self._voxel_size = 1.0
         self.count = 0
         self.lost = 0  # voxels that a full disk refused
 
@@ -81,8 +84,16 @@ class Spill:
     def clear(self) -> None:
         if not self._refuses:
             self._file.truncate(0)
+        self._moved = []
         self.count = 0
         self.lost = 0
+
+    def move(self, T: NDArray[np.float64], voxel_size: float) -> None:
+        """What is here lies elsewhere, by a rigid motion [4, 4] of the map; done when it is read,
+        for there may be much of it."""
+        self._moved = [(end, T @ before) for end, before in self._moved]
+        self._moved.append((self.count, T))
+        self._voxel_size = voxel_size
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void]]]:
         """Keys and points in the order they left, in blocks."""
@@ -90,7 +101,23 @@ class Spill:
             count = min(_BLOCK, self.count - start)
             self._file.seek(start * _RECORD.itemsize)
             records = np.frombuffer(self._file.read(count * _RECORD.itemsize), _RECORD)
-            yield records["key"], records["point"]
+            keys, points = records["key"], records["point"]
+            yield self._where_now(start, keys, points) if self._moved else (keys, points)
+
+    def _where_now(
+        self, start: int, keys: NDArray[np.int64], points: NDArray[np.void]
+    ) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+        """Records from `start` on after all motions that came since they were written."""
+        keys, points = keys.copy(), points.copy()
+        first = start
+        for end, T in self._moved:
+            part = slice(max(first, start) - start, max(min(end, start + len(keys)) - start, 0))
+            if part.start < part.stop:
+                xyz = points["xyz"][part].astype(np.float64) @ T[:3, :3].T + T[:3, 3]
+                points["xyz"][part] = xyz
+                keys[part] = pack(np.floor(xyz / self._voxel_size).astype(np.int64))
+            first = end
+        return keys, points
 
     def latest(self) -> NDArray[np.int64]:
         """Sorted positions of the records that are the last of their voxel (a place that was driven

@@ -19,7 +19,7 @@ from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from recon4d_msgs.srv import SaveMap
+from recon4d_msgs.srv import LoadMap, SaveMap
 from std_srvs.srv import SetBool, Trigger
 
 from recon4d_ros.cameras.rig import CameraTopics, chosen, load_rig_file
@@ -91,6 +91,7 @@ class Recon4dNode(LifecycleNode):
         self._service_thread.offer(Trigger, "~/reset", self._on_reset)
         self._service_thread.offer(SetBool, "~/pause", self._on_pause)
         self._service_thread.offer(SaveMap, "~/save_map", self._on_save_map)
+        self._service_thread.offer(LoadMap, "~/load_map", self._on_load_map)
         self._refuse_transitions_that_are_none()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TICK, self._tick, clock=steady)
@@ -408,6 +409,12 @@ class Recon4dNode(LifecycleNode):
         try:
             if session is None:
                 raise Recon4dError(f"the node is {self._state}: there is no map")
+            if not path.suffix or path.is_dir():
+                voxels, keyframes, aside = session.save_map_folder(path)
+                response.success, response.points = True, voxels
+                response.message = f"{voxels} voxels and {keyframes} keyframes written to {path}"
+                response.message += f"; {aside}" if aside else ""
+                return response
             if not request.path:
                 folder.mkdir(parents=True, exist_ok=True)
             response.points = int(session.save_map(path))
@@ -418,6 +425,22 @@ class Recon4dNode(LifecycleNode):
             response.success, response.message = (
                 True,
                 f"{response.points} points written to {path}{lost}",
+            )
+        except (Recon4dError, OSError, TimeoutError) as error:
+            response.success, response.message = False, str(error)
+        return response
+
+    def _on_load_map(
+        self, request: LoadMap.Request, response: LoadMap.Response
+    ) -> LoadMap.Response:
+        session, path = self._session, Path(request.path).expanduser()
+        try:
+            if session is None:
+                raise Recon4dError(f"the node is {self._state}: no map can be loaded")
+            response.keyframes = session.load_map(path, request.mode)
+            response.success, response.message = (
+                True,
+                f"{response.keyframes} keyframes loaded from {path}: the car is looked for in them",
             )
         except (Recon4dError, OSError, TimeoutError) as error:
             response.success, response.message = False, str(error)

@@ -132,6 +132,11 @@ class NodeParameters:
         minimum=0.0,
         maximum=60.0,
     )
+    map: str = parameter(
+        "",
+        "a map folder in which the car is looked for, and that what is seen is added to"
+        " (localization.mode); empty = none. One that cannot be used is said, and left out",
+    )
     output_folder: str = parameter(".", "folder for what ~/save_map writes without a path")
 
 

@@ -20,20 +20,27 @@ LOOKUP_TIMEOUT = Duration(seconds=0.05)
 
 
 def edges(
-    mode: str, frames: Frames, T_map_base: Array, stamp_ns: int, T_odom_base: Array | None
+    mode: str,
+    frames: Frames,
+    T_map_base: Array,
+    stamp_ns: int,
+    T_odom_base: Array | None,
+    T_map_odom: Array | None = None,
+    in_map: bool = True,
 ) -> list[TransformStamped]:
     """The transforms that are ours to send.
 
-    map_odom_base: we are the odometry and correct nothing behind its back, so map -> odom is the
-    identity and odom -> base the pose. map_odom: another node owns odom -> base (T_odom_base at the
+    map_odom_base: we are the odometry; map -> odom is T_map_odom, the identity (None) unless the
+    car was found in another map. in_map: whether it is known where it is in map: otherwise nobody
+    is told where. map_odom: another node owns odom -> base (T_odom_base at the
     stamp), so T_map_odom = T_map_base T_odom_base^-1.
     """
     if mode == "map_odom_base":
-        return [
-            transform_msg(np.eye(4), stamp_ns, frames.map, frames.odom),
-            transform_msg(T_map_base, stamp_ns, frames.odom, frames.base),
-        ]
-    if mode == "map_odom" and T_odom_base is not None:
+        own = np.eye(4) if T_map_odom is None else T_map_odom
+        above = [transform_msg(own, stamp_ns, frames.map, frames.odom)] if in_map else []
+        T = T_map_base if T_map_odom is None else inverse(own) @ T_map_base
+        return [*above, transform_msg(T, stamp_ns, frames.odom, frames.base)]
+    if mode == "map_odom" and T_odom_base is not None and in_map:
         return [transform_msg(T_map_base @ inverse(T_odom_base), stamp_ns, frames.map, frames.odom)]
     return []
 
@@ -50,8 +57,15 @@ class PoseTree:
             node.destroy_publisher(self._broadcaster.pub_tf)
             self._broadcaster = None
 
-    def send(self, T_map_base: Array, stamp_ns: int) -> str:
-        """Returns "" or the sentence why map -> odom could not be sent for this stamp."""
+    def send(
+        self,
+        T_map_base: Array,
+        stamp_ns: int,
+        T_map_odom: Array | None = None,
+        in_map: bool = True,
+    ) -> str:
+        """Returns "" or the sentence why map -> odom could not be sent for this stamp. T_map_odom,
+        in_map: as in `edges`."""
         if self._broadcaster is None:
             return ""
         T_odom_base = None
@@ -71,6 +85,6 @@ class PoseTree:
                     f" {error}"
                 )
         self._broadcaster.sendTransform(
-            edges(self._mode, self._frames, T_map_base, stamp_ns, T_odom_base)
+            edges(self._mode, self._frames, T_map_base, stamp_ns, T_odom_base, T_map_odom, in_map)
         )
         return ""

@@ -164,6 +164,7 @@ class Publishers:
             frames,
             camera_frame,
         )
+        self._fixed = frames.map  # odom, while it is not known where that is in map
         self._path: deque[NDArray[np.float64]] = deque(maxlen=path_length)
         self._path_stamps: deque[int] = deque(maxlen=path_length)
         self._path_spacing = path_spacing
@@ -262,6 +263,8 @@ class Publishers:
 
     def show(self, result: Reconstruction, T_parent_base: NDArray[np.float64]) -> None:
         """Publish what is listened to. T_parent_base: the car's pose in Frames.pose."""
+        own = self._frames.pose == self._frames.odom  # we are the odometry
+        self._fixed = self._frames.map if result.in_map or not own else self._frames.odom
         stamp = result.frame_set.stamp_ns
         self._images(result)
         self._clouds(result, stamp)
@@ -269,7 +272,7 @@ class Publishers:
         if self.wanted("~/map_updates"):
             self._send(
                 "~/map_updates",
-                conversions.map_update_msg(result.map_delta, stamp, self._frames.map),
+                conversions.map_update_msg(result.map_delta, stamp, self._fixed),
             )
         dt = 0.1 if self._last_stamp is None else (stamp - self._last_stamp) * 1e-9
         self._last_stamp = stamp
@@ -290,7 +293,7 @@ class Publishers:
     ) -> None:
         """Publish the whole static map; always, because it is latched for who comes late."""
         self._send(
-            "~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._frames.map, weight=weight)
+            "~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._fixed, weight=weight)
         )
 
     def show_occupancy(self, occupancy: Occupancy) -> None:
@@ -402,17 +405,17 @@ class Publishers:
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):
             self._send(
-                "~/objects", conversions.objects_msg(result.motion.objects, stamp, self._frames.map)
+                "~/objects", conversions.objects_msg(result.motion.objects, stamp, self._fixed)
             )
         if self.wanted(DETECTIONS):
             self._send(
                 DETECTIONS,
-                conversions.detections_msg(result.motion.objects, stamp, self._frames.map),
+                conversions.detections_msg(result.motion.objects, stamp, self._fixed),
             )
         if self.wanted("~/objects_markers"):
             self._send(
                 "~/objects_markers",
-                conversions.markers_msg(result.motion.objects, stamp, self._frames.map),
+                conversions.markers_msg(result.motion.objects, stamp, self._fixed),
             )
 
     def _trail(self, result: Reconstruction, stamp: int) -> None:
@@ -426,12 +429,10 @@ class Publishers:
         if self.wanted("~/path") and not 0 <= stamp - self._path_sent < PATH_PERIOD_NS:
             self._path_sent = stamp
             poses = [
-                conversions.pose_stamped_msg(pose, ns, self._frames.map)
+                conversions.pose_stamped_msg(pose, ns, self._fixed)
                 for pose, ns in zip(self._path, self._path_stamps, strict=True)
             ]
-            self._send(
-                "~/path", Path(header=conversions.header(stamp, self._frames.map), poses=poses)
-            )
+            self._send("~/path", Path(header=conversions.header(stamp, self._fixed), poses=poses))
 
 
 def topic_table() -> list[tuple[str, str, str]]:

@@ -29,7 +29,9 @@ from recon4d_ros.cameras import rig_check
 from recon4d_ros.dynamics.one_list import OLD, OneList
 from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.errors import MapError, ParameterError, Recon4dError
+from recon4d_ros.geometry import inverse
+from recon4d_ros.localization import Background, moved_objects, open_map
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.paths import user_path
 from recon4d_ros.perception import Beside, Look, Objects, OccupiedSpace
@@ -130,7 +132,7 @@ class Session:
         self._motion_inputs: list[OdometryInput | MotionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
-        self._notes_said = 0
+        self._notes_said = self._map_notes_said = 0
         self._reconstructor: Reconstructor | None = None
         self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
@@ -439,6 +441,39 @@ class Session:
             raise Recon4dError("there is no map yet: the node waits for its rig or its engine")
         return self._call(lambda: self._reconstructor.mapper.save(path), "the map is written")  # type: ignore[union-attr]
 
+    def save_map_folder(self, path: Path) -> tuple[int, int, str]:
+        """Write the map as a folder; as `Places.save`, and what `save_map` raises."""
+        places = self._reconstructor.places if self._reconstructor else None
+        if places is None:
+            raise Recon4dError(
+                "no keyframes are kept: set localization.mode to mapping to save a map as a folder,"
+                " or give a path that ends with .ply or .pcd"
+            )
+        return self._call(lambda: places.save(path), "the map is written")
+
+    def load_map(self, path: Path, mode: str) -> int:
+        """The car is to be found in a map folder; returns its keyframes. Raises MapError,
+        ParameterError, TimeoutError, or Recon4dError while there is no rig."""
+        if mode not in ("", "mapping", "localization"):
+            raise ParameterError(f"mode is {mode!r}: expected mapping, localization, or none")
+        reconstructor = self._reconstructor
+        if reconstructor is None:
+            raise Recon4dError("no map can be loaded yet: the node waits for its rig or its engine")
+        folder = open_map(path, reconstructor.rig)
+        count = len(folder.frames)
+
+        def use() -> None:
+            if reconstructor is not self._reconstructor:
+                raise Recon4dError("the engine began anew meanwhile: load the map again")
+            reconstructor.use_map(folder, mode)
+            self._map_notes_said = min(self._map_notes_said, len(reconstructor.map_notes))
+            self._era += 1
+            self._publishers.reset()
+            self._publish_map()
+
+        self._call(use, "the map is loaded")
+        return count
+
     def status_msg(self) -> Status:
         return self.health.status_msg(self._stamp_ns, self._frames.base, paused=self.paused)
 
@@ -598,8 +633,15 @@ class Session:
         folder = choose_engine(self._setup.own.engine, rig)
         spec = load_spec(folder, rig)
         want = self._start(folder, rig, lambda: check_rig(spec, rig, f"engine {folder}"))
-        reconstructor = Reconstructor(rig, want.folder, self._setup.algorithm, want.runtime)
-        self._notes_said = 0
+        reconstructor = Reconstructor(
+            rig, want.folder, self._setup.algorithm, want.runtime, Background()
+        )
+        if self._setup.own.map:
+            try:
+                reconstructor.use_map(open_map(user_path(self._setup.own.map), rig))
+            except MapError as error:
+                self._tell(f"{error}; what is seen goes into a new map", lossy=True)
+        self._notes_said = self._map_notes_said = 0
         self._tell_notes(reconstructor)
         self._publishers.calibrate(reconstructor.calibration, rig)
         engine = reconstructor.engine
@@ -651,7 +693,9 @@ class Session:
     def _listed(self, result: Reconstruction, look: Look) -> Reconstruction:
         """With the tracks and what the object engine detects as one list."""
         before = self._list.too_old
-        objects = self._list.at(look.frame_set.stamp_ns, result.motion.objects, look.world)
+        tracks = moved_objects(result.motion.objects, inverse(result.T_map_odom))
+        objects = self._list.at(look.frame_set.stamp_ns, tracks, look.world)
+        objects = moved_objects(objects, result.T_map_odom)
         if self._list.too_old > before:
             self._bad(
                 "object engine", f"its objects came more than {OLD * 1e-9:g} s after their images"
@@ -664,6 +708,9 @@ class Session:
         for note in notes[self._notes_said :]:
             self._tell(note)
         self._notes_said = len(notes)
+        for note in reconstructor.map_notes[self._map_notes_said :]:
+            self._tell(note, lossy=True)
+        self._map_notes_said = len(reconstructor.map_notes)
 
     def _process(self, frame_set: FrameSet) -> None:
         reconstructor = self._reconstructor
@@ -705,12 +752,20 @@ class Session:
         if self._setup.own.object_engine:
             result = self._listed(result, look)
         start, worked = time.perf_counter(), time.process_time()
+        T_map_base, T_map_odom = result.pose.T_map_base, None
+        if reconstructor.places:
+            T_map_odom = result.T_map_odom
         sentence = (
-            self._tree.send(result.pose.T_map_base, frame_set.stamp_ns) if self.active else ""
+            self._tree.send(T_map_base, frame_set.stamp_ns, T_map_odom, result.in_map)
+            if self.active
+            else ""
         )
         if sentence:
             self._bad("tf", sentence)
-        self._publishers.show(result, result.pose.T_map_base)
+        if T_map_odom is None or self._frames.pose == self._frames.map:
+            self._publishers.show(result, T_map_base)
+        else:
+            self._publishers.show(result, inverse(T_map_odom) @ T_map_base)
         published = time.monotonic_ns()
         received = max(
             (image.received_ns for image in frame_set.images.values()), default=published

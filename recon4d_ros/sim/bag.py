@@ -57,6 +57,7 @@ def write_bag(
     scenario: str = "city",
     imu: bool = False,
     odometry: bool = False,
+    traffic_seed: int | None = None,
 ) -> None:
     """Simulate a drive and write it as a bag (topics: see DESIGN.md; /ground_truth/* as docs say).
 
@@ -67,7 +68,7 @@ def write_bag(
     depend on `workers`. Raises OutputError if the bag cannot be written, ParameterError if there is
     no such scenario.
     """
-    chosen = scenario_of(scenario, seed)
+    chosen = scenario_of(scenario, seed, traffic_seed)
     rig = chosen.rig(rig)
     quality = chosen.conditions.jpeg_quality if quality is None else quality
     total = round(seconds * rate)
@@ -76,7 +77,10 @@ def write_bag(
         bag.write_tf_static(start, rig_transforms(rig))
         _write_motion(bag, chosen, seconds, imu, odometry)
         for encoded in _frames(
-            (rig, seconds, rate, seed, skew_s, scenario), quality, ground_truth_every, workers
+            (rig, seconds, rate, seed, skew_s, scenario, traffic_seed),
+            quality,
+            ground_truth_every,
+            workers,
         ):
             _write(bag, rig, encoded)
             if progress:

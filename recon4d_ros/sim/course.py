@@ -58,15 +58,18 @@ class Place:
 
 
 @lru_cache(2)  # the same place in other weather is made once
-def make_place(course: Course, seed: int, horizon_s: float) -> Place:
-    """The course of a seed, planned for `horizon_s` seconds."""
-    return _MAKERS[course](seed, horizon_s)
+def make_place(
+    course: Course, seed: int, horizon_s: float, traffic_seed: int | None = None
+) -> Place:
+    """The course of a seed, planned for `horizon_s` seconds. traffic_seed: of how the ego vehicle
+    and all others drive, and of what is parked; the course's unless given."""
+    return _MAKERS[course](seed, horizon_s, seed if traffic_seed is None else traffic_seed)
 
 
-def _city(seed: int, horizon_s: float) -> Place:
+def _city(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
-    world = World(seed, road)
-    ego = Progress(city_speeds(road, seed, horizon_s), horizon_s, START_S)
+    world = World(seed, road, traffic_seed)
+    ego = Progress(city_speeds(road, traffic_seed, horizon_s), horizon_s, START_S)
     return Place(world, Traffic(world, ego, CITY), CityGround(road.crossings))
 
 
@@ -88,47 +91,47 @@ _QUEUE = replace(
 )
 
 
-def _queue(seed: int, horizon_s: float) -> Place:
+def _queue(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     """The ego vehicle in the middle lane, lorries on its right that move when it stands."""
     road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
-    world = World(seed, road)
-    rng = np.random.default_rng([seed, 5])
+    world = World(seed, road, traffic_seed)
+    rng = np.random.default_rng([traffic_seed, 5])
     speeds = queue_speeds(rng, horizon_s, rng.uniform(2.0, 3.5))
-    lead = Company("lorry", 13.5, 1.3) if seed % 2 == 0 else Company("van", 9.5, 1.3)
+    lead = Company("lorry", 13.5, 1.3) if traffic_seed % 2 == 0 else Company("van", 9.5, 1.3)
     plan = replace(_QUEUE, lead=lead)
     ego = Progress(speeds, horizon_s, START_S + 300.0)
     return Place(world, Traffic(world, ego, plan), CityGround(road.crossings))
 
 
-def _motorway(seed: int, horizon_s: float) -> Place:
+def _motorway(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
-    world = motorway.MotorwayWorld(seed, road)
-    rng = np.random.default_rng([seed, 5])
+    world = motorway.MotorwayWorld(seed, road, traffic_seed)
+    rng = np.random.default_rng([traffic_seed, 5])
     ego = Progress(cruise_speeds(rng, horizon_s, 30.0, 40.0), horizon_s, START_S)
     return Place(world, Traffic(world, ego, motorway.TRAFFIC), motorway.MotorwayGround())
 
 
-def _tunnel(seed: int, horizon_s: float) -> Place:
+def _tunnel(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
-    world = tunnel.TunnelWorld(seed, road)
-    rng = np.random.default_rng([seed, 5])
+    world = tunnel.TunnelWorld(seed, road, traffic_seed)
+    rng = np.random.default_rng([traffic_seed, 5])
     ego = Progress(cruise_speeds(rng, horizon_s, 20.0, 28.0), horizon_s, START_S)
     traffic = Traffic(world, ego, tunnel.PLAN)
     return Place(world, traffic, motorway.MotorwayGround(), tunnel.Tunnels())
 
 
-def _parking(seed: int, horizon_s: float) -> Place:
-    world = manoeuvres.ParkingWorld(seed, manoeuvres.straight_road(seed, 400.0))
+def _parking(seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    world = manoeuvres.ParkingWorld(seed, manoeuvres.straight_road(seed, 400.0), traffic_seed)
     path = manoeuvres.parking_path(horizon_s)
-    way = path.progress(horizon_s, manoeuvres.parking_start(seed))
+    way = path.progress(horizon_s, manoeuvres.parking_start(traffic_seed))
     traffic = manoeuvres.Manoeuvre(world, path, way, manoeuvres.PARKING_TRAFFIC)
     return Place(world, traffic, manoeuvres.ParkingGround())
 
 
-def _roundabout(seed: int, horizon_s: float) -> Place:
-    world = manoeuvres.RoundaboutWorld(seed, manoeuvres.straight_road(seed, 600.0))
+def _roundabout(seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    world = manoeuvres.RoundaboutWorld(seed, manoeuvres.straight_road(seed, 600.0), traffic_seed)
     path = manoeuvres.roundabout_path(horizon_s)
-    way = path.progress(horizon_s, manoeuvres.roundabout_start(seed))
+    way = path.progress(horizon_s, manoeuvres.roundabout_start(traffic_seed))
     company = manoeuvres.ROUNDABOUT_COMPANY
     plan = manoeuvres.ROUNDABOUT_TRAFFIC
     traffic = manoeuvres.Manoeuvre(world, path, way, plan, company)
@@ -147,15 +150,15 @@ _PEDESTRIANS = replace(
 )
 
 
-def _pedestrians(seed: int, horizon_s: float) -> Place:
+def _pedestrians(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     road = Road(seed, _CITY_SPEED * (horizon_s + 60.0))
-    world = World(seed, road)
-    speeds = city_speeds(road, seed, horizon_s, _SLOW)
+    world = World(seed, road, traffic_seed)
+    speeds = city_speeds(road, traffic_seed, horizon_s, _SLOW)
     traffic = Traffic(world, Progress(speeds, horizon_s, START_S), _PEDESTRIANS)
     return Place(world, traffic, CityGround(road.crossings))
 
 
-_MAKERS: Mapping[Course, Callable[[int, float], Place]] = {
+_MAKERS: Mapping[Course, Callable[[int, float, int], Place]] = {
     Course.CITY: _city,
     Course.QUEUE: _queue,
     Course.MOTORWAY: _motorway,

@@ -84,7 +84,7 @@ class Manoeuvre(Traffic):
     def _company(self, t: float) -> Iterator[Mover]:
         for number, seconds in enumerate(self._others):
             xy, heading, _, _ = self.path.at(float(self.ego.s(t + seconds)))
-            body = Body("car", (self.world.seed * 7 + number) % VARIANTS)
+            body = Body("car", (self.world.traffic_seed * 7 + number) % VARIANTS)
             pose = ground_pose(xy, heading)
             pose[:2, 3] += 1.35 * pose[:2, 0]  # the path is its rear axle's, too
             yield Mover(101 + number, body, pose)
@@ -129,7 +129,7 @@ class ParkingWorld(World):
 
     @lru_cache(64)  # noqa: B019 - as long as its world, which keeps its chunks too
     def _cars(self, index: int) -> tuple[Mover, ...]:
-        rng = np.random.default_rng([self.seed, index + 1000, 24])
+        rng = np.random.default_rng([self.traffic_seed, index + 1000, 24])
         cars = []
         first = int(np.ceil(index * CHUNK / _BAY - 0.5))
         for bay in range(first, first + int(CHUNK / _BAY)):
@@ -273,9 +273,11 @@ class RoundaboutWorld(World):
             if int(ring // CHUNK) != index:
                 continue
             for half in (0, 1):
-                angle = 5.0 / _INNER_LANE * t + np.pi * half + self.seed + number
+                angle = 5.0 / _INNER_LANE * t + np.pi * half + self.traffic_seed + number
                 xy = np.array([ring + _INNER_LANE * np.cos(angle), _INNER_LANE * np.sin(angle)])
-                body = Body("van" if half else "car", (self.seed + 5 * number + half) % VARIANTS)
+                body = Body(
+                    "van" if half else "car", (self.traffic_seed + 5 * number + half) % VARIANTS
+                )
                 movers.append(
                     Mover(301 + 2 * number + half, body, ground_pose(xy, angle + np.pi / 2))
                 )

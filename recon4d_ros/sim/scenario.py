@@ -59,12 +59,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A drive by name and seed. The same scenario and seed is the same drive, bit for bit."""
+    """A drive by name and seed. The same scenario and seed is the same drive, bit for bit.
+
+    traffic_seed: of another drive through the same streets: how the ego vehicle and all others
+    drive, and what is parked; None: the seed.
+    """
 
     name: str = "city"
     seed: int = 0
     course: Course = Course.CITY
     conditions: Conditions = Conditions()
+    traffic_seed: int | None = None
 
     def rig(self, rig: Rig) -> Rig:
         """The rig as this drive has it: with a rolling shutter where the scenario says so and the
@@ -107,6 +112,10 @@ _CONDITIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
         {"sun": (0.974, 0.06, 0.218), "glare": 1.0},
         "low, into the lens, long hard shadows, the own one among them",
     ),
+    "afternoon": (
+        {"sun": (-0.52, -0.62, 0.59)},
+        "the sun stands behind and on the other side: other walls are lit, shadows fall elsewhere",
+    ),
     "leaves": ({"wind": 0.25, "overcast": 0.2}, "trees sway in the wind: truth says static"),
     "exposure": ({"exposure_steps": True}, "the gain jumps every two to four seconds"),
     "blur": ({"exposure_s": 0.02}, "the shutter is open for 20 ms"),
@@ -121,7 +130,7 @@ NAMES: Mapping[str, str] = {
 }
 
 
-def scenario(name: str, seed: int = 0) -> Scenario:
+def scenario(name: str, seed: int = 0, traffic_seed: int | None = None) -> Scenario:
     """The scenario of a name such as `queue` or `motorway+night+rain`. Raises ParameterError."""
     parts = [part.strip() for part in name.split("+")]
     if unknown := [part for part in parts if part not in NAMES]:
@@ -138,7 +147,8 @@ def scenario(name: str, seed: int = 0) -> Scenario:
     for part in parts:
         if part in _CONDITIONS:
             conditions = _merged(conditions, _CONDITIONS[part][0])
-    return Scenario(name, seed, _COURSES[courses[0]][0] if courses else Course.CITY, conditions)
+    course = _COURSES[courses[0]][0] if courses else Course.CITY
+    return Scenario(name, seed, course, conditions, traffic_seed)
 
 
 def _merged(conditions: Conditions, change: Mapping[str, Any]) -> Conditions:

@@ -173,7 +173,7 @@ class Drive:
         self.scenario = what if isinstance(what, Scenario) else scenario("city", what)
         self.horizon_s = HORIZON_S * max(1, int(np.ceil(seconds / HORIZON_S)))
         seed = self.scenario.seed
-        place = make_place(self.scenario.course, seed, self.horizon_s)
+        place = make_place(self.scenario.course, seed, self.horizon_s, self.scenario.traffic_seed)
         self.world, self.traffic = place.world, place.traffic
         self._ground = Ground(self.world.road, place.ground)
         self.conditions = self.scenario.conditions
@@ -366,7 +366,7 @@ class Simulator:
     """A drive seen by a rig: any frame on its own, in any order.
 
     skew_s: the last camera's stamp is this much after the first one's (a rig whose cameras fire one
-    after another). name: the scenario's (see scenario.py).
+    after another). name: the scenario's, traffic_seed: likewise (see scenario.py).
     """
 
     def __init__(
@@ -377,8 +377,9 @@ class Simulator:
         seed: int = 0,
         skew_s: float = 0.0,
         name: str = "city",
+        traffic_seed: int | None = None,
     ) -> None:
-        drive = scenario(name, seed)
+        drive = scenario(name, seed, traffic_seed)
         self.rig, self.rate, self.skew_s = drive.rig(rig), rate, skew_s
         self.count = round(seconds * rate)
         self.drive = Drive(drive, seconds)

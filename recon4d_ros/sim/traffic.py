@@ -144,13 +144,15 @@ class Traffic:
         self.ego = ego
         self.plan = plan
         self._lead_body, self._tail_body = (
-            Body(company.kind, (world.seed * 7 + i) % VARIANTS)
+            Body(company.kind, (world.traffic_seed * 7 + i) % VARIANTS)
             for i, company in ((3, plan.lead), (4, plan.tail))
         )
         self._queues = {
             column.number: Progress(
                 queue_speeds(
-                    np.random.default_rng([world.seed, column.number, 13]), ego.horizon_s, 0.0
+                    np.random.default_rng([world.traffic_seed, column.number, 13]),
+                    ego.horizon_s,
+                    0.0,
                 ),
                 ego.horizon_s,
                 0.0,
@@ -232,7 +234,7 @@ class Traffic:
 
     def _place(self, column: Column, j: int) -> tuple[float, Body | None]:
         """Where the j-th place of a column was at t = 0, and who holds it."""
-        rng = np.random.default_rng([self.world.seed, column.number, j + 10_000_000, 6])
+        rng = np.random.default_rng([self.world.traffic_seed, column.number, j + 10_000_000, 6])
         start = j * column.spacing + rng.uniform(-column.jitter, column.jitter)
         taken, kind, variant = (
             rng.random() < column.keep,
@@ -296,7 +298,7 @@ class Traffic:
         or behind it."""
         if chunk < 0 or not self.plan.crossers:
             return ()
-        rng = np.random.default_rng([self.world.seed, chunk + 1000, 7])
+        rng = np.random.default_rng([self.world.traffic_seed, chunk + 1000, 7])
         first = 4_000_000 + chunk % 20000 * 20
         made: list[Crosser] = []
 

@@ -51,8 +51,11 @@ class World:
     """The static world of a seed along a road: a city's. Other courses override what a chunk
     holds."""
 
-    def __init__(self, seed: int, road: Road) -> None:
+    def __init__(self, seed: int, road: Road, traffic_seed: int | None = None) -> None:
+        """traffic_seed: of what does not stand for good, parked cars included; the world's unless
+        given."""
         self.seed = seed
+        self.traffic_seed = seed if traffic_seed is None else traffic_seed
         self.road = road
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
 
@@ -203,7 +206,7 @@ class World:
     def parked(self, index: int) -> tuple[Parked, ...]:
         """Parked cars of a chunk; in some chunks the left one that is nearest to its middle
         leaves."""
-        rng = np.random.default_rng([self.seed, index + 1000, 3])
+        rng = np.random.default_rng([self.traffic_seed, index + 1000, 3])
         slots = []
         for side in (1, -1):
             for slot in range(int(CHUNK // SLOT)):

@@ -1,0 +1,503 @@
+"""The map's places: keyframes of the drive and of a loaded map, and where the car is among them.
+
+`begin` and `take` are called around every step, in the frames' thread, and are cheap. Features,
+search and pose are a job for a runner beside it; what came of it is taken up by the next `begin`,
+so that map -> odom never changes within a step.
+
+    of until now           what becomes of it
+    nothing                keyframes are the map's; odometry's frame is the map's
+    a loaded map           not found: what is seen is a map of its own, in odometry's frame
+                           found: it goes into the loaded one, and both are one
+    a new segment          the map so far is set aside, and is as a loaded one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros import geometry
+from recon4d_ros.egomotion.camera_rig import grey
+from recon4d_ros.errors import MapError, OutputError
+from recon4d_ros.localization.agreement import Agreement, Said
+from recon4d_ros.localization.features import Features, Orb, Snapshot
+from recon4d_ros.localization.keyframes import FeatureFile, Keyframe
+from recon4d_ros.localization.map_folder import MapFolder, save_map
+from recon4d_ros.localization.parameters import LocalizationParameters
+from recon4d_ros.localization.relocalizer import Answer, apart, find
+from recon4d_ros.localization.runner import Inline, Runner
+from recon4d_ros.localization.vocabulary import Index, Vocabulary
+from recon4d_ros.mapping import Mapper
+from recon4d_ros.types import Calibration, Frame, Geometry, PoseEstimate, Rig
+
+Array = NDArray[np.float64]
+
+LOOK_NS = 300_000_000  # between two looks while the car is not found
+NEAR = 12.0  # metres from a keyframe at which the car should agree with it
+NEAREST = 4  # keyframes that are asked then
+KNOWN_DEPTH = 0.15  # largest relative deviation of a depth that a keyframe keeps
+FEWEST = 40  # features of a keyframe, and of a frame set that can contradict a map
+SAME, SAME_TURN = 0.7, np.radians(15.0)  # share of the keyframes' distance; radians
+THUMBNAIL = 120  # pixels of each camera's width
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A frame set to be worked on. look: whether the car is looked for; near: where it is expected,
+    in map, if that is known. keep: whether it is to be a keyframe. era: what came of a task of an
+    earlier one is of no use."""
+
+    era: int
+    stamp_ns: int
+    snapshot: Snapshot
+    T_odom_base: Array
+    T_base_camera: Array
+    way: float
+    look: bool
+    near: Array | None
+    keep: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a task. candidates: keyframes that were asked."""
+
+    task: _Task
+    keyframe: Keyframe | None
+    answer: Answer | None
+    why: str
+    candidates: int
+    features: int
+    trouble: str
+
+
+class Places:
+    """T_map_odom: [4, 4], where odometry's frame is in map; constant from a `begin` to the next.
+    found: whether the car's place in the map is known. notes: sentences for the user, once each."""
+
+    T_map_odom: Array
+    _main: list[Keyframe]  # of the map
+    _local: list[Keyframe]  # of what was seen since, while the car is not found
+    _index: Index | None
+    _done: _Done | None
+    _last: Array | None  # odometry's pose
+    _way: float  # metres driven
+    _agreed_way: float  # by then an answer was believed
+    _looked_way: float
+    _looked_ns: int
+    _found: bool
+    _keyframe_at: Array | None
+
+    def __init__(
+        self,
+        rig: Rig,
+        calibration: Calibration,
+        mapper: Mapper,
+        parameters: LocalizationParameters | None = None,
+        runner: Runner | None = None,
+        voxel_size: float = 0.2,
+    ) -> None:
+        """mapper: whose map the keyframes belong to; it is moved as they are."""
+        self._rig, self._mapper, self._voxel_size = rig, mapper, voxel_size
+        self._p = parameters or LocalizationParameters()
+        self._orb = Orb(rig, calibration, self._p.features)
+        self._runner: Runner = runner or Inline()
+        self._folder: MapFolder | None = None
+        self._extends = self._p.mode != "localization"
+        self.notes: list[str] = []
+        self._said: set[str] = set()
+        self._era = 0
+        self._begin_map()
+
+    # --- the drive
+
+    @property
+    def found(self) -> bool:
+        return self._found
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the loaded map."""
+        return self._folder.path if self._folder else None
+
+    @property
+    def keyframes(self) -> int:
+        """Of the map that the car is in."""
+        return len(self._main) if self._found else len(self._local)
+
+    def begin(self) -> None:
+        """Before a step: takes up what was found since."""
+        done, self._done = (self._done, None) if self._runner.idle else (None, self._done)
+        if done is None or done.task.era != self._era:
+            return
+        if done.trouble:
+            self._note(done.trouble)
+        if done.task.look and done.candidates:
+            self._heard(done)
+        if done.keyframe is not None and self._extends:
+            self._keep(done.keyframe)
+
+    def take(
+        self,
+        frame: Frame,
+        pose: PoseEstimate,
+        engine: Geometry,
+        mask: NDArray[np.bool_],
+    ) -> None:
+        """After a step. pose: in odometry's frame."""
+        if self._mapper.trouble:
+            self._note(self._mapper.trouble)
+        if self._last is not None:
+            self._way += float(np.linalg.norm(pose.T_map_base[:3, 3] - self._last[:3, 3]))
+        self._last = pose.T_map_base
+        self._growth += pose.motion_covariance
+        if not self._runner.idle or self._done is not None or not frame.present.any():
+            return
+        due = self._due(pose)
+        keep = due and pose.usable and self._extends
+        others = self._others()
+        if not self._found:
+            look = others > 0 and not 0 <= frame.stamp_ns - self._looked_ns < LOOK_NS
+        else:
+            look = due and others > 0 and pose.usable
+        if not (look or keep):
+            return
+        if due and pose.usable:
+            self._keyframe_at = pose.T_map_base
+        if look:
+            self._looked_ns = frame.stamp_ns
+        task = _Task(
+            self._era,
+            frame.stamp_ns,
+            _snapshot(frame, engine if pose.usable else None, mask),
+            pose.T_map_base,
+            geometry.inverse(pose.T_map_base) @ pose.T_map_camera,
+            self._way,
+            look,
+            self.T_map_odom @ pose.T_map_base if self._found else None,
+            keep,
+        )
+        self._runner.put(lambda: self._work(task))
+
+    def new_segment(self) -> None:
+        """Odometry began anew: where the car is among the keyframes is not known."""
+        self._era += 1
+        self._local = []
+        if self._main:
+            if self._found:
+                self._note(
+                    "tracking was lost: the map so far is set aside until the car is found in it"
+                )
+            self._mapper.set_aside()
+            self._found = False
+        else:
+            self._mapper.reset()
+        self._start_looking()
+
+    def reset(self) -> None:
+        """Forget the drive; a loaded map is as it was loaded."""
+        self._runner.wait()
+        folder = self._folder
+        self._begin_map()
+        if folder is not None:
+            self._adopt(folder)
+        else:
+            self._mapper.use(None)
+        self._mapper.reset()
+
+    def use(self, folder: MapFolder, mode: str = "") -> None:
+        """A map in which the car is to be found; what was seen until now is dropped unless it is
+        found there. mode: mapping or localization, as it was if empty."""
+        self._runner.wait()
+        if mode:
+            self._extends = mode != "localization"
+        if not self._extends:
+            folder.lock.close()
+        old, self._folder = self._folder, folder
+        self._begin_map()
+        self._adopt(folder)
+        self._mapper.reset()
+        if old is not None:
+            old.lock.close()
+        if self._extends and folder.read_only:
+            self._note(f"map {folder.path} is used, but cannot be saved there: {folder.read_only}")
+
+    def save(self, path: Path) -> tuple[int, int, str]:
+        """Writes the map the car is in as a folder; returns voxels, keyframes, and what has to be
+        said beside. Raises OutputError or MapError."""
+        self._settle()
+        own = self._folder
+        same = own is not None and path.resolve() == own.path.resolve()
+        if own is not None and not self._extends:
+            raise OutputError(
+                f"map {path} is not saved: the loaded one is used for localization, which does not"
+                " change it (localization.mode is what says so)"
+            )
+        if same and not self._found:
+            raise OutputError(
+                f"map {path} is not saved: the car was not found in it, so what was seen is no part"
+                " of it; save it under another name"
+            )
+        frames = self._main if self._found else self._local
+        if not frames:
+            raise OutputError(f"map {path} is not saved: there is no keyframe yet")
+        aside = ""
+        if own is not None and not self._found:
+            aside = f"the loaded map {own.path} is not in it: the car was not found there"
+        vocabulary = self._index.vocabulary if self._index else self._learn(frames)
+        voxels = save_map(
+            path,
+            self._rig,
+            frames,
+            self._file.blocks(frames),
+            (self._file.thumbnail(one) for one in frames),
+            vocabulary,
+            self._mapper.chunks(),
+            self._voxel_size,
+            own.lock if same and own is not None else None,
+        )
+        return voxels, len(frames), aside
+
+    def close(self) -> None:
+        self._runner.close()
+        if self._folder is not None:
+            self._folder.lock.close()
+
+    # --- the map
+
+    def _begin_map(self) -> None:
+        """Nothing is known, and nothing is looked for."""
+        self._era += 1
+        self._main = []
+        self._local = []
+        self._file = FeatureFile()
+        self._index = None
+        self._own_from = 0  # keyframes of the map from here on are of this segment
+        self._found = True
+        self._done = None
+        self._last = None
+        self._way = 0.0
+        self._start_looking()
+
+    def _start_looking(self) -> None:
+        self._agreement = Agreement()
+        self.T_map_odom = np.eye(4)
+        self._growth: Array = np.zeros((6, 6))
+        self._keyframe_at = None
+        self._looked_ns = -LOOK_NS - 1
+        self._agreed_way = self._looked_way = self._way
+
+    def _adopt(self, folder: MapFolder) -> None:
+        self._main, self._found = list(folder.frames), False
+        self._own_from = len(self._main)
+        self._file = FeatureFile(folder.features, folder.feature_count, str(folder.path))
+        self._index = Index(folder.vocabulary)
+        self._mapper.use(folder.archive.whole())
+
+    def _others(self) -> int:
+        """Keyframes that the car may be found by."""
+        return self._own_from if self._found else len(self._main)
+
+    def _due(self, pose: PoseEstimate) -> bool:
+        if self._keyframe_at is None:
+            return True
+        metres, radians = apart(self._keyframe_at, pose.T_map_base)
+        return metres >= self._p.keyframe_distance or radians >= np.radians(self._p.keyframe_angle)
+
+    def _keep(self, keyframe: Keyframe) -> None:
+        """keyframe: in odometry's frame."""
+        if not self._found:
+            self._local.append(keyframe)
+            return
+        keyframe = replace(keyframe, T_map_base=self.T_map_odom @ keyframe.T_map_base)
+        if self._own_from and not self._adds(keyframe):
+            return
+        self._main.append(keyframe)
+
+    def _adds(self, keyframe: Keyframe) -> bool:
+        """Whether no other keyframe was made at that place: a street that is driven every day has
+        no more of them than one that is driven once."""
+        near = _nearest(self._main, keyframe.T_map_base, 1)
+        if not near:
+            return True
+        metres, radians = apart(self._main[near[0]].T_map_base, keyframe.T_map_base)
+        return metres > SAME * self._p.keyframe_distance or radians > SAME_TURN
+
+    def _heard(self, done: _Done) -> None:
+        task = done.task
+        event = "waiting"
+        if done.answer is not None:
+            before = self.T_map_odom
+            said = Said(done.answer, task.T_odom_base, task.way)
+            event = self._agreement.hear(said, self._growth)
+            if event != "waiting":
+                self.T_map_odom = self._agreement.T_map_odom
+                self._growth = np.zeros((6, 6))
+            if event == "found":
+                self._enter()
+            elif event == "moved":
+                self._move(self.T_map_odom @ geometry.inverse(before))
+        if event != "waiting":
+            self._agreed_way = task.way
+        elif done.features < FEWEST:
+            self._agreed_way += task.way - self._looked_way  # blind cameras contradict nothing
+        self._looked_way = task.way
+        if self._folder is not None and task.way - self._agreed_way > self._p.give_up:
+            self._give_up(self._folder, task.way - self._agreed_way)
+            self._agreed_way = task.way
+
+    def _enter(self) -> None:
+        """The car is found: what was seen meanwhile goes into the map."""
+        T = self.T_map_odom
+        self._own_from, self._found = len(self._main), True
+        if self._extends:
+            self._main += [replace(one, T_map_base=T @ one.T_map_base) for one in self._local]
+        self._local = []
+        self._mapper.attach(T)
+
+    def _move(self, T: Array) -> None:
+        """What was seen since the car was found lies elsewhere."""
+        self._note("the car was found elsewhere in the map, twice: map -> odom was set anew")
+        own = self._main[self._own_from :]
+        self._main[self._own_from :] = [replace(one, T_map_base=T @ one.T_map_base) for one in own]
+        self._mapper.move(T)
+
+    def _give_up(self, folder: MapFolder, way: float) -> None:
+        if not self._found:
+            self._note(
+                f"the car was not found in map {folder.path} for {way:.0f} m: what is seen goes"
+                " into a new one, and the loaded one stays as it is; looking goes on"
+            )
+            return
+        self._note(
+            f"map {folder.path} contradicts what is seen for {way:.0f} m: a new one is begun, and"
+            " the loaded one stays as it is"
+        )
+        index = self._index
+        self._main, self._local, self._found = list(folder.frames), [], False
+        self._own_from = len(self._main)
+        if index is not None:
+            index.keep(len(self._main))
+        self._mapper.use(folder.archive.whole())
+        self._mapper.reset()
+        self._start_looking()
+
+    def _settle(self) -> None:
+        """Takes up what runs now."""
+        self._runner.wait()
+        self.begin()
+
+    def _note(self, sentence: str) -> None:
+        kind = "".join(c for c in sentence if not c.isdigit())
+        if kind not in self._said:
+            self._said.add(kind)
+            self.notes.append(sentence)
+
+    # --- in the runner's thread; what the frames' thread owns is only read
+
+    def _work(self, task: _Task) -> None:
+        keyframe, answer, why, candidates, trouble = None, None, "", [], ""
+        features: Features | None = None
+        try:
+            features = self._orb(task.snapshot)
+            if task.look:
+                candidates = self._candidates(task, features)
+                if candidates:
+                    answer, why = find(
+                        features,
+                        geometry.inverse(task.T_base_camera),
+                        self._main,
+                        candidates,
+                        self._file.features,
+                        self._p.min_inliers,
+                    )
+            if task.keep:
+                keyframe = self._keyframe(task, features)
+        except MapError as error:
+            trouble = str(error)
+        except Exception as error:  # the frames go on, whatever it was
+            trouble = f"bug in localization, please report it: {type(error).__name__}: {error}"
+        self._done = _Done(
+            task,
+            keyframe,
+            answer,
+            why,
+            len(candidates),
+            len(features) if features is not None else 0,
+            trouble,
+        )
+
+    def _candidates(self, task: _Task, features: Features) -> list[int]:
+        if task.near is not None:
+            others = self._main[: self._own_from]
+            return [
+                i
+                for i in _nearest(others, task.near, NEAREST)
+                if np.linalg.norm(others[i].T_map_base[:3, 3] - task.near[:3, 3]) < NEAR
+            ]
+        if self._index is None:
+            self._index = Index(self._learn(self._main))
+        while len(self._index) < len(self._main):
+            frame = self._main[len(self._index)]
+            self._index.add(self._file.features(frame).descriptor)
+        scores = self._index.scores(features.descriptor)[: len(self._main)]
+        return np.argsort(-scores, kind="stable")[: self._p.candidates].tolist()
+
+    def _learn(self, frames: Sequence[Keyframe]) -> Vocabulary:
+        every = max(1, len(frames) // 60)
+        some = [self._file.features(frame).descriptor for frame in frames[::every]]
+        return Vocabulary.learn(np.concatenate(some))
+
+    def _keyframe(self, task: _Task, features: Features) -> Keyframe | None:
+        """In odometry's frame; None where too little of what is seen has a depth."""
+        with np.errstate(invalid="ignore"):
+            known = np.sqrt(features.variance) < KNOWN_DEPTH * features.rho
+        kept = features.take(known)
+        if len(kept) < FEWEST:
+            return None
+        start, count = self._file.append(kept)
+        thumbnail = self._file.append_thumbnail(_thumbnail(task.snapshot))
+        return Keyframe(
+            task.stamp_ns, task.T_odom_base, task.T_base_camera, start, count, thumbnail
+        )
+
+
+def _nearest(frames: Sequence[Keyframe], T_map_base: Array, count: int) -> list[int]:
+    """Indices of the keyframes nearest to a pose; ten degrees of heading are as far as a metre."""
+    if not frames:
+        return []
+    poses = np.stack([frame.T_map_base for frame in frames])
+    distance = np.linalg.norm(poses[:, :3, 3] - T_map_base[:3, 3], axis=1)
+    cosine = np.clip(poses[:, :3, 0] @ T_map_base[:3, 0], -1.0, 1.0)
+    distance += np.degrees(np.arccos(cosine)) / 10.0
+    return np.argsort(distance, kind="stable")[:count].tolist()
+
+
+def _snapshot(frame: Frame, engine: Geometry | None, mask: NDArray[np.bool_]) -> Snapshot:
+    """A copy of what is needed: the arrays of a frame may be filled again by the next."""
+    images = tuple(
+        grey(image).copy() if present else None
+        for image, present in zip(frame.images, frame.present, strict=True)
+    )
+    kept = None
+    if engine is not None:
+        kept = replace(engine, depth=engine.depth.copy(), sigma=engine.sigma.copy())
+    return Snapshot(images, kept, mask.copy())
+
+
+def _thumbnail(snapshot: Snapshot) -> bytes:
+    """JPEG: the cameras side by side."""
+    strip = [
+        cv2.resize(image, (THUMBNAIL, max(1, round(THUMBNAIL * image.shape[0] / image.shape[1]))))
+        for image in snapshot.images
+        if image is not None
+    ]
+    if not strip:
+        return b""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 70]
+    return cv2.imencode(".jpg", np.hstack(strip), options)[1].tobytes()
