@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.sim import manoeuvres, motorway, tunnel
+from recon4d_ros.sim import closed, manoeuvres, motorway, tunnel
 from recon4d_ros.sim.ground import CityGround, GroundPlan
 from recon4d_ros.sim.light import Shelter
 from recon4d_ros.sim.models import Mover
@@ -158,6 +158,22 @@ def _pedestrians(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     return Place(world, traffic, CityGround(road.crossings))
 
 
+def _closed(road: closed.ClosedRoad, seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    world = closed.ClosedWorld(seed, road, traffic_seed)
+    ego = Progress(city_speeds(road, traffic_seed, horizon_s), horizon_s, START_S)
+    return Place(world, Traffic(world, ego, closed.TRAFFIC), CityGround(()))
+
+
+def _block(seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    road = closed.block(seed, _CITY_SPEED * (horizon_s + 60.0))
+    return _closed(road, seed, horizon_s, traffic_seed)
+
+
+def _eight(seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    road = closed.eight(seed, _CITY_SPEED * (horizon_s + 60.0))
+    return _closed(road, seed, horizon_s, traffic_seed)
+
+
 _MAKERS: Mapping[Course, Callable[[int, float, int], Place]] = {
     Course.CITY: _city,
     Course.QUEUE: _queue,
@@ -166,4 +182,6 @@ _MAKERS: Mapping[Course, Callable[[int, float, int], Place]] = {
     Course.PARKING: _parking,
     Course.ROUNDABOUT: _roundabout,
     Course.PEDESTRIANS: _pedestrians,
+    Course.BLOCK: _block,
+    Course.EIGHT: _eight,
 }

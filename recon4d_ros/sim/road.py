@@ -56,12 +56,17 @@ class Road:
         turn: tuple[float, float] = CITY_TURN,
         crossings: bool = True,
     ) -> None:
+        last = int(np.ceil(length / CHUNK)) + 6
+        chunks = np.arange(FIRST_CHUNK, last)
+        self._lay(seed, _turns(seed, chunks, turn, crossings), FIRST_CHUNK, crossings)
+
+    def _lay(
+        self, seed: int, turns: NDArray[np.float64], first_chunk: int, crossings: bool
+    ) -> None:
+        """The centre line by the heading change of each chunk."""
         self.seed = seed
         self._crossed = crossings
-        last = int(np.ceil(length / CHUNK)) + 6
         per_chunk = round(CHUNK / STEP)
-        chunks = np.arange(FIRST_CHUNK, last)
-        turns = _turns(seed, chunks, turn, crossings)
         u = (np.arange(per_chunk) * STEP) / CHUNK
         bump = 1.0 - np.cos(2.0 * np.pi * u)  # integrates to 1 over a chunk
         self._curvature = (turns[:, None] * bump / CHUNK).ravel()
@@ -72,10 +77,11 @@ class Road:
         middle = self._heading + 0.5 * STEP * self._curvature
         xy = np.cumsum(np.stack([np.cos(middle), np.sin(middle)], -1) * STEP, axis=0)
         self._xy = np.concatenate([np.zeros((1, 2)), xy[:-1]])
-        self.s_min = FIRST_CHUNK * CHUNK
+        self.s_min = first_chunk * CHUNK
         self._s = self.s_min + STEP * np.arange(len(self._xy))
         self._xy -= self._xy[round(-self.s_min / STEP)]
         self._tree: cKDTree = cKDTree(self._xy)
+        chunks = first_chunk + np.arange(len(turns))
         self.crossings = tuple(self._crossing(int(c)) for c in chunks if self.has_crossing(int(c)))
 
     def has_crossing(self, chunk: int) -> bool:
@@ -84,6 +90,10 @@ class Road:
 
     @property
     def s_max(self) -> float:
+        return self._end
+
+    @property
+    def _end(self) -> float:
         return float(self._s[-1])
 
     def _crossing(self, chunk: int) -> Crossing:
@@ -98,7 +108,7 @@ class Road:
         road goes on straight."""
         s = np.asarray(s, np.float64)
         lateral = np.asarray(lateral, np.float64)
-        inside = np.clip(s, self.s_min, self.s_max - 1e-6)
+        inside = np.clip(s, self.s_min, self._end - 1e-6)
         index = np.minimum(((inside - self.s_min) / STEP).astype(np.int64), len(self._s) - 2)
         u = (inside - self._s[index]) / STEP
         a, b = self._heading[index], self._heading[index + 1]

@@ -29,6 +29,8 @@ class Course(Enum):
     PARKING = "parking"
     ROUNDABOUT = "roundabout"
     PEDESTRIANS = "pedestrians"
+    BLOCK = "block"
+    EIGHT = "eight"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ _COURSES: Mapping[str, tuple[Course, str]] = {
     "parking": (Course.PARKING, "a car park: slow, tight turns, reversing into a bay"),
     "roundabout": (Course.ROUNDABOUT, "into roundabouts, around them and out again"),
     "pedestrians": (Course.PEDESTRIANS, "a slow street full of people who walk and cross"),
+    "block": (Course.BLOCK, "the city round a block of 960 m, again and again"),
+    "eight": (Course.EIGHT, "the city in a figure of eight of 960 m, again and again"),
 }
 _CONDITIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "night": (
