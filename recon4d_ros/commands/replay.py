@@ -324,6 +324,7 @@ def replay(
             **statistics.summary(),
         }
         if reconstructor.places:
+            localization["loops"] = reconstructor.places.loops
             summary["localization"] = localization
             if save_map:
                 voxels, keyframes, aside = reconstructor.places.save(save_map)

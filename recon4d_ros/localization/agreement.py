@@ -2,7 +2,7 @@
 
 An answer sets or moves map -> odom only if another one, of an earlier frame set, says the same by
 the odometry between the two, and if the car has moved between them, or more than one keyframe
-stands for it: what looks alike from one place hardly does from another.
+stands for them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,20 @@ class Said:
         return self.answer.T_map_base @ geometry.inverse(self.T_odom_base)
 
 
+def independent(a: Said, b: Said) -> bool:
+    """Whether the car has moved between two answers, or more than one keyframe stands for them:
+    what looks alike from one place hardly does from another."""
+    keyframes = {*a.answer.keyframes, *b.answer.keyframes}
+    return abs(b.way - a.way) >= MOVED or len(keyframes) > 1
+
+
+def agree(a: Said, b: Said) -> bool:
+    """Whether two answers say the same by odometry."""
+    way = abs(b.way - a.way)
+    metres, radians = apart(a.T_map_odom @ b.T_odom_base, b.answer.T_map_base)
+    return metres < AGREE + AGREE_SHARE * way and radians < AGREE_TURN
+
+
 class Agreement:
     """What is believed of map -> odom. `found` says whether it is known."""
 
@@ -60,7 +74,7 @@ class Agreement:
             self._waiting.clear()
             return "followed"
         for other in reversed(self._waiting):
-            if self._agree(other, said):
+            if independent(other, said) and agree(other, said):
                 event = "moved" if self.found else "found"
                 self._believe(other, said)
                 return event
@@ -77,15 +91,6 @@ class Agreement:
             return False
         self._fuse(Prior(expected, covariance), said)
         return True
-
-    @staticmethod
-    def _agree(a: Said, b: Said) -> bool:
-        way = abs(b.way - a.way)
-        several = len(a.answer.keyframes) > 1 and len(b.answer.keyframes) > 1
-        if way < MOVED and not several:
-            return False
-        metres, radians = apart(a.T_map_odom @ b.T_odom_base, b.answer.T_map_base)
-        return metres < AGREE + AGREE_SHARE * way and radians < AGREE_TURN
 
     def _believe(self, a: Said, b: Said) -> None:
         way = abs(b.way - a.way)

@@ -41,6 +41,11 @@ class LocalizationParameters:
         minimum=8,
         maximum=10_000,
     )
+    loops: bool = parameter(
+        True,
+        "close loops: where the car comes back to a place of this drive, map and way are corrected"
+        " by a pose graph (needs GTSAM, requirements/maps.txt)",
+    )
     give_up: float = parameter(
         100.0,
         "metres driven without being found in the loaded map, or without agreeing with it, after"

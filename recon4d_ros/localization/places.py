@@ -2,7 +2,8 @@
 
 `begin` and `take` are called around every step, in the frames' thread, and are cheap. Features,
 search and pose are a job for a runner beside it; what came of it is taken up by the next `begin`,
-so that map -> odom never changes within a step.
+so that map -> odom never changes within a step. Where the car comes back to a place of its own
+drive, a pose graph (loops.py) says where keyframes, submaps and car are.
 
     of until now           what becomes of it
     nothing                keyframes are the map's; odometry's frame is the map's
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 from recon4d_ros import geometry
 from recon4d_ros.egomotion.camera_rig import grey
 from recon4d_ros.errors import MapError, OutputError
+from recon4d_ros.localization import pose_graph
 from recon4d_ros.localization.agreement import Agreement, Said
 from recon4d_ros.localization.features import Features, Orb, Snapshot
 from recon4d_ros.localization.keyframes import FeatureFile, Keyframe
+from recon4d_ros.localization.loops import LoopCloser
 from recon4d_ros.localization.map_folder import MapFolder, save_map
 from recon4d_ros.localization.parameters import LocalizationParameters
 from recon4d_ros.localization.relocalizer import Answer, apart, find
@@ -41,6 +44,7 @@ LOOK_NS = 300_000_000  # between two looks while the car is not found
 NEAR = 12.0  # metres from a keyframe at which the car should agree with it
 NEAREST = 4  # keyframes that are asked then
 KNOWN_DEPTH = 0.15  # largest relative deviation of a depth that a keyframe keeps
+SUBMAP = 4  # keyframes from one submap to the next
 FEWEST = 40  # features of a keyframe, and of a frame set that can contradict a map
 SAME, SAME_TURN = 0.7, np.radians(15.0)  # share of the keyframes' distance; radians
 THUMBNAIL = 120  # pixels of each camera's width
@@ -50,7 +54,7 @@ THUMBNAIL = 120  # pixels of each camera's width
 class _Task:
     """A frame set to be worked on. look: whether the car is looked for; near: where it is expected,
     in map, if that is known. keep: whether it is to be a keyframe. era: what came of a task of an
-    earlier one is of no use."""
+    earlier one is of no use. error: [6, 6], sum of the motions' covariances by then."""
 
     era: int
     stamp_ns: int
@@ -61,17 +65,20 @@ class _Task:
     look: bool
     near: Array | None
     keep: bool
+    error: Array
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of a task. candidates: keyframes that were asked."""
+    """What came of a task. candidates: keyframes that were asked.
+    loop: whether they are of this drive."""
 
     task: _Task
     keyframe: Keyframe | None
     answer: Answer | None
     why: str
     candidates: int
+    loop: bool
     features: int
     trouble: str
 
@@ -81,6 +88,7 @@ class Places:
     found: whether the car's place in the map is known. notes: sentences for the user, once each."""
 
     T_map_odom: Array
+    _loops: LoopCloser
     _main: list[Keyframe]  # of the map
     _local: list[Keyframe]  # of what was seen since, while the car is not found
     _index: Index | None
@@ -90,6 +98,7 @@ class Places:
     _agreed_way: float  # by then an answer was believed
     _looked_way: float
     _looked_ns: int
+    _error: Array  # [6, 6], sum of the motions' covariances
     _found: bool
     _keyframe_at: Array | None
 
@@ -112,6 +121,11 @@ class Places:
         self.notes: list[str] = []
         self._said: set[str] = set()
         self._era = 0
+        if self._p.loops and self._extends and not pose_graph.available():
+            self._note(
+                "loops are not closed: GTSAM is not installed (pip install -r"
+                " requirements/maps.txt)"
+            )
         self._begin_map()
 
     # --- the drive
@@ -130,17 +144,25 @@ class Places:
         """Of the map that the car is in."""
         return len(self._main) if self._found else len(self._local)
 
+    @property
+    def loops(self) -> int:
+        """Edges by which this drive's way was closed."""
+        return self._loops.loops
+
     def begin(self) -> None:
         """Before a step: takes up what was found since."""
         done, self._done = (self._done, None) if self._runner.idle else (None, self._done)
+        if self._loops.solution is not None and self._runner.idle:
+            self._correct(self._loops.take())
         if done is None or done.task.era != self._era:
             return
         if done.trouble:
             self._note(done.trouble)
-        if done.task.look and done.candidates:
-            self._heard(done)
+        sound = False
+        if done.task.look and done.candidates and not done.loop:
+            sound = self._heard(done)
         if done.keyframe is not None and self._extends:
-            self._keep(done.keyframe)
+            self._keep(done.keyframe, done, sound)
 
     def take(
         self,
@@ -155,8 +177,11 @@ class Places:
         if self._last is not None:
             self._way += float(np.linalg.norm(pose.T_map_base[:3, 3] - self._last[:3, 3]))
         self._last = pose.T_map_base
-        self._growth += pose.motion_covariance
+        self._error = self._error + pose.motion_covariance
         if not self._runner.idle or self._done is not None or not frame.present.any():
+            return
+        if self._loops.due:
+            self._solve()
             return
         due = self._due(pose)
         keep = due and pose.usable and self._extends
@@ -164,7 +189,7 @@ class Places:
         if not self._found:
             look = others > 0 and not 0 <= frame.stamp_ns - self._looked_ns < LOOK_NS
         else:
-            look = due and others > 0 and pose.usable
+            look = due and pose.usable and (others > 0 or (keep and self._loops.may(self._way)))
         if not (look or keep):
             return
         if due and pose.usable:
@@ -181,12 +206,14 @@ class Places:
             look,
             self.T_map_odom @ pose.T_map_base if self._found else None,
             keep,
+            self._error,
         )
         self._runner.put(lambda: self._work(task))
 
     def new_segment(self) -> None:
         """Odometry began anew: where the car is among the keyframes is not known."""
         self._era += 1
+        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         self._local = []
         if self._main:
             if self._found:
@@ -243,7 +270,7 @@ class Places:
                 f"map {path} is not saved: the car was not found in it, so what was seen is no part"
                 " of it; save it under another name"
             )
-        frames = self._main if self._found else self._local
+        frames = [one for one in (self._main if self._found else self._local) if one.count]
         if not frames:
             raise OutputError(f"map {path} is not saved: there is no keyframe yet")
         aside = ""
@@ -273,10 +300,12 @@ class Places:
     def _begin_map(self) -> None:
         """Nothing is known, and nothing is looked for."""
         self._era += 1
+        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         self._main = []
         self._local = []
         self._file = FeatureFile()
         self._index = None
+        self._learned = 0  # keyframes when the words were learned; 0 for a loaded map's
         self._own_from = 0  # keyframes of the map from here on are of this segment
         self._found = True
         self._done = None
@@ -285,9 +314,11 @@ class Places:
         self._start_looking()
 
     def _start_looking(self) -> None:
+        self._submaps: dict[int, int] = {}  # number in the mapper -> keyframe
         self._agreement = Agreement()
         self.T_map_odom = np.eye(4)
-        self._growth: Array = np.zeros((6, 6))
+        self._error = np.zeros((6, 6))
+        self._believed_error = self._error
         self._keyframe_at = None
         self._looked_ns = -LOOK_NS - 1
         self._agreed_way = self._looked_way = self._way
@@ -309,35 +340,45 @@ class Places:
         metres, radians = apart(self._keyframe_at, pose.T_map_base)
         return metres >= self._p.keyframe_distance or radians >= np.radians(self._p.keyframe_angle)
 
-    def _keep(self, keyframe: Keyframe) -> None:
-        """keyframe: in odometry's frame."""
-        if not self._found:
-            self._local.append(keyframe)
-            return
-        keyframe = replace(keyframe, T_map_base=self.T_map_odom @ keyframe.T_map_base)
-        if self._own_from and not self._adds(keyframe):
-            return
-        self._main.append(keyframe)
+    def _keep(self, keyframe: Keyframe, done: _Done, sound: bool) -> None:
+        """keyframe: in odometry's frame. sound: whether other keyframes' answer was believed."""
+        frames = self._main if self._found else self._local
+        T_odom_base = keyframe.T_map_base
+        if self._found:
+            keyframe = replace(keyframe, T_map_base=self.T_map_odom @ T_odom_base)
+        if frames and not self._adds(keyframe, frames):
+            keyframe = replace(keyframe, count=0)  # the way goes through it, nobody is found by it
+        frames.append(keyframe)
+        self._loops.goes(len(frames) - 1, T_odom_base, done.task.way, done.task.error)
+        if self._loops.nodes % SUBMAP == 1:
+            self._submaps[self._mapper.begin_submap(keyframe.T_map_base)] = len(frames) - 1
+        if sound and done.answer is not None:
+            self._loops.tie(done.answer, len(frames) - 1, self._main)
+        if done.loop and done.answer is not None:
+            said = Said(done.answer, T_odom_base, done.task.way)
+            self._loops.hear(said, len(frames) - 1, self._main, self.T_map_odom)
 
-    def _adds(self, keyframe: Keyframe) -> bool:
+    def _adds(self, keyframe: Keyframe, frames: list[Keyframe]) -> bool:
         """Whether no other keyframe was made at that place: a street that is driven every day has
         no more of them than one that is driven once."""
-        near = _nearest(self._main, keyframe.T_map_base, 1)
+        useful = [frame for frame in frames if frame.count]
+        near = _nearest(useful, keyframe.T_map_base, 1)
         if not near:
             return True
-        metres, radians = apart(self._main[near[0]].T_map_base, keyframe.T_map_base)
+        metres, radians = apart(useful[near[0]].T_map_base, keyframe.T_map_base)
         return metres > SAME * self._p.keyframe_distance or radians > SAME_TURN
 
-    def _heard(self, done: _Done) -> None:
+    def _heard(self, done: _Done) -> bool:
+        """Whether the answer is believed."""
         task = done.task
         event = "waiting"
         if done.answer is not None:
             before = self.T_map_odom
             said = Said(done.answer, task.T_odom_base, task.way)
-            event = self._agreement.hear(said, self._growth)
+            event = self._agreement.hear(said, task.error - self._believed_error)
             if event != "waiting":
                 self.T_map_odom = self._agreement.T_map_odom
-                self._growth = np.zeros((6, 6))
+                self._believed_error = task.error
             if event == "found":
                 self._enter()
             elif event == "moved":
@@ -350,6 +391,7 @@ class Places:
         if self._folder is not None and task.way - self._agreed_way > self._p.give_up:
             self._give_up(self._folder, task.way - self._agreed_way)
             self._agreed_way = task.way
+        return event != "waiting"
 
     def _enter(self) -> None:
         """The car is found: what was seen meanwhile goes into the map."""
@@ -357,6 +399,8 @@ class Places:
         self._own_from, self._found = len(self._main), True
         if self._extends:
             self._main += [replace(one, T_map_base=T @ one.T_map_base) for one in self._local]
+            self._loops.shift(self._own_from)
+            self._submaps = {one: node + self._own_from for one, node in self._submaps.items()}
         self._local = []
         self._mapper.attach(T)
 
@@ -366,6 +410,36 @@ class Places:
         own = self._main[self._own_from :]
         self._main[self._own_from :] = [replace(one, T_map_base=T @ one.T_map_base) for one in own]
         self._mapper.move(T)
+
+    def _solve(self) -> None:
+        """Asks the runner for the poses that fit all that is known of this drive."""
+        poses = np.stack([frame.T_map_base for frame in self._main])
+        job, era = self._loops.job(poses, self._own_from), self._era
+
+        def work() -> None:
+            try:
+                job()
+            except Exception as error:  # the frames go on, whatever it was
+                self._done = _nothing(era, f"a loop could not be closed: {error}")
+
+        self._runner.put(work)
+
+    def _correct(self, poses: Array) -> None:
+        """Keyframes, map and way are where the pose graph says."""
+        before = self.T_map_odom
+        self._main[: len(poses)] = [
+            replace(frame, T_map_base=pose) for frame, pose in zip(self._main, poses, strict=False)
+        ]
+        self.T_map_odom = poses[-1] @ geometry.inverse(self._loops.T_odom_base(len(poses) - 1))
+        self._agreement.T_map_odom = self.T_map_odom
+        late = self.T_map_odom @ geometry.inverse(before)
+        for i in range(len(poses), len(self._main)):  # made meanwhile
+            frame = self._main[i]
+            self._main[i] = replace(frame, T_map_base=late @ frame.T_map_base)
+        anchors = self._mapper.anchors.copy()
+        for submap, node in self._submaps.items():
+            anchors[submap] = self._main[node].T_map_base
+        self._mapper.place_submaps(anchors)
 
     def _give_up(self, folder: MapFolder, way: float) -> None:
         if not self._found:
@@ -381,6 +455,7 @@ class Places:
         index = self._index
         self._main, self._local, self._found = list(folder.frames), [], False
         self._own_from = len(self._main)
+        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         if index is not None:
             index.keep(len(self._main))
         self._mapper.use(folder.archive.whole())
@@ -401,12 +476,13 @@ class Places:
     # --- in the runner's thread; what the frames' thread owns is only read
 
     def _work(self, task: _Task) -> None:
-        keyframe, answer, why, candidates, trouble = None, None, "", [], ""
+        keyframe, answer, why, trouble, loop = None, None, "", "", False
+        candidates: list[int] = []
         features: Features | None = None
         try:
             features = self._orb(task.snapshot)
             if task.look:
-                candidates = self._candidates(task, features)
+                candidates, loop = self._candidates(task, features)
                 if candidates:
                     answer, why = find(
                         features,
@@ -428,27 +504,44 @@ class Places:
             answer,
             why,
             len(candidates),
+            loop,
             len(features) if features is not None else 0,
             trouble,
         )
 
-    def _candidates(self, task: _Task, features: Features) -> list[int]:
-        if task.near is not None:
-            others = self._main[: self._own_from]
-            return [
-                i
-                for i in _nearest(others, task.near, NEAREST)
-                if np.linalg.norm(others[i].T_map_base[:3, 3] - task.near[:3, 3]) < NEAR
-            ]
-        if self._index is None:
+    def _candidates(self, task: _Task, features: Features) -> tuple[list[int], bool]:
+        """Keyframes to be asked, and whether they are of this drive."""
+        if task.near is None:
+            scores = self._scores(features, len(self._main))
+            useful = [frame.count > 0 for frame in self._main]
+            return _best(scores, np.array(useful), self._p.candidates), False
+        others = self._main[: self._own_from]
+        near = [
+            i
+            for i in _nearest(others, task.near, NEAREST)
+            if np.linalg.norm(others[i].T_map_base[:3, 3] - task.near[:3, 3]) < NEAR
+            and others[i].count
+        ]
+        if near or not task.keep:
+            return near, False
+        reach = self._loops.reach(self._main, task.near, task.way)
+        if not reach.any():
+            return [], True
+        scores = self._scores(features, len(self._main))
+        return _best(scores, reach, self._p.candidates), True
+
+    def _scores(self, features: Features, count: int) -> Array:
+        """How much the first `count` keyframes look like these features."""
+        if self._index is None or (self._learned and count > 4 * self._learned):
+            self._learned = count
             self._index = Index(self._learn(self._main))
-        while len(self._index) < len(self._main):
+        while len(self._index) < count:
             frame = self._main[len(self._index)]
             self._index.add(self._file.features(frame).descriptor)
-        scores = self._index.scores(features.descriptor)[: len(self._main)]
-        return np.argsort(-scores, kind="stable")[: self._p.candidates].tolist()
+        return self._index.scores(features.descriptor)[:count]
 
     def _learn(self, frames: Sequence[Keyframe]) -> Vocabulary:
+        frames = [frame for frame in frames if frame.count]
         every = max(1, len(frames) // 60)
         some = [self._file.features(frame).descriptor for frame in frames[::every]]
         return Vocabulary.learn(np.concatenate(some))
@@ -465,6 +558,20 @@ class Places:
         return Keyframe(
             task.stamp_ns, task.T_odom_base, task.T_base_camera, start, count, thumbnail
         )
+
+
+def _best(scores: Array, among: NDArray[np.bool_], count: int) -> list[int]:
+    """Indices of the highest scores among some."""
+    index = np.flatnonzero(among)
+    return index[np.argsort(-scores[index], kind="stable")[:count]].tolist()
+
+
+def _nothing(era: int, trouble: str) -> _Done:
+    """What comes of work that failed."""
+    none = Snapshot((), None, np.zeros((0, 0, 0), bool))
+    zero = np.zeros((6, 6))
+    task = _Task(era, 0, none, np.eye(4), np.eye(4)[None], 0.0, False, None, False, zero)
+    return _Done(task, None, None, "", 0, False, 0, trouble)
 
 
 def _nearest(frames: Sequence[Keyframe], T_map_base: Array, count: int) -> list[int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.errors import MapError
 from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.mapping import submaps
 from recon4d_ros.mapping.archive import Chunks, VoxelArchive
 from recon4d_ros.mapping.cloud_files import PLY_POINT, check_suffix, write_points
 from recon4d_ros.mapping.keys import pack, unpack_relative
@@ -167,8 +168,8 @@ class Mapper:
             self._sent_weight,
         ):
             array.fill(0)  # touch every page now: memory does not grow later
-        self._recalled = np.zeros(capacity, bool)  # came from the archive as it is
-        self._spill = Spill() if p.keep_outside == "file" else None
+        self._submap = np.zeros(capacity, np.int32)  # -1: came from the archive as it is
+        self._spill = Spill(p.voxel_size) if p.keep_outside == "file" else None
         self._archive: VoxelArchive | None = None
         self._attached = False
         self.trouble = ""
@@ -193,12 +194,15 @@ class Mapper:
         self._integrated_at: NDArray[np.float64] | None = None
         self._center = np.zeros(3, np.int64)  # voxel of the car
         self.refused = 0  # voxels that found no room
-        self._recalled[:] = False
+        self._submap[:] = 0
+        # where the submaps are in map, and where they were when the table's voxels were placed
+        self._anchors = self._placed = np.eye(4)[None]
         self._attached = False
         if self._archive is not None:
             self._archive.all_back()
         if self._spill:
             self._spill.clear()
+            self._spill.anchors = self._anchors
 
     @property
     def size(self) -> int:
@@ -284,32 +288,65 @@ class Mapper:
     def move(self, T: NDArray[np.float64]) -> None:
         """All that was seen since the start, or came from the archive and was confirmed, lies
         elsewhere by a rigid motion [4, 4]; what came from the archive as it is stays."""
+        self._replace_submaps(T @ self._anchors)
+
+    # ---- submaps
+
+    def begin_submap(self, T_map_anchor: NDArray[np.float64]) -> int:
+        """What is seen from now on moves with this anchor [4, 4]; returns its number. (What was
+        seen before the first one is submap 0, whose anchor is the map itself.)"""
+        self._anchors = np.concatenate([self._anchors, T_map_anchor[None]])
+        self._placed = np.concatenate([self._placed, T_map_anchor[None]])
+        if self._spill:
+            self._spill.anchors = self._anchors
+        return len(self._anchors) - 1
+
+    @property
+    def anchors(self) -> NDArray[np.float64]:
+        """[S, 4, 4], where the submaps are in map."""
+        return self._anchors
+
+    def place_submaps(self, anchors: NDArray[np.float64]) -> None:
+        """The submaps are at these anchors [S, 4, 4] now. What is outside the radius follows when
+        it is read; the voxels inside once one would be off by half its edge."""
+        inside = np.zeros(len(anchors), bool)
+        inside[np.maximum(self._submap[self._table.keys != EMPTY], 0)] = True
+        moved = submaps.displacement(self._placed, anchors)
+        if (moved[inside] > 0.5 * self._parameters.voxel_size).any():
+            self._replace_submaps(anchors)
+        else:
+            self._anchors = anchors
+            if self._spill:
+                self._spill.anchors = anchors
+
+    def _replace_submaps(self, anchors: NDArray[np.float64]) -> None:
+        """Puts the voxels inside the radius where they are by these anchors."""
         size = self._parameters.voxel_size
+        motion = submaps.motions(self._placed, anchors)
         slots = np.flatnonzero(self._table.keys != EMPTY)
-        rows, mine = self._rows[slots], ~self._recalled[slots]
-        xyz = (
-            unpack_relative(self._table.keys[slots], self._center)
-            + self._center
-            + rows[:, POSITION]
-        ) * size
-        xyz[mine] = xyz[mine] @ T[:3, :3].T + T[:3, 3]
+        rows, submap = self._rows[slots], self._submap[slots]
+        mine = submap >= 0
+        index = unpack_relative(self._table.keys[slots], self._center) + self._center
+        xyz = (index + rows[:, POSITION].astype(np.float64)) * size
+        xyz[mine] = submaps.placed(motion, submap[mine], xyz[mine])
         self._removed.append(self._table.keys[slots[self._sent_weight[slots] > 0]])
         cell = np.floor(xyz / size)
         keys = pack(cell.astype(np.int64))
         rows[:, POSITION] = xyz / size - cell
-        seen, recalled = self._last_seen[slots], self._recalled[slots]
+        seen = self._last_seen[slots]
         # where two fall into one voxel, the one with more evidence stands for both
         order = np.lexsort((-rows[:, EVIDENCE], keys))
         first = order[np.diff(keys[order], prepend=-1) != 0]
         self._empty()
-        self._center = np.floor((T[:3, :3] @ (self._center * size) + T[:3, 3]) / size).astype(
-            np.int64
-        )
-        self._fill(keys[first], rows[first], seen[first], recalled[first])
+        here = motion[-1]  # the car is in the newest
+        middle = here[:3, :3] @ (self._center * size) + here[:3, 3]
+        self._center = np.floor(middle / size).astype(np.int64)
+        self._fill(keys[first], rows[first], seen[first], submap[first])
         if self._integrated_at is not None:
-            self._integrated_at = T[:3, :3] @ self._integrated_at + T[:3, 3]
+            self._integrated_at = here[:3, :3] @ self._integrated_at + here[:3, 3]
+        self._anchors = self._placed = anchors
         if self._spill:
-            self._spill.move(T, size)
+            self._spill.anchors = anchors
 
     def set_aside(self) -> None:
         """The next frame is the first of another map; that of until now becomes the archive, if it
@@ -354,11 +391,11 @@ class Mapper:
         rows[:, COLOR], rows[:, WEIGHT] = points["rgb"][first], points["weight"][first]
         rows[:, EVIDENCE] = p.max_evidence
         seen = np.full(len(keys), self._frame - _WATCH_FRAMES, np.int32)
-        self._fill(keys, rows, seen, np.ones(len(keys), bool))
+        self._fill(keys, rows, seen, np.full(len(keys), -1, np.int32))
 
     def _empty(self) -> None:
         self._table.clear()
-        for flags in (self._published, self._waiting, self._recalled):
+        for flags in (self._published, self._waiting):
             flags[:] = False
         self._sent_weight[:] = 0
         self._last_seen[:] = _NEVER
@@ -370,7 +407,7 @@ class Mapper:
         keys: NDArray[np.int64],
         rows: NDArray[np.float32],
         seen: NDArray[np.int32],
-        recalled: NDArray[np.bool_],
+        submap: NDArray[np.int32],
     ) -> None:
         """Voxels that are not in the table, each once."""
         slots = self._table.insert(keys)
@@ -378,7 +415,7 @@ class Mapper:
         self.refused += int(np.count_nonzero(~fits))
         slots, rows = slots[fits], rows[fits]
         self._rows[slots], self._last_seen[slots] = rows, seen[fits]
-        self._recalled[slots] = recalled[fits]
+        self._submap[slots] = submap[fits]
         self._published[slots], self._sent_weight[slots] = False, 0
         self._publish(slots[rows[:, EVIDENCE] >= self._enough()])
 
@@ -474,7 +511,7 @@ class Mapper:
         np.clip(row[EVIDENCE] + said, 0.0, p.max_evidence, out=row[EVIDENCE])
         self._rows[slots] = row.T
         self._last_seen[slots] = self._frame
-        self._recalled[slots] = False
+        self._submap[slots] = len(self._anchors) - 1
         published = self._published[slots]
         now = row[EVIDENCE] >= np.where(published, 0.5, 1.0) * self._enough()
         self._unpublish(slots[published & ~now])
@@ -595,7 +632,13 @@ class Mapper:
     def _forget(self, slots: NDArray[np.int64], spill: bool) -> None:
         published = slots[self._published[slots]]
         if spill and self._spill and len(published):
-            self._spill.add(self._table.keys[published], self._pack_points(published))
+            points, submap = self._pack_points(published), self._submap[published]
+            if self._placed is not self._anchors:  # kept where it is by the anchors of now
+                mine = submap >= 0
+                points["xyz"][mine] = submaps.placed(
+                    submaps.motions(self._placed, self._anchors), submap[mine], points["xyz"][mine]
+                )
+            self._spill.add(self._table.keys[published], points, submap)
         self._unpublish(published)
         self._table.remove(slots)
         self._last_seen[slots] = _NEVER

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.geometry import inverse
+from recon4d_ros.mapping import submaps
 from recon4d_ros.mapping.cloud_files import PLY_POINT
 from recon4d_ros.mapping.keys import pack
 
-_RECORD = np.dtype([("key", "<i8"), ("point", PLY_POINT)])
+_RECORD = np.dtype([("key", "<i8"), ("submap", "<i4"), ("point", PLY_POINT)])
 _BLOCK = 1 << 18
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 # where a file goes if the temporary folder (TMPDIR) is memory in disguise, first that will do
@@ -50,9 +52,12 @@ def in_memory(folder: Path, mounts: str = "/proc/self/mounts") -> bool:
 class Spill:
     """An unnamed temporary file of voxels: it vanishes with the process. A full disk stops the
     keeping, never the drive; where there is no disk at all (every folder is a tmpfs, whose pages
-    are memory that no limit of the map counts) all is refused and counted as lost."""
+    are memory that no limit of the map counts) all is refused and counted as lost.
 
-    def __init__(self) -> None:
+    anchors: [S, 4, 4], where the submaps are in map now.
+    """
+
+    def __init__(self, voxel_size: float = 1.0) -> None:
         folder = folder_on_disk()
         self._file = (
             open(os.devnull, "wb", buffering=0)
@@ -60,17 +65,30 @@ class Spill:
             else tempfile.TemporaryFile(prefix="recon4d_map_", buffering=0, dir=folder)
         )
         self._refuses = folder is None
-        self._moved: list[tuple[int, NDArray[np.float64]]] = []
-        self._voxel_size = 1.0
+        self._voxel_size = voxel_size
+        self.anchors: NDArray[np.float64] = np.eye(4)[None]
         self.count = 0
         self.lost = 0  # voxels that a full disk refused
 
-    def add(self, keys: NDArray[np.int64], points: NDArray[np.void]) -> None:
+    def add(
+        self,
+        keys: NDArray[np.int64],
+        points: NDArray[np.void],
+        submap: NDArray[np.int32] | None = None,
+    ) -> None:
+        """submap: [K] number of each point's anchor, -1 for what stays where it is; all 0 unless
+        given."""
         if self._refuses:
             self.lost += len(keys)
             return
         records = np.empty(len(keys), _RECORD)
         records["key"], records["point"] = keys, points
+        records["submap"] = 0 if submap is None else submap
+        away = self._mine(records["submap"])
+        if away.any():  # a point is kept in its submap's frame: it moves as that does
+            records["point"]["xyz"][away] = submaps.placed(
+                inverse(self.anchors), records["submap"][away], points["xyz"][away]
+            )
         written = 0
         try:
             self._file.seek(self.count * _RECORD.itemsize)
@@ -84,16 +102,8 @@ class Spill:
     def clear(self) -> None:
         if not self._refuses:
             self._file.truncate(0)
-        self._moved = []
         self.count = 0
         self.lost = 0
-
-    def move(self, T: NDArray[np.float64], voxel_size: float) -> None:
-        """What is here lies elsewhere, by a rigid motion [4, 4] of the map; done when it is read,
-        for there may be much of it."""
-        self._moved = [(end, T @ before) for end, before in self._moved]
-        self._moved.append((self.count, T))
-        self._voxel_size = voxel_size
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void]]]:
         """Keys and points in the order they left, in blocks."""
@@ -101,23 +111,26 @@ class Spill:
             count = min(_BLOCK, self.count - start)
             self._file.seek(start * _RECORD.itemsize)
             records = np.frombuffer(self._file.read(count * _RECORD.itemsize), _RECORD)
-            keys, points = records["key"], records["point"]
-            yield self._where_now(start, keys, points) if self._moved else (keys, points)
+            yield self._in_map(records["key"], records["point"], records["submap"])
 
-    def _where_now(
-        self, start: int, keys: NDArray[np.int64], points: NDArray[np.void]
+    def _in_map(
+        self, keys: NDArray[np.int64], points: NDArray[np.void], submap: NDArray[np.int32]
     ) -> tuple[NDArray[np.int64], NDArray[np.void]]:
-        """Records from `start` on after all motions that came since they were written."""
+        """Keys and points where their submaps are now."""
+        moved = self._mine(submap)
+        if not moved.any():
+            return keys, points
         keys, points = keys.copy(), points.copy()
-        first = start
-        for end, T in self._moved:
-            part = slice(max(first, start) - start, max(min(end, start + len(keys)) - start, 0))
-            if part.start < part.stop:
-                xyz = points["xyz"][part].astype(np.float64) @ T[:3, :3].T + T[:3, 3]
-                points["xyz"][part] = xyz
-                keys[part] = pack(np.floor(xyz / self._voxel_size).astype(np.int64))
-            first = end
+        xyz = submaps.placed(self.anchors, submap[moved], points["xyz"][moved])
+        points["xyz"][moved] = xyz
+        keys[moved] = pack(np.floor(xyz / self._voxel_size).astype(np.int64))
         return keys, points
+
+    def _mine(self, submap: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which records lie elsewhere than their numbers say: where the submap has an anchor that
+        is not the identity."""
+        away = (self.anchors != np.eye(4)).any((1, 2))
+        return (submap >= 0) & away[np.maximum(submap, 0)]
 
     def latest(self) -> NDArray[np.int64]:
         """Sorted positions of the records that are the last of their voxel (a place that was driven

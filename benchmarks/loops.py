@@ -1,0 +1,122 @@
+"""A closed course twice round: how far off the car and the map are at the end, with loops closed and
+without.
+
+    scripts/ros_env.sh recon4d simulate --scenario block --seed 2001 --rig kitti_like --seconds 190 --out BAG
+    scripts/ros_env.sh python benchmarks/loops.py BAG
+
+Odometry's own way is the run without loops: closing them does not touch it. Walls: points of the second
+round, higher than half a metre, to the nearest of the first.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from recon4d_ros import messages as ros
+from recon4d_ros.bags import BagReader
+from recon4d_ros.engine.choose import choose_engine
+from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.parameters import build
+from recon4d_ros.reconstructor import Parameters, Reconstructor
+from recon4d_ros.runs.replay import MotionTopics, frame_sets
+from recon4d_ros.runs.statistics import rss_mib
+from recon4d_ros.sync import Synchronizer
+
+ROUND = 960.0  # metres
+TRUTH = "/ground_truth/odom"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--frames", type=int, default=0, help="stop after so many frame sets")
+    arguments = parser.parse_args()
+    with BagReader(arguments.bag) as reader:
+        truth = {
+            ros.stamp_ns(message.header.stamp): ros.odometry_sample(message).T_odom_base
+            for _, _, message in reader.messages([TRUTH])
+        }
+        rig = reader.rig()
+        parameters = build(
+            Parameters, {"localization.mode": "mapping", "egomotion.odometry": "none"}
+        )
+        reconstructor = Reconstructor(rig, choose_engine("", rig), parameters)
+        places = reconstructor.keep_places()
+        rows, seconds, memory, tracked = [], [], [], 0
+        for frame_set in frame_sets(reader, Synchronizer(rig.names), MotionTopics()):
+            started = time.perf_counter()
+            result = reconstructor.step(frame_set)
+            seconds.append(time.perf_counter() - started)
+            T_odom_base = inverse(result.T_map_odom) @ result.pose.T_map_base
+            stamp = frame_set.stamp_ns
+            rows.append((truth[stamp], T_odom_base, result.pose.T_map_base))
+            tracked += result.pose.usable
+            if len(rows) % 100 == 0:
+                memory.append(rss_mib())
+                print(
+                    len(rows), places.keyframes, places.loops, f"{memory[-1]:.0f} MiB", flush=True
+                )
+            if len(rows) == arguments.frames:
+                break
+    true, odometry, mapped = (np.stack(column) for column in zip(*rows, strict=True))
+    true = inverse(true[0]) @ true
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(true[:, :3, 3], axis=0), axis=1))])
+    said = {
+        "way_m": way[-1],
+        "tracked": tracked / len(rows),
+        "segments": result.pose.segment + 1,
+        "keyframes": places.keyframes,
+        "loops": places.loops,
+        "memory_mib": memory,
+        "step_s": float(np.median(seconds)),
+    }
+    for name, poses in (("without loops", odometry), ("with loops", mapped)):
+        off = np.linalg.norm(poses[:, :3, 3] - true[:, :3, 3], axis=1)
+        said[name] = {"end_m": off[-1], "end_percent": 100 * off[-1] / way[-1], "max_m": off.max()}
+    said["walls_m"] = walls(reconstructor)
+    print(json.dumps(said, indent=1, default=float))
+    reconstructor.close()
+
+
+def walls(reconstructor: Reconstructor) -> dict[str, float]:
+    """Median distance of the second round's walls to the first's, as the map is, and as it would be
+    had no loop moved a submap."""
+    mapper, places = reconstructor.mapper, reconstructor.places
+    assert mapper._spill is not None and places is not None
+    index = {node.index: node for node in places._loops._nodes}
+    ways = np.full(len(mapper.anchors), np.nan)
+    drifted = mapper.anchors.copy()
+    for submap, node in places._submaps.items():
+        ways[submap], drifted[submap] = index[node].way, index[node].T_odom_base
+    rounds: tuple[list, list] = ([], [])
+    apart: tuple[list, list] = ([], [])
+    spill = mapper._spill
+    from recon4d_ros.mapping.spill import _RECORD
+
+    spill._file.seek(0)
+    records = np.frombuffer(spill._file.read(spill.count * _RECORD.itemsize), _RECORD)
+    for submap in np.unique(records["submap"]).tolist():
+        if submap < 0 or not np.isfinite(ways[submap]):
+            continue
+        local = records["point"]["xyz"][records["submap"] == submap].astype(np.float64)
+        which = 0 if ways[submap] < ROUND - 40 else 1
+        rounds[which].append(transform(mapper.anchors[submap], local))
+        apart[which].append(transform(drifted[submap], local))
+    out = {}
+    for name, clouds in (("with loops", rounds), ("without loops", apart)):
+        if not (clouds[0] and clouds[1]):
+            continue
+        first, second = (np.concatenate(part) for part in clouds)
+        second = second[second[:, 2] > 0.5][::7]
+        out[name] = float(np.median(cKDTree(first[first[:, 2] > 0.3]).query(second)[0]))
+    return out
+
+
+if __name__ == "__main__":
+    main()
