@@ -138,6 +138,19 @@ def test_nothing_is_free_behind_a_wall(x: float, yaw: float, y: float, high: flo
     assert len(ahead) > 20 and ahead.max() < x
 
 
+def test_a_camera_far_from_base_link_sees_beyond_the_square() -> None:
+    """What stands out of reach of the grid is left out."""
+    depth = world((24.8, 60.0, -60.0, 0.0, 2.0))
+    pose = at(3.0, 2.0, np.pi)
+    for forward in (-8.0, 0.0, 8.0):
+        moved = pose.T_map_camera.copy()
+        moved[:, 0, 3] -= forward
+        sight = Looker(CALIBRATION, GridParameters())(
+            geometry(depth), NOTHING, pose.T_map_base, moved, ROAD
+        )
+        assert sight.standing.any() == (forward <= 0.0)
+
+
 def test_what_has_no_depth_frees_nothing() -> None:
     sky = np.full((H, W), np.nan)
     assert not look(sky).free.any()
@@ -199,6 +212,20 @@ def test_a_mover_is_in_the_local_grid_and_not_in_the_lasting_one() -> None:
     assert not (lasting.values == OCCUPIED).any()
     assert value(lasting, 8.1, 0.0) == UNKNOWN
     assert value(run(grids, 2, world(), start=1), 8.1, 0.0) == FREE  # it drove away
+
+
+def test_what_is_hidden_is_unknown_in_the_local_grid_alone() -> None:
+    """A lorry of which no depth is known comes into the way."""
+    grids = Grids(CALIBRATION)
+    before = run(grids, 3, world())
+    assert value(before, 8.1, 0.0) == value(before, 15.0, 0.0) == FREE
+    box = world((8.0, 2.0, -2.0, 0.0, 3.0))
+    local = run(grids, 8, np.where(np.isclose(box, 8.0), np.nan, box), start=3)
+    assert value(local, 13.1, 0.0) == UNKNOWN  # the car itself is 3 m farther by then
+    assert value(grids.around(0), 13.1, 0.0) == FREE
+    assert value(local, 2.5, 0.0) == value(before, 2.5, 0.0)  # nearer than the cameras look
+    beside = [value(grid, 15.0, 7.0) for grid in (before, local)]
+    assert beside == [FREE, FREE]
 
 
 def test_what_the_local_grid_does_not_see_any_more_is_forgotten() -> None:
@@ -289,7 +316,7 @@ def driven(steps: int = 6, length: float = 40.0) -> LastingGrid:
         none = np.zeros((251, 251), bool)
         pose = at(i * length, -i * 9.0).T_map_base
         for _ in range(2):
-            grid.see(Sight(origin, free, none, none), SURE, pose, ROAD)
+            grid.see(Sight(origin, free, free, none, none), SURE, pose, ROAD)
         points = rng.uniform(-20, 20, (300, 3)) + pose[:3, 3]
         points[:, 2] = 1.0
         grid.read_map(points.astype(np.float32), pose[:2, 3], 0.0, 0.2)
@@ -338,6 +365,15 @@ def test_the_map_moves_tile_by_tile() -> None:
     turned = grid.whole()
     assert (turned.values == OCCUPIED).sum() == (before.values == OCCUPIED).sum()
     assert np.array_equal(np.rot90(turned.values, 1), after.values)  # rows grow along y
+
+
+def test_what_stood_there_once_is_looked_through() -> None:
+    """One frame's obstacle is occupied until others see the road behind it."""
+    grids = Grids(CALIBRATION)
+    run(grids, 1, world((8.0, 1.0, -1.0, 0.0, 1.5)))
+    assert (grids.around(0).values == OCCUPIED).sum() >= 5
+    run(grids, 2, world(), start=1)
+    assert not (grids.around(0).values == OCCUPIED).any()
 
 
 def test_tiles_that_move_apart_leave_the_unknown_between_them() -> None:
@@ -431,15 +467,26 @@ def test_scores_of_a_grid() -> None:
     points = np.array([[12.5, 0.5], [11.5, 2.5], [12.5, 3.5], [30.5, 3.5]])
     distance = np.array([5.0, 5.0, 5.0, 25.0])
     mover = np.array([[14.5, 0.5]])
-    scorer.add(np.concatenate([points, mover]), np.append(distance, 3.0), np.arange(5) == 4, grid)
+    road = np.array([[10.5, 0.5], [14.5, 2.5]])
+    for _ in range(5):
+        scorer.add(
+            np.concatenate([points, mover]),
+            np.append(distance, 3.0),
+            np.arange(5) == 4,
+            grid,
+            road,
+        )
     score = scorer.score(grid)
     assert score is not None
     assert (score.free, score.free_occupied) == (5, 0.2)
     assert (score.occupied, score.found) == (3, pytest.approx(1 / 3))
-    assert score.found_beside == pytest.approx(2 / 3)
-    assert score.ghosts == 0.0
+    assert score.found_beside == score.glimpsed_beside == pytest.approx(2 / 3)
+    scorer.add(np.array([[13.5, 3.5]]), np.array([4.0]), np.array([False]), None)
+    more = scorer.score(grid)
+    assert more is not None and (more.occupied, more.glimpsed) == (3, 4)
+    assert score.blocked == 0.5
     local = scorer.local
-    assert local is not None and (local.frames, local.free) == (1, 5)
+    assert local is not None and (local.frames, local.free) == (5, 25)
     assert local.free_occupied == pytest.approx(0.4)  # the mover's too
-    assert (local.movers, local.movers_found) == (1, 0.0)
+    assert (local.movers, local.movers_found) == (5, 0.0)
     assert GridScorer().score(grid) is None and GridScorer().local is None

@@ -40,6 +40,7 @@ _PIXELS = 150_000  # of an image are enough for its depth score
 _CLOUD_RANGE = 30.0  # m: of the truth's cloud around each frame
 _CLOUD_PIXELS = 4_000  # per camera and frame
 _CLOUD_VOXEL = 0.1  # m: the truth's cloud is thinned to one point in each
+NEAR_ROAD = 20.0  # m: of road that is asked for
 _GRID_PIXELS = 20_000  # per camera and frame: 0.1 m apart 20 m away
 _LIDAR_NS = 60_000_000  # a scan this near to an image is compared with it
 
@@ -162,10 +163,7 @@ class Evaluator:
                 confidence,
             )
         if standing:
-            seen = np.concatenate(standing)
-            points = transform(T_map_base, seen[:, :3])[:, :2]
-            distance = np.hypot(seen[:, 0], seen[:, 1])
-            self.grids.add(points, distance, seen[:, 3] > 0, local_grid)
+            self._add_grid(np.concatenate(standing), T_map_base, local_grid)
         if true_objects is not None and T_world_base is not None:
             self._add_objects(objects, true_objects, true_masks, T_map_base, T_world_base)
 
@@ -328,8 +326,9 @@ class Evaluator:
         moving: NDArray[np.bool_] | None,
         T_world_base: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """[K, 4] x y z in base_link of what a camera truly sees in the height band over the road
-        (the world's plane z = that of base_link's origin), and 1 where it moves."""
+        """[K, 5] x y z in base_link of what a camera truly sees in the height band over the road
+        (the world's plane z = that of base_link's origin) and of the road, 1 where it moves, and 1
+        where it is road."""
         camera = self._rig.cameras[n]
         if n not in self._rays:
             step = max(1, round(np.sqrt(depth.size / _GRID_PIXELS)))
@@ -347,9 +346,27 @@ class Evaluator:
         points = np.column_stack([rays[good] * z[:, None], z])
         points = transform(camera.T_base_camera, points)
         height = points @ T_world_base[2, :3]
-        band = (height > LOW) & (height < HIGH)
+        road = np.abs(height) < 0.1
+        band = (height > LOW) & (height < HIGH) | road
         moves = np.zeros(len(good)) if moving is None else moving[v[good], u[good]]
-        return np.column_stack([points, moves])[band]
+        return np.column_stack([points, moves, road])[band]
+
+    def _add_grid(
+        self,
+        seen: NDArray[np.float64],
+        T_map_base: NDArray[np.float64],
+        local_grid: OccupancyGrid | None,
+    ) -> None:
+        points = transform(T_map_base, seen[:, :3])[:, :2]
+        distance = np.hypot(seen[:, 0], seen[:, 1])
+        moves, road = seen[:, 3] > 0, seen[:, 4] > 0
+        self.grids.add(
+            points[~road],
+            distance[~road],
+            moves[~road],
+            local_grid,
+            points[road & ~moves & (distance < NEAR_ROAD)],
+        )
 
     def _add_objects(
         self,

@@ -146,8 +146,9 @@ def _metric_lines(metrics: Tree) -> Iterator[str]:
         yield (
             f"grid         {_percent(score['free_occupied'])} of {score['free']:,} free cells are"
             f" occupied, {_percent(score['found_beside'])} of {score['occupied']:,} occupied ones"
-            f" within 20 m found ({_percent(score['found'])} in the very cell),"
-            f" {_percent(score['ghosts'])} of the occupied are nothing"
+            f" within 20 m found ({_percent(score['glimpsed_beside'])} of all"
+            f" {score['glimpsed']:,} that were ever in view), {_percent(score['blocked'])} of the"
+            " road in view is blocked"
         )
     if score := metrics.get("local_grid"):
         yield (

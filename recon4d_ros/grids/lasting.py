@@ -1,10 +1,14 @@
 """The grid that lasts: of the static world, over the whole drive.
 
-A cell knows whether the static map has something in the height band over it (`occupied`), and how
-well it was seen to be free (`free`). What the map holds goes before what was seen; a cell of
-neither is unknown. The height band stands on the road as it was estimated when the car was nearest
-(per block of cells), so that a hill ahead is no wall; of a place whose road was never nearer than
-ROAD_RANGE the map says nothing.
+A cell knows whether the static map has something in the height band over it (`occupied`), how well
+it was seen to be free (`free`), and how often something stood in it (`stood`), for the map's voxels
+are small: a wall that is seen with a doubt of half a metre is spread over many, and none of them
+is sure of itself. The map goes before what was seen, free goes before stood (what one frame takes
+for an obstacle others look through); a cell of none is unknown.
+
+The height band stands on the road as it was estimated when the car was nearest (per block of
+cells), so that a hill ahead is no wall; of a place whose road was never nearer than ROAD_RANGE the
+map says nothing.
 
 Cells are counted from map's origin and lie in tiles of TILE x TILE. Those around the car are one
 array (the canvas) that moves tile by tile; the others are packed (zlib: a tile takes a few hundred
@@ -35,6 +39,7 @@ BLOCKS = TILE // BLOCK
 ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py)
 SURE = 20  # evidence of free space that one frame gives
 MOST = 120  # evidence at most: six frames
+STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
 MOST_TILES = 20_000  # packed ones: 200 km of street with cells of 0.2 m, at most 100 MB
 MOST_CELLS = 1 << 26  # of a grid that is written as one
 Array = NDArray[np.float64]
@@ -43,13 +48,14 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class GridState:
     """The whole grid as arrays. resolution: m. tiles: [K, 2] int64, index (x, y) of each tile.
-    free: [K, TILE, TILE] uint8 evidence; occupied: [K, TILE, TILE] bool; rows along y. road,
+    free, stood: [K, TILE, TILE] uint8 evidence; occupied: [K, TILE, TILE] bool; rows along y. road,
     nearest: [K, BLOCKS, BLOCKS] float32: height of the road in map (NaN: not known), and from how
     far away it was estimated, metres."""
 
     resolution: float
     tiles: NDArray[np.int64]
     free: NDArray[np.uint8]
+    stood: NDArray[np.uint8]
     occupied: NDArray[np.bool_]
     road: NDArray[np.float32]
     nearest: NDArray[np.float32]
@@ -60,6 +66,7 @@ class _Layers:
     """What a rectangle of cells knows; see GridState."""
 
     free: NDArray[np.uint8]
+    stood: NDArray[np.uint8]
     occupied: NDArray[np.bool_]
     road: NDArray[np.float32]
     nearest: NDArray[np.float32]
@@ -68,6 +75,7 @@ class _Layers:
     def blank(cls, tiles: int) -> _Layers:
         n, b = tiles * TILE, tiles * BLOCKS
         return cls(
+            np.zeros((n, n), np.uint8),
             np.zeros((n, n), np.uint8),
             np.zeros((n, n), bool),
             np.full((b, b), np.nan, np.float32),
@@ -82,28 +90,41 @@ class _Layers:
             slice(column * BLOCKS, (column + 1) * BLOCKS),
         )
         return _Layers(
-            self.free[cells], self.occupied[cells], self.road[blocks], self.nearest[blocks]
+            self.free[cells],
+            self.stood[cells],
+            self.occupied[cells],
+            self.road[blocks],
+            self.nearest[blocks],
         )
 
     def take(self, other: _Layers) -> None:
-        self.free[:], self.occupied[:] = other.free, other.occupied
+        self.free[:], self.stood[:] = other.free, other.stood
+        self.occupied[:] = other.occupied
         self.road[:], self.nearest[:] = other.road, other.nearest
 
     @property
     def empty(self) -> bool:
-        return not (np.isfinite(self.road).any() or self.free.any() or self.occupied.any())
+        return not (
+            np.isfinite(self.road).any()
+            or self.free.any()
+            or self.stood.any()
+            or self.occupied.any()
+        )
 
     def packed(self) -> bytes:
-        parts = (self.free, np.packbits(self.occupied), self.road, self.nearest)
+        parts = (self.free, self.stood, np.packbits(self.occupied), self.road, self.nearest)
         return zlib.compress(b"".join(np.ascontiguousarray(part).tobytes() for part in parts), 1)
 
     @classmethod
     def unpacked(cls, data: bytes) -> _Layers:
         raw = np.frombuffer(zlib.decompress(data), np.uint8)
         cells, blocks = TILE * TILE, BLOCKS * BLOCKS
-        free, bits, road, nearest = np.split(raw, np.cumsum([cells, cells // 8, blocks * 4]))
+        free, stood, bits, road, nearest = np.split(
+            raw, np.cumsum([cells, cells, cells // 8, blocks * 4])
+        )
         return cls(
             free.reshape(TILE, TILE),
+            stood.reshape(TILE, TILE),
             np.unpackbits(bits).reshape(TILE, TILE).astype(bool),
             road.view(np.float32).reshape(BLOCKS, BLOCKS),
             nearest.view(np.float32).reshape(BLOCKS, BLOCKS),
@@ -143,6 +164,10 @@ class LastingGrid:
         # not in place: OpenCV writes into an array of its own where rows are not side by side
         seen = np.minimum(free + sight.free * np.uint8(gain), np.uint8(MOST))
         free[:] = np.where(blocked, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
+        stood = self._canvas.stood[cells]
+        seen = np.minimum(stood + sight.standing.view(np.uint8) * np.uint8(gain), np.uint8(MOST))
+        passed = (sight.free != 0) & ~sight.standing
+        stood[:] = np.where(passed, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
         self.revision += 1
 
     def read_map(
@@ -246,7 +271,7 @@ class LastingGrid:
             np.array([index for index, _ in known], np.int64).reshape(-1, 2),
             *(
                 stacked(name, getattr(none, name)[None])
-                for name in ("free", "occupied", "road", "nearest")
+                for name in ("free", "stood", "occupied", "road", "nearest")
             ),
         )
 
@@ -262,6 +287,7 @@ class LastingGrid:
         for index, *layers in zip(
             state.tiles.tolist(),
             state.free,
+            state.stood,
             state.occupied,
             state.road,
             state.nearest,
@@ -343,6 +369,7 @@ class LastingGrid:
     def _values(self, rows: slice, columns: slice) -> NDArray[np.int8]:
         layers = _Layers(
             self._canvas.free[rows, columns],
+            self._canvas.stood[rows, columns],
             self._canvas.occupied[rows, columns],
             self._canvas.road,
             self._canvas.nearest,
@@ -351,6 +378,7 @@ class LastingGrid:
 
     def _values_of(self, layers: _Layers) -> NDArray[np.int8]:
         values = np.full(layers.free.shape, UNKNOWN, np.int8)
+        values[layers.stood >= STOOD] = OCCUPIED
         values[layers.free >= min(self._parameters.free_frames * SURE, MOST)] = FREE
         values[layers.occupied] = OCCUPIED
         return values
@@ -386,7 +414,8 @@ def _carry(
             cells, inside = _back(x, y, turn, T, corner, resolution)
             target = into.setdefault((x, y), _Layers.blank(1))
             r, c = cells
-            np.maximum(target.free, np.where(inside, layers.free[r, c], 0), out=target.free)
+            for evidence, old in ((target.free, layers.free), (target.stood, layers.stood)):
+                np.maximum(evidence, np.where(inside, old[r, c], 0), out=evidence)
             target.occupied |= inside & layers.occupied[r, c]
             blocks, known = _back(x, y, turn, T, corner, resolution * BLOCK, BLOCKS)
             near = np.where(known, layers.nearest[blocks], np.inf).astype(np.float32)

@@ -1,9 +1,9 @@
 """What the cameras of one frame show of the ground plane: how far the road is seen to be free, and
 what stands in the way.
 
-Every few columns of an image are followed from the bottom up, as one follows a street with one's
-eyes. Pixels are road, an obstacle (in the height band over the road), higher than the car, or not
-known. A column is free from the first road pixel to the last before
+Columns of an image are followed from the bottom up, as one follows a street with one's eyes. Pixels
+are road, an obstacle (in the height band over the road), higher than the car, or not known. A
+column is free from the first road pixel to the last before
 
 - the nearest obstacle in it,
 - a gap in which an obstacle could hide: between two road pixels in ranges a and b an obstacle of
@@ -26,7 +26,7 @@ from recon4d_ros.grids.parameters import GridParameters
 from recon4d_ros.mapping.views import rays
 from recon4d_ros.types import Calibration, Geometry
 
-COLUMNS, ROWS = 112, 72  # of an image, at most, are looked at
+COLUMNS, ROWS = 100, 68  # of an image, about, are looked at
 BELOW = 0.5  # m: what lies lower under the road is no road (a ditch, or depth that is wrong)
 MAX_SIGMA = 1.2  # m: as the static map's
 MOST_BRIDGED = 1.6  # ratio of ranges: for cameras hardly higher than the band's lower edge
@@ -39,12 +39,14 @@ class Sight:
     """A square of [n, n] cells; row = y, column = x, both along map's axes.
 
     origin: [2] index (x, y) of its first cell: cells are counted from map's origin. free: uint8, 1
-    where the road is seen. standing, moving: bool, cells with something in the height band: static,
-    and on a dynamic object. What is on a mask's margin is in neither.
+    where the road is seen. view: uint8, 1 where it would be, were nothing in the way. standing,
+    moving: bool, cells with something in the height band: static, and on a dynamic object. What is
+    on a mask's margin is in neither.
     """
 
     origin: NDArray[np.int64]
     free: NDArray[np.uint8]
+    view: NDArray[np.uint8]
     standing: NDArray[np.bool_]
     moving: NDArray[np.bool_]
 
@@ -62,11 +64,15 @@ class Looker:
             slice(h - 1 - step[0] // 2, None, -step[0]),
             slice(step[1] // 2, None, step[1]),
         )
-        looked = rays(calibration)[self._grid]  # [N, r, c, 3]
-        self._shape = looked.shape[:3]
-        self._rays = np.ascontiguousarray(
-            np.moveaxis(looked, -1, 1).reshape(len(looked), 3, -1), np.float32
-        )
+        looked = rays(calibration)[self._grid]  # [N, r, c, 3]: a pinhole's, so x is its column's
+        self._cameras, rows, columns = looked.shape[:3]
+        self._shape = rows, self._cameras * columns
+        # Columns of all cameras lie beside each other: [r, N c], and so does whatever is of pixels.
+        self._x = looked[:, 0, :, 0].reshape(-1).copy()
+        self._y = np.repeat(looked[:, :, 0, 1].T, columns, axis=1)
+        self._camera = np.repeat(np.arange(self._cameras), columns)
+        border = np.unique([*range(0, columns, 8), columns - 1])
+        self._border = looked[:, 0, border]  # [N, b, 3] of the lowest row
         self.half = int(np.ceil(max(p.max_range, 0.5 * p.local_size) / p.resolution))
 
     def __call__(
@@ -89,126 +95,152 @@ class Looker:
         to_local[:2, 3] = -origin
         to_local[2, :3], to_local[2, 3] = normal, road[3] - normal @ T_map_base[:3, 3]
         local = to_local @ T_map_camera  # [N, 3, 4]
-        turn, place = local[:, :, :3].astype(np.float32), local[:, :, 3]
-
-        z = geometry.depth[self._grid].reshape(len(turn), -1)
-        sigma = geometry.sigma[self._grid].reshape(len(turn), -1)
-        way = turn @ self._rays  # [N, 3, P] per metre of depth
-        way *= z[:, None]  # from the camera to what is seen, NaN without depth
-        distance = np.hypot(way[:, 0], way[:, 1])  # in cells
-        above = place[:, 2, None].astype(np.float32)  # of the cameras over the road
-        height = way[:, 2] + above
-        with np.errstate(invalid="ignore"):
-            known = geometry.confidence[self._grid].reshape(z.shape) >= p.min_confidence
-            known &= (sigma <= MAX_SIGMA) & (height <= p.max_height)
-            stands = known & (height >= p.min_height)
-            is_road = known & (height < p.min_height) & (height > -BELOW)
-        moves, unsure = self._moving(mask)
-        is_road &= ~unsure
-        # an obstacle is as near as its depth may be; a pixel that stands alone in its column is
-        # believed as a limit, but makes no obstacle
-        spread = distance * (2 * sigma / np.maximum(z, np.float32(0.1)))
-        limit = np.where(stands, distance - spread, np.inf)
-        limit[~(distance > 0)] = np.inf
+        at = local[self._camera]  # [M, 3, 4] of every column
+        z, sigma, confidence = map(
+            self._looked_at, (geometry.depth, geometry.sigma, geometry.confidence)
+        )
+        # from the camera to what is seen, NaN without depth
+        x, y, drop = (self._way(at[:, axis, :3], z) for axis in range(3))
+        above = at[:, 2, 3].astype(np.float32)  # of the cameras over the road
+        height = drop + above
+        distance = np.sqrt(x * x + y * y)  # in cells
+        known = (sigma <= np.float32(MAX_SIGMA)) & (confidence >= np.float32(p.min_confidence))
+        known &= height <= np.float32(p.max_height)
+        low = height < np.float32(p.min_height)
+        stands, is_road = known & ~low, known & low
+        is_road &= height > np.float32(-BELOW)
+        moves = self._looked_at(mask) if mask.any() else None
+        sure = stands & (distance <= np.float32(half))
+        moving = np.zeros((n, n), bool)
+        if moves is not None:
+            moving = self._cells(x, y, at, sure & moves, n)
+            beside = cv2.dilate(moves.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+            is_road &= ~beside
+            sure &= ~beside
         # what lies too deep is seen where its ray meets the road
-        on_road = np.where(is_road, distance * np.minimum(above / -way[:, 2], 1), np.float32(0))
-        columns = (-1, *self._shape[1:])
-        far, near = self._road(
-            on_road.reshape(columns), distance.reshape(columns), place[:, 2], limit.reshape(columns)
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            on_road = distance * np.minimum(above / -drop, np.float32(1))
+            # an obstacle is as near as its depth may be
+            limit = distance - distance * (2 * sigma / z)
+        on_road[~is_road] = 0
+        limit[~stands] = np.inf
         free = np.zeros((n, n), np.uint8)
-        ways = way[:, :2].reshape(len(turn), 2, *self._shape[1:])
-        for camera in range(len(turn)):
-            ends = [(row[camera], share[camera]) for row, share in (far, near)]
-            _fill(free, place[camera, :2], ways[camera], *ends)
-        close = stands & (distance <= half)
-        standing, moving = (self._cells(way, place, close & which, n) for which in (~unsure, moves))
-        return Sight(origin, free, standing, moving)
+        self._fill(free, at, x, y, *self._road(on_road, distance, above, limit.min(axis=0)))
+        view = self._view(local, n)
+        return Sight(origin, free, view, self._cells(x, y, at, sure, n), moving)
 
-    def _moving(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """[N, P] pixels on dynamic objects, and those on or beside them."""
-        looked = mask[self._grid]
-        if not looked.any():
-            none = np.zeros((len(looked), looked[0].size), bool)
-            return none, none
-        wide = np.stack(
-            [cv2.dilate(one.view(np.uint8), np.ones((3, 3), np.uint8)) for one in looked.copy()]
-        )
-        return looked.reshape(len(looked), -1), wide.view(bool).reshape(len(looked), -1)
+    def _view(self, local: NDArray[np.float64], n: int) -> NDArray[np.uint8]:
+        """[n, n] 1 where some camera would see the road if nothing hid it. local: [N, 3, 4]."""
+        view = np.zeros((n, n), np.uint8)
+        far = self._parameters.max_range / self._parameters.resolution
+        for matrix, lowest in zip(local, self._border, strict=True):
+            # where the lowest row's rays meet the road; at the horizon, the columns' directions
+            down = lowest @ matrix[:, :3].T
+            if not (down[:, 2] < 0).all():
+                continue
+            near = down[:, :2] * (matrix[2, 3] / -down[:, 2:])
+            level = lowest.astype(np.float64)
+            level[:, 1] = -(level[:, 0] * matrix[2, 0] + matrix[2, 2]) / min(matrix[2, 1], -0.1)
+            ahead = level @ matrix[:2, :3].T
+            ahead *= far / np.maximum(np.hypot(*ahead.T), 1e-6)[:, None]
+            outline = np.concatenate([near, ahead[::-1]]) + matrix[:2, 3] - 0.5
+            points = np.rint(np.clip(outline, -n, 2 * n) * (1 << _SHIFT)).astype(np.int32)
+            cv2.fillPoly(view, [points], 1, shift=_SHIFT)
+        return view
+
+    def _looked_at(self, images: NDArray) -> NDArray:
+        """[r, M] the pixels of images [N, h, w] that are looked at."""
+        return np.ascontiguousarray(images[self._grid].swapaxes(0, 1)).reshape(self._shape)
+
+    def _way(self, turn: NDArray[np.float64], z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[r, M] one axis of the way from the camera to what is seen. turn: [M, 3] that axis in
+        the camera's."""
+        a, b, c = turn.astype(np.float32).T
+        way = self._y * b
+        way += a * self._x + c
+        way *= z
+        return way
 
     def _road(
         self,
         seen: NDArray[np.float32],
         distance: NDArray[np.float32],
-        height: NDArray[np.float64],
-        limit: NDArray[np.float32],
+        above: NDArray[np.float32],
+        nearest: NDArray[np.float32],
     ) -> tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]]:
         """Of every column the last and the first pixel of road that is free: (row, share of the way
-        to what that pixel shows), each [N, c]; share 0 where there is none.
+        to what that pixel shows), each [M]; share 0 where there is none.
 
-        seen: [N, r, c] range of the road, 0 where none is seen; is changed. distance: of whatever
-        is seen; limit: up to which nothing stands. Rows from the bottom up, cells. height: [N] m.
+        seen: [r, M] range of the road, 0 where none is seen; is changed. distance: [r, M] of
+        whatever is seen. above: [M] m, of the camera over the road. nearest: [M] up to where
+        nothing stands. Ranges in cells.
         """
         p = self._parameters
-        reached = np.maximum.accumulate(seen, axis=1)
-        before = np.concatenate([np.full_like(seen[:, :1], np.inf), reached[:, :-1]], axis=1)
-        before[before == 0] = np.inf  # the first road pixel follows nothing
-        bridged = np.where(
-            height > 1.05 * p.min_height,
-            height / np.maximum(height - p.min_height, 1e-3),
-            MOST_BRIDGED,
-        )
-        bridged = np.minimum(bridged, MOST_BRIDGED).astype(np.float32)[:, None, None]
-        hidden = np.logical_or.accumulate(seen > before * bridged + 1, axis=1)
-        seen[hidden] = 0
-        last, first = seen.argmax(axis=1), (seen > 0).argmax(axis=1)
-        far = np.take_along_axis(seen, last[:, None], 1)[:, 0]
-        near = np.take_along_axis(seen, first[:, None], 1)[:, 0]
-        nearest = np.minimum(limit.min(axis=1), p.max_range / p.resolution)
-        end = np.minimum(far, nearest) - 1  # a cell's margin
+        reached = np.maximum.accumulate(seen, axis=0)
+        before = reached[:-1] + np.float32(1e9) * (reached[:-1] == 0)  # the first follows nothing
+        bridged = above / np.maximum(above - np.float32(p.min_height), np.float32(1e-3))
+        bridged[above <= p.min_height] = MOST_BRIDGED
+        hidden = seen[1:] > before * np.minimum(bridged, np.float32(MOST_BRIDGED)) + 1
+        seen[1:][np.logical_or.accumulate(hidden, axis=0)] = 0
+        reached = np.maximum.accumulate(seen, axis=0)
+        far = reached[-1]
+        first = np.minimum((reached == 0).sum(axis=0), len(seen) - 1)
+        last = np.minimum((reached < far).sum(axis=0), len(seen) - 1)
+        every = np.arange(len(far))
+        near = seen[first, every]
+        end = np.minimum(far, np.minimum(nearest, p.max_range / p.resolution)) - 1  # a cell less
         # what stands between two columns that are looked at is seen by one of their neighbours
+        end = end.reshape(self._cameras, -1)
         end[:, 1:-1] = np.minimum(np.minimum(end[:, :-2], end[:, 2:]), end[:, 1:-1])
+        end = end.reshape(-1)
         good = (far > 0) & (end > near)
         shares = []
         for row, until in ((last, end), (first, near)):
-            shown = np.take_along_axis(distance, row[:, None], 1)[:, 0]
-            shares.append((row, np.where(good, until / np.where(good, shown, 1), 0)))
+            shares.append((row, np.where(good, until / np.where(good, distance[row, every], 1), 0)))
         return shares[0], shares[1]
+
+    def _fill(
+        self,
+        free: NDArray[np.uint8],
+        at: NDArray[np.float64],
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        far: tuple[NDArray, NDArray],
+        near: tuple[NDArray, NDArray],
+    ) -> None:
+        """Draws the free columns. at: [M, 3, 4]; x, y: [r, M] from there to what is seen, cells."""
+        every, good = np.arange(len(at)), far[1] > 0
+        ends = np.zeros((2, 2, len(at)))  # [near and far, x and y, M]
+        for end, (row, share) in zip(ends, (near, far), strict=True):
+            for axis, way in enumerate((x, y)):
+                end[axis] = at[:, axis, 3] + np.where(good, way[row, every] * share, 0)
+        ends = np.rint((ends - 0.5) * (1 << _SHIFT)).astype(np.int32)
+        same = np.diff(self._camera, prepend=-1) == 0  # as the column before
+        starts = np.flatnonzero(good & ~(same & np.concatenate([[False], good[:-1]])))
+        for start in starts.tolist():
+            stop = start + 1
+            while stop < len(good) and good[stop] and same[stop]:
+                stop += 1
+            if stop - start > 1:
+                part = ends[:, :, start:stop]
+                outline = np.concatenate([part[0], part[1, :, ::-1]], axis=1).T
+                cv2.fillPoly(free, [np.ascontiguousarray(outline)], 1, shift=_SHIFT)
 
     def _cells(
         self,
-        way: NDArray[np.float32],
-        place: NDArray[np.float64],
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        at: NDArray[np.float64],
         which: NDArray[np.bool_],
         n: int,
     ) -> NDArray[np.bool_]:
-        """[n, n] cells with at least LEAST_PIXELS of `which` [N, P]."""
-        camera, pixel = np.nonzero(which)
-        x, y = (
-            np.floor(way[camera, axis, pixel] + place[camera, axis]).astype(np.int64)
-            for axis in (0, 1)
+        """[n, n] cells with at least LEAST_PIXELS of `which` [r, M]."""
+        pixel = np.flatnonzero(which)
+        start = at[:, :2, 3].astype(np.float32).T.take(pixel % len(at), axis=1)
+        column, row = (
+            np.floor(way.reshape(-1).take(pixel) + start[axis]).astype(np.int64)
+            for axis, way in enumerate((x, y))
         )
-        inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
-        count = np.bincount(y[inside] * n + x[inside], minlength=n * n)
+        inside = (column >= 0) & (column < n) & (row >= 0) & (row < n)
+        count = np.bincount((row * n + column)[inside], minlength=n * n)
         return np.asarray(count >= LEAST_PIXELS).reshape(n, n)
-
-
-def _fill(
-    free: NDArray[np.uint8],
-    place: NDArray[np.float64],
-    way: NDArray[np.float32],
-    far: tuple[NDArray, NDArray],
-    near: tuple[NDArray, NDArray],
-) -> None:
-    """Draws one camera's free columns. place: [2], way: [2, r, c] from there to what each pixel
-    shows, cells."""
-    good = far[1] > 0
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
-    every = np.arange(way.shape[2])
-    ends = [place[:, None] + way[:, row, every] * share - 0.5 for row, share in (far, near)]
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        if stop - start < 2:
-            continue
-        outline = np.concatenate([ends[1][:, start:stop], ends[0][:, start:stop][:, ::-1]], 1).T
-        points = np.rint(outline * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillPoly(free, [points], 1, shift=_SHIFT)

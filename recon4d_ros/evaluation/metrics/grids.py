@@ -18,22 +18,27 @@ from recon4d_ros.types import FREE, OCCUPIED, OccupancyGrid
 LOW, HIGH = 0.4, 2.0  # m over the road
 NEAR = 20.0  # m: what was nearer to the car once is asked for
 REACH = 40.0  # m: farther away nothing is compared
+SEEN = 5  # frame sets in which a true cell was near and in view, from which on it is asked for
 _FINE = 0.05  # m: truth is thinned to as much
+_CELL = 0.2  # m: in how many frame sets a place was seen is counted in such cells
 
 
 @dataclass(frozen=True)
 class GridScore:
     """free: cells; free_occupied: share of them in which something stands. occupied: true cells
-    within NEAR; found, found_beside: share of them that are occupied in the grid, and that are or
-    have an occupied neighbour. ghosts: share of the grid's occupied cells, where truth reaches,
-    without anything true within two cells."""
+    that were within NEAR and in view in SEEN frame sets; found, found_beside: share of them that
+    are occupied in the grid, and that are or have an occupied neighbour. glimpsed, glimpsed_beside:
+    the same (cells, and share found) of those seen at least once. blocked: share of the cells of
+    road in view, with nothing true in them, that the grid calls occupied."""
 
     free: int
     free_occupied: float
     occupied: int
     found: float
     found_beside: float
-    ghosts: float
+    glimpsed: int
+    glimpsed_beside: float
+    blocked: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class GridScorer:
     def __init__(self) -> None:
         self._blocks: list[NDArray[np.int64]] = []
         self._pending = 0
+        self._road: list[NDArray[np.int64]] = []  # [K] codes of fine cells
+        self._near: list[NDArray[np.int64]] = []  # [K, 3] cell (x, y), frame sets
         self._local = np.zeros(5, np.int64)
 
     def add(
@@ -64,11 +71,20 @@ class GridScorer:
         distance: NDArray[np.float64],
         moving: NDArray[np.bool_],
         local: OccupancyGrid | None,
+        road: NDArray[np.float64] | None = None,
     ) -> None:
-        """points: [K, 2] m in map, of what stands in the band; distance: [K] m from the car."""
+        """points: [K, 2] m in map, of what stands in the band; distance: [K] m from the car. road:
+        [J, 2] m in map, of the road in view."""
+        if road is not None:
+            cells = np.floor(road / _FINE).astype(np.int64)
+            self._road.append(np.unique(_code(cells)))
         static = ~moving & (distance < REACH)
         cell = np.floor(points[static] / _FINE).astype(np.int64)
         self._blocks.append(_unique(np.column_stack([cell, distance[static] < NEAR])))
+        near = np.unique(
+            np.floor(points[static & (distance < NEAR)] / _CELL).astype(np.int64), axis=0
+        )
+        self._near.append(np.column_stack([near, np.ones(len(near), np.int64)]))
         self._pending += len(self._blocks[-1])
         if self._pending > 2_000_000:
             self._compact()
@@ -108,22 +124,33 @@ class GridScorer:
         values = _padded(grid, low, high)
         shape = values.values.shape
         every = _drawn(cells_of(points, values), shape)
-        wanted = _drawn(cells_of(points[truth[:, 2] > 0], values), shape)
+        glimpsed = _drawn(cells_of(points[truth[:, 2] > 0], values), shape)
+        long = self._near[0][self._near[0][:, 2] >= SEEN, :2]
+        often = np.isin(_code(np.floor(points / _CELL).astype(np.int64)), _code(long))
+        wanted = _drawn(cells_of(points[often & (truth[:, 2] > 0)], values), shape)
         free, occupied = values.values == FREE, values.values == OCCUPIED
         beside = cv2.dilate(occupied.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
-        around = cv2.dilate(every.view(np.uint8), np.ones((5, 5), np.uint8)).view(bool)
+        road = np.asarray((_decoded(self._road[0]) + 0.5) * _FINE, np.float64)
+        lane = _drawn(cells_of(road, values), shape) & ~every
         return GridScore(
             int(free.sum()),
             _share(int((free & every).sum()), int(free.sum())),
             int(wanted.sum()),
             _share(int((wanted & occupied).sum()), int(wanted.sum())),
             _share(int((wanted & beside).sum()), int(wanted.sum())),
-            _share(int((occupied & ~around).sum()), int(occupied.sum())),
+            int(glimpsed.sum()),
+            _share(int((glimpsed & beside).sum()), int(glimpsed.sum())),
+            _share(int((lane & occupied).sum()), int(lane.sum())),
         )
 
     def _compact(self) -> None:
         every = np.concatenate([*self._blocks, np.zeros((0, 3), np.int64)])
         self._blocks, self._pending = [_unique(every)], 0
+        self._road = [np.unique(np.concatenate([*self._road, np.zeros(0, np.int64)]))]
+        near = np.concatenate([*self._near, np.zeros((0, 3), np.int64)])
+        cells, place = np.unique(near[:, :2], axis=0, return_inverse=True)
+        count = np.bincount(place.reshape(-1), near[:, 2], len(cells)).astype(np.int64)
+        self._near = [np.column_stack([cells, count])]
 
 
 def cells_of(points: NDArray[np.float64], grid: OccupancyGrid) -> NDArray[np.int64]:
@@ -131,6 +158,17 @@ def cells_of(points: NDArray[np.float64], grid: OccupancyGrid) -> NDArray[np.int
     cell = np.floor((points - grid.origin) / grid.resolution).astype(np.int64)[:, ::-1]
     inside = (cell >= 0).all(axis=1) & (cell < grid.values.shape).all(axis=1)
     return cell[inside]
+
+
+def _code(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[K] one number for each cell [K, 2]."""
+    return (cells[:, 0] << 32) + cells[:, 1]
+
+
+def _decoded(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[K, 2] the cells of `_code`."""
+    low = ((codes + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+    return np.column_stack([(codes - low) >> 32, low]).astype(np.int64)
 
 
 def _drawn(cells: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
