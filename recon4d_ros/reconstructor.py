@@ -24,7 +24,7 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
-from recon4d_ros.errors import EngineError
+from recon4d_ros.errors import EngineError, ParameterError
 from recon4d_ros.grids import GridParameters, Grids
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
@@ -66,12 +66,12 @@ class Reconstructor:
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
+            self.grids = Grids(self.calibration, parameters.grids)
             self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
-        except EngineError:
+        except (EngineError, ParameterError):
             self.engine.close()
             raise
         self.mapper = Mapper(self.calibration, parameters.mapping)
-        self.grids = Grids(self.calibration, parameters.grids)
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
         self._segment = 0

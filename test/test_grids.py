@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.errors import OutputError, ParameterError, Recon4dError
 from recon4d_ros.evaluation.metrics.grids import GridScorer
 from recon4d_ros.geometry import se3
 from recon4d_ros.grids import (
@@ -264,6 +264,11 @@ def test_without_pose_or_road_nothing_is_said() -> None:
     assert (grids.around(0).values == UNKNOWN).all()
     off = Grids(CALIBRATION, GridParameters(enabled=False))
     assert off(at(), seen, Motion(NOTHING), ROAD, Voxels(), 0) is None
+
+
+def test_a_height_band_that_is_none_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"grids.min_height is 3: expected below grids.max_h"):
+        Grids(CALIBRATION, GridParameters(min_height=3.0))
 
 
 def test_one_frame_frees_nothing_and_a_standing_car_learns_slowly() -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recon4d_ros.errors import ParameterError
 from recon4d_ros.grids.lasting import SURE, LastingGrid
 from recon4d_ros.grids.local import LocalGrid
 from recon4d_ros.grids.parameters import GridParameters
@@ -37,7 +38,13 @@ class Grids:
     around the car, dynamic objects included. `lasting` is the static world's. Not thread-safe."""
 
     def __init__(self, calibration: Calibration, parameters: GridParameters | None = None) -> None:
+        """Raises ParameterError if the height band is none."""
         parameters = self._parameters = parameters or GridParameters()
+        if parameters.min_height >= parameters.max_height:
+            raise ParameterError(
+                f"parameter grids.min_height is {parameters.min_height:g}: expected below"
+                f" grids.max_height, {parameters.max_height:g}"
+            )
         self._look = Looker(calibration, parameters)
         self.lasting = LastingGrid(parameters)
         self._local = LocalGrid(parameters)

@@ -27,10 +27,12 @@ from recon4d_ros.mapping.views import rays
 from recon4d_ros.types import Calibration, Geometry
 
 COLUMNS, ROWS = 100, 68  # of an image, about, are looked at
+ALL_COLUMNS = 400  # of all images: the cost is the same for any rig
 BELOW = 0.5  # m: what lies lower under the road is no road (a ditch, or depth that is wrong)
 MAX_SIGMA = 1.2  # m: as the static map's
 MOST_BRIDGED = 1.6  # ratio of ranges: for cameras hardly higher than the band's lower edge
 LEAST_PIXELS = 2  # of those looked at, that make an obstacle in a cell
+ROAD_MOVED = 0.03  # in the plane's numbers: m, or the sine of a lean
 _SHIFT = 4  # bits of a cell that OpenCV's polygons are drawn to
 
 
@@ -57,7 +59,8 @@ class Looker:
     def __init__(self, calibration: Calibration, parameters: GridParameters) -> None:
         p = self._parameters = parameters
         h, w = calibration.working_size
-        step = max(1, round(h / ROWS)), max(1, round(w / COLUMNS))
+        most = min(COLUMNS, ALL_COLUMNS / len(calibration.k))
+        step = max(1, round(h / ROWS)), max(1, round(w / most))
         # from the lowest row up
         self._grid = (
             slice(None),
@@ -72,6 +75,8 @@ class Looker:
         self._y = np.repeat(looked[:, :, 0, 1].T, columns, axis=1)
         self._camera = np.repeat(np.arange(self._cameras), columns)
         border = np.unique([*range(0, columns, 8), columns - 1])
+        self._T_base_camera = calibration.T_base_camera
+        self._outlines: tuple[NDArray, list[NDArray]] | None = None  # and the road they are for
         self._border = looked[:, 0, border]  # [N, b, 3] of the lowest row
         self.half = int(np.ceil(max(p.max_range, 0.5 * p.local_size) / p.resolution))
 
@@ -126,27 +131,38 @@ class Looker:
         limit[~stands] = np.inf
         free = np.zeros((n, n), np.uint8)
         self._fill(free, at, x, y, *self._road(on_road, distance, above, limit.min(axis=0)))
-        view = self._view(local, n)
+        view = self._view(T_map_base, road, n)
         return Sight(origin, free, view, self._cells(x, y, at, sure, n), moving)
 
-    def _view(self, local: NDArray[np.float64], n: int) -> NDArray[np.uint8]:
-        """[n, n] 1 where some camera would see the road if nothing hid it. local: [N, 3, 4]."""
+    def _view(self, T_map_base: NDArray[np.float64], road: NDArray[np.float64], n: int) -> NDArray:
+        """[n, n] 1 where some camera would see the road if nothing hid it: outlines that are fixed
+        to the car are drawn again, and made again where the road lies more than a little else."""
+        if self._outlines is None or np.abs(road - self._outlines[0]).max() > ROAD_MOVED:
+            self._outlines = road, self._make_outlines(road)
+        turn = T_map_base[:2, :2] / self._parameters.resolution
+        at = T_map_base[:2, 3] / self._parameters.resolution
+        at = at - np.floor(at) + self.half - 0.5
         view = np.zeros((n, n), np.uint8)
-        far = self._parameters.max_range / self._parameters.resolution
-        for matrix, lowest in zip(local, self._border, strict=True):
-            # where the lowest row's rays meet the road; at the horizon, the columns' directions
-            down = lowest @ matrix[:, :3].T
-            if not (down[:, 2] < 0).all():
-                continue
-            near = down[:, :2] * (matrix[2, 3] / -down[:, 2:])
-            level = lowest.astype(np.float64)
-            level[:, 1] = -(level[:, 0] * matrix[2, 0] + matrix[2, 2]) / min(matrix[2, 1], -0.1)
-            ahead = level @ matrix[:2, :3].T
-            ahead *= far / np.maximum(np.hypot(*ahead.T), 1e-6)[:, None]
-            outline = np.concatenate([near, ahead[::-1]]) + matrix[:2, 3] - 0.5
-            points = np.rint(np.clip(outline, -n, 2 * n) * (1 << _SHIFT)).astype(np.int32)
-            cv2.fillPoly(view, [points], 1, shift=_SHIFT)
+        for outline in self._outlines[1]:
+            points = np.clip(outline @ turn.T + at, -n, 2 * n) * (1 << _SHIFT)
+            cv2.fillPoly(view, [np.rint(points).astype(np.int32)], 1, shift=_SHIFT)
         return view
+
+    def _make_outlines(self, road: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Of each camera's view of the road, in base_link, m: from where the lowest row's rays meet
+        it to max_range. None of a camera whose lowest row does not."""
+        outlines = []
+        for pose, lowest in zip(self._T_base_camera, self._border, strict=True):
+            height = road[:3] @ pose[:3, 3] + road[3]
+            down = lowest @ (road[:3] @ pose[:3, :3])
+            if not (down < 0).all() or height <= 0:
+                continue
+            ways = lowest @ pose[:2, :3].T
+            near = ways * (height / -down)[:, None]
+            across = np.hypot(*ways.T)[:, None]
+            far = ways / np.maximum(across, 1e-6) * self._parameters.max_range
+            outlines.append(np.concatenate([near, far[::-1]]) + pose[:2, 3])
+        return outlines
 
     def _looked_at(self, images: NDArray) -> NDArray:
         """[r, M] the pixels of images [N, h, w] that are looked at."""
