@@ -1,7 +1,7 @@
 """The whole algorithm in one screen: FrameSet in, Reconstruction out. Node, command line and tests
 all drive this class.
 
-    sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
+    sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> grids -> publish
 
 The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics
 found moving in frame t-1: what it marked stays out of the memory, and nothing is delayed by it. Of
@@ -28,7 +28,8 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
-from recon4d_ros.errors import EngineError
+from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.grids import GridParameters, Grids
 from recon4d_ros.localization import (
     LocalizationParameters,
     MapFolder,
@@ -40,7 +41,7 @@ from recon4d_ros.localization import (
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
-from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
+from recon4d_ros.types import FrameSet, Jump, OccupancyGrid, Reconstruction, Rig
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Parameters:
     dynamics: DynamicsParameters = field(default_factory=DynamicsParameters)
     mapping: MappingParameters = field(default_factory=MappingParameters)
     localization: LocalizationParameters = field(default_factory=LocalizationParameters)
+    grids: GridParameters = field(default_factory=GridParameters)
 
 
 class Reconstructor:
@@ -79,8 +81,9 @@ class Reconstructor:
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
+            self.grids = Grids(self.calibration, parameters.grids)
             self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
-        except EngineError:
+        except (EngineError, ParameterError):
             self.engine.close()
             raise
         self.mapper = Mapper(self.calibration, parameters.mapping)
@@ -102,6 +105,10 @@ class Reconstructor:
         cpu: dict[str, float] = {}
         if self.places:
             self.places.begin()
+            if self.places.anew:
+                self.grids.reset()
+            elif self.places.motion is not None:
+                self.grids.moved(self.places.motion)
         with _timed(latency, cpu, "preprocess"):
             frame, dropped = self.preprocessor(frame_set)
             for camera, reason in dropped.items():
@@ -121,21 +128,33 @@ class Reconstructor:
         with _timed(latency, cpu, "dynamics"):
             motion = self.dynamics(frame, pose, geometry)
         with _timed(latency, cpu, "mapping"):
-            in_map = moved_pose(pose, T_map_odom) if self.places else pose
+            in_map, motion_in_map = pose, motion
+            if self.places:
+                in_map = moved_pose(pose, T_map_odom)
+                objects = moved_objects(motion.objects, T_map_odom)
+                motion_in_map = replace(motion, objects=objects)
             delta = self.mapper(in_map, geometry, motion.mask, frame.stamp_ns)
+        with _timed(latency, cpu, "grids"):
+            local_grid = self.grids(
+                in_map,
+                geometry,
+                motion_in_map,
+                self.dynamics.ground,
+                self.mapper,
+                frame.stamp_ns,
+            )
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
         if self.places:
             with _timed(latency, cpu, "localization"):
                 self.places.take(frame, pose, geometry, motion.mask)
-            motion = replace(motion, objects=moved_objects(motion.objects, T_map_odom))
         self._moving_before = motion.mask if pose.usable else ~self._still
         return Reconstruction(
             frame_set,
             frame,
             in_map,
             geometry,
-            motion,
+            motion_in_map,
             delta,
             latency,
             self.engine.memory_fill,
@@ -146,9 +165,18 @@ class Reconstructor:
                 for name, troubles in zip(self.rig.names, self.egomotion.health, strict=True)
                 if troubles
             },
+            local_grid,
             T_map_odom,
             self.places.found if self.places else True,
         )
+
+    def whole_grid(self) -> OccupancyGrid | None:
+        """The lasting grid of the whole drive, with all that the map has now; None where grids are
+        off."""
+        if not self.parameters.grids.enabled:
+            return None
+        self.grids.read(self.mapper)
+        return self.grids.lasting.whole()
 
     @property
     def undecodable(self) -> dict[str, int]:
@@ -186,6 +214,7 @@ class Reconstructor:
         """The car is to be found in a map; what was seen until now is forgotten. mode: as in
         `Places.use`."""
         self.keep_places().use(folder, mode)
+        self.grids.reset()
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew; a loaded map is as it was
@@ -198,6 +227,7 @@ class Reconstructor:
         """Map, memory and tracks start anew."""
         self.engine.reset()
         self.dynamics.reset()
+        self.grids.reset()
         if self.places is None:
             self.mapper.reset()
         elif new_segment:

@@ -209,7 +209,7 @@ def test_objects_as_detections_of_vision_msgs() -> None:
     hypotheses = [thing.results[0].hypothesis for thing in (one, other)]
     assert [(h.class_id, h.score) for h in hypotheses] == [("unknown", 0.625), ("car", 0.5)]
     assert other.results[0].pose.covariance[0] == -1.0
-    assert [output.topic for output in standard_outputs()] == ["~/detections"]
+    assert "~/detections" in [output.topic for output in standard_outputs()]
 
 
 # --- in the node

@@ -14,8 +14,9 @@ drive, a pose graph (loops.py) says where keyframes, submaps and car are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -85,9 +86,13 @@ class _Done:
 
 class Places:
     """T_map_odom: [4, 4], where odometry's frame is in map; constant from a `begin` to the next.
-    found: whether the car's place in the map is known. notes: sentences for the user, once each."""
+    found: whether the car's place in the map is known. motion: after a `begin` in which the map
+    moved, a place [3] in it as it was -> T_new_old [4, 4] of what is there; anew: whether it began
+    anew. notes: sentences for the user, once each."""
 
     T_map_odom: Array
+    motion: Callable[[Array], Array] | None = None
+    anew = False
     _loops: LoopCloser
     _main: list[Keyframe]  # of the map
     _local: list[Keyframe]  # of what was seen since, while the car is not found
@@ -150,7 +155,9 @@ class Places:
         return self._loops.loops
 
     def begin(self) -> None:
-        """Before a step: takes up what was found since."""
+        """Before a step: takes up what was found since. `motion` and `anew` then say what became of
+        the map by it."""
+        self.motion, self.anew = None, False
         done, self._done = (self._done, None) if self._runner.idle else (None, self._done)
         if self._loops.solution is not None and self._runner.idle:
             self._correct(self._loops.take())
@@ -403,6 +410,7 @@ class Places:
             self._submaps = {one: node + self._own_from for one, node in self._submaps.items()}
         self._local = []
         self._mapper.attach(T)
+        self.motion = lambda place: T
 
     def _move(self, T: Array) -> None:
         """What was seen since the car was found lies elsewhere."""
@@ -410,6 +418,7 @@ class Places:
         own = self._main[self._own_from :]
         self._main[self._own_from :] = [replace(one, T_map_base=T @ one.T_map_base) for one in own]
         self._mapper.move(T)
+        self.motion = lambda place: T
 
     def _solve(self) -> None:
         """Asks the runner for the poses that fit all that is known of this drive."""
@@ -439,7 +448,9 @@ class Places:
         anchors = self._mapper.anchors.copy()
         for submap, node in self._submaps.items():
             anchors[submap] = self._main[node].T_map_base
-        self._mapper.place_submaps(anchors)
+        before = self._mapper.placed
+        if self._mapper.place_submaps(anchors):
+            self.motion = partial(_as_nearest, before, anchors)
 
     def _give_up(self, folder: MapFolder, way: float) -> None:
         if not self._found:
@@ -460,6 +471,7 @@ class Places:
             index.keep(len(self._main))
         self._mapper.use(folder.archive.whole())
         self._mapper.reset()
+        self.anew = True
         self._start_looking()
 
     def _settle(self) -> None:
@@ -558,6 +570,13 @@ class Places:
         return Keyframe(
             task.stamp_ns, task.T_odom_base, task.T_base_camera, start, count, thumbnail
         )
+
+
+def _as_nearest(before: Array, after: Array, place: Array) -> Array:
+    """Motion [4, 4] of the submap whose anchor was nearest to a place [3]; anchors [S, 4, 4]."""
+    first = min(1, len(before) - 1)  # submap 0 has no place of its own
+    nearest = first + int(np.argmin(np.linalg.norm(before[first:, :3, 3] - place, axis=1)))
+    return np.asarray(after[nearest] @ geometry.inverse(before[nearest]), np.float64)
 
 
 def _best(scores: Array, among: NDArray[np.bool_], count: int) -> list[int]:

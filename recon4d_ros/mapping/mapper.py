@@ -194,6 +194,7 @@ class Mapper:
         self._integrated_at: NDArray[np.float64] | None = None
         self._center = np.zeros(3, np.int64)  # voxel of the car
         self.refused = 0  # voxels that found no room
+        self.reach = self._parameters.radius  # m: the radius, as far as there was room for it
         self._submap[:] = 0
         # where the submaps are in map, and where they were when the table's voxels were placed
         self._anchors = self._placed = np.eye(4)[None]
@@ -203,6 +204,11 @@ class Mapper:
         if self._spill:
             self._spill.clear()
             self._spill.anchors = self._anchors
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel, m."""
+        return self._parameters.voxel_size
 
     @property
     def size(self) -> int:
@@ -306,18 +312,25 @@ class Mapper:
         """[S, 4, 4], where the submaps are in map."""
         return self._anchors
 
-    def place_submaps(self, anchors: NDArray[np.float64]) -> None:
+    @property
+    def placed(self) -> NDArray[np.float64]:
+        """[S, 4, 4], where they were when the voxels inside the radius were put in their place."""
+        return self._placed
+
+    def place_submaps(self, anchors: NDArray[np.float64]) -> bool:
         """The submaps are at these anchors [S, 4, 4] now. What is outside the radius follows when
-        it is read; the voxels inside once one would be off by half its edge."""
+        it is read; the voxels inside once one would be off by half its edge: whether that was
+        now."""
         inside = np.zeros(len(anchors), bool)
         inside[np.maximum(self._submap[self._table.keys != EMPTY], 0)] = True
         moved = submaps.displacement(self._placed, anchors)
         if (moved[inside] > 0.5 * self._parameters.voxel_size).any():
             self._replace_submaps(anchors)
-        else:
-            self._anchors = anchors
-            if self._spill:
-                self._spill.anchors = anchors
+            return True
+        self._anchors = anchors
+        if self._spill:
+            self._spill.anchors = anchors
+        return False
 
     def _replace_submaps(self, anchors: NDArray[np.float64]) -> None:
         """Puts the voxels inside the radius where they are by these anchors."""
@@ -561,6 +574,7 @@ class Mapper:
         radius = (
             p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2
         )  # room runs out: the farthest go first
+        self.reach = radius
         near = np.flatnonzero(distance < np.float32(min(p.carve_range, radius) ** 2))
         refuted = slots[
             near[self._seen_through(local.take(near, axis=1), T_local_camera, geometry)]

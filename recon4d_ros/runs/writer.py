@@ -19,7 +19,8 @@ import numpy as np
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
-from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.geometry import inverse
+from recon4d_ros.grids import write_map
 from recon4d_ros.localization import in_odom, moved_objects
 from recon4d_ros.mapping import Cloud, read_cloud, write_cloud
 from recon4d_ros.overview import draw_overview
@@ -27,9 +28,18 @@ from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.paths import user_path
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
 from recon4d_ros.runs.output import writing
-from recon4d_ros.types import DynamicObject, Occupancy, Reconstruction, Rig
+from recon4d_ros.types import DynamicObject, Occupancy, OccupancyGrid, Reconstruction, Rig
 
-FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
+GRID = "occupancy_grid"
+FILES = (
+    "trajectory.tum",
+    "objects.jsonl",
+    "map.ply",
+    "summary.json",
+    "overview.png",
+    f"{GRID}.pgm",
+    f"{GRID}.yaml",
+)
 FOLDERS = ("depth", "dynamic")
 OCCUPANCY = "occupancy"
 
@@ -66,7 +76,7 @@ class RunWriter:
         self._save_frames = save_frames
         self._evaluator = evaluator
         self._recorder = OverviewRecorder(rig)
-        self._T_odom_map = np.eye(4)
+        self._corrected = False  # whether map is not odometry's frame
         self._prepare(force)
         with writing(self.out):
             self._trajectory = open(self.out / "trajectory.tum", "w", 1, "utf-8")
@@ -98,7 +108,7 @@ class RunWriter:
                         preprocessor.to_source(result.motion.mask[n], n),
                     )
         self._recorder.add(result, preprocessor)
-        self._T_odom_map = inverse(result.T_map_odom)
+        self._corrected |= bool((result.T_map_odom != np.eye(4)).any())
         if self._evaluator:  # its truth is laid over the drive's first pose: it wants no jump
             self._evaluator.add_reconstruction(_in_odom(result), preprocessor)
 
@@ -112,17 +122,25 @@ class RunWriter:
         write_cloud(self.out / OCCUPANCY / f"{occupancy.stamp_ns}.ply", Cloud(points, grey, score))
 
     def finish(
-        self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None
+        self,
+        mapper: SavesMap,
+        summary: dict[str, Any],
+        metrics: dict | None = None,
+        grid: OccupancyGrid | None = None,
     ) -> dict[str, Any]:
-        """Writes map, summary and picture; returns the summary as written (with `map_points`, and
-        `metrics` where there is truth)."""
+        """Writes map, grid, summary and picture; returns the summary as written (with `map_points`,
+        and `metrics` where there is truth)."""
         with writing(self.out):
             self._trajectory.close()
             self._objects.close()
         summary = summary | {"map_points": mapper.save(self.out / "map.ply")}
         cloud = read_cloud(self.out / "map.ply")
+        if grid is not None:
+            write_map(self.out / GRID, grid)
         if self._evaluator:
-            metrics = self._evaluator.finish(transform(self._T_odom_map, cloud.xyz))
+            # poses of odometry say nothing of a map that was corrected
+            scored = (None, None) if self._corrected else (cloud.xyz, grid)
+            metrics = self._evaluator.finish(*scored)
         if metrics is not None:
             summary["metrics"] = metrics
         with writing(self.out):
@@ -158,8 +176,10 @@ class RunWriter:
 def _in_odom(result: Reconstruction) -> Reconstruction:
     """In odometry's frame, which never jumps."""
     objects = moved_objects(result.motion.objects, inverse(result.T_map_odom))
+    still = bool((result.T_map_odom == np.eye(4)).all())
     return replace(
         result,
+        local_grid=result.local_grid if still else None,
         pose=in_odom(result.pose, result.T_map_odom),
         motion=replace(result.motion, objects=objects),
     )
