@@ -368,6 +368,7 @@ def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag)
                 "--out",
                 tmp_path / name,
                 "--save-frames",
+                *("--max-frames", "5"),
             ],
             cwd=ROOT,
             env=environment,
