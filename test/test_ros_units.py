@@ -791,6 +791,7 @@ RVIZ_TYPES = {
     "Path": "Path",
     "Odometry": "Odometry",
     "Image": "Image",
+    "Map": "OccupancyGrid",
 }
 
 

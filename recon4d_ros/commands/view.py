@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             show_bag(arguments, view)
         if view.url:
-            view.recording.flush()
+            view.flush()
             print("that is all of it; Ctrl-C ends", flush=True)
             view.wait()
     if arguments.save is not None:

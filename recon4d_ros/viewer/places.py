@@ -25,6 +25,7 @@ from recon4d_ros.errors import OutputError, Recon4dError
 from recon4d_ros.viewer.sdk import rerun
 
 PATIENCE = 20.0  # seconds for the viewer's process to begin
+LAST_WORDS = 5.0  # seconds for what was logged last
 BUFFER = "25%"  # of the memory: what the viewer keeps for browsers that come late
 LOCALHOST = "127.0.0.1"
 
@@ -53,6 +54,10 @@ class View:
             _use_own_stack_for_signals()
             self._server.wait()
 
+    def flush(self) -> None:
+        """What was logged so far is on its way."""
+        _flush(self.recording)
+
     def close(self) -> None:
         """All that was logged is written, and the viewer ends."""
         self._opened.close()
@@ -76,8 +81,14 @@ def view_to(places: Places, name: str) -> View:
         recording.set_sinks(*sinks)
         recording.send_recording_name(name)
         opened.callback(recording.disconnect)
-        opened.callback(recording.flush)
+        opened.callback(_flush, recording)
         return View(recording, url, opened.pop_all(), server)
+
+
+def _flush(recording: Any) -> None:
+    """Waits LAST_WORDS seconds at most: the viewer may have ended."""
+    with suppress(RuntimeError, ValueError, OSError):
+        recording.flush(timeout_sec=LAST_WORDS)
 
 
 def _file(rr: Any, path: Path) -> Any:
