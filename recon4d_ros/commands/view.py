@@ -92,12 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
             from recon4d_ros.ros.live_view import show_node
 
             show_node(arguments.node, view)
-            return 0
-        if (what / "trajectory.tum").is_file():
+        elif (what / "trajectory.tum").is_file():
             show_run(what, view)
         else:
             show_bag(arguments, view)
-        if view.url:
+        if view.url and not live:
             view.flush()
             print("that is all of it; Ctrl-C ends", flush=True)
             view.wait()

@@ -40,7 +40,7 @@ ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py
 SURE = 20  # evidence of free space that one frame gives
 MOST = 120  # evidence at most: six frames
 STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
-MOST_TILES = 20_000  # packed ones: 200 km of street with cells of 0.2 m, at most 100 MB
+MOST_TILES = 20_000  # packed ones: about 90 km of street with cells of 0.2 m, in 60 MB
 MOST_CELLS = 1 << 26  # of a grid that is written as one
 Array = NDArray[np.float64]
 
