@@ -15,7 +15,8 @@ array (the canvas) that moves tile by tile; the others are packed (zlib: a tile 
 bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
 
 When the map moves (a loop closes), `moved` carries every tile by its own rigid motion; what is
-within the map's reach is read from the moved voxels again at the next `read_map`. `state` and
+within the map's reach is read from the moved voxels again at the next `read_map` (`Grids.moved`
+does both). `state` and
 `restore` are the same tiles as plain arrays, for saving and loading.
 """
 
