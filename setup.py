@@ -130,7 +130,10 @@ setup(
     ],
     install_requires=["setuptools"],
     zip_safe=False,
-    extras_require={"test": ["pytest"]},  # `colcon test` runs nothing without it
+    extras_require={
+        "test": ["pytest"],  # `colcon test` runs nothing without it
+        "viewer": ["rerun-sdk>=0.41,<0.42"],  # `recon4d view`
+    },
     distclass=BinaryDistribution,
     cmdclass={"install_data": install_data, "develop": develop},
     entry_points={

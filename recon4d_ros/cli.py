@@ -35,6 +35,11 @@ COMMANDS = (
         "score a run's folder against the truth in its bag",
     ),
     (
+        "view",
+        "recon4d_ros.commands.view",
+        "see a bag, a run or a running node in the browser (Rerun)",
+    ),
+    (
         "bench",
         "recon4d_ros.commands.bench",
         "time an engine and every stage around it on this machine",

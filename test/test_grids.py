@@ -271,6 +271,13 @@ def test_a_height_band_that_is_none_is_refused() -> None:
         Grids(CALIBRATION, GridParameters(min_height=3.0))
 
 
+@pytest.mark.parametrize("name", ["size", "local_size", "max_range"])
+def test_grids_that_no_memory_holds_are_refused(name: str) -> None:
+    wide = GridParameters(resolution=0.02, **{name: 100.0 if name != "size" else 2000.0})
+    with pytest.raises(ParameterError, match=rf"parameters grids.{name} and grids.resolution make"):
+        Grids(CALIBRATION, wide)
+
+
 def test_one_frame_frees_nothing_and_a_standing_car_learns_slowly() -> None:
     grids = Grids(CALIBRATION)
     run(grids, 1, world())
@@ -379,6 +386,18 @@ def test_what_stood_there_once_is_looked_through() -> None:
     assert (grids.around(0).values == OCCUPIED).sum() >= 5
     run(grids, 2, world(), start=1)
     assert not (grids.around(0).values == OCCUPIED).any()
+
+
+def test_a_loop_moves_both_grids() -> None:
+    """The lasting one by tiles; what the map has near the car is read again at once."""
+    grids = Grids(CALIBRATION, GridParameters(map_period=60.0))
+    blind = np.full((H, W), np.nan)
+    run(grids, 1, blind, voxels=Voxels(np.array([[5.1, 1.1, 1.0]])))
+    grids.moved(lambda middle: se3(np.eye(3), np.array([2.0, 0.0, 0.0])))
+    assert value(grids.lasting.whole(), 7.1, 1.1) == OCCUPIED
+    local = run(grids, 1, blind, voxels=Voxels(np.array([[8.1, 1.1, 1.0]])), start=1)
+    assert value(local, 8.1, 1.1) == OCCUPIED and value(local, 5.1, 1.1) != OCCUPIED
+    assert value(local, 7.1, 1.1) != OCCUPIED  # the moved voxels are the map's word
 
 
 def test_tiles_that_move_apart_leave_the_unknown_between_them() -> None:

@@ -17,7 +17,7 @@ LEVELS = (
     ("bags", "sync", "networks", "engine", "egomotion", "mapping"),
     ("dynamics", "grids", "localization"),
     ("reconstructor", "perception", "sim", "evaluation"),
-    ("overview",),
+    ("overview", "viewer"),
     ("runs",),
     ("export", "training"),
     ("ros",),

@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-pytest.importorskip("rclpy", reason="no ROS here")
-
 from recon4d_ros.grids import GridParameters, LastingGrid
 from recon4d_ros.ros import grid_output
 from recon4d_ros.ros.grid_output import (

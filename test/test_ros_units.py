@@ -806,6 +806,7 @@ RVIZ_TYPES = {
     "Path": "Path",
     "Odometry": "Odometry",
     "Image": "Image",
+    "Map": "OccupancyGrid",
 }
 
 

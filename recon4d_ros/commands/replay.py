@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from recon4d_ros.runs.statistics import RunStatistics, map_losses
 from recon4d_ros.runs.writer import RunWriter
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.tally import Tally
-from recon4d_ros.types import Tracking
+from recon4d_ros.types import Reconstruction, Tracking
 
 EPILOG = """writes to --out:
   trajectory.tum   seconds x y z qx qy qz qw, base_link in map, one line per frame set
@@ -177,12 +177,14 @@ def replay(
     object_engine: Path | None = None,
     occupancy_engine: Path | None = None,
     progress: bool = False,
+    watch: Callable[[Reconstructor, Reconstruction], None] | None = None,
 ) -> dict:
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
     them. map_folder: a map to find the car in; save_map: where to save the map. object_engine,
-    occupancy_engine: folders of engines that see every frame set, too.
+    occupancy_engine: folders of engines that see every frame set, too. watch: told of every frame
+    set once it is done.
     progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
     where no image was of use; the folder then says why.
     """
@@ -266,6 +268,8 @@ def replay(
                 objects = one_list.at(frame_set.stamp_ns, tracks, look.world)
                 objects = moved_objects(objects, result.T_map_odom)
             writer.add(result, reconstructor.preprocessor, objects)
+            if watch is not None:
+                watch(reconstructor, result)
             if occupy and (occupancy := occupy(look)) is not None:
                 writer.add_occupancy(occupancy)
             if statistics.frames == max_frames:

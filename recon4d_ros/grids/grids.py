@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from recon4d_ros.grids.sight import Looker
 from recon4d_ros.types import Calibration, Geometry, Motion, OccupancyGrid, PoseEstimate
 
 BASELINE = 0.25  # m: frames nearer together repeat each other's errors, as the static map has it
+MOST_CELLS = 8192  # along an edge of the lasting grid: 200 MB
 
 
 class StaticMap(Protocol):
@@ -38,13 +40,24 @@ class Grids:
     around the car, dynamic objects included. `lasting` is the static world's. Not thread-safe."""
 
     def __init__(self, calibration: Calibration, parameters: GridParameters | None = None) -> None:
-        """Raises ParameterError if the height band is none."""
+        """Raises ParameterError if the height band is none, or a grid would not fit into memory."""
         parameters = self._parameters = parameters or GridParameters()
         if parameters.min_height >= parameters.max_height:
             raise ParameterError(
                 f"parameter grids.min_height is {parameters.min_height:g}: expected below"
                 f" grids.max_height, {parameters.max_height:g}"
             )
+        for name, metres, most in (
+            ("size", parameters.size, MOST_CELLS),
+            ("local_size", parameters.local_size, MOST_CELLS // 4),
+            ("max_range", 2 * parameters.max_range, MOST_CELLS // 4),
+        ):
+            if parameters.enabled and metres / parameters.resolution > most:
+                raise ParameterError(
+                    f"parameters grids.{name} and grids.resolution make"
+                    f" {metres / parameters.resolution:.0f} cells along an edge: expected at most"
+                    f" {most}"
+                )
         self._look = Looker(calibration, parameters)
         self.lasting = LastingGrid(parameters)
         self._local = LocalGrid(parameters)
@@ -89,6 +102,14 @@ class Grids:
     def around(self, stamp_ns: int) -> OccupancyGrid:
         """The lasting grid around the car."""
         return self.lasting.around(stamp_ns, self._height)
+
+    def moved(self, motion: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        """The map moved (a loop closed): the lasting grid goes along, as `LastingGrid.moved`; what
+        the static map has around the car is read anew with the next frame set, and what the local
+        grid saw is forgotten."""
+        self.lasting.moved(motion)
+        self._local.reset()
+        self._read_ns = self._looked_at = None
 
     def read(self, static_map: StaticMap) -> None:
         """Takes over what the static map has now."""

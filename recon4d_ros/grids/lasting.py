@@ -15,7 +15,8 @@ array (the canvas) that moves tile by tile; the others are packed (zlib: a tile 
 bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
 
 When the map moves (a loop closes), `moved` carries every tile by its own rigid motion; what is
-within the map's reach is read from the moved voxels again at the next `read_map`. `state` and
+within the map's reach is read from the moved voxels again at the next `read_map` (`Grids.moved`
+does both). `state` and
 `restore` are the same tiles as plain arrays, for saving and loading.
 """
 
@@ -40,7 +41,7 @@ ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py
 SURE = 20  # evidence of free space that one frame gives
 MOST = 120  # evidence at most: six frames
 STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
-MOST_TILES = 20_000  # packed ones: 200 km of street with cells of 0.2 m, at most 100 MB
+MOST_TILES = 20_000  # packed ones: about 90 km of street with cells of 0.2 m, in 60 MB
 MOST_CELLS = 1 << 26  # of a grid that is written as one
 Array = NDArray[np.float64]
 

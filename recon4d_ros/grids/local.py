@@ -3,13 +3,13 @@ included."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.geometry import box_corners
 from recon4d_ros.grids.parameters import GridParameters
 from recon4d_ros.grids.sight import Sight
 from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, DynamicObject
@@ -84,17 +84,28 @@ class LocalGrid:
         self, values: NDArray[np.int8], origin: NDArray[np.int64], objects: Iterable[DynamicObject]
     ) -> None:
         """The boxes of tracked objects."""
-        resolution = self._parameters.resolution
+        scale = 1 / self._parameters.resolution
+        left, low = (float(edge) + 0.5 for edge in origin)
         for thing in objects:
-            middle = thing.position[:2] / resolution - origin - 0.5
-            reach = 0.5 * float(np.hypot(thing.size[0], thing.size[1])) / resolution
+            x, y = float(thing.position[0]) * scale - left, float(thing.position[1]) * scale - low
+            length, width = (0.5 * float(edge) * scale for edge in thing.size[:2])
+            reach = math.hypot(length, width)
             if thing.missed > MISSED or not (
-                -reach < middle[0] < self.n + reach and -reach < middle[1] < self.n + reach
+                -reach < x < self.n + reach and -reach < y < self.n + reach
             ):
                 continue
-            corners = box_corners(thing.position, thing.size, thing.yaw)[::2, :2]
-            corners = (corners / resolution - origin - 0.5)[[0, 1, 3, 2]]
-            cv2.fillConvexPoly(values, np.rint(corners * 16).astype(np.int32), OCCUPIED, shift=4)
+            cos, sin = math.cos(thing.yaw), math.sin(thing.yaw)
+            corners = [
+                (x + cos * along - sin * across, y + sin * along + cos * across)
+                for along, across in (
+                    (length, width),
+                    (length, -width),
+                    (-length, -width),
+                    (-length, width),
+                )
+            ]
+            points = np.rint(np.array(corners) * 16).astype(np.int32)
+            cv2.fillConvexPoly(values, points, OCCUPIED, shift=4)
 
 
 def _shifted(old: NDArray[np.float32], x: int, y: int) -> NDArray[np.float32]:

@@ -187,9 +187,9 @@ class Looker:
         """Of every column the last and the first pixel of road that is free: (row, share of the way
         to what that pixel shows), each [M]; share 0 where there is none.
 
-        seen: [r, M] range of the road, 0 where none is seen; is changed. distance: [r, M] of
-        whatever is seen. above: [M] m, of the camera over the road. nearest: [M] up to where
-        nothing stands. Ranges in cells.
+        seen: [r, M] range of the road, 0 where none is seen. distance: [r, M] of whatever is seen.
+        above: [M] m, of the camera over the road. nearest: [M] up to where nothing stands. Ranges
+        in cells.
         """
         p = self._parameters
         reached = np.maximum.accumulate(seen, axis=0)
@@ -197,12 +197,12 @@ class Looker:
         bridged = above / np.maximum(above - np.float32(p.min_height), np.float32(1e-3))
         bridged[above <= p.min_height] = MOST_BRIDGED
         hidden = seen[1:] > before * np.minimum(bridged, np.float32(MOST_BRIDGED)) + 1
-        seen[1:][np.logical_or.accumulate(hidden, axis=0)] = 0
-        reached = np.maximum.accumulate(seen, axis=0)
-        far = reached[-1]
+        # from the first pixel behind such a gap on, nothing is seen: as far as the one before it
+        every = np.arange(seen.shape[1])
+        cut = np.where(hidden.any(axis=0), hidden.argmax(axis=0), len(seen) - 1)
+        far = reached[cut, every]
         first = np.minimum((reached == 0).sum(axis=0), len(seen) - 1)
         last = np.minimum((reached < far).sum(axis=0), len(seen) - 1)
-        every = np.arange(len(far))
         near = seen[first, every]
         end = np.minimum(far, np.minimum(nearest, p.max_range / p.resolution)) - 1  # a cell less
         # what stands between two columns that are looked at is seen by one of their neighbours
@@ -231,12 +231,12 @@ class Looker:
             for axis, way in enumerate((x, y)):
                 end[axis] = at[:, axis, 3] + np.where(good, way[row, every] * share, 0)
         ends = np.rint((ends - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        same = np.diff(self._camera, prepend=-1) == 0  # as the column before
-        starts = np.flatnonzero(good & ~(same & np.concatenate([[False], good[:-1]])))
-        for start in starts.tolist():
-            stop = start + 1
-            while stop < len(good) and good[stop] and same[stop]:
-                stop += 1
+        # runs of free columns beside each other in one camera; a column of no camera on both sides
+        held = np.zeros((self._cameras, len(at) // self._cameras + 2), np.int8)
+        held[:, 1:-1] = good.reshape(self._cameras, -1)
+        camera, edge = np.nonzero(np.diff(held, axis=1))
+        edge = edge + camera * (len(at) // self._cameras)
+        for start, stop in zip(edge[::2].tolist(), edge[1::2].tolist(), strict=True):
             if stop - start > 1:
                 part = ends[:, :, start:stop]
                 outline = np.concatenate([part[0], part[1, :, ::-1]], axis=1).T

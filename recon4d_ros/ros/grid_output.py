@@ -29,11 +29,13 @@ UPDATES = "~/occupancy_grid_updates"
 
 
 class GridOutput:
-    """`show` per frame set, `show_whole` when it is due. In the worker's thread."""
+    """`show` per frame set, `show_whole` when it is due. In the worker's thread. frame: of what is
+    sent; the map's unless set otherwise."""
 
     def __init__(self, publishers: Publishers, map_frame: str) -> None:
-        self._publishers, self._frame = publishers, map_frame
+        self._publishers, self.frame = publishers, map_frame
         self._sent: types.OccupancyGrid | None = None  # what readers of the updates have
+        self._sent_frame = map_frame
         self._sent_ns: int | None = None  # monotonic time of the last whole one
 
     def show(self, local: types.OccupancyGrid | None, lasting: LastingGrid) -> None:
@@ -42,20 +44,20 @@ class GridOutput:
         if local is None:
             return
         if self._publishers.wanted(LOCAL):
-            self._publishers.send(LOCAL, grid_msg(local, self._frame))
+            self._publishers.send(LOCAL, grid_msg(local, self.frame))
         if self._publishers.wanted(DISTANCE):
-            self._publishers.send(DISTANCE, distance_msg(local, self._frame))
+            self._publishers.send(DISTANCE, distance_msg(local, self.frame))
         if self._publishers.wanted(UPDATES) and self._sent is not None:
             self._show_changes(lasting.around(local.stamp_ns, local.height))
 
     def _show_changes(self, grid: types.OccupancyGrid) -> None:
         assert self._sent is not None
-        if not _same_cells(grid, self._sent):
+        if self._sent_frame != self.frame or not _same_cells(grid, self._sent):
             self._send_whole(grid)
             return
         part = changed(self._sent.values, grid.values)
         if part is not None:
-            self._publishers.send(UPDATES, update_msg(grid, part, self._frame))
+            self._publishers.send(UPDATES, update_msg(grid, part, self.frame))
             self._sent = grid
 
     def show_whole(self, grid: types.OccupancyGrid) -> None:
@@ -67,8 +69,9 @@ class GridOutput:
         return self._sent_ns is None or time.monotonic_ns() - self._sent_ns >= period * 1e9
 
     def _send_whole(self, grid: types.OccupancyGrid) -> None:
-        self._publishers.send(WHOLE, grid_msg(grid, self._frame))
+        self._publishers.send(WHOLE, grid_msg(grid, self.frame))
         self._sent, self._sent_ns = grid, time.monotonic_ns()
+        self._sent_frame = self.frame
 
 
 def _same_cells(a: types.OccupancyGrid, b: types.OccupancyGrid) -> bool:

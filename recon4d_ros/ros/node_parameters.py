@@ -119,6 +119,22 @@ class NodeParameters:
         minimum=1,
         maximum=32,
     )
+    viewer: str = parameter(
+        "",
+        "where all is shown by Rerun (make viewer): web = a page in the browser, else a file.rrd;"
+        " empty = nowhere",
+    )
+    viewer_address: str = parameter(
+        "127.0.0.1",
+        "address that the page of the viewer is served on; 0.0.0.0 = every one, for anybody who"
+        " reaches it",
+    )
+    viewer_port: int = parameter(
+        9090,
+        "port of the viewer's page; its data are on the next",
+        minimum=1,
+        maximum=65534,
+    )
     silence: float = parameter(
         2.0,
         "seconds without an image after which /diagnostics calls a camera silent",

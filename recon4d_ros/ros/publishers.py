@@ -286,6 +286,12 @@ class Publishers:
                 np.empty((0, 5), np.float32), 0, "", "confidence"
             )
 
+    @property
+    def map_frame(self) -> str:
+        """The frame of what is said in map, in the last `show`: odometry's while the car is not
+        found in the map that is loaded."""
+        return self._fixed
+
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
         self._path.clear()

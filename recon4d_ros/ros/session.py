@@ -53,6 +53,7 @@ from recon4d_ros.ros.publishers import Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.side_engine import SideEngine, side_threads
 from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
+from recon4d_ros.ros.viewer_output import ViewerOutput
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.runs.statistics import map_losses
 from recon4d_ros.sync import Synchronizer, SyncStatistics
@@ -188,6 +189,11 @@ class Session:
             self._log.info(sentence)
         opened.callback(self._publishers.close)
         self._grids = GridOutput(self._publishers, own.map_frame)
+        self._viewer = None
+        if own.viewer:
+            where = own.viewer, own.viewer_address, own.viewer_port
+            self._viewer = ViewerOutput(*where, self._say)
+            opened.callback(self._viewer.close)
         self._tree = PoseTree(node, own.publish_tf, self._frames, self._buffer)
         opened.callback(self._tree.close, node)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
@@ -770,7 +776,10 @@ class Session:
             self._publishers.show(result, T_map_base)
         else:
             self._publishers.show(result, inverse(T_map_odom) @ T_map_base)
+        self._grids.frame = self._publishers.map_frame
         self._grids.show(result.local_grid, reconstructor.grids.lasting)
+        if self._viewer is not None:
+            self._viewer.put(reconstructor.calibration, result)
         published = time.monotonic_ns()
         received = max(
             (image.received_ns for image in frame_set.images.values()), default=published
@@ -842,6 +851,8 @@ class Session:
         self._publishers.show_map(
             np.asarray(xyz, np.float32), rgb, np.asarray(weight, np.float32), self._stamp_ns
         )
+        if self._viewer is not None:
+            self._viewer.put_map(xyz, rgb)
         self._map_ns, self._map_dirty = time.monotonic_ns(), False
 
 

@@ -1,0 +1,145 @@
+"""The viewer: what a recording holds, what is refused, and that nobody else can look."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recon4d_ros.cli import main
+from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.viewer.places import Places, view_to
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return min(int(probe.getsockname()[1]), 65000)
+
+
+def rows(path: Path) -> Counter[str]:
+    """Rows by entity of a .rrd file."""
+    reader = pytest.importorskip("rerun.chunk").RrdReader(str(path))
+    counts: Counter[str] = Counter()
+    for chunk in reader.store().stream().to_chunks():
+        counts[chunk.entity_path] += chunk.num_rows
+    return counts
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, small_bag) -> Path:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    path = tmp_path_factory.mktemp("view") / "drive.rrd"
+    assert main(["view", str(small_bag), "--save", str(path)]) == 0
+    return path
+
+
+def test_a_drive_is_on_the_timeline(recorded) -> None:
+    """Eight frame sets of two cameras."""
+    counts = rows(recorded)
+    for camera in ("left", "right"):
+        for what in ("image", "depth", "dynamic_mask"):
+            assert counts[f"/world/car/{camera}/{what}"] == 8
+        assert counts[f"/world/car/{camera}"] == 2  # pose and lens
+    for entity in ("/world/car", "/world/objects", "/world/objects/velocity", "/latency/engine"):
+        assert counts[entity] == 8, entity
+    assert counts["/speed"] == 8 and counts["/latency/grids"] == 8
+    assert 1 <= counts["/tracking"] <= 3  # it starts, and it tracks
+    assert counts["/world/map"] == 2 and counts["/world/trajectory"] >= 1
+    assert 1 <= counts["/world/local_grid"] <= 8
+    assert counts["/summary"] == 1
+
+
+def test_stamps_and_poses_come_back(recorded) -> None:
+    reader = pytest.importorskip("rerun.chunk").RrdReader(str(recorded))
+    stamps, travelled = [], []
+    for chunk in reader.store().stream().to_chunks():
+        if chunk.entity_path == "/world/car":
+            batch = chunk.to_record_batch()
+            stamps += batch["time"].cast("int64").to_pylist()
+            place = batch["Transform3D:translation"].to_pylist()
+            travelled += [one[0] for one in place]
+    assert len(stamps) == 8 and np.allclose(np.diff(sorted(stamps)), 1e8, atol=1e6)
+    assert 1.0 < np.linalg.norm(np.subtract(travelled[-1], travelled[0])) < 20.0
+
+
+def test_a_runs_folder_is_shown_as_it_is(tmp_path, small_bag) -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    run, path = tmp_path / "run", tmp_path / "deep/er/run.rrd"
+    arguments = ["--out", str(run), "--save-frames", "--max-frames", "3"]
+    assert main(["replay", str(small_bag), *arguments]) == 0
+    assert main(["view", str(run), "--save", str(path)]) == 0
+    counts = rows(path)
+    assert counts["/world/car"] == counts["/world/car/left/depth"] == 3
+    assert counts["/world/map"] == counts["/world/occupancy_grid"] == counts["/summary"] == 1
+
+
+def test_the_page_is_served_here_alone() -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    port = free_port()
+    view = view_to(Places(serve=True, port=port), "test")
+    try:
+        assert view.url.startswith(f"http://127.0.0.1:{port}/?url=rerun%2Bhttp%3A%2F%2F127.0.0.1")
+        listening = [
+            line.split()[1]
+            for table in ("/proc/net/tcp", "/proc/net/tcp6")
+            for line in Path(table).read_text().splitlines()[1:]
+            if line.split()[3] == "0A"
+        ]
+        ours = [one for one in listening if int(one.split(":")[1], 16) in (port, port + 1)]
+        assert len(ours) == 2 and all(one.startswith("0100007F:") for one in ours)
+        with socket.create_connection(("127.0.0.1", port), 5.0) as page:
+            page.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"200" in page.recv(100).splitlines()[0]
+        with pytest.raises(Recon4dError, match=r"cannot be served on 127\.0\.0\.1"):
+            view_to(Places(serve=True, port=port), "second")
+    finally:
+        view.close()
+    time.sleep(0.1)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), 1.0)
+
+
+def test_what_cannot_be_written_is_one_sentence() -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    with pytest.raises(OutputError, match=r"cannot write view /proc/none/a.rrd: "):
+        view_to(Places(file=Path("/proc/none/a.rrd")), "test")
+
+
+# ---- where it is not installed, too
+
+
+def test_the_core_does_not_need_it() -> None:
+    """Nothing but the viewer imports rerun, and that only when it opens."""
+    program = "import sys, recon4d_ros.commands.view; sys.exit('rerun' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_without_it_the_command_says_what_to_do(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert main(["view", str(tmp_path), "--save", str(tmp_path / "a.rrd")]) == 2
+    said = capsys.readouterr().err
+    assert "the viewer needs the package rerun-sdk, which is not installed here" in said
+    assert "make viewer" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "a.rrd").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([], "expected a bag, a run's folder, or --live, and one of them"),
+        (["somewhere", "--live"], "expected a bag, a run's folder, or --live, and one of them"),
+        (["somewhere", "--save", "a.bag"], "expected a name that ends in .rrd"),
+        (["somewhere", "--port", "70000"], "--port is 70000: expected 1 to 65534"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_sentence(arguments, sentence, capsys) -> None:
+    assert main(["view", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
