@@ -28,7 +28,7 @@ from recon4d_ros.errors import EngineError
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
-from recon4d_ros.types import FrameSet, Jump, Reconstruction, Rig
+from recon4d_ros.types import Detections, FrameSet, ImageBoxes, Jump, Reconstruction, Rig
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. runtime: of the engine, its own by default. Raises
-    CalibrationError if the rig cannot be one (`rig_check`), EngineError or CalibrationError if
-    engine and rig do not fit each other."""
+    """Online 4D reconstruction for one rig.
+
+    runtime: of the engines, their own by default; the motion network's keeps its own where it is
+    not built for that one. Raises CalibrationError if the rig cannot be one (`rig_check`),
+    EngineError or CalibrationError if engine and rig do not fit each other.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Reconstructor:
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
-            self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
+            self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics, runtime)
         except EngineError:
             self.engine.close()
             raise
@@ -120,6 +123,19 @@ class Reconstructor:
                 if troubles
             },
         )
+
+    def offer_boxes(self, camera: str, boxes: ImageBoxes) -> None:
+        """What a detector says of an image of a camera, whenever it comes; from any thread."""
+        self.dynamics.candidates.offer(self.rig.names.index(camera), boxes)
+
+    def offer_objects(self, detections: Detections) -> None:
+        """What an engine of objects says of a frame set of this segment, likewise."""
+        self.dynamics.candidates.offer_objects(detections)
+
+    @property
+    def forgotten(self) -> dict[str, int]:
+        """By engine, how often its memory held what is not finite and was forgotten."""
+        return {"engine": self.engine.forgotten, "motion engine": self.dynamics.forgotten}
 
     @property
     def undecodable(self) -> dict[str, int]:

@@ -16,8 +16,11 @@ from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.commands.common import (
     NOT_TRACKED,
     add_bag_rig,
+    add_detections,
+    add_detector,
     add_engine_and_parameters,
     bag_rig,
+    detection_topics,
     parameters_from,
     warn,
 )
@@ -26,7 +29,7 @@ from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
 from recon4d_ros.paths import user_path
-from recon4d_ros.perception import Look, Objects, OccupiedSpace
+from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
@@ -89,6 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="geometry_msgs/TwistWithCovarianceStamped, likewise (wheel speed)",
     )
     add_bag_rig(parser)
+    add_detections(parser)
+    add_detector(parser)
     parser.add_argument(
         "--save-frames", action="store_true", help="also write depth and masks of every frame"
     )
@@ -118,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
         imu=arguments.imu,
         twist=arguments.twist,
         **bag_rig(arguments),
+        detections=detection_topics(arguments),
+        detector=arguments.detector,
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
@@ -148,6 +155,8 @@ def replay(
     height: float | None = None,
     image_topics: Mapping[str, str] | None = None,
     info_topics: Mapping[str, str] | None = None,
+    detections: Mapping[str, str] | None = None,
+    detector: Path | None = None,
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
@@ -158,7 +167,9 @@ def replay(
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
-    them. object_engine, occupancy_engine: folders of engines that see every frame set, too.
+    them. detections: camera -> vision_msgs/Detection2DArray of its images. detector:
+    an ONNX file. object_engine, occupancy_engine: folders of engines. Each of them sees every frame
+    set, too.
     progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
     where no image was of use; the folder then says why.
     """
@@ -183,6 +194,11 @@ def replay(
                 image_topics=image_topics,
                 info_topics=info_topics,
             )
+        for name in detections or {}:
+            if name not in rig.names:
+                raise ParameterError(
+                    f"--detections {name}: no such camera: expected one of {', '.join(rig.names)}"
+                )
         motion = MotionTopics.of(reader, odometry, imu, twist)
         unlikely = check_rig(rig)
         if progress:
@@ -191,7 +207,8 @@ def replay(
         shared = reconstructor.calibration
         detect = Objects(object_engine, rig, shared=shared) if object_engine else None
         occupy = OccupiedSpace(occupancy_engine, rig, shared=shared) if occupancy_engine else None
-        beside = [one for one in (detect, occupy) if one is not None]
+        look_for = ImageDetector(detector, rig, 0, shared) if detector else None
+        beside = [one for one in (detect, occupy, look_for) if one is not None]
         cautions = [warning for one in beside for warning in one.warnings]
         if progress:
             warn("replay", cautions)
@@ -204,7 +221,15 @@ def replay(
         not_tracked = Tally()
         expected = max(info.count for info in reader.info().cameras.values())
         for frame_set in tqdm(
-            frame_sets(reader, synchronizer, motion, image_topics, base_frame),
+            frame_sets(
+                reader,
+                synchronizer,
+                motion,
+                image_topics,
+                base_frame,
+                detections,
+                reconstructor.offer_boxes,
+            ),
             total=max_frames or expected,
             unit="set",
             desc="replay",
@@ -218,8 +243,12 @@ def replay(
                 not_tracked.count(result.pose.tracking.value, result.pose.reason or "no reason")
             usable += int(result.frame.present.sum())
             look, objects = Look.of(result), result.motion.objects
-            if detect and (detections := detect(look)) is not None:
-                one_list.take(detections, look.world)
+            if detect and (seen := detect(look)) is not None:
+                one_list.take(seen, look.world)
+                reconstructor.offer_objects(seen)
+            if look_for:
+                for camera, boxes in look_for(look).items():
+                    reconstructor.offer_boxes(camera, boxes)
             if detect:
                 objects = one_list.at(frame_set.stamp_ns, objects, look.world)
             writer.add(result, reconstructor.preprocessor, objects)
@@ -271,6 +300,11 @@ def replay(
             ],
             "notes": [*reader.notes, *synchronizer.findings, *reconstructor.notes, *cautions],
             "undecodable": reconstructor.undecodable,
+            "detections": {
+                "used": reconstructor.dynamics.candidates.used,
+                "dropped": dict(reconstructor.dynamics.candidates.dropped),
+            },
+            "memory_forgotten": reconstructor.forgotten,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),
