@@ -117,7 +117,11 @@ OUTPUTS = (
 
 
 DETECTIONS = "~/detections"
-STANDARD = ((DETECTIONS, "vision_msgs/msg/Detection3DArray", "~/objects for others' tools"),)
+TRACKED = "~/tracked_objects"
+STANDARD = (
+    (DETECTIONS, "vision_msgs/msg/Detection3DArray", "~/objects for others' tools"),
+    (TRACKED, "autoware_perception_msgs/msg/TrackedObjects", "~/objects for Autoware"),
+)
 """Topic, type and description of outputs whose message packages need not be installed."""
 
 
@@ -130,6 +134,18 @@ def standard_outputs() -> list[Output]:
         except MessageError:
             continue
     return found
+
+
+def standard_in_words() -> str:
+    """One line for the log: which of STANDARD are published here, and which are not."""
+    here = {output.topic for output in standard_outputs()}
+    said = [f"{topic} as {kind}" for topic, kind, _ in STANDARD if topic in here]
+    lacking = [kind.split("/")[0] for topic, kind, _ in STANDARD if topic not in here]
+    return (
+        "objects also go to "
+        + (", ".join(said) or "no standard topic")
+        + (f" (not installed here: {', '.join(lacking)})" if lacking else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -408,6 +424,11 @@ class Publishers:
             self._send(
                 DETECTIONS,
                 conversions.detections_msg(result.motion.objects, stamp, self._frames.map),
+            )
+        if self.wanted(TRACKED):
+            self._send(
+                TRACKED,
+                conversions.tracked_objects_msg(result.motion.objects, stamp, self._frames.map),
             )
         if self.wanted("~/objects_markers"):
             self._send(

@@ -48,7 +48,7 @@ from recon4d_ros.ros.inputs import (
 )
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
-from recon4d_ros.ros.publishers import Frames, Publishers
+from recon4d_ros.ros.publishers import Frames, Publishers, standard_in_words
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.side_engine import SideEngine, side_threads
 from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
@@ -187,6 +187,7 @@ class Session:
             points_stride=own.points_stride,
         )
         opened.callback(self._publishers.close)
+        self._log.info(standard_in_words())
         self._tree = PoseTree(node, own.publish_tf, self._frames, self._buffer)
         opened.callback(self._tree.close, node)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
