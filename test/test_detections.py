@@ -390,7 +390,7 @@ def test_a_box_lies_where_its_corners_do_and_knows_what_is_cut() -> None:
     np.testing.assert_allclose(box * 500 + [320, 240] * 2, [100, 200, 300, 260])
     assert known.all() and edge == pytest.approx(1 / 500)
     assert list(on_rays(camera, ImageBox(-5, 200, 300, 479))[1]) == [False, False, False]  # type: ignore[index]
-    assert list(on_rays(camera, ImageBox(9, -9, 300, 400))[1]) == [True, True, False]  # type: ignore[index]
+    assert list(on_rays(camera, ImageBox(40, -9, 300, 400))[1]) == [True, True, False]  # type: ignore[index]
     assert on_rays(camera, ImageBox(5, 5, 5, 9)) is None
     assert on_rays(camera, ImageBox(float("nan"), 5, 50, 90)) is None
     # a camera on its side: right in its image is down in the world

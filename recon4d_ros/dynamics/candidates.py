@@ -1,9 +1,9 @@
 """Detections from elsewhere: boxes in images and in 3D, of any detector, are candidates with a
 class; geometry decides which of them move.
 
-A candidate moves if its boxes say so (ground_motion.py: its speed over the ground, by a test), or
-if what looks for motion marks most of it in two images running and its boxes do not say that it
-stands. What moves is marked in the masks as a whole, within its box and its depth (`fill`), and is
+A candidate moves if its boxes say so (ground_motion.py: its speed over the ground, by a test at
+0.1 %, twice running). Where what looks for motion marks most of it, a test at 5 % does. What
+moves is marked in the masks as a whole, within its box and its depth (`fill`), and is
 a detection for the tracks, with the class that most of its boxes said. What stands marks nothing,
 and where nothing was detected nothing follows.
 
@@ -27,6 +27,7 @@ from recon4d_ros.cameras.calibration import upright
 from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.dynamics.ground_motion import (
     DOUBT,
+    EDGE,
     SURE,
     GroundMotion,
     Kind,
@@ -37,8 +38,9 @@ from recon4d_ros.dynamics.ground_motion import (
     kind_of,
 )
 from recon4d_ros.dynamics.parameters import DynamicsParameters
+from recon4d_ros.dynamics.tracker import FASTEST
 from recon4d_ros.dynamics.tracker import Detection as Region
-from recon4d_ros.dynamics.views import View
+from recon4d_ros.dynamics.views import STRIDE, View
 from recon4d_ros.geometry import box_corners, interpolate, inverse
 from recon4d_ros.types import (
     Camera,
@@ -65,13 +67,17 @@ HIDDEN = 0.5
 """Share of its width from which a foot is hidden."""
 
 AT_EDGE = 2.0
-"""Pixels of the source image: a box that comes so near to the image's edge is cut off there."""
+"""Pixels of the source image: a box that comes so near to the image's edge, and three standard
+deviations of its own edge nearer, is cut off there."""
 
 WAITING = 8
 """Results of one camera that wait for the pose of their image; newer ones displace the oldest."""
 
 MARKED = 0.5
-"""Share of a candidate that has to be marked for it to be taken for one that moves."""
+"""Share of a candidate that has to be marked for the test's level to be DOUBT."""
+
+RUNNING = 2
+"""Looks running that a test has to be passed in."""
 
 BULGE = 1.0
 """Metres by which a thing may stick out from where it stands, or from its box in 3D."""
@@ -87,7 +93,9 @@ DISPLACED = "newer ones came before they could be used"
 @dataclass(frozen=True, eq=False)
 class Moment:
     """Where everything was at one frame set. stamps_ns: [N] of the cameras. T_map_camera: [N, 4,
-    4]. plane: [4] of the road in map. motion: [6, 6], base: [3] as in ground_motion.Look."""
+    4]. plane: [4] of the road in map. motion: [6, 6], base: [3] as in ground_motion.Look. q: by
+    camera [h, w] 1/m on the motion grid, depth that does not come from time, NaN = none; None of a
+    camera that looks alone."""
 
     stamp_ns: int
     stamps_ns: NDArray[np.int64]
@@ -95,6 +103,7 @@ class Moment:
     plane: Array
     motion: Array
     base: Array
+    q: tuple[NDArray[np.float32] | None, ...]
 
 
 @dataclass(eq=False)
@@ -110,8 +119,10 @@ class Candidate:
     seen: int = 0
     motion: GroundMotion | None = None
     moves: bool = False
-    marked: int = 0
-    """Images running in which most of it was marked."""
+    marked: bool = False
+    """Whether most of it was marked in the last image."""
+    passed: int = 0
+    """Looks running by which it moves."""
 
     @property
     def stamp_ns(self) -> int:
@@ -131,14 +142,15 @@ class Candidate:
         self.seen += 1
 
     def decide(self, least: float) -> None:
-        """By its boxes alone."""
-        if self.motion is None:
-            self.moves = False
-        else:
-            self.moves = self.motion.faster(least) < (DOUBT if self.moves else SURE)
-
-    def stands(self, least: float) -> bool:
-        return self.motion is not None and self.motion.slower(least) < SURE
+        """After a look."""
+        level = DOUBT if self.moves or self.marked else SURE
+        so = (
+            self.motion is not None
+            and self.motion.speed < FASTEST
+            and self.motion.faster(least) < level
+        )
+        self.passed = self.passed + 1 if so else 0
+        self.moves = self.passed >= RUNNING or (so and self.moves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +177,12 @@ class Candidates:
 
     def __init__(self, rig: Rig, views: Sequence[View], parameters: DynamicsParameters) -> None:
         self._cameras, self._views, self._p = rig.cameras, tuple(views), parameters
+        names = parameters.class_names.split(",") if parameters.class_names.strip() else []
+        self._names = [name.strip() for name in names]
         self._lock = threading.Lock()
         self.dropped: Counter[str] = Counter()
         self.used = 0
+        self._heard = False  # whether anything was ever detected
         self._next = 0
         self.reset()
 
@@ -188,6 +203,7 @@ class Candidates:
 
     def offer(self, camera: int, boxes: ImageBoxes) -> None:
         """Boxes of one image of a camera."""
+        self._heard = True
         with self._lock:
             if boxes.stamp_ns <= 0:
                 self.dropped[NO_STAMP] += 1
@@ -204,8 +220,10 @@ class Candidates:
                 self.dropped[DISPLACED] += 1
             self._objects = detections
 
-    def remember(self, frame: Frame, pose: PoseEstimate, ground: Array | None) -> None:
-        """Where everything was at a frame set."""
+    def remember(
+        self, frame: Frame, pose: PoseEstimate, depth: NDArray[np.float32], ground: Array | None
+    ) -> None:
+        """Where everything was at a frame set. depth: [N, H, W] metres of the working images."""
         R = pose.T_map_base[:3, :3]
         seconds = max(frame.stamp_ns - self._history[-1].stamp_ns, 1) * 1e-9 if self._history else 1
         turn = np.kron(np.eye(2), R)
@@ -221,6 +239,10 @@ class Candidates:
                 in_map,
                 motion,
                 pose.T_map_base[:3, 3],
+                tuple(
+                    _measured(view, depth[i]) if view.mostly_covered and self._heard else None
+                    for i, view in enumerate(self._views)
+                ),
             )
         )
         while frame.stamp_ns - self._history[0].stamp_ns > KEPT_NS:
@@ -240,7 +262,7 @@ class Candidates:
             places = self._places(one, now, frame.present)
             for camera, place in places:
                 self._count(one, camera, place, marked[camera])
-            if one.moves or (one.marked >= 2 and not one.stands(self._p.minimum_speed)):
+            if one.moves:
                 for camera, place in places:
                     if marked[camera] is not None:
                         out.setdefault(camera, []).append(place)
@@ -254,8 +276,8 @@ class Candidates:
         return max(self._p.keep_missing * 1e9, min(2.0 * gap, KEPT_NS))
 
     def _count(self, one: Candidate, camera: int, place: Mover, marked: Mask | None) -> None:
-        """How many images running most of it was marked. Its middle alone is asked: at its edges
-        something else shows."""
+        """Whether most of it is marked. Its middle alone is asked: at its edges something else
+        shows."""
         if marked is None:
             return
         view = self._views[camera]
@@ -264,7 +286,7 @@ class Candidates:
         window = window_of(view, np.array([left + dx, top + dy, right - dx, bottom - dy]))
         inside = marked[window]
         if inside.size:
-            one.marked = one.marked + 1 if inside.mean() > MARKED else 0
+            one.marked = bool(inside.mean() > MARKED)
 
     # --- what came
 
@@ -303,13 +325,21 @@ class Candidates:
             if placed is not None:
                 rays, known, edge = placed
                 look = Look(
-                    boxes.stamp_ns, rays, known, edge, T, moment.plane, moment.motion, moment.base
+                    boxes.stamp_ns,
+                    rays,
+                    known,
+                    edge,
+                    T,
+                    moment.plane,
+                    moment.motion,
+                    moment.base,
+                    *self._depth_in(camera, rays, boxes.stamp_ns),
                 )
                 found.append((box, kind, look))
-        hidden = _hidden([look.box for _, _, look in found])
+        seen = _seen([look.box for _, _, look in found], [kind for _, kind, _ in found])
         found = [
-            (box, kind, replace(look, known=look.known & [True, not hid, not hid]))
-            for (box, kind, look), hid in zip(found, hidden, strict=True)
+            (box, kind, replace(look, known=look.known & own))
+            for (box, kind, look), own in zip(found, seen, strict=True)
         ]
         mine = [one for one in self.candidates if one.camera == camera]
         expected = [self._expected(one, boxes.stamp_ns, T) for one in mine]
@@ -335,6 +365,22 @@ class Candidates:
             one.looks = [*(in_window if enough else recent[-MOST:]), look]
             one.motion = fit(one.looks[-3 * MOST :], one.kind)
             one.decide(self._p.minimum_speed)
+
+    def _depth_in(self, camera: int, box: Array, stamp_ns: int) -> tuple[float, float]:
+        """Inverse depth of the middle of a box, and its standard deviation, 1/m; NaN where no other
+        camera measures it."""
+        moment = next((m for m in self._history if m.stamps_ns[camera] == stamp_ns), None)
+        q = moment.q[camera] if moment is not None else None
+        if q is None:
+            return np.nan, np.nan
+        dx, dy = 0.25 * (box[2] - box[0]), 0.25 * (box[3] - box[1])
+        inside = q[window_of(self._views[camera], box + np.array([dx, dy, -dx, -dy]))]
+        measured = inside[np.isfinite(inside)]
+        if len(measured) < max(4, 0.25 * inside.size):
+            return np.nan, np.nan
+        middle = float(np.median(measured))
+        spread = 1.48 * float(np.median(np.abs(measured - middle)))
+        return middle, spread / np.sqrt(max(len(measured) / 25, 1)) + 0.02 * middle
 
     def _take_objects(self) -> None:
         with self._lock:
@@ -374,7 +420,7 @@ class Candidates:
             one.decide(self._p.minimum_speed)
 
     def _named(self, class_name: str) -> str:
-        names = self._p.class_names
+        names = self._names
         if names and class_name.isdigit() and int(class_name) < len(names):
             return names[int(class_name)]
         return class_name
@@ -529,13 +575,9 @@ def on_rays(camera: Camera, box: ImageBox) -> tuple[Array, NDArray[np.bool_], fl
         return None
     u, v = (left + right) / 2, (top + bottom) / 2
     ends = np.array([[left, v], [u, top], [right, v], [u, bottom]])
+    close = AT_EDGE + 3 * EDGE * (bottom - top)
     cut = np.array(
-        [
-            left < AT_EDGE,
-            top < AT_EDGE,
-            right > right_edge - AT_EDGE,
-            bottom > bottom_edge - AT_EDGE,
-        ]
+        [left < close, top < close, right > right_edge - close, bottom > bottom_edge - close]
     )
     rays = to_rays(camera, ends)
     if not np.isfinite(rays).all():
@@ -586,19 +628,31 @@ def _range_sigma(motion: GroundMotion, T_map_camera: Array) -> float:
     return float(np.sqrt(away @ motion.covariance[:2, :2] @ away))
 
 
-def _hidden(boxes: Sequence[Array]) -> list[bool]:
-    """Whether another box, whose foot is lower (so that it is nearer), covers most of a box's foot:
-    neither foot nor height are then its own."""
-    return [
-        any(
-            other is not box
-            and other[3] > box[3]
-            and other[1] < box[3]
-            and min(other[2], box[2]) - max(other[0], box[0]) > HIDDEN * (box[2] - box[0])
-            for other in boxes
-        )
-        for box in boxes
-    ]
+def _measured(view: View, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[h, w] 1/m on the motion grid where another camera sees the same, else NaN."""
+    with np.errstate(divide="ignore"):
+        q = 1 / depth[::STRIDE, ::STRIDE]
+    return np.where(view.covered, q, np.float32(np.nan))
+
+
+def _seen(boxes: Sequence[Array], kinds: Sequence[Kind]) -> list[NDArray[np.bool_]]:
+    """[3] by box, whether middle, foot and height are its own. Another box whose foot is lower is
+    nearer: where it lies over a side of a box, that is no side of the thing; where it covers most
+    of its foot, neither foot nor height are. What is too narrow for its kind is hidden in part by
+    something that is no box."""
+    out = []
+    for box, kind in zip(boxes, kinds, strict=True):
+        wide = box[2] - box[0]
+        middle = foot = wide >= kind.slender * (box[3] - box[1])
+        for other in boxes:
+            if other is box or other[3] <= box[3] or other[1] >= box[3]:
+                continue
+            share = (min(other[2], box[2]) - max(other[0], box[0])) / wide
+            beside = other[0] <= box[0] + 0.1 * wide or other[2] >= box[2] - 0.1 * wide
+            middle = middle and not (share > 0 and beside)
+            foot = foot and share < HIDDEN
+        out.append(np.array([middle, foot, foot]))
+    return out
 
 
 def _matched(

@@ -113,7 +113,7 @@ class Dynamics:
                 self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
             self._last_ns = frame.stamp_ns
             self._see_ground(geometry, frame.present)
-            self.candidates.remember(frame, pose, self.ground)
+            self.candidates.remember(frame, pose, geometry.depth, self.ground)
         if self._learned is not None:
             return self._ask_network(self._learned, frame, pose, geometry)
         mask = np.zeros((len(self._watchers), *self._size), bool)
@@ -163,8 +163,8 @@ class Dynamics:
         self._hand_over(grids, frame.present)
         movers = self._find_movers(frame, [grids.get(i) for i in range(len(self._views))])
         boxed: list[Detection] = []
-        for i, seen in movers.items():
-            filled, found = self._mark(i, seen, pose, geometry, None)
+        for i in movers:
+            filled, found = self._mark(i, movers, pose, geometry, None, grids[i])
             grids[i] = grids[i] | filled
             wide = _widened(filled)
             detections = [d for d in detections if d.camera != i or not self._inside(d, pose, wide)]
@@ -197,7 +197,7 @@ class Dynamics:
                 continue
             by_itself = probability[i]
             if i in movers:
-                filled, found = self._mark(i, movers[i], pose, geometry, pair)
+                filled, found = self._mark(i, movers, pose, geometry, pair, known[i])
                 detections += found
                 by_itself = np.where(_widened(filled), np.float32(0), probability[i])
                 probability[i][filled] = 1.0
@@ -218,15 +218,17 @@ class Dynamics:
     def _mark(
         self,
         camera: int,
-        movers: list[Mover],
+        movers_of: dict[int, list[Mover]],
         pose: PoseEstimate,
         geometry: Geometry,
         pair: Pair | None,
+        marked: NDArray[np.bool_] | None,
     ) -> tuple[NDArray[np.bool_], list[Detection]]:
-        """The pixels of these movers on the motion grid, and what the tracks are told of them."""
+        """The pixels of a camera's movers on the motion grid, and what the tracks are told of them.
+        marked: [h, w] what was found without boxes."""
         view, depth = self._views[camera], geometry.depth[camera, ::STRIDE, ::STRIDE]
         filled, found = np.zeros(view.x.shape, bool), []
-        for index, mover in enumerate(movers):
+        for index, mover in enumerate(movers_of[camera]):
             filled |= fill(
                 view,
                 mover,
@@ -235,8 +237,10 @@ class Dynamics:
                 pair.before.T_map_camera if pair else None,
                 pair.flow if pair else None,
                 pair.seconds if pair else 0.0,
+                marked,
             )
-            found.append(self.candidates.region(camera, mover, FIRST_LABEL + index))
+            if self._partner[camera] not in movers_of:  # of a pair, one camera's do
+                found.append(self.candidates.region(camera, mover, FIRST_LABEL + index))
         return filled, found
 
     def _track(

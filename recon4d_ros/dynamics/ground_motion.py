@@ -2,7 +2,8 @@
 large it is, over about a second.
 
 A box says three things of what is in it: the direction of its middle, the direction of its foot,
-which is on the road, and its height, which is that of one and the same thing. A thing ahead at our
+which is on the road, and its height, which is that of one and the same thing. Where two cameras see
+it, depth is a fourth. A thing ahead at our
 own speed leaves no trace in flow; but if it stood, its box would grow and sink as we come nearer.
 The parameters
 
@@ -23,17 +24,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from recon4d_ros.geometry import inverse, skew
 
 Array = NDArray[np.float64]
 
 SURE = 1e-3
-"""Level of the test by which a thing begins to be one that moves (or is known to stand)."""
+"""Level of the test by which a thing begins to be one that moves."""
 
 DOUBT = 0.05
-"""Level that one that moves has to miss before it is not believed any more."""
+"""Level that one that moves has to miss before it is not believed any more; and by which one begins
+to move that is marked without its boxes."""
 
 LEAST = 4
 """Looks from which a motion is estimated at all: of fewer the residual says nothing of its
@@ -57,22 +59,26 @@ CENTRE_3D = 0.55
 published)."""
 
 ROUNDS = 6
+CONVERGED = np.array([1e-4, 1e-3, 0.02, 0.02, 1e-3, 1e-4, 0.02, 0.02])
+"""Changes of the parameters at which the fit ends."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """What is known of things of a class before they are seen. height: metres, and spread of its
     logarithm. body: metres by which what is seen of it shifts per radian of turning (half its
-    length, standard deviation). reach: metres from its seen side to its far one. width: metres."""
+    length, standard deviation). reach: metres from its seen side to its far one. slender: what is
+    narrower, as a share of its height, is hidden in part."""
 
     name: str
     height: float
     spread: float
     body: float
     reach: float
+    slender: float = 0.0
 
 
-VEHICLE = Kind("vehicle", 1.7, 0.35, 2.3, 5.0)
+VEHICLE = Kind("vehicle", 1.7, 0.35, 2.3, 5.0, 0.6)
 PERSON = Kind("person", 1.7, 0.2, 0.3, 1.0)
 RIDER = Kind("rider", 1.7, 0.2, 0.9, 2.0)
 THING = Kind("thing", 1.6, 0.6, 2.3, 5.0)
@@ -110,7 +116,9 @@ class Look:
     the upright working camera. known: [3] whether its middle, foot and height are seen (not cut off
     by the image's edge, not hidden by another box). edge: standard deviation of an edge, of a focal
     length. T_map_camera: [4, 4]. plane: [4] of the road in map (normal upward, offset). motion:
-    [6, 6] covariance of the car's velocity (m/s, rad/s) in map, base: [3] where the car is."""
+    [6, 6] covariance of the car's velocity (m/s, rad/s) in map, base: [3] where the car is. q,
+    q_sigma: 1/m, inverse depth of what is in its middle, where that does not come from time; NaN:
+    not known."""
 
     stamp_ns: int
     box: Array
@@ -120,6 +128,8 @@ class Look:
     plane: Array
     motion: Array
     base: Array
+    q: float = np.nan
+    q_sigma: float = np.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +153,7 @@ class GroundMotion:
 
     def faster(self, least: float) -> float:
         """P value of "it is not faster than `least` m/s": small where it surely is."""
-        return float(student.sf((self.speed - least) / self._sigma, self.freedom))
-
-    def slower(self, least: float) -> float:
-        """P value of "it is not slower than `least` m/s"."""
-        return float(student.sf((least - self.speed) / self._sigma, self.freedom))
+        return float(stdtr(self.freedom, (least - self.speed) / self._sigma))
 
     @property
     def _sigma(self) -> float:
@@ -180,7 +186,9 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
     do not say where it is."""
     if len(looks) < LEAST or (looks[-1].stamp_ns - looks[0].stamp_ns) * 1e-9 < SPAN:
         return None
-    known = np.stack([look.known for look in looks])
+    q, q_sigma = np.array([(look.q, look.q_sigma) for look in looks]).T
+    deep = np.isfinite(q) & (q_sigma > 0)
+    known = np.column_stack([np.stack([look.known for look in looks]), deep])
     if known[:, 1:].sum() < LEAST or known[:, 0].sum() < LEAST:
         return None
     last = looks[-1]
@@ -190,10 +198,12 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
     middle = (boxes[:, 0] + boxes[:, 2]) / 2
     height = np.maximum(boxes[:, 3] - boxes[:, 1], 1e-6)
     plane = np.mean([look.plane for look in looks], axis=0)
-    measured = np.stack([middle, boxes[:, 3], np.log(height)], -1)
+    measured = np.stack([middle, boxes[:, 3], np.log(height), np.where(deep, q, 0.0)], -1)
     edge = np.array([look.edge for look in looks])
     edge = np.hypot(edge, EDGE * height)
-    sigma = np.stack([edge / np.sqrt(2), edge, np.sqrt(2) * edge / height], -1)
+    sigma = np.stack(
+        [edge / np.sqrt(2), edge, np.sqrt(2) * edge / height, np.where(deep, q_sigma, 1.0)], -1
+    )
     weight = np.where(known, 1 / sigma, 0.0)
 
     rays = np.einsum(
@@ -206,7 +216,8 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
     ray, origin = rays[-1], T[-1, :3, 3]
     slope, above = float(up @ ray), float(up @ origin + plane[3])
     by_foot = -above / slope if known[-1, 1] and slope < -1e-4 else np.inf
-    depth = min(by_foot, kind.height / height[-1], 300.0)
+    by_depth = 1 / max(float(q[-1]), 1e-3) if deep[-1] else np.inf
+    depth = by_depth if deep[-1] else min(by_foot, kind.height / height[-1], 300.0)
     first = np.array(
         [
             bearing[-1],
@@ -224,7 +235,7 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
     R, C = np.swapaxes(T[:, :3, :3], 1, 2), T[:, :3, 3]
 
     def predicted(theta: Array) -> Array:
-        """[P, K, 3] for parameters [P, 8]."""
+        """[P, K, 4] for parameters [P, 8]."""
         range_ = np.exp(np.clip(theta[:, 1], -1, 7))
         xy = origin[:2] + range_[:, None] * np.stack([np.cos(theta[:, 0]), np.sin(theta[:, 0])], -1)
         xy = (
@@ -238,26 +249,30 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
                 point[..., 0] / ahead,
                 point[..., 1] / ahead + theta[:, 5:6],
                 theta[:, 4:5] - np.log(ahead),
+                1 / ahead,
             ],
             -1,
         )
 
+    ridge = np.eye(8) * 1e-9  # of what nothing is known, nothing follows: not a singular matrix
     steps = np.array([1e-5, 1e-5, 1e-3, 1e-3, 1e-5, 1e-6, 1e-4, 1e-4])
     theta: Array = first
     for _ in range(ROUNDS):
         every = predicted(np.concatenate([theta[None], theta + np.diag(steps)]))
         J = ((every[1:] - every[0]) / steps[:, None, None] * weight).reshape(8, -1).T
         rest = ((measured - every[0]) * weight).ravel()
-        normal = J.T @ J + np.diag(prior**2)
-        change = np.linalg.lstsq(normal, J.T @ rest + prior**2 * (first - theta), rcond=None)[0]
+        normal = J.T @ J + np.diag(prior**2) + ridge
+        change = np.linalg.solve(normal, J.T @ rest + prior**2 * (first - theta))
         change[1] = np.clip(change[1], -0.7, 0.7)
         theta = theta + change
+        if np.all(np.abs(change) < CONVERGED):
+            break
     rest = ((measured - predicted(theta[None])[0]) * weight).ravel()
     chi2 = float(rest @ rest + np.sum(np.square((theta - first) * prior)))
     freedom = int(known.sum()) + 4 - 8
     if freedom < 2 or not np.isfinite(theta).all() or not -1 < theta[1] < 6:
         return None
-    P = np.linalg.pinv(normal) * max(1.0, chi2 / freedom)
+    P = np.linalg.inv(normal) * max(1.0, chi2 / freedom)
     range_ = float(np.exp(theta[1]))
     cos, sin = np.cos(theta[0]), np.sin(theta[0])
     to_map = np.zeros((4, 8))

@@ -24,8 +24,13 @@ def fill(
     T_map_before: Array | None = None,
     flow: Displacement | None = None,
     seconds: float = 0.0,
+    marked: Mask | None = None,
 ) -> Mask:
     """[h, w] on the motion grid: what of the mover's outline is not something else.
+
+    marked: [h, w] what was found without boxes. Of a box in an image the corners are most often not
+    the thing: its outline is the ellipse that touches the box's sides, and the convex hull of that
+    with what is marked inside the box.
 
     depth: [h, w] metres, NaN = none. Where another camera sees the same at the same time, depth is
     that of what is there, and decides. Elsewhere it comes from time, and is wrong for what moves:
@@ -37,7 +42,12 @@ def fill(
     window = window_of(view, mover.box)
     if not out[window].size:
         return out
-    inside = _within(view, mover.outline)[window]
+    outline = mover.outline
+    if mover.candidate.camera >= 0:
+        rows, columns = np.nonzero(marked[window]) if marked is not None else ((), ())
+        found = np.stack([view.x[window][rows, columns], view.y[window][rows, columns]], -1)
+        outline = np.concatenate([_ellipse(mover.box), found])
+    inside = _within(view, outline)[window]
     z = depth[window]
     nearer, farther = z < mover.near, z > mover.far
     other = nearer | (farther & view.covered[window])
@@ -52,6 +62,13 @@ def fill(
         other |= farther & (to_static < to_mover)
     out[window] = inside & ~other
     return out
+
+
+def _ellipse(box: Array) -> Array:
+    """[32, 2] points of the ellipse that touches the sides of a box [4]."""
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+    return np.asarray(middle + half * np.stack([np.cos(angle), np.sin(angle)], -1))
 
 
 def _within(view: View, outline: Array) -> Mask:

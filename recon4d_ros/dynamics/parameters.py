@@ -122,7 +122,8 @@ class DynamicsParameters:
         minimum=0.0,
         maximum=1.0,
     )
-    class_names: tuple[str, ...] = parameter(
-        (),
-        "names of the classes 0, 1, .., where detections from elsewhere have numbers for classes",
+    class_names: str = parameter(
+        "",
+        "names of the classes 0, 1, .., with commas between them, where detections from elsewhere"
+        " have numbers for classes",
     )

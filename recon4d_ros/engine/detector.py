@@ -12,6 +12,7 @@ beside the model.
     classes: coco            # or a list of names, in the model's order
     score: 0.3               # least score
     iou: 0.5                 # overlap from which of two boxes the better one stays
+    tiles: 0                 # so many more looks at parts of the image, side by side, for what is small
     strides: [8, 16, 32]     # nanodet, yolox
     bins: 8                  # nanodet: bins of a distance (reg_max + 1)
     centre: 0.5              # nanodet: where in its cell a point is; 0 for NanoDet-Plus
@@ -87,6 +88,7 @@ class Description:
     pad: int = 114
     score: float = 0.3
     iou: float = 0.5
+    tiles: int = 0
     strides: tuple[int, ...] = (8, 16, 32)
     bins: int = 8
     centre: float = 0.5
@@ -152,6 +154,9 @@ def read_description(model: Path) -> Description:
         for name, low, high in (("score", 0, 1), ("iou", 0, 1), ("centre", 0, 1), ("pad", 0, 255)):
             if name in values and not low <= float(values[name]) <= high:
                 raise ValueError
+        name = "tiles"
+        if not 0 <= int(values.get(name, 0)) <= 16:
+            raise ValueError
         name = "bins"
         if not 2 <= int(values.get(name, 8)) <= 64:
             raise ValueError
@@ -192,6 +197,17 @@ class Detector:
     def __call__(self, image: NDArray[np.uint8]) -> tuple[ImageBox, ...]:
         """What is in an image [H, W, 3] uint8 RGB, in its pixels, best first. Raises EngineError
         where the outputs are not of the layout."""
+        parts = [(0, 0, image.shape[1], image.shape[0])]
+        parts += tiles(image.shape[1], image.shape[0], self.description.tiles)
+        found = []
+        for left, top, right, bottom in parts:
+            boxes, scores = self._look(np.ascontiguousarray(image[top:bottom, left:right]))
+            found.append((boxes + np.array([left, top, left, top]), scores))
+        boxes, scores = (np.concatenate(every) for every in zip(*found, strict=True))
+        return chosen(boxes, scores, self.description)
+
+    def _look(self, image: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """Edges [K, 4] in pixels of the image, and scores [K, classes]."""
         tensor, scale, shift = prepared(image, self.size, self.description)
         inputs: dict[str, NDArray] = {self._image: tensor}
         for name in self._sizes:  # rtdetr: boxes come out in pixels of an image of this size
@@ -208,7 +224,19 @@ class Detector:
             ) from None
         if not of_image:
             boxes = (boxes - np.tile(shift, 2)) / np.tile(scale, 2)
-        return chosen(boxes, scores, self.description)
+        return boxes, scores
+
+
+def tiles(width: int, height: int, count: int) -> list[tuple[int, int, int, int]]:
+    """Parts of an image (left, top, right, bottom), side by side about the middle of its height,
+    where the horizon is: square if the image is high enough, a fifth of each shared with its
+    neighbours."""
+    if not count:
+        return []
+    side = min(width, round(1.2 * width / count))
+    top = max(0, (height - side) // 2)
+    lefts = np.rint(np.linspace(0, width - side, count)).astype(int).tolist()
+    return [(left, top, left + side, min(height, top + side)) for left in lefts]
 
 
 def prepared(
