@@ -32,9 +32,9 @@ classes: coco
 score: 0.35
 bins: 11
 """
-NOTICE = f"""nanodet.onnx is NanoDet-g by RangiLyu (https://github.com/RangiLyu/nanodet, Apache License 2.0, trained on COCO), as the npm
+NOTICE = f"""nanodet.onnx is NanoDet-g by RangiLyu (https://github.com/RangiLyu/nanodet, Apache License 2.0 in LICENSE-nanodet, trained on COCO), as the npm
 package {PACKAGE} {VERSION} by Vladimir Mandic (MIT License, beside this file) carries it as a TensorFlow.js graph. It was converted to
-ONNX by scripts/make_detector.py of recon4d_ros; weights are unchanged but for float16 written as float32.
+ONNX by scripts/make_detector.py of recon4d_ros; its weights are unchanged but for float16 written as float32.
 """  # noqa: E501
 
 
@@ -77,6 +77,8 @@ def main(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         convert(here / "nanodet.json", here / "nanodet.bin", folder / "nanodet.onnx")
         shutil.copyfile(here / "LICENSE", folder / "LICENSE")
+        apache = Path(__file__).resolve().parents[1] / "LICENSE"  # ours is the same licence
+        shutil.copyfile(apache, folder / "LICENSE-nanodet")
     (folder / "nanodet.yaml").write_text(DESCRIPTION)
     (folder / "NOTICE").write_text(NOTICE)
     print(f"wrote {folder}/nanodet.onnx: `recon4d replay BAG --detector {folder}/nanodet.onnx`")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters, learned
-from recon4d_ros.dynamics.candidates import NO_STAMP, TOO_OLD, on_rays
+from recon4d_ros.dynamics.candidates import NO_STAMP, TOO_OLD, joined, on_rays
 from recon4d_ros.dynamics.ground_motion import (
     PERSON,
     RIDER,
@@ -166,6 +166,27 @@ def test_few_or_short_looks_say_nothing() -> None:
 )
 def test_class_names(name: str, kind: object) -> None:
     assert kind_of(name) is kind
+
+
+def test_one_box_for_one_thing() -> None:
+    van = ImageBox(100, 100, 200, 180, "car", 0.6)
+    twin = ImageBox(102, 98, 201, 181, "truck", 0.8)
+    beside = ImageBox(190, 100, 290, 180, "car", 0.7)
+    bicycle = ImageBox(20, 150, 60, 190, "bicycle", 0.5)
+    rides = ImageBox(25, 110, 55, 180, "person", 0.9)
+    walks = ImageBox(70, 100, 95, 190, "person", 0.9)
+    before = ImageBox(22, 90, 58, 260, "person", 0.9)  # walks before a bicycle
+    lamp = ImageBox(0, 0, 9, 30, "traffic light", 0.9)
+    found = joined([van, twin, beside, bicycle, rides, walks, lamp])
+    assert [(box.class_name, kind) for box, kind in found] == [
+        ("person", PERSON),
+        ("truck", VEHICLE),
+        ("car", VEHICLE),
+        ("bicycle", RIDER),
+    ]
+    assert found[0][0] is walks
+    assert found[-1][0] == ImageBox(20, 110, 60, 190, "bicycle", 0.5)
+    assert len(joined([bicycle, before])) == 2 and joined([]) == []
 
 
 # --- boxes in dynamics: a street, its boxes told

@@ -25,6 +25,7 @@ from sensor_msgs_py import point_cloud2
 from std_srvs.srv import Trigger
 
 from recon4d_ros.cameras.rig import save_rig
+from recon4d_ros.dynamics.candidates import NO_STAMP
 from recon4d_ros.dynamics.one_list import DETECTED
 from recon4d_ros.errors import EngineError
 from recon4d_ros.messages import dynamic_object, stamp_ns
@@ -383,6 +384,24 @@ def test_a_detector_runs_and_what_is_not_installed_is_said_once(car) -> None:
     installed = importlib.util.find_spec("vision_msgs") is not None
     assert car.log().count(sentence) == (0 if installed else 1)
     assert car.log().count("objects also go to ") == 1
+
+
+def test_boxes_on_a_topic_are_taken(car) -> None:
+    """Those without a time stamp are counted, which shows that the others are not."""
+    messages = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed here")
+    publisher = car.create_publisher(messages.Detection2DArray, "/detections/left", 10)
+    car.wait(lambda: publisher.get_subscription_count(), "the node to listen")
+    stamped = messages.Detection2DArray()
+    stamped.header.stamp.sec = 1_700_000_000
+    reason = f"detections: {NO_STAMP}"
+
+    def told() -> bool:
+        publisher.publish(messages.Detection2DArray())
+        publisher.publish(stamped)
+        car.drive(1)
+        return any(reason in one.drop_reasons for one in car.said["/recon4d/status"])
+
+    car.wait(told, "what was left out")
 
 
 def test_a_reset_forgets_what_they_said(car) -> None:

@@ -28,6 +28,8 @@ from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.dynamics.ground_motion import (
     DOUBT,
     EDGE,
+    PERSON,
+    RIDER,
     SURE,
     GroundMotion,
     Kind,
@@ -62,6 +64,9 @@ WINDOW = 1_000_000_000
 MOST, KEPT_NS = 12, 2_000_000_000
 SAME = 0.3
 """Intersection over union from which a box continues a candidate (SORT's; Bewley et al., 2016)."""
+
+ONE = 0.7
+"""Intersection over union from which two boxes of a kind in one image are of one thing."""
 
 HIDDEN = 0.5
 """Share of its width from which a foot is hidden."""
@@ -316,11 +321,8 @@ class Candidates:
         """One image's boxes, each given to the candidate that it continues, or begins."""
         moment, T = self._at(boxes.stamp_ns, camera)
         found: list[tuple[ImageBox, Kind, Look]] = []
-        for box in boxes.boxes:
-            box = replace(box, class_name=self._named(box.class_name))
-            kind = kind_of(box.class_name)
-            if kind is None or box.score < self._p.least_score:
-                continue
+        named = [replace(box, class_name=self._named(box.class_name)) for box in boxes.boxes]
+        for box, kind in joined([box for box in named if box.score >= self._p.least_score]):
             placed = on_rays(self._cameras[camera], box)
             if placed is not None:
                 rays, known, edge = placed
@@ -563,6 +565,61 @@ def named(
         else thing
         for thing in objects
     )
+
+
+def joined(boxes: Sequence[ImageBox]) -> list[tuple[ImageBox, Kind]]:
+    """One box for one thing, best first, without what stands by its nature. Of two boxes of a kind
+    that are nearly one (a van is a car and a truck to many detectors) the better one stays. Who
+    sits on a bicycle or motorcycle and what he sits on are one."""
+    kinds = [(box, kind_of(box.class_name)) for box in boxes]
+    kept: list[tuple[ImageBox, Kind]] = []
+    for box, kind in sorted(kinds, key=lambda one: -one[0].score):
+        if kind is None:
+            continue
+        twin = any(kind is its and _iou(box, other) > ONE for other, its in kept)
+        if not twin:
+            kept.append((box, kind))
+    out = list(kept)
+    for box, kind in kept:
+        if kind is not RIDER:
+            continue
+        sits = [one for one in out if one[1] is PERSON and _sits_on(one[0], box)]
+        if sits:
+            whole = _around([box, *(one[0] for one in sits)])
+            out = [(whole if one[0] is box else one[0], one[1]) for one in out if one not in sits]
+    return out
+
+
+def _sits_on(person: ImageBox, cycle: ImageBox) -> bool:
+    """Whether most of the narrower one's width is the other's, too, and the person's foot is beside
+    the wheels, not before or behind them."""
+    shared = min(person.right, cycle.right) - max(person.left, cycle.left)
+    narrower = min(person.right - person.left, cycle.right - cycle.left)
+    high = cycle.bottom - cycle.top
+    return (
+        shared > 0.5 * narrower
+        and cycle.top < person.bottom < cycle.bottom + 0.25 * high
+        and person.top < cycle.top + 0.25 * high
+    )
+
+
+def _around(boxes: Sequence[ImageBox]) -> ImageBox:
+    """The first one, as large as all."""
+    return replace(
+        boxes[0],
+        left=min(box.left for box in boxes),
+        top=min(box.top for box in boxes),
+        right=max(box.right for box in boxes),
+        bottom=max(box.bottom for box in boxes),
+    )
+
+
+def _iou(a: ImageBox, b: ImageBox) -> float:
+    wide = min(a.right, b.right) - max(a.left, b.left)
+    high = min(a.bottom, b.bottom) - max(a.top, b.top)
+    both = max(wide, 0.0) * max(high, 0.0)
+    areas = [(one.right - one.left) * (one.bottom - one.top) for one in (a, b)]
+    return both / max(sum(areas) - both, 1e-9)
 
 
 def on_rays(camera: Camera, box: ImageBox) -> tuple[Array, NDArray[np.bool_], float] | None:

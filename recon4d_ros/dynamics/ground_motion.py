@@ -270,7 +270,7 @@ def fit(looks: Sequence[Look], kind: Kind) -> GroundMotion | None:
     rest = ((measured - predicted(theta[None])[0]) * weight).ravel()
     chi2 = float(rest @ rest + np.sum(np.square((theta - first) * prior)))
     freedom = int(known.sum()) + 4 - 8
-    if freedom < 2 or not np.isfinite(theta).all() or not -1 < theta[1] < 6:
+    if freedom < 2 or not np.isfinite([*theta, chi2]).all() or not -1 < theta[1] < 6:
         return None
     P = np.linalg.inv(normal) * max(1.0, chi2 / freedom)
     range_ = float(np.exp(theta[1]))
