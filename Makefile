@@ -37,7 +37,7 @@ demo: setup ## simulate a drive (or take BAG), run player, node and recorder ove
 	else exit $$code; fi
 
 test: setup lint ## ruff, mypy and the whole test suite
-	@$(ROS) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(ROS) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-full: setup dev ## what make test leaves out: networks at their published sizes; half an hour, up to 8 GB of memory and of disk
 	@RECON4D_HYPOTHESIS=searching $(ROS) python -m pytest -m 'full or not full' $(ARGS)

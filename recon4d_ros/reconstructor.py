@@ -1,7 +1,7 @@
 """The whole algorithm in one screen: FrameSet in, Reconstruction out. Node, command line and tests
 all drive this class.
 
-    sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> publish
+    sync -> preprocess -> ego-motion -> engine -> dynamics -> mapping -> grids -> publish
 
 The engine's memory takes frame t-1's tokens at the start of step t, together with what dynamics
 found moving in frame t-1: what it marked stays out of the memory, and nothing is delayed by it. Of
@@ -24,11 +24,20 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
-from recon4d_ros.errors import EngineError
+from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.grids import GridParameters, Grids
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
-from recon4d_ros.types import Detections, FrameSet, ImageBoxes, Jump, Reconstruction, Rig
+from recon4d_ros.types import (
+    Detections,
+    FrameSet,
+    ImageBoxes,
+    Jump,
+    OccupancyGrid,
+    Reconstruction,
+    Rig,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Parameters:
     egomotion: EgomotionParameters = field(default_factory=EgomotionParameters)
     dynamics: DynamicsParameters = field(default_factory=DynamicsParameters)
     mapping: MappingParameters = field(default_factory=MappingParameters)
+    grids: GridParameters = field(default_factory=GridParameters)
 
 
 class Reconstructor:
@@ -67,8 +77,9 @@ class Reconstructor:
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
+            self.grids = Grids(self.calibration, parameters.grids)
             self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics, runtime)
-        except EngineError:
+        except (EngineError, ParameterError):
             self.engine.close()
             raise
         self.mapper = Mapper(self.calibration, parameters.mapping)
@@ -103,6 +114,10 @@ class Reconstructor:
             motion = self.dynamics(frame, pose, geometry)
         with _timed(latency, cpu, "mapping"):
             delta = self.mapper(pose, geometry, motion.mask, frame.stamp_ns)
+        with _timed(latency, cpu, "grids"):
+            local_grid = self.grids(
+                pose, geometry, motion, self.dynamics.ground, self.mapper, frame.stamp_ns
+            )
         with _timed(latency, cpu, "landmarks"):
             self.egomotion.observe(frame, geometry, pose, motion.mask)
         self._moving_before = motion.mask if pose.usable else ~self._still
@@ -122,6 +137,7 @@ class Reconstructor:
                 for name, troubles in zip(self.rig.names, self.egomotion.health, strict=True)
                 if troubles
             },
+            local_grid,
         )
 
     def offer_boxes(self, camera: str, boxes: ImageBoxes) -> None:
@@ -136,6 +152,14 @@ class Reconstructor:
     def forgotten(self) -> dict[str, int]:
         """By engine, how often its memory held what is not finite and was forgotten."""
         return {"engine": self.engine.forgotten, "motion engine": self.dynamics.forgotten}
+
+    def whole_grid(self) -> OccupancyGrid | None:
+        """The lasting grid of the whole drive, with all that the map has now; None where grids are
+        off."""
+        if not self.parameters.grids.enabled:
+            return None
+        self.grids.read(self.mapper)
+        return self.grids.lasting.whole()
 
     @property
     def undecodable(self) -> dict[str, int]:
@@ -158,7 +182,7 @@ class Reconstructor:
 
     def _forget_the_world(self) -> None:
         """Map, memory and tracks start anew."""
-        for stage in (self.engine, self.dynamics, self.mapper):
+        for stage in (self.engine, self.dynamics, self.mapper, self.grids):
             stage.reset()
         self._moving_before = self._still
 

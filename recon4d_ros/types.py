@@ -369,6 +369,24 @@ class Occupancy:
         return centres.astype(np.float32), core[tuple(index.T)]
 
 
+UNKNOWN, FREE, OCCUPIED = -1, 0, 100
+"""What a cell of an occupancy grid is, as nav_msgs/OccupancyGrid has it."""
+
+
+@dataclass(frozen=True)
+class OccupancyGrid:
+    """Which cells of the ground plane can be driven on. values: [rows, columns] int8, UNKNOWN, FREE
+    or OCCUPIED; rows along map's y, columns along its x. resolution: edge of a cell in metres.
+    origin: [2] metres, x and y in map of the outer corner of values[0, 0]. height: z in map of the
+    road under the car, metres, to show the grid there."""
+
+    stamp_ns: int
+    values: NDArray[np.int8]
+    resolution: float
+    origin: NDArray[np.float64]
+    height: float = 0.0
+
+
 @dataclass(frozen=True)
 class DynamicObject:
     """A tracked object in map. position: [3] metres, the centre of its box. size: length, width,
@@ -482,7 +500,8 @@ class Reconstruction:
     cpu: processor seconds per stage, of all threads of this process, whatever they did; beside
     latency it shows what a stage waited for. dropped: camera -> why its image, which was there,
     could not be used. troubles: camera -> what is wrong with its images (see cameras/health.py), of
-    those where something is.
+    those where something is. local_grid: around the car, dynamic objects included; None where the
+    pose or the road is not known, or grids are off.
     """
 
     frame_set: FrameSet
@@ -496,3 +515,4 @@ class Reconstruction:
     cpu: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     troubles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    local_grid: OccupancyGrid | None = None

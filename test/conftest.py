@@ -25,27 +25,36 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("searching", deadline=None)
 settings.load_profile(os.environ.get("RECON4D_HYPOTHESIS", "repeatable"))
 
-# The files that take longest, longest first: two workers that take a file each then end together.
+# The files that take longest, longest first: workers that take a file each then end together.
 # (pytest-xdist's own order, by number of tests, is switched off in the Makefile.)
 LONGEST = (
     "test_ros_graph.py",
     "test_tensorrt_build.py",
     "test_engine.py",
     "test_networks_uniscene.py",
-    "test_egomotion.py",
-    "test_ros_live.py",
     "test_scenarios.py",
-    "test_sim.py",
+    "test_egomotion.py",
     "test_export_learned.py",
+    "test_ros_live.py",
     "test_networks_sparse4d.py",
     "test_networks_driv3r.py",
-    "test_dynamics.py",
-    "test_engine_any_size.py",
     "test_cli.py",
+    "test_engine_any_size.py",
+    "test_ros_node.py",
+    "test_sim.py",
+    "test_bags_as_they_come.py",
+    "test_learned_replay.py",
+    "test_perception.py",
     "test_chaos.py",
     "test_networks_point3r.py",
+    "test_preprocess.py",
+    "test_motion_inputs.py",
+    "test_mapping.py",
+    "test_quantize.py",
     "test_overview.py",
-    "test_bags_as_they_come.py",
+    "test_dynamics.py",
+    "test_driv3r_geometry.py",
+    "test_demo.py",
     "test_build.py",
 )
 

@@ -25,6 +25,7 @@ from recon4d_ros.evaluation import format_report
 from recon4d_ros.parameters import describe
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.graph import bag_parameters
+from recon4d_ros.runs.evaluate import evaluate_run
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.sync import Synchronizer
 from recon4d_ros.types import FrameSet, RawImage, Tracking
@@ -367,6 +368,7 @@ def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag)
                 "--out",
                 tmp_path / name,
                 "--save-frames",
+                *("--max-frames", "5"),
             ],
             cwd=ROOT,
             env=environment,
@@ -375,7 +377,8 @@ def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag)
         )
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / "one", tmp_path / "two"
-    for name in ("trajectory.tum", "map.ply", "objects.jsonl"):
+    grid = ("occupancy_grid.pgm", "occupancy_grid.yaml")
+    for name in ("trajectory.tum", "map.ply", "objects.jsonl", *grid):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     frames = sorted(path.relative_to(one) for path in one.glob("d*/*/*.png"))
     assert frames and all((one / path).read_bytes() == (two / path).read_bytes() for path in frames)
@@ -383,6 +386,9 @@ def test_replay_writes_the_contract_and_repeats_bit_for_bit(tmp_path, small_bag)
     assert summary["frames"] == len((one / "trajectory.tum").read_text().splitlines()) > 0
     assert summary["latency_ms"]["engine"]["p50"] > 0 and summary["peak_rss_mib"] > 0
     assert (one / "overview.png").stat().st_size > 10_000
+    scores = summary["metrics"]["grid"]
+    assert scores["free"] > 1000 and scores["free_occupied"] < 0.01
+    assert scores == evaluate_run(one, small_bag)["grid"]
 
 
 def test_info_of_a_checkpoint_says_what_it_is_or_why_not(capsys, tmp_path):

@@ -15,7 +15,7 @@ LEVELS = (
     ("cameras", "alignment", "bev"),
     ("messages",),
     ("bags", "sync", "networks", "engine", "egomotion", "mapping"),
-    ("dynamics",),
+    ("dynamics", "grids"),
     ("reconstructor", "perception", "sim", "evaluation"),
     ("overview",),
     ("runs",),

@@ -17,10 +17,10 @@ from recon4d_ros.cli import main
 from recon4d_ros.engine import load_spec
 
 
-# Point3R's takes most of a minute: with `make test-full`
+# Point3R's and Driv3R's take most of a minute each: with `make test-full`
 @pytest.mark.parametrize(
     "network",
-    [pytest.param(name, marks=pytest.mark.full) if name == "point3r" else name for name in LEARNED],
+    [n if n == "dymultidepth" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
 )
 def test_from_checkpoint_to_a_run(
     network: str,

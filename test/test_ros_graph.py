@@ -176,6 +176,8 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
             "objects_markers",
             "map_updates",
             "dynamic_points",
+            "local_grid",
+            "distance",
         )
     ]
     expected += [
@@ -218,8 +220,19 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
     assert (
         last["/recon4d/objects"].header.frame_id
         == last["/recon4d/map_updates"].header.frame_id
+        == last["/recon4d/local_grid"].header.frame_id
+        == last["/recon4d/distance"].header.frame_id
         == "map"
     )
+    grid, distance = last["/recon4d/local_grid"], last["/recon4d/distance"]
+    cells = np.array(grid.data, np.int8).reshape(grid.info.height, grid.info.width)
+    assert set(np.unique(cells)) <= {-1, 0, 100} and (cells == 0).sum() > 100
+    metres = np.frombuffer(distance.data, np.float32).reshape(distance.height, distance.width)
+    assert metres.shape == cells.shape and np.array_equal(metres == 0, cells == 100)
+    car.wait(lambda: car.said["/recon4d/occupancy_grid"], "the lasting grid")
+    whole = car.said["/recon4d/occupancy_grid"][-1]
+    assert whole.header.frame_id == "map" and whole.info.resolution == grid.info.resolution
+    assert len(whole.data) == whole.info.width * whole.info.height >= (150 / 0.2) ** 2
     assert (
         len(last["/recon4d/map_updates"].changed_keys)
         == 3 * last["/recon4d/map_updates"].changed.width

@@ -39,7 +39,7 @@ from recon4d_ros.ros.graph import graph_environment
 from recon4d_ros.ros.node import Recon4dNode
 from recon4d_ros.ros.offered import BEST_EFFORT, RELIABLE, image_qos
 from recon4d_ros.ros.worker import Worker
-from recon4d_ros.types import FrameSet, Jump, RawImage
+from recon4d_ros.types import FrameSet, Jump, OccupancyGrid, RawImage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START = 1_700_000_000_000_000_000
@@ -135,6 +135,11 @@ class Reconstructor:
         @staticmethod
         def points() -> tuple[np.ndarray, ...]:
             return np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32)
+
+    class grids:
+        @staticmethod
+        def around(stamp_ns: int) -> OccupancyGrid:
+            return OccupancyGrid(stamp_ns, np.zeros((2, 3), np.int8), 0.2, np.zeros(2))
 
     def reset(self) -> None:
         pass

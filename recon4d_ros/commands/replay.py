@@ -43,6 +43,7 @@ EPILOG = """writes to --out:
   map.ply          the static map        objects.jsonl   tracked objects per frame set
   summary.json     frames, drops, rates, latency percentiles per stage, memory, and the metrics where the bag has /ground_truth/*
   overview.png     the run in one picture
+  occupancy_grid.pgm, .yaml  free and occupied ground, as Nav2's map_server reads it
   occupancy/<stamp_ns>.ply   with --occupancy-engine: occupied voxels in base_link, the score as weight
   with --save-frames: depth/<camera>/<stamp_ns>.png (16 bit, m x 256, 0 = none), dynamic/<camera>/<stamp_ns>.png (255 = moving),
                    both in the source image's size and geometry
@@ -309,7 +310,7 @@ def replay(
             "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),
         }
-        summary = writer.finish(reconstructor.mapper, summary)
+        summary = writer.finish(reconstructor.mapper, summary, grid=reconstructor.whole_grid())
         for one in (reconstructor, *beside):
             one.close()
     if reason := nothing_usable(summary):

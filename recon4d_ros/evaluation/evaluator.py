@@ -20,6 +20,7 @@ from recon4d_ros.cameras.distortion import to_rays
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.metrics.clouds import Boxes, inside_boxes, score_cloud
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
+from recon4d_ros.evaluation.metrics.grids import HIGH, LOW, REACH, GridScorer
 from recon4d_ros.evaluation.metrics.masks import MaskAccumulator
 from recon4d_ros.evaluation.metrics.tracking import Movers, TrackingAccumulator
 from recon4d_ros.evaluation.metrics.trajectory import TrajectoryScore, align_first, score_trajectory
@@ -28,7 +29,7 @@ from recon4d_ros.evaluation.truth import TrueObjects, Truth, TruthSource
 from recon4d_ros.evaluation.visibility import box_pixels, project_visible
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping.keys import pack
-from recon4d_ros.types import Camera, Reconstruction, Rig
+from recon4d_ros.types import Camera, OccupancyGrid, Reconstruction, Rig
 
 MOVING = 1.0  # m/s: slower dynamic objects are neither asked for nor held against the estimate
 CONFIDENT = 0.5  # of the engine's confidence: "where it is confident"
@@ -39,6 +40,8 @@ _PIXELS = 150_000  # of an image are enough for its depth score
 _CLOUD_RANGE = 30.0  # m: of the truth's cloud around each frame
 _CLOUD_PIXELS = 4_000  # per camera and frame
 _CLOUD_VOXEL = 0.1  # m: the truth's cloud is thinned to one point in each
+NEAR_ROAD = 20.0  # m: of road that is asked for
+_GRID_PIXELS = 20_000  # per camera and frame: 0.1 m apart 20 m away
 _LIDAR_NS = 60_000_000  # a scan this near to an image is compared with it
 
 ImageOf = Callable[[int], NDArray | None]
@@ -95,6 +98,8 @@ class Evaluator:
         self._swept: list[NDArray[np.float64]] = []  # [1, 7] center size yaw in world
         self._swept_last: dict[int, NDArray[np.float64]] = {}
         self._cloud = _Cloud()
+        self.grids = GridScorer()
+        self._rays: dict[int, tuple[NDArray, NDArray, NDArray]] = {}  # by camera, for the grids
 
     def add_reconstruction(self, result: Reconstruction, preprocessor: Preprocessor) -> None:
         """One live result."""
@@ -112,6 +117,7 @@ class Evaluator:
             source(result.motion.mask),
             objects_at(frame.stamp_ns, result.motion.objects),
             source(geometry.confidence) if heard else None,
+            result.local_grid,
         )
 
     def add(
@@ -123,6 +129,7 @@ class Evaluator:
         mask: ImageOf,
         objects: ObjectsAt,
         confidence: ImageOf | None = None,
+        local_grid: OccupancyGrid | None = None,
     ) -> None:
         """One frame set. depth, mask, confidence: camera index -> [height, width] at the source
         image's size, None = not there."""
@@ -131,6 +138,7 @@ class Evaluator:
             self._poses.append((T_map_base, T_world_base))
         true_objects = self._truth.objects(stamp_ns)
         true_masks = {}
+        standing: list[NDArray[np.float64]] = []
         for n, camera in enumerate(self._rig.cameras):
             stamp = int(stamps_ns[n])
             true_mask, true_depth = (
@@ -139,6 +147,8 @@ class Evaluator:
             )
             if true_mask is not None:
                 true_masks[n] = true_mask
+            if true_depth is not None and T_world_base is not None:
+                standing.append(self._standing(n, true_depth, true_mask, T_world_base))
             self._add_camera(
                 n,
                 camera,
@@ -152,12 +162,16 @@ class Evaluator:
                 mask,
                 confidence,
             )
+        if standing:
+            self._add_grid(np.concatenate(standing), T_map_base, local_grid)
         if true_objects is not None and T_world_base is not None:
             self._add_objects(objects, true_objects, true_masks, T_map_base, T_world_base)
 
-    def finish(self, map_points: NDArray[np.float32] | None) -> dict:
+    def finish(
+        self, map_points: NDArray[np.float32] | None, grid: OccupancyGrid | None = None
+    ) -> dict:
         """All scores as plain numbers (for summary.json); a part that the bag has no truth for is
-        absent."""
+        absent. grid: the lasting one."""
         self._truth.close()
         metrics: dict = {}
         if history := self.history:
@@ -191,6 +205,10 @@ class Evaluator:
             truth = self._cloud.points()
             if len(truth):
                 metrics["cloud"] = asdict(score_cloud(map_points, truth))
+        if grid is not None and (lasting := self.grids.score(grid)) is not None:
+            metrics["grid"] = asdict(lasting)
+        if (local := self.grids.local) is not None:
+            metrics["local_grid"] = asdict(local)
         return metrics
 
     @property
@@ -300,6 +318,55 @@ class Evaluator:
         rays = to_rays(camera, np.stack([u, v], axis=1))
         points = np.column_stack([rays * z[:, None], z])
         self._cloud.add(transform(T_map_base @ camera.T_base_camera, points).astype(np.float32))
+
+    def _standing(
+        self,
+        n: int,
+        depth: NDArray[np.float32],
+        moving: NDArray[np.bool_] | None,
+        T_world_base: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """[K, 5] x y z in base_link of what a camera truly sees in the height band over the road
+        (the world's plane z = that of base_link's origin) and of the road, 1 where it moves, and 1
+        where it is road."""
+        camera = self._rig.cameras[n]
+        if n not in self._rays:
+            step = max(1, round(np.sqrt(depth.size / _GRID_PIXELS)))
+            v, u = (
+                index.reshape(-1)
+                for index in np.mgrid[
+                    step // 2 : depth.shape[0] : step, step // 2 : depth.shape[1] : step
+                ]
+            )
+            self._rays[n] = v, u, to_rays(camera, np.stack([u, v], axis=1))
+        v, u, rays = self._rays[n]
+        z = depth[v, u]
+        good = np.flatnonzero(z < REACH)
+        z = z[good].astype(np.float64)
+        points = np.column_stack([rays[good] * z[:, None], z])
+        points = transform(camera.T_base_camera, points)
+        height = points @ T_world_base[2, :3]
+        road = np.abs(height) < 0.1
+        band = (height > LOW) & (height < HIGH) | road
+        moves = np.zeros(len(good)) if moving is None else moving[v[good], u[good]]
+        return np.column_stack([points, moves, road])[band]
+
+    def _add_grid(
+        self,
+        seen: NDArray[np.float64],
+        T_map_base: NDArray[np.float64],
+        local_grid: OccupancyGrid | None,
+    ) -> None:
+        points = transform(T_map_base, seen[:, :3])[:, :2]
+        distance = np.hypot(seen[:, 0], seen[:, 1])
+        moves, road = seen[:, 3] > 0, seen[:, 4] > 0
+        self.grids.add(
+            points[~road],
+            distance[~road],
+            moves[~road],
+            local_grid,
+            points[road & ~moves & (distance < NEAR_ROAD)],
+        )
 
     def _add_objects(
         self,

@@ -142,6 +142,20 @@ def _metric_lines(metrics: Tree) -> Iterator[str]:
             f" within {score['threshold']:g} m), completion {_number(score['completion'])} m"
             f" ({_percent(score['recall'])})"
         )
+    if score := metrics.get("grid"):
+        yield (
+            f"grid         {_percent(score['free_occupied'])} of {score['free']:,} free cells are"
+            f" occupied, {_percent(score['found_beside'])} of {score['occupied']:,} occupied ones"
+            f" within 20 m found ({_percent(score['glimpsed_beside'])} of all"
+            f" {score['glimpsed']:,} that were ever in view), {_percent(score['blocked'])} of the"
+            " road in view is blocked"
+        )
+    if score := metrics.get("local_grid"):
+        yield (
+            f"local grid   {_percent(score['free_occupied'])} of the free cells are occupied,"
+            f" {_percent(score['movers_found'])} of {score['movers']:,} cells of dynamic objects"
+            " within 20 m found"
+        )
 
 
 def _depth_lines(title: str, score: Tree) -> Iterator[str]:

@@ -185,8 +185,14 @@ class Mapper:
         self._integrated_at: NDArray[np.float64] | None = None
         self._center = np.zeros(3, np.int64)  # voxel of the car
         self.refused = 0  # voxels that found no room
+        self.reach = self._parameters.radius  # m: the radius, as far as there was room for it
         if self._spill:
             self._spill.clear()
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel, m."""
+        return self._parameters.voxel_size
 
     @property
     def size(self) -> int:
@@ -386,6 +392,7 @@ class Mapper:
         radius = (
             p.radius if fill < 0.6 else p.radius * (0.6 / fill) ** 2
         )  # room runs out: the farthest go first
+        self.reach = radius
         near = np.flatnonzero(distance < np.float32(min(p.carve_range, radius) ** 2))
         refuted = slots[
             near[self._seen_through(local.take(near, axis=1), T_local_camera, geometry)]

@@ -105,6 +105,13 @@ class NodeParameters:
         minimum=0.1,
         maximum=3600.0,
     )
+    grid_publish_period: float = parameter(
+        1.0,
+        "seconds between two publications of the whole ~/occupancy_grid (~/local_grid comes every"
+        " frame)",
+        minimum=0.1,
+        maximum=3600.0,
+    )
     path_length: int = parameter(
         2000, "poses kept in ~/path: the oldest go first", minimum=1, maximum=100_000
     )

@@ -26,7 +26,7 @@ from recon4d_ros.parameters import ParameterInfo, build, check, describe
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.node_parameters import CameraParameters, NodeParameters
 
-LIVE = frozenset(["map_publish_period", "output_folder"])
+LIVE = frozenset(["map_publish_period", "grid_publish_period", "output_folder"])
 READ_ONLY = frozenset(["autostart", "build_only"])
 _BIG = {float: 1e308, int: 2**62}
 

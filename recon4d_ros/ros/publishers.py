@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
-from nav_msgs.msg import Odometry, Path
+from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
@@ -99,6 +99,27 @@ OUTPUTS = (
         depth=2,
     ),
     Output(
+        "~/occupancy_grid",
+        OccupancyGrid,
+        "the static world around the car for planners, in the map frame: -1 unknown, 0 free, 100"
+        " occupied; latched, throttled",
+        depth=1,
+        latched=True,
+    ),
+    Output(
+        "~/local_grid",
+        OccupancyGrid,
+        "the same close around the car with dynamic objects in it, in the map frame",
+        depth=2,
+    ),
+    Output(
+        "~/distance",
+        Image,
+        "32FC1 metres from each cell of ~/local_grid to the nearest occupied one, inf = none;"
+        " pixel (row, column) is cell (row, column)",
+        depth=2,
+    ),
+    Output(
         "~/odometry",
         Odometry,
         "odom -> base (map -> base with publish_tf map_odom); covariance is huge while lost",
@@ -121,6 +142,11 @@ TRACKED = "~/tracked_objects"
 STANDARD = (
     (DETECTIONS, "vision_msgs/msg/Detection3DArray", "~/objects for others' tools"),
     (TRACKED, "autoware_perception_msgs/msg/TrackedObjects", "~/objects for Autoware"),
+    (
+        "~/occupancy_grid_updates",
+        "map_msgs/msg/OccupancyGridUpdate",
+        "what changed of ~/occupancy_grid since the last",
+    ),
 )
 """Topic, type and description of outputs whose message packages need not be installed."""
 
@@ -202,8 +228,15 @@ class Publishers:
             int, NDArray[np.float32]
         ] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
+        standard = standard_outputs()
+        there = {output.topic for output in standard}
+        self.left_out = [
+            f"{topic} is not published: {name.split('/')[0]} is not installed here"
+            for topic, name, _ in STANDARD
+            if topic not in there
+        ]
         try:
-            for output in (*OUTPUTS, *standard_outputs()):
+            for output in (*OUTPUTS, *standard):
                 for name in cameras if "<camera>" in output.topic else ("",):
                     self._open(output, output.topic.replace("<camera>", name))
         except ParameterError:
@@ -315,6 +348,10 @@ class Publishers:
 
     def show_status(self, message: Status) -> None:
         self._send("~/status", message)
+
+    def send(self, topic: str, message: object) -> None:
+        """Publish what another made, heard or not."""
+        self._send(topic, message)
 
     def _send(self, topic: str, message: object) -> None:
         self.publishers[topic].publish(message)

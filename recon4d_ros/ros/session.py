@@ -38,6 +38,7 @@ from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.discovery import camera_of, listed, published
 from recon4d_ros.ros.engine_start import EngineStart
+from recon4d_ros.ros.grid_output import GridOutput
 from recon4d_ros.ros.inputs import (
     CalibrationInput,
     CameraInput,
@@ -144,7 +145,7 @@ class Session:
         self._era = 0  # how often everything began anew
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
-        self._map_dirty = False
+        self._map_dirty = self._grid_dirty = False
         self._gpu_measured = 0.0  # monotonic time
         self._status_ns = 0  # monotonic time of the last ~/status
         self._stamp_ns = 0
@@ -186,8 +187,11 @@ class Session:
             path_spacing=own.path_spacing,
             points_stride=own.points_stride,
         )
+        for sentence in self._publishers.left_out:
+            self._log.info(sentence)
         opened.callback(self._publishers.close)
         self._log.info(standard_in_words())
+        self._grids = GridOutput(self._publishers, own.map_frame)
         self._tree = PoseTree(node, own.publish_tf, self._frames, self._buffer)
         opened.callback(self._tree.close, node)
         self._calibrations = CalibrationInput(node, setup.topics, self._on_info)
@@ -224,7 +228,7 @@ class Session:
             self._process,
             displaced=self._displaced,
             failed=self._step_failed,
-            idle=self._publish_map_if_due,
+            idle=self._publish_what_is_due,
         )
 
     def _disconnect(self) -> None:
@@ -292,7 +296,7 @@ class Session:
         self._count_forgotten(self._worker.discard())
         if self._reconstructor is not None:
             try:
-                self._call(self._publish_map, "its map is said")
+                self._call(self._publish_maps, "its map is said")
             except TimeoutError as error:
                 self._log.warning(str(error))
         self._count_sync()
@@ -753,13 +757,14 @@ class Session:
         if sentence:
             self._bad("tf", sentence)
         self._publishers.show(result, result.pose.T_map_base)
+        self._grids.show(result.local_grid, reconstructor.grids.lasting)
         published = time.monotonic_ns()
         received = max(
             (image.received_ns for image in frame_set.images.values()), default=published
         )
         stages = {**result.latency, "publish": time.perf_counter() - start}
         cpu = {**result.cpu, "publish": time.process_time() - worked}
-        self._map_dirty = True
+        self._map_dirty = self._grid_dirty = True
         self.health.map_losses = map_losses(reconstructor.mapper)
         self._measure_gpu(reconstructor)
         self._stamp_ns = frame_set.stamp_ns
@@ -767,7 +772,7 @@ class Session:
             result, stages, cpu, (published - received) * 1e-9, reconstructor.mapper.size
         )
         self.show_status()
-        self._publish_map_if_due()
+        self._publish_what_is_due()
 
     def _count_detections(self, reconstructor: Reconstructor) -> None:
         """Detections from elsewhere that were not used, into the common count."""
@@ -801,14 +806,29 @@ class Session:
         self._publishers.reset()
         self.health.reset()
         if reset:
-            self._publish_map()
+            self._publish_maps()
 
-    def _publish_map_if_due(self) -> None:
-        if not self._map_dirty or self._reconstructor is None:
+    def _publish_what_is_due(self) -> None:
+        if self._reconstructor is None:
             return
-        period = self._node.get_parameter("map_publish_period").value
-        if self._map_ns is None or time.monotonic_ns() - self._map_ns >= period * 1e9:
-            self._publish_map()
+        if self._map_dirty:
+            period = self._node.get_parameter("map_publish_period").value
+            if self._map_ns is None or time.monotonic_ns() - self._map_ns >= period * 1e9:
+                self._publish_map()
+        if self._grid_dirty and self._grids.due(
+            self._node.get_parameter("grid_publish_period").value
+        ):
+            self._publish_grid()
+
+    def _publish_maps(self) -> None:
+        self._publish_map()
+        self._publish_grid()
+
+    def _publish_grid(self) -> None:
+        assert self._reconstructor is not None
+        if self._setup.algorithm.grids.enabled:
+            self._grids.show_whole(self._reconstructor.grids.around(self._stamp_ns))
+        self._grid_dirty = False
 
     def _publish_map(self) -> None:
         assert self._reconstructor is not None

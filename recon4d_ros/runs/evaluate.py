@@ -15,8 +15,10 @@ from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.evaluation.evaluator import Evaluator
 from recon4d_ros.evaluation.objects import objects_at
+from recon4d_ros.grids import read_map
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.runs.files import read_depth, read_mask, read_objects, read_trajectory
+from recon4d_ros.runs.writer import GRID
 from recon4d_ros.types import Rig
 
 
@@ -65,7 +67,11 @@ def evaluate_run(
     map_file = next(
         (path for path in (folder / "map.ply", folder / "map.pcd") if path.exists()), None
     )
-    return evaluator.finish(read_cloud(map_file).xyz if map_file else None)
+    grid_file = folder / f"{GRID}.yaml"
+    return evaluator.finish(
+        read_cloud(map_file).xyz if map_file else None,
+        read_map(grid_file) if grid_file.exists() else None,
+    )
 
 
 def _read_nth(

@@ -18,15 +18,25 @@ import numpy as np
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.errors import OutputError
 from recon4d_ros.evaluation import Evaluator
+from recon4d_ros.grids import write_map
 from recon4d_ros.mapping import Cloud, read_cloud, write_cloud
 from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.paths import user_path
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
 from recon4d_ros.runs.output import writing
-from recon4d_ros.types import DynamicObject, Occupancy, Reconstruction, Rig
+from recon4d_ros.types import DynamicObject, Occupancy, OccupancyGrid, Reconstruction, Rig
 
-FILES = ("trajectory.tum", "objects.jsonl", "map.ply", "summary.json", "overview.png")
+GRID = "occupancy_grid"
+FILES = (
+    "trajectory.tum",
+    "objects.jsonl",
+    "map.ply",
+    "summary.json",
+    "overview.png",
+    f"{GRID}.pgm",
+    f"{GRID}.yaml",
+)
 FOLDERS = ("depth", "dynamic")
 OCCUPANCY = "occupancy"
 
@@ -107,17 +117,23 @@ class RunWriter:
         write_cloud(self.out / OCCUPANCY / f"{occupancy.stamp_ns}.ply", Cloud(points, grey, score))
 
     def finish(
-        self, mapper: SavesMap, summary: dict[str, Any], metrics: dict | None = None
+        self,
+        mapper: SavesMap,
+        summary: dict[str, Any],
+        metrics: dict | None = None,
+        grid: OccupancyGrid | None = None,
     ) -> dict[str, Any]:
-        """Writes map, summary and picture; returns the summary as written (with `map_points`, and
-        `metrics` where there is truth)."""
+        """Writes map, grid, summary and picture; returns the summary as written (with `map_points`,
+        and `metrics` where there is truth)."""
         with writing(self.out):
             self._trajectory.close()
             self._objects.close()
         summary = summary | {"map_points": mapper.save(self.out / "map.ply")}
         cloud = read_cloud(self.out / "map.ply")
+        if grid is not None:
+            write_map(self.out / GRID, grid)
         if self._evaluator:
-            metrics = self._evaluator.finish(cloud.xyz)
+            metrics = self._evaluator.finish(cloud.xyz, grid)
         if metrics is not None:
             summary["metrics"] = metrics
         with writing(self.out):

@@ -1,0 +1,439 @@
+"""The grid that lasts: of the static world, over the whole drive.
+
+A cell knows whether the static map has something in the height band over it (`occupied`), how well
+it was seen to be free (`free`), and how often something stood in it (`stood`), for the map's voxels
+are small: a wall that is seen with a doubt of half a metre is spread over many, and none of them
+is sure of itself. The map goes before what was seen, free goes before stood (what one frame takes
+for an obstacle others look through); a cell of none is unknown.
+
+The height band stands on the road as it was estimated when the car was nearest (per block of
+cells), so that a hill ahead is no wall; of a place whose road was never nearer than ROAD_RANGE the
+map says nothing.
+
+Cells are counted from map's origin and lie in tiles of TILE x TILE. Those around the car are one
+array (the canvas) that moves tile by tile; the others are packed (zlib: a tile takes a few hundred
+bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
+
+When the map moves (a loop closes), `moved` carries every tile by its own rigid motion; what is
+within the map's reach is read from the moved voxels again at the next `read_map`. `state` and
+`restore` are the same tiles as plain arrays, for saving and loading.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon4d_ros.grids.parameters import GridParameters
+from recon4d_ros.grids.sight import Sight
+from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, OccupancyGrid
+
+TILE = 128  # cells
+BLOCK = 8  # cells that share a height of the road
+BLOCKS = TILE // BLOCK
+ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py)
+SURE = 20  # evidence of free space that one frame gives
+MOST = 120  # evidence at most: six frames
+STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
+MOST_TILES = 20_000  # packed ones: 200 km of street with cells of 0.2 m, at most 100 MB
+MOST_CELLS = 1 << 26  # of a grid that is written as one
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GridState:
+    """The whole grid as arrays. resolution: m. tiles: [K, 2] int64, index (x, y) of each tile.
+    free, stood: [K, TILE, TILE] uint8 evidence; occupied: [K, TILE, TILE] bool; rows along y. road,
+    nearest: [K, BLOCKS, BLOCKS] float32: height of the road in map (NaN: not known), and from how
+    far away it was estimated, metres."""
+
+    resolution: float
+    tiles: NDArray[np.int64]
+    free: NDArray[np.uint8]
+    stood: NDArray[np.uint8]
+    occupied: NDArray[np.bool_]
+    road: NDArray[np.float32]
+    nearest: NDArray[np.float32]
+
+
+@dataclass
+class _Layers:
+    """What a rectangle of cells knows; see GridState."""
+
+    free: NDArray[np.uint8]
+    stood: NDArray[np.uint8]
+    occupied: NDArray[np.bool_]
+    road: NDArray[np.float32]
+    nearest: NDArray[np.float32]
+
+    @classmethod
+    def blank(cls, tiles: int) -> _Layers:
+        n, b = tiles * TILE, tiles * BLOCKS
+        return cls(
+            np.zeros((n, n), np.uint8),
+            np.zeros((n, n), np.uint8),
+            np.zeros((n, n), bool),
+            np.full((b, b), np.nan, np.float32),
+            np.full((b, b), np.inf, np.float32),
+        )
+
+    def tile(self, row: int, column: int) -> _Layers:
+        """A view of one tile."""
+        cells = slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
+        blocks = (
+            slice(row * BLOCKS, (row + 1) * BLOCKS),
+            slice(column * BLOCKS, (column + 1) * BLOCKS),
+        )
+        return _Layers(
+            self.free[cells],
+            self.stood[cells],
+            self.occupied[cells],
+            self.road[blocks],
+            self.nearest[blocks],
+        )
+
+    def take(self, other: _Layers) -> None:
+        self.free[:], self.stood[:] = other.free, other.stood
+        self.occupied[:] = other.occupied
+        self.road[:], self.nearest[:] = other.road, other.nearest
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            np.isfinite(self.road).any()
+            or self.free.any()
+            or self.stood.any()
+            or self.occupied.any()
+        )
+
+    def packed(self) -> bytes:
+        parts = (self.free, self.stood, np.packbits(self.occupied), self.road, self.nearest)
+        return zlib.compress(b"".join(np.ascontiguousarray(part).tobytes() for part in parts), 1)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> _Layers:
+        raw = np.frombuffer(zlib.decompress(data), np.uint8)
+        cells, blocks = TILE * TILE, BLOCKS * BLOCKS
+        free, stood, bits, road, nearest = np.split(
+            raw, np.cumsum([cells, cells, cells // 8, blocks * 4])
+        )
+        return cls(
+            free.reshape(TILE, TILE),
+            stood.reshape(TILE, TILE),
+            np.unpackbits(bits).reshape(TILE, TILE).astype(bool),
+            road.view(np.float32).reshape(BLOCKS, BLOCKS),
+            nearest.view(np.float32).reshape(BLOCKS, BLOCKS),
+        )
+
+
+class LastingGrid:
+    """Not thread-safe. `revision` counts what changed it."""
+
+    def __init__(self, parameters: GridParameters) -> None:
+        self._parameters = parameters
+        p = parameters
+        least = max(0.5 * p.size, p.max_range, 0.5 * p.local_size) / p.resolution
+        self._reach = int(np.ceil(np.ceil(least) / TILE))  # tiles to each side of the car's
+        self._tiles = 2 * self._reach + 1
+        self.dropped = 0  # tiles that found no room
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._canvas = _Layers.blank(self._tiles)
+        self._corner = np.zeros(2, np.int64)  # tile (x, y) of the canvas' first
+        self._packed: dict[tuple[int, int], bytes] = {}
+        self._centred = False
+        self.revision = 0
+
+    # ---- what comes in
+
+    def see(self, sight: Sight, gain: int, T_map_base: Array, road: Array) -> None:
+        """One frame. gain: evidence of a cell that is seen to be free, SURE for a frame that says
+        something new. road: [4] plane in base_link."""
+        self._follow(T_map_base[:2, 3])
+        self._see_road(T_map_base, road)
+        cells = self._window(sight.origin, sight.free.shape[0])
+        free = self._canvas.free[cells]
+        blocked = sight.standing & (sight.free == 0)
+        # not in place: OpenCV writes into an array of its own where rows are not side by side
+        seen = np.minimum(free + sight.free * np.uint8(gain), np.uint8(MOST))
+        free[:] = np.where(blocked, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
+        stood = self._canvas.stood[cells]
+        seen = np.minimum(stood + sight.standing.view(np.uint8) * np.uint8(gain), np.uint8(MOST))
+        passed = (sight.free != 0) & ~sight.standing
+        stood[:] = np.where(passed, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
+        self.revision += 1
+
+    def read_map(
+        self, points: NDArray[np.float32], center: Array, reach: float, voxel_size: float
+    ) -> None:
+        """The static map's points [K, 3] (m, in map), which are all that it has within `reach` of
+        `center` [2]: what is there no more is taken out, farther away the grid keeps what it
+        knows."""
+        p, n = self._parameters, self._canvas.free.shape[0]
+        cell = np.floor(points[:, :2].astype(np.float64) / p.resolution).astype(np.int64)
+        cell -= self._corner * TILE
+        inside = np.flatnonzero(((cell >= 0) & (cell < n)).all(axis=1))
+        x, y = cell[inside].T
+        height = points[inside, 2] - self._canvas.road[y // BLOCK, x // BLOCK]
+        band = (height >= p.min_height) & (height <= p.max_height)  # False where NaN
+        found = np.zeros((n, n), np.uint8)
+        found[y[band], x[band]] = 1
+        if voxel_size > 1.5 * p.resolution:  # one point stands for a voxel of several cells
+            wide = round(voxel_size / p.resolution)
+            found = np.asarray(cv2.dilate(found, np.ones((wide, wide), np.uint8)))
+        middle = np.asarray(center) / p.resolution - self._corner * TILE
+        across = np.square(np.arange(n) + 0.5 - middle[0])
+        near = (
+            np.square(np.arange(n) + 0.5 - middle[1])[:, None] + across
+            < (max(reach - 2 * voxel_size, 0.0) / p.resolution) ** 2
+        )
+        self._canvas.occupied[near] = False
+        self._canvas.occupied |= found.view(bool)
+        self.revision += 1
+
+    def _see_road(self, T_map_base: Array, road: Array) -> None:
+        """The road's height of the blocks that the car has never been nearer to."""
+        size = BLOCK * self._parameters.resolution
+        start = self._corner * BLOCKS
+        b = self._canvas.road.shape[0]
+        first = np.floor((T_map_base[:2, 3] - ROAD_RANGE) / size).astype(np.int64) - start
+        last = np.ceil((T_map_base[:2, 3] + ROAD_RANGE) / size).astype(np.int64) - start
+        first, last = np.clip(first, 0, b), np.clip(last, 0, b)
+        x, y = (
+            (np.arange(first[axis], last[axis]) + start[axis] + 0.5) * size - T_map_base[axis, 3]
+            for axis in (0, 1)
+        )
+        distance = np.hypot(x, y[:, None]).astype(np.float32)
+        normal = T_map_base[:3, :3] @ road[:3]
+        height = T_map_base[2, 3] - (road[3] + normal[0] * x + normal[1] * y[:, None]) / normal[2]
+        here = slice(first[1], last[1]), slice(first[0], last[0])
+        # as near as before, too: a car that stands learns better where the road is
+        nearer = (distance <= self._canvas.nearest[here] + 0.1) & (distance <= ROAD_RANGE)
+        self._canvas.road[here][nearer] = height[nearer]
+        self._canvas.nearest[here][nearer] = distance[nearer]
+
+    # ---- what goes out
+
+    def window(self, origin: NDArray[np.int64], n: int) -> NDArray[np.int8]:
+        """[n, n] values from cell `origin` (x, y) on; within the canvas."""
+        return self._values(*self._window(origin, n))
+
+    def around(self, stamp_ns: int = 0, height: float = 0.0) -> OccupancyGrid:
+        """The square around the car. height: of the road below it, m in map."""
+        every = slice(None)
+        grid = self._grid(self._values(every, every), self._corner * TILE, stamp_ns)
+        return replace(grid, height=height)
+
+    def whole(self, stamp_ns: int = 0) -> OccupancyGrid:
+        """All of the drive, cut to what is known; of a drive too long for MOST_CELLS with cells
+        twice, four times, ... as wide (occupied if any part is, free if all parts are)."""
+        known = {index: layers for index, layers in self._all() if not layers.empty}
+        if not known:
+            return self._grid(np.full((1, 1), UNKNOWN, np.int8), np.zeros(2, np.int64), stamp_ns)
+        low = np.min(list(known), axis=0)
+        count = np.max(list(known), axis=0) - low + 1
+        factor = 1
+        while np.prod(count * (TILE // factor)) > MOST_CELLS and factor < TILE:
+            factor *= 2
+        t = TILE // factor
+        values = np.full((count[1] * t, count[0] * t), UNKNOWN, np.int8)
+        for (x, y), layers in known.items():
+            blocks = self._values_of(layers).reshape(t, factor, t, factor)
+            part = np.asarray(blocks.swapaxes(1, 2)).reshape(t, t, -1)
+            coarse = np.where((part == FREE).all(-1), FREE, UNKNOWN)
+            coarse[(part == OCCUPIED).any(-1)] = OCCUPIED
+            row, column = (y - low[1]) * t, (x - low[0]) * t
+            values[row : row + t, column : column + t] = coarse
+        rows, columns = (np.flatnonzero((values != UNKNOWN).any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return self._grid(values[:1, :1], low * t, stamp_ns, factor)
+        cut = values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        corner = low * t + np.array([columns[0], rows[0]])
+        return self._grid(np.ascontiguousarray(cut), corner, stamp_ns, factor)
+
+    def state(self) -> GridState:
+        """Everything, to be saved."""
+        known = [(index, layers) for index, layers in self._all() if not layers.empty]
+
+        def stacked(name: str, blank: NDArray) -> NDArray:
+            return np.stack([getattr(layers, name) for _, layers in known]) if known else blank[:0]
+
+        none = _Layers.blank(1)
+        return GridState(
+            self._parameters.resolution,
+            np.array([index for index, _ in known], np.int64).reshape(-1, 2),
+            *(
+                stacked(name, getattr(none, name)[None])
+                for name in ("free", "stood", "occupied", "road", "nearest")
+            ),
+        )
+
+    def restore(self, state: GridState) -> None:
+        """Takes what `state` gave, in place of everything. Raises ValueError if its cells are of
+        another size."""
+        if abs(state.resolution - self._parameters.resolution) > 1e-9:
+            raise ValueError(
+                f"the grid's cells are {state.resolution:g} m: expected"
+                f" {self._parameters.resolution:g} m (parameter grids.resolution)"
+            )
+        self.reset()
+        for index, *layers in zip(
+            state.tiles.tolist(),
+            state.free,
+            state.stood,
+            state.occupied,
+            state.road,
+            state.nearest,
+            strict=True,
+        ):
+            self._keep((index[0], index[1]), _Layers(*layers))
+
+    def moved(self, motion: Callable[[Array], Array]) -> None:
+        """The map moved: every tile goes along by its own rigid motion.
+
+        motion: middle of a tile [3] in the old map (m) -> T_new_old [4, 4], of which the turn about
+        z and the translation are taken. Where tiles then overlap, occupied goes before free, the
+        larger evidence before the smaller, the road that was seen nearer before the other.
+        """
+        old = [(index, layers) for index, layers in self._all() if not layers.empty]
+        size = self._parameters.resolution * TILE
+        revision = self.revision
+        self.reset()
+        self.revision = revision + 1
+        fresh: dict[tuple[int, int], _Layers] = {}
+        for index, layers in old:
+            height = layers.road[np.isfinite(layers.road)]
+            level = float(np.median(height)) if len(height) else 0.0
+            middle = np.array([*((np.array(index) + 0.5) * size), level])
+            T = np.asarray(motion(middle), np.float64)
+            _carry(layers, np.array(index), T, self._parameters.resolution, fresh)
+        for index, layers in fresh.items():
+            self._keep(index, layers)
+
+    # ---- the canvas and the tiles beside it
+
+    def _follow(self, position: Array) -> None:
+        """Moves the canvas so that the car's tile is its middle one."""
+        tile = np.floor(position / (TILE * self._parameters.resolution)).astype(np.int64)
+        corner = tile - self._reach
+        if self._centred and np.array_equal(corner, self._corner):
+            return
+        leaving = list(self._canvas_tiles()) if self._centred else []
+        self._canvas = _Layers.blank(self._tiles)
+        self._corner, self._centred = corner, True
+        for index, layers in leaving:
+            place = np.array(index) - corner
+            if (place >= 0).all() and (place < self._tiles).all():
+                self._canvas.tile(place[1], place[0]).take(layers)
+            else:
+                self._keep(index, layers)
+        for row in range(self._tiles):
+            for column in range(self._tiles):
+                key = (int(corner[0]) + column, int(corner[1]) + row)
+                if (data := self._packed.pop(key, None)) is not None:
+                    self._canvas.tile(row, column).take(_Layers.unpacked(data))
+
+    def _keep(self, index: tuple[int, int], layers: _Layers) -> None:
+        if layers.empty:
+            return
+        self._packed[index] = layers.packed()
+        if len(self._packed) > MOST_TILES:
+            middle = self._corner + self._reach
+            far = max(self._packed, key=lambda key: float(np.abs(np.array(key) - middle).max()))
+            del self._packed[far]
+            self.dropped += 1
+
+    def _canvas_tiles(self) -> Iterator[tuple[tuple[int, int], _Layers]]:
+        for row in range(self._tiles):
+            for column in range(self._tiles):
+                index = (int(self._corner[0]) + column, int(self._corner[1]) + row)
+                yield index, self._canvas.tile(row, column)
+
+    def _all(self) -> Iterator[tuple[tuple[int, int], _Layers]]:
+        for index, data in self._packed.items():
+            yield index, _Layers.unpacked(data)
+        if self._centred:
+            yield from self._canvas_tiles()
+
+    def _window(self, origin: NDArray[np.int64], n: int) -> tuple[slice, slice]:
+        x, y = (origin - self._corner * TILE).tolist()
+        return slice(y, y + n), slice(x, x + n)
+
+    def _values(self, rows: slice, columns: slice) -> NDArray[np.int8]:
+        layers = _Layers(
+            self._canvas.free[rows, columns],
+            self._canvas.stood[rows, columns],
+            self._canvas.occupied[rows, columns],
+            self._canvas.road,
+            self._canvas.nearest,
+        )
+        return self._values_of(layers)
+
+    def _values_of(self, layers: _Layers) -> NDArray[np.int8]:
+        values = np.full(layers.free.shape, UNKNOWN, np.int8)
+        values[layers.stood >= STOOD] = OCCUPIED
+        values[layers.free >= min(self._parameters.free_frames * SURE, MOST)] = FREE
+        values[layers.occupied] = OCCUPIED
+        return values
+
+    def _grid(
+        self, values: NDArray[np.int8], corner: NDArray[np.int64], stamp_ns: int, factor: int = 1
+    ) -> OccupancyGrid:
+        resolution = self._parameters.resolution * factor
+        return OccupancyGrid(
+            stamp_ns, values, resolution, np.asarray(corner * resolution, np.float64)
+        )
+
+
+def _carry(
+    layers: _Layers,
+    index: NDArray[np.int64],
+    T: Array,
+    resolution: float,
+    into: dict[tuple[int, int], _Layers],
+) -> None:
+    """One tile by T [4, 4] into those that it then lies on."""
+    yaw = np.arctan2(T[1, 0], T[0, 0])
+    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    corner = np.asarray(index * TILE * resolution, np.float64)
+    square = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * TILE * resolution + corner
+    reached = square @ turn.T + T[:2, 3]
+    low, high = (
+        np.floor(edge / (TILE * resolution)).astype(np.int64)
+        for edge in (reached.min(axis=0), reached.max(axis=0) - 1e-9)
+    )
+    for x in range(low[0], high[0] + 1):
+        for y in range(low[1], high[1] + 1):
+            cells, inside = _back(x, y, turn, T, corner, resolution)
+            target = into.setdefault((x, y), _Layers.blank(1))
+            r, c = cells
+            for evidence, old in ((target.free, layers.free), (target.stood, layers.stood)):
+                np.maximum(evidence, np.where(inside, old[r, c], 0), out=evidence)
+            target.occupied |= inside & layers.occupied[r, c]
+            blocks, known = _back(x, y, turn, T, corner, resolution * BLOCK, BLOCKS)
+            near = np.where(known, layers.nearest[blocks], np.inf).astype(np.float32)
+            nearer = near < target.nearest
+            target.nearest[nearer] = near[nearer]
+            target.road[nearer] = layers.road[blocks][nearer] + np.float32(T[2, 3])
+
+
+def _back(
+    x: int, y: int, turn: Array, T: Array, corner: Array, step: float, count: int = TILE
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
+    """For every cell of tile (x, y) the (row, column) of the old tile that it shows, and whether
+    it shows one. step: edge of the cells, `count` of which make a tile."""
+    middle = (np.arange(count) + 0.5) * step
+    new = np.stack(
+        np.meshgrid(middle + x * count * step, middle + y * count * step), axis=-1
+    )  # [row, column, 2]
+    old = (new - T[:2, 3]) @ turn - corner
+    column, row = np.moveaxis(np.floor(old / step).astype(np.int64), -1, 0)
+    inside = (row >= 0) & (row < count) & (column >= 0) & (column < count)
+    return (np.clip(row, 0, count - 1), np.clip(column, 0, count - 1)), inside
