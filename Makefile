@@ -18,7 +18,7 @@ DONE := .venv/done
 ROS := scripts/ros_env.sh
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup build video maps viewer dev demo test test-full lint tensorrt bench clean python listing
+.PHONY: help setup build video maps viewer dev demo test test-full lint tensorrt detector bench clean python listing
 
 help: ## this list
 	@echo "make COMMAND [PYTHON=python3.12] [BAG=path] [ARGS=...]"
@@ -54,6 +54,9 @@ lint: dev ## ruff and mypy only
 	@$(ROS) mypy recon4d_ros
 
 tensorrt: setup $(DONE)/tensorrt ## TensorRT for RTX, to build engines for an NVIDIA GPU and run them; NVIDIA's licence
+
+detector: setup dev ## a detector of objects to try (NanoDet-g), from an npm package, into detectors/; docs/detections.md
+	@$(ROS) python scripts/make_detector.py detectors
 
 bench: setup dev ## the numbers of docs/benchmarks.md, measured on this machine
 	@$(ROS) python benchmarks/run.py $(ARGS)

@@ -17,6 +17,8 @@ from recon4d_ros.geometry import inverse, se3_from_quaternion
 from recon4d_ros.types import (
     Camera,
     DynamicObject,
+    ImageBox,
+    ImageBoxes,
     ImuSample,
     OdometrySample,
     RawImage,
@@ -190,6 +192,33 @@ def dynamic_object(message: Any) -> DynamicObject:
         class_name=str(getattr(message, "class_name", "")),  # recordings from before have none
         class_score=float(getattr(message, "class_score", 0.0)),
     )
+
+
+def image_boxes(message: Any) -> ImageBoxes:
+    """A vision_msgs/Detection2DArray, of any of its versions (a box's centre is a Pose2D or has a
+    position; a hypothesis holds class and score, or is in one). Of each detection the best
+    hypothesis counts. What has no size, or is not finite, is left out. A detection's own stamp
+    goes before the array's where that is zero."""
+    boxes, stamp = [], stamp_ns(message.header.stamp)
+    for detection in message.detections:
+        stamp = stamp or stamp_ns(detection.header.stamp)
+        centre = getattr(detection.bbox.center, "position", detection.bbox.center)
+        u, v = float(centre.x), float(centre.y)
+        half_wide = float(detection.bbox.size_x) / 2
+        half_high = float(detection.bbox.size_y) / 2
+        edges = (u - half_wide, v - half_high, u + half_wide, v + half_high)
+        named = [_hypothesis(result) for result in detection.results]
+        class_name, score = max(named, key=lambda one: one[1], default=("", 1.0))
+        if np.isfinite([*edges, score]).all() and half_wide > 0 and half_high > 0:
+            boxes.append(ImageBox(*edges, class_name, min(max(score, 0.0), 1.0)))
+    return ImageBoxes(stamp, tuple(boxes))
+
+
+def _hypothesis(result: Any) -> tuple[str, float]:
+    """Class and score of a vision_msgs/ObjectHypothesis(WithPose)."""
+    one = getattr(result, "hypothesis", result)
+    name = one.class_id if hasattr(one, "class_id") else one.id
+    return str(name), float(one.score)
 
 
 def point_rows(message: Any, names: Sequence[str]) -> NDArray[np.void]:

@@ -1,23 +1,31 @@
-"""Engines beside the reconstruction: objects (Sparse4D) and occupancy (UniScene), of the same frame
-sets and the same ego-motion, each of which may leave frame sets out."""
+"""Engines beside the reconstruction: objects (Sparse4D), occupancy (UniScene) and a detector of
+objects in images, of the same frame sets and the same ego-motion, each of which may leave frame
+sets out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+
+from recon4d_ros.cameras.calibration import reduced_size, reduction, turned_pixels
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.detector import Detector
 from recon4d_ros.engine.objects import ObjectEngine, load_objects, published_crop
 from recon4d_ros.engine.occupancy import OccupancyEngine, load_occupancy
 from recon4d_ros.localization import in_odom
 from recon4d_ros.types import (
     Calibration,
+    Camera,
     Detections,
     Frame,
     FrameSet,
+    ImageBox,
+    ImageBoxes,
     Jump,
     Occupancy,
     PoseEstimate,
@@ -63,6 +71,34 @@ class _Engine(Protocol):
     @property
     def device(self) -> str: ...
     def use(self, calibration: Calibration) -> None: ...
+    def reset(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Says(Protocol):
+    @property
+    def network(self) -> str: ...
+    @property
+    def warning(self) -> str: ...
+
+
+class _Runs(Protocol):
+    @property
+    def spec(self) -> _Says: ...
+    @property
+    def forgotten(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+
+
+class RunsBeside(Protocol):
+    """What runs beside the reconstruction: an engine (`Beside`) or a detector."""
+
+    @property
+    def engine(self) -> _Runs: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    def __call__(self, look: Look) -> Any: ...
     def reset(self) -> None: ...
     def close(self) -> None: ...
 
@@ -141,6 +177,66 @@ class Objects(Beside[Detections]):
 
     def _step(self, frame: Frame, pose: PoseEstimate) -> Detections:
         return self.engine.step(frame, self.calibration, pose.T_map_base, pose.T_map_camera)
+
+
+class ImageDetector:
+    """A detector of objects in images (engine/detector.py) beside the reconstruction: each camera's
+    images one by one, as the reconstruction has them decoded where they are in colour, else decoded
+    once more at the same size. Needs no pose. Raises EngineError. Not thread-safe."""
+
+    def __init__(
+        self, model: Path, rig: Rig, threads: int, shared: Calibration, runtime: str = ""
+    ) -> None:
+        """shared: of the reconstruction's engine."""
+        self.detector = Detector(model, runtime, threads)
+        self.engine = _Loaded(_Named(self.detector.name), self.detector.device)
+        self.warnings: tuple[str, ...] = ()
+        self._rig, self._preprocessor = rig, Preprocessor(rig, shared, 3)
+        self._reductions = [reduction(camera, shared.input_size) for camera in rig.cameras]
+
+    def __call__(self, look: Look) -> dict[str, ImageBoxes]:
+        """Boxes by camera, in pixels of the source images."""
+        frame = look.frame
+        if frame.images.shape[-1] != 3:
+            frame = self._preprocessor(look.frame_set)[0]
+        out = {}
+        for i in np.flatnonzero(frame.present):
+            camera, reduce = self._rig.cameras[i], self._reductions[i]
+            height, width = reduced_size(camera, reduce)
+            found = self.detector(frame.images[i, :height, :width])
+            boxes = tuple(_of_source(one, camera, reduce) for one in found)
+            out[camera.name] = ImageBoxes(int(frame.stamps_ns[i]), boxes)
+        return out
+
+    def reset(self) -> None:
+        """It remembers nothing."""
+
+    def close(self) -> None:
+        """Nothing to give back but memory."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    network: str
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What of an engine those beside the reconstruction are asked for."""
+
+    spec: _Named
+    device: str
+    forgotten: int = 0
+
+
+def _of_source(box: ImageBox, camera: Camera, reduce: int) -> ImageBox:
+    """A box of the averaged and turned image in pixels of the source image."""
+    turn, shift = turned_pixels(camera, reduce)
+    corners = np.array([[box.left, box.top], [box.right, box.bottom]])
+    corners = ((corners - shift) @ turn + 0.5) * reduce - 0.5
+    (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
+    return replace(box, left=left, top=top, right=right, bottom=bottom)
 
 
 class OccupiedSpace(Beside[Occupancy]):

@@ -41,7 +41,15 @@ from recon4d_ros.localization import (
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
-from recon4d_ros.types import FrameSet, Jump, OccupancyGrid, Reconstruction, Rig
+from recon4d_ros.types import (
+    Detections,
+    FrameSet,
+    ImageBoxes,
+    Jump,
+    OccupancyGrid,
+    Reconstruction,
+    Rig,
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,13 @@ class Parameters:
 
 
 class Reconstructor:
-    """Online 4D reconstruction for one rig. runtime: of the engine, its own by default. runner:
-    where keyframes are made and the car is looked for, between the frames by default. Raises
-    CalibrationError if the rig cannot be one (`rig_check`), EngineError or CalibrationError if
-    engine and rig do not fit each other."""
+    """Online 4D reconstruction for one rig.
+
+    runtime: of the engines, their own by default; the motion network's keeps its own where it is
+    not built for that one. runner: where keyframes are made and the car is looked for, between the
+    frames by default. Raises CalibrationError if the rig cannot be one (`rig_check`), EngineError
+    or CalibrationError if engine and rig do not fit each other.
+    """
 
     def __init__(
         self,
@@ -82,7 +93,7 @@ class Reconstructor:
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
             self.grids = Grids(self.calibration, parameters.grids)
-            self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics)
+            self.dynamics = Dynamics(rig, self.calibration, parameters.dynamics, runtime)
         except (EngineError, ParameterError):
             self.engine.close()
             raise
@@ -169,6 +180,19 @@ class Reconstructor:
             T_map_odom,
             self.places.found if self.places else True,
         )
+
+    def offer_boxes(self, camera: str, boxes: ImageBoxes) -> None:
+        """What a detector says of an image of a camera, whenever it comes; from any thread."""
+        self.dynamics.candidates.offer(self.rig.names.index(camera), boxes)
+
+    def offer_objects(self, detections: Detections) -> None:
+        """What an engine of objects says of a frame set of this segment, likewise."""
+        self.dynamics.candidates.offer_objects(detections)
+
+    @property
+    def forgotten(self) -> dict[str, int]:
+        """By engine, how often its memory held what is not finite and was forgotten."""
+        return {"engine": self.engine.forgotten, "motion engine": self.dynamics.forgotten}
 
     def whole_grid(self) -> OccupancyGrid | None:
         """The lasting grid of the whole drive, with all that the map has now; None where grids are

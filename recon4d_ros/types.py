@@ -444,6 +444,28 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class ImageBox:
+    """What a detector of objects says of one place in an image. left, top, right, bottom: its
+    edges in pixels of the source image. class_name: the detector's, empty where it says none.
+    score: 0..1."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    class_name: str = ""
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """All boxes of one image. stamp_ns: that image's."""
+
+    stamp_ns: int
+    boxes: tuple[ImageBox, ...]
+
+
+@dataclass(frozen=True)
 class Motion:
     """What moves in one frame. mask: [N, h, w] bool in the working image; objects: confirmed
     tracks."""

@@ -506,3 +506,27 @@ def test_a_bags_rig_becomes_a_rig_file_to_add_masks_to(capsys, tmp_path, small_b
     one_sentence(capsys, ["info", small_bag, "--save-rig", file], "car.yaml", "is there already")
     assert cli.main(["info", str(file), "--save-rig", str(tmp_path / "copy.yaml")]) == 0
     assert load_rig_file(tmp_path / "copy.yaml").topics == given.topics
+
+
+def test_bench_times_the_steps_of_one_engine(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "times.json"
+    arguments = ["bench", "--step", "motion", "--steps", "2", "--threads", "1", "--json", str(file)]
+    assert cli.main(arguments) == 0
+    found = json.loads(file.read_text())
+    assert len(found["milliseconds"]) == 2 and found["peak_rss_mib"] > 50
+    assert "recon4d_motion on" in capsys.readouterr().out
+    for wrong, said in (
+        (["--step", "motion", "--steps", "0"], "--steps is 0"),
+        (["--step", "nowhere"], "no such folder"),
+        (["--step", "motion", "--runtime", "tensorrt"], "which tensorrt does not run"),
+    ):
+        assert cli.main(["bench", *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_export_of_the_motion_network_takes_no_sizes(tmp_path: Path, capsys) -> None:
+    command = ["export", "--network", "recon4d_motion", "--out", str(tmp_path / "m")]
+    assert cli.main([*command, "--size", "96x160"]) == 2
+    assert "--size does not apply to recon4d_motion" in capsys.readouterr().err
+    assert cli.main([*command, "--checkpoint", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt: no such file" in capsys.readouterr().err

@@ -18,11 +18,13 @@ from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters, learned
 from recon4d_ros.dynamics.motion_inputs import MULTIPLE, NetworkGrid, make_grid, road_in_camera
 from recon4d_ros.dynamics.views import make_views
-from recon4d_ros.engine.motion import load_motion, motion_at
+from recon4d_ros.engine.base import load_spec
+from recon4d_ros.engine.motion import load_motion, motion_at, suited
 from recon4d_ros.errors import EngineError
 from recon4d_ros.export import onnx_engine
 from recon4d_ros.export.scene import example_inputs
 from recon4d_ros.geometry import se3
+from recon4d_ros.reconstructor import Reconstructor
 from recon4d_ros.types import Tracking
 
 CROSSING = Box((16, -3, 0), (1, 2, 1.6), (0, 4.0, 0))
@@ -41,6 +43,7 @@ class Told:
     def __init__(self) -> None:
         self.given: list[dict[str, NDArray]] = []
         self.resets = 0
+        self.forgotten = 0
 
     def step(self, inputs: dict[str, NDArray]) -> NDArray[np.float32]:
         self.given.append(inputs)
@@ -165,6 +168,39 @@ def test_an_engine_of_something_else_is_told() -> None:
         load_motion(paths.engines() / "geometric_surround1", 1, (96, 160))
     with pytest.raises(EngineError):
         load_motion(Path("/nowhere"), 1, (96, 160))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "model", "own", "source", "taken"),
+    [
+        ("", "model.onnx", "openvino", {}, ""),
+        ("onnxruntime", "model.onnx", "openvino", {}, "onnxruntime"),
+        ("tensorrt", "model.onnx", "openvino", {}, ""),  # not built for it: its own
+        ("tensorrt-rtx", "model.engine", "tensorrt-rtx", {}, "tensorrt-rtx"),
+        ("tensorrt", "model.engine", "tensorrt-rtx", {}, ""),
+        ("openvino", "model.engine", "tensorrt-rtx", {}, ""),
+        ("openvino", "model.engine", "tensorrt-rtx", {"model.onnx": "0"}, "openvino"),
+    ],
+)
+def test_it_runs_on_what_the_reconstruction_runs_on_if_it_can(
+    runtime: str, model: str, own: str, source: dict[str, str], taken: str
+) -> None:
+    spec = load_spec(paths.engines() / "motion")
+    spec = dataclasses.replace(spec, model=model, runtime=own, source=source)
+    assert suited(spec, runtime) == taken
+
+
+def test_the_runtime_and_what_was_forgotten_reach_through(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(learned, "load_motion", lambda *all_: given.append(all_) or told)
+    rig = make_rig([(0, (0, 0, 1.6))])[0]
+    one = Reconstructor(rig, paths.engines() / "geometric_surround1", runtime="onnxruntime")
+    assert given[0][3] == "onnxruntime" and "onnxruntime" in one.engine.device
+    told.forgotten = 2
+    assert one.forgotten == {"engine": 0, "motion engine": 2}
+    one.close()
 
 
 def test_an_engine_built_for_a_rig_has_its_cameras_and_its_grid() -> None:

@@ -3,6 +3,7 @@ what goes wrong with one of them stops nothing else."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 import time
@@ -14,19 +15,29 @@ import pytest
 from car import RATE, SECONDS, Car, own_domain
 from test_rolled_camera import small_pair
 from tiny_beside import VOXELS, object_engine, occupancy_engine
+from tiny_detector import tiny_detector, yolo_table
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed here")
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.serialization import serialize_message
 from sensor_msgs_py import point_cloud2
 from std_srvs.srv import Trigger
 
 from recon4d_ros.cameras.rig import save_rig
+from recon4d_ros.dynamics.candidates import NO_STAMP
 from recon4d_ros.dynamics.one_list import DETECTED
 from recon4d_ros.errors import EngineError
 from recon4d_ros.messages import dynamic_object, stamp_ns
 from recon4d_ros.perception import Look
-from recon4d_ros.ros.conversions import detections_msg, object_msg, pose_matrix
+from recon4d_ros.ros.conversions import (
+    AUTOWARE,
+    autoware_label,
+    detections_msg,
+    object_msg,
+    pose_matrix,
+    tracked_objects_msg,
+)
 from recon4d_ros.ros.diagnostics import BUSY, NO_POSE, Health
 from recon4d_ros.ros.graph import Process, write_parameters
 from recon4d_ros.ros.publishers import standard_outputs
@@ -212,6 +223,61 @@ def test_objects_as_detections_of_vision_msgs() -> None:
     assert "~/detections" in [output.topic for output in standard_outputs()]
 
 
+def test_objects_as_tracked_objects_of_autoware() -> None:
+    messages = pytest.importorskip(
+        "autoware_perception_msgs.msg", reason="autoware_perception_msgs is not installed here"
+    )
+    eye, unknown = np.eye(3), np.full((3, 3), np.nan)
+    velocity = np.array([0.0, 4.0, 0.0])
+    plain = DynamicObject(
+        3, eye[0], np.pi / 2, 2 * eye[1] + 1, velocity, eye, np.diag([1.0, 4, 9]), 0.6, 1, 0
+    )
+    stands = DynamicObject(
+        DETECTED + 5, eye[1], 0.5, eye[0] + 1, 0 * eye[2], unknown, unknown, 2.0, 1, 0, "bus", 0.5
+    )
+    array = tracked_objects_msg((plain, stands), 5_000_000_007, "map")
+    assert array.header.frame_id == "map" and array.header.stamp.nanosec == 7
+    one, other = array.objects
+    assert bytes(one.object_id.uuid) == (3).to_bytes(16, "big") != bytes(other.object_id.uuid)
+    twist = one.kinematics.twist_with_covariance
+    np.testing.assert_allclose(  # along its own axes: it drives forward
+        [twist.twist.linear.x, twist.twist.linear.y, twist.twist.linear.z], [4, 0, 0], atol=1e-9
+    )
+    np.testing.assert_allclose(
+        np.reshape(twist.covariance, (6, 6))[:2, :2], np.diag([4.0, 1.0]), atol=1e-9
+    )
+    assert not one.kinematics.is_stationary and other.kinematics.is_stationary
+    assert one.classification[0].label == messages.ObjectClassification.UNKNOWN
+    assert other.classification[0].label == messages.ObjectClassification.BUS
+    assert (other.classification[0].probability, other.existence_probability) == (0.5, 1.0)
+    assert other.kinematics.pose_with_covariance.covariance[0] == -1.0
+    assert other.kinematics.twist_with_covariance.covariance[0] == -1.0
+    assert one.shape.type == messages.Shape.BOUNDING_BOX and one.shape.dimensions.y == 3.0
+    assert serialize_message(array)  # every field is of its type
+    labels = {
+        label for label in AUTOWARE.values() if not hasattr(messages.ObjectClassification, label)
+    }
+    assert labels <= {"ANIMAL"}  # which older definitions do not have
+    assert "~/tracked_objects" in [output.topic for output in standard_outputs()]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("car", "CAR"),
+        ("vehicle.bus.rigid", "BUS"),
+        ("construction_vehicle", "TRUCK"),
+        ("traffic cone", "UNKNOWN"),
+        ("human.pedestrian.adult", "PEDESTRIAN"),
+        ("", "UNKNOWN"),
+        ("motorcycle", "MOTORCYCLE"),
+        ("Cyclist", "BICYCLE"),
+    ],
+)
+def test_autowares_labels(name: str, label: str) -> None:
+    assert autoware_label(name) == label
+
+
 # --- in the node
 
 
@@ -222,6 +288,8 @@ def car(tmp_path_factory) -> Iterator[Car]:
     score[4, 2, 1] = 0.75
     object_engine(folder / "objects", [CAR], [[0.5, 5.0, 9.0]], [0], INPUT, trained_cameras=6)
     occupancy_engine(folder / "occupancy", score, INPUT)
+    seen = {"o": yolo_table([[40, 20, 60, 40]], [[0.9]])}
+    tiny_detector(folder / "tiny.onnx", seen, {"layout": "yolov8", "classes": ["car"]})
     rig = folder / "rig.yaml"
     save_rig(small_pair(0), rig)
     write_bag(folder / "bag", small_pair(0), seconds=SECONDS, rate=RATE, seed=3, workers=1)
@@ -233,6 +301,8 @@ def car(tmp_path_factory) -> Iterator[Car]:
                 "rig_file": str(rig),
                 "object_engine": str(folder / "objects"),
                 "occupancy_engine": str(folder / "occupancy"),
+                "detector": str(folder / "tiny.onnx"),
+                "left.detections_topic": "/detections/left",
                 "sync.max_wait": 0.5,
                 "sync.dead_after": 30.0,
             },
@@ -246,6 +316,7 @@ def car(tmp_path_factory) -> Iterator[Car]:
         )
         car.wait(lambda: "no step yet" in car.words(), "the engines to be loaded")
         car.rest(1.0)
+        car.log = process.text  # type: ignore[attr-defined]
         yield car
         car.leave()
         assert process.end() == 0, process.text()
@@ -296,12 +367,41 @@ def test_occupancy_is_in_the_cars_frame_at_its_frame_sets_stamp(car) -> None:
 
 
 def test_what_they_do_is_on_diagnostics(car) -> None:
-    car.wait(lambda: car.words().count("steps/s") == 2, "diagnostics of both")
+    car.wait(lambda: car.words().count("steps/s") == 3, "diagnostics of all")
     said = {one.name: one for one in car.said["/diagnostics"][-1].status}
     objects, occupancy = (said[f"recon4d: {name} engine"] for name in ("object", "occupancy"))
     assert "trained with 6 cameras and runs with 2" in objects.message
     assert objects.level == DiagnosticStatus.WARN
     assert occupancy.level == DiagnosticStatus.OK and "steps/s" in occupancy.message
+
+
+def test_a_detector_runs_and_what_is_not_installed_is_said_once(car) -> None:
+    car.wait(lambda: car.words().count("steps/s") == 3, "diagnostics of all")
+    said = {one.name: one for one in car.said["/diagnostics"][-1].status}
+    assert said["recon4d: detector"].level == DiagnosticStatus.OK
+    assert "openvino" in said["recon4d: detector"].hardware_id or said["recon4d: detector"].values
+    sentence = "left.detections_topic is not read: message type vision_msgs/msg/Detection2DArray"
+    installed = importlib.util.find_spec("vision_msgs") is not None
+    assert car.log().count(sentence) == (0 if installed else 1)
+    assert car.log().count("in standard messages: ") == 1
+
+
+def test_boxes_on_a_topic_are_taken(car) -> None:
+    """Those without a time stamp are counted, which shows that the others are not."""
+    messages = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed here")
+    publisher = car.create_publisher(messages.Detection2DArray, "/detections/left", 10)
+    car.wait(lambda: publisher.get_subscription_count(), "the node to listen")
+    stamped = messages.Detection2DArray()
+    stamped.header.stamp.sec = 1_700_000_000
+    reason = f"detections: {NO_STAMP}"
+
+    def told() -> bool:
+        publisher.publish(messages.Detection2DArray())
+        publisher.publish(stamped)
+        car.drive(1)
+        return any(reason in one.drop_reasons for one in car.said["/recon4d/status"])
+
+    car.wait(told, "what was left out")
 
 
 def test_a_reset_forgets_what_they_said(car) -> None:

@@ -130,6 +130,41 @@ def test_a_pieces_number_says_all_of_it() -> None:
     assert len(rig.cameras) == 1
 
 
+def test_cameras_that_are_faster_are_in_the_later_pieces() -> None:
+    rates = [make_piece(n).rate for n in range(motion_data.FAST, motion_data.FAST + 100)]
+    assert {15.0, 20.0, 30.0} <= set(rates)
+    assert max(make_piece(n).rate for n in range(motion_data.FAST)) == 10.0
+
+
+def test_a_fast_cameras_pair_goes_to_the_network_as_on_the_vehicle(shards: Path) -> None:
+    """The image before is not the last one: the memory goes with a share of the flow."""
+    shard = dict(Shards(shards, False).by_size[H, W][0])
+    stream = start_stream([shard], 3, np.random.default_rng(0))
+    assert float(batch([read(replace(stream, at=0), None)])[0].share) == 1.0  # from before
+    shard["share"] = np.full(T, 1 / 3, np.float32)
+    look, _, _ = batch([read(replace(stream, shard=shard, at=0), None)])
+    assert float(look.share) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 6])
+def test_labels_lie_where_the_pixels_do(side: int) -> None:
+    """The middle of mass of a square stays where it is, whether the window is even or odd."""
+    image = np.zeros((60, 80), np.float32)
+    image[20:33, 30:47] = 1.0
+    v, u = np.mgrid[0:60, 0:80].astype(np.float32)
+    label = motion_data._averaged(image, np.stack([u, v], -1), side)
+    middle = [float((label * axis).sum() / label.sum()) for axis in (u, v)]
+    np.testing.assert_allclose(middle, [38.0, 26.0], atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
+def test_a_pixel_of_the_input_is_the_middle_of_those_it_is_the_mean_of(scale: float) -> None:
+    raw = np.arange(24, dtype=np.float32)
+    averaged = raw.reshape(-1, int(scale)).mean(1)  # their own places, averaged
+    at = np.stack([np.arange(len(averaged), dtype=np.float32)] * 2, -1)
+    np.testing.assert_allclose(motion_data._raw(at, scale)[:, 0], averaged)
+
+
 @pytest.mark.full
 def test_a_shard_is_what_the_vehicle_makes_with_the_truth(tmp_path: Path) -> None:
     piece = replace(make_piece(0), name="city", rig="kitti_mono", start=0, rate=10.0, fed="truth")
@@ -137,7 +172,7 @@ def test_a_shard_is_what_the_vehicle_makes_with_the_truth(tmp_path: Path) -> Non
     count = write_piece(piece, file)
     assert count > 10
     with np.load(file) as shard:
-        assert {field.name for field in fields(Look)} - {"share", "keep"} <= set(shard)
+        assert {field.name for field in fields(Look)} - {"keep"} <= set(shard)
         h, w = shard["size"]
         moving = shard["label"][..., :h, :w] > 127
         assert 0 < moving.mean() < 0.5 and not shard["label"][..., h:, :].any()

@@ -4,6 +4,7 @@ pixels never copied."""
 from recon4d_ros.bags.reader import (
     BagInfo,
     BagReader,
+    BoxesEvent,
     Event,
     ImageEvent,
     ImuEvent,
@@ -16,6 +17,7 @@ __all__ = [
     "BagInfo",
     "BagReader",
     "BagWriter",
+    "BoxesEvent",
     "Event",
     "ImageEvent",
     "ImuEvent",

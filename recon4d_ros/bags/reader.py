@@ -25,7 +25,7 @@ from recon4d_ros.cameras import video
 from recon4d_ros.errors import BagError, CalibrationError, ImageError, Recon4dError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.paths import user_path
-from recon4d_ros.types import ImuSample, OdometrySample, RawImage, Rig, TwistSample
+from recon4d_ros.types import ImageBoxes, ImuSample, OdometrySample, RawImage, Rig, TwistSample
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,16 @@ class TwistEvent:
     receive_ns: int
 
 
-Event = ImageEvent | OdometryEvent | ImuEvent | TwistEvent
+@dataclass(frozen=True)
+class BoxesEvent:
+    """What a detector said of an image of a camera, as it was received."""
+
+    camera: str
+    boxes: ImageBoxes
+    receive_ns: int
+
+
+Event = ImageEvent | OdometryEvent | ImuEvent | TwistEvent | BoxesEvent
 
 
 @dataclass(frozen=True)
@@ -274,14 +283,20 @@ class BagReader:
         image_topics: Mapping[str, str] | None = None,
         imu_topic: str | None = None,
         twist_topic: str | None = None,
+        detection_topics: Mapping[str, str] | None = None,
     ) -> Iterator[Event]:
-        """Images, odometry, imu and twist in order of reception; of what was received in the same
-        nanosecond images last, so that a set of images finds the odometry of its own stamp.
+        """Images, odometry, imu, twist and boxes in order of reception; of what was received in
+        the same nanosecond images last, so that a set of images finds the odometry of its own
+        stamp.
 
         cameras, image_topics: as in `cameras`. odometry_topic, imu_topic, twist_topic: None gives
         none (`info().odometry_topics` says what there is). What is of another frame than base_frame
-        is brought to it through /tf_static.
+        is brought to it through /tf_static. detection_topics: camera ->
+        vision_msgs/Detection2DArray of its images.
         """
+        boxes = {topic: name for name, topic in (detection_topics or {}).items()}
+        for topic, name in boxes.items():
+            self._check_detections(name, topic)
         chosen = {camera.image: camera for camera in self.cameras(cameras, image_topics).values()}
         for wanted, kind in (
             (odometry_topic, bag_topics.ODOMETRY),
@@ -301,7 +316,7 @@ class BagReader:
         motion = [topic for topic in (odometry_topic, imu_topic, twist_topic) if topic]
         decoders = {name: video.VideoDecoder() for name in (one.name for one in chosen.values())}
         held: list[ImageEvent] = []
-        for topic, kind, receive_ns, data in self.raw_messages([*chosen, *motion]):
+        for topic, kind, receive_ns, data in self.raw_messages([*chosen, *motion, *boxes]):
             if held and held[0].receive_ns != receive_ns:
                 yield from held
                 held.clear()
@@ -311,6 +326,12 @@ class BagReader:
                 if topic in chosen:
                     images = self._images(chosen[topic], message, receive_ns, decoders[who])
                     held.extend(ImageEvent(who, image, receive_ns) for image in images)
+                elif topic in boxes:
+                    said = ros.image_boxes(message)
+                    if not said.stamp_ns:
+                        self.lost[f"{topic}: detections without a time stamp"] += 1
+                        continue
+                    yield BoxesEvent(boxes[topic], said, receive_ns)
                 elif topic == odometry_topic:
                     if (sample := base(message)) is not None:
                         yield OdometryEvent(sample, receive_ns)
@@ -328,6 +349,18 @@ class BagReader:
         for name, decoder in decoders.items():
             for image in decoder.rest():
                 yield ImageEvent(name, image, self._storage.end_ns)
+
+    def _check_detections(self, camera: str, topic: str) -> None:
+        if topic in self.unreadable:
+            raise BagError(
+                f"bag {self.path}, camera {camera}: detections of {topic} cannot be read:"
+                f" {self.unreadable[topic]}"
+            )
+        if (kind := self._topic(topic).type) != bag_topics.DETECTIONS_2D:
+            raise BagError(
+                f"bag {self.path}, camera {camera}: {topic} is {kind}: expected"
+                f" {bag_topics.DETECTIONS_2D}"
+            )
 
     def _images(
         self, camera: CameraTopic, message: Any, receive_ns: int, decoder: video.VideoDecoder

@@ -14,6 +14,25 @@ from rosbags.typesys.store import Typestore
 from recon4d_ros.bags.storage import Channel
 
 PACKAGE = "recon4d_msgs"
+# Boxes in images as detectors record them (vision_msgs 4); likewise.
+_OF_BOXES = {
+    "vision_msgs/msg/Point2D": "float64 x\nfloat64 y\n",
+    "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
+    "vision_msgs/msg/BoundingBox2D": (
+        "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y\n"
+    ),
+    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
+    "vision_msgs/msg/ObjectHypothesisWithPose": (
+        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose\n"
+    ),
+    "vision_msgs/msg/Detection2D": (
+        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox2D bbox\nstring id\n"
+    ),
+    "vision_msgs/msg/Detection2DArray": (
+        "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n"
+    ),
+}
 # Video as it is recorded by others' packages; a bag of sqlite3 may come without their definitions.
 VIDEO = {
     "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": (
@@ -57,7 +76,7 @@ def typestore(
     texts = {
         f"{PACKAGE}/msg/{path.stem}": path.read_text(encoding="utf-8") for path in message_files()
     }
-    for name, text in {**texts, **VIDEO}.items():
+    for name, text in {**texts, **VIDEO, **_OF_BOXES}.items():
         types = get_types_from_msg(text, name)
         ours.update({name: fields for name, fields in types.items() if name not in store.fielddefs})
     if ours:

@@ -19,8 +19,9 @@ from recon4d_ros.bags import BagReader
 from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.commands.common import add_base_frame, add_engine_and_parameters, parameters_from
 from recon4d_ros.commands.simulate import find_rig, simulate_to
-from recon4d_ros.engine.choose import choose_engine
-from recon4d_ros.errors import BagError, OutputError
+from recon4d_ros.engine.choose import choose_engine, named_engine
+from recon4d_ros.errors import BagError, OutputError, ParameterError
+from recon4d_ros.export.step_time import StepTime, time_steps
 from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
@@ -35,6 +36,7 @@ examples:
   recon4d bench                                  the six-camera rig on 4 s of the procedural world
   recon4d bench --rig kitti_like --frames 2000   flatness over 2,000 frame sets
   recon4d bench BAG --engine engines/NAME        your own bag and engine
+  recon4d bench --step engines/sparse4d --threads 2     the steps of one engine alone, of any kind: time and memory
 """  # noqa: E501
 
 
@@ -61,6 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=int, default=200, help="frame sets to process (default: %(default)s)"
     )
+    parser.add_argument(
+        "--step",
+        default="",
+        metavar="NAME|DIR",
+        help="time the steps of this engine alone, of any kind, in place of the reconstruction",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=5, help="--step: how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="--step: of the runtime (default: its own choice)"
+    )
+    parser.add_argument("--runtime", default="", help="--step: the engine's own by default")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the result there too")
     add_engine_and_parameters(parser)
 
@@ -111,6 +126,8 @@ class BenchResult:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.step:
+        return _bench_step(arguments)
     parameters = parameters_from(arguments)
     if arguments.frames < 1:
         raise BagError(f"--frames is {arguments.frames}: expected at least 1")
@@ -121,12 +138,25 @@ def run(arguments: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             simulate_to(Path(folder) / "drive", find_rig(arguments.rig), arguments.seconds, 10.0, 0)
             result = bench(Path(folder) / "drive", arguments.frames, **how)
+    return _show(result, arguments.json)
+
+
+def _bench_step(arguments: argparse.Namespace) -> int:
+    for name in ("steps", "threads"):
+        if (value := getattr(arguments, name)) < (least := int(name == "steps")):
+            raise ParameterError(f"--{name} is {value}: expected at least {least}")
+    folder = named_engine(arguments.step)
+    result = time_steps(folder, arguments.runtime, arguments.threads, arguments.steps)
+    return _show(result, arguments.json)
+
+
+def _show(result: BenchResult | StepTime, file: Path | None) -> int:
     print(result.table())
-    if arguments.json:
+    if file:
         try:
-            arguments.json.write_text(json.dumps(asdict(result), indent=1))
+            file.write_text(json.dumps(asdict(result), indent=1))
         except OSError as error:
-            raise OutputError(f"{arguments.json}: cannot be written: {error.strerror}") from None
+            raise OutputError(f"{file}: cannot be written: {error.strerror}") from None
     return 0
 
 

@@ -91,6 +91,37 @@ def bag_rig(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_detections(parser: argparse.ArgumentParser) -> None:
+    """The options for detections from elsewhere."""
+    parser.add_argument(
+        "--detections",
+        action="append",
+        default=[],
+        metavar="CAMERA=TOPIC",
+        help=(
+            "vision_msgs/Detection2DArray of a camera's images: boxes with a class, which help to"
+            " find what moves; may be repeated"
+        ),
+    )
+
+
+def add_detector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--detector",
+        type=user_path,
+        metavar="FILE.onnx",
+        help=(
+            "a detector of objects in images, with its description beside it in FILE.yaml"
+            " (docs/detections.md): its boxes help to find what moves"
+        ),
+    )
+
+
+def detection_topics(arguments: argparse.Namespace) -> dict[str, str]:
+    """Camera -> topic. Raises ParameterError."""
+    return _topics("--detections", arguments.detections)
+
+
 def _topics(option: str, assignments: Sequence[str]) -> dict[str, str]:
     topics = {}
     for assignment in assignments:

@@ -18,6 +18,7 @@ from recon4d_ros.commands.common import add_bag_rig, bag_rig, warn
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.export import (
     GEOMETRIC,
+    MOTION,
     NETWORKS,
     ExportArguments,
     default_export_arguments,
@@ -181,6 +182,24 @@ def _bar() -> Iterator[Progress]:
 
 
 def _arguments(arguments: argparse.Namespace) -> ExportArguments:
+    if arguments.network == MOTION:  # of any number of cameras on any grid
+        unused = ("rig", "size", "image_size", "working_size", "cameras", "channels", "pointers")
+        if refused := [name for name in unused if getattr(arguments, name)]:
+            raise ParameterError(
+                f"--{refused[0].replace('_', '-')} does not apply to {MOTION}: its engine takes any"
+                " number of cameras on any grid (--from with --rig builds it for TensorRT)"
+            )
+        return ExportArguments(
+            network=MOTION,
+            config="motion",
+            cameras=1,
+            input_size=(64, 64),
+            working_size=(64, 64),
+            checkpoint=arguments.checkpoint,
+            calibration=arguments.calibration,
+            precision=arguments.precision,
+            runtime=arguments.runtime,
+        )
     rig = _find_rig(arguments.rig, bag_rig(arguments)) if arguments.rig else None
     size, image_size = (
         _parse_size("--size", arguments.size),

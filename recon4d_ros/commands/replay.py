@@ -17,8 +17,11 @@ from recon4d_ros.cameras.rig_check import check_rig
 from recon4d_ros.commands.common import (
     NOT_TRACKED,
     add_bag_rig,
+    add_detections,
+    add_detector,
     add_engine_and_parameters,
     bag_rig,
+    detection_topics,
     parameters_from,
     warn,
 )
@@ -29,7 +32,7 @@ from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, no
 from recon4d_ros.geometry import inverse
 from recon4d_ros.localization import moved_objects, open_map
 from recon4d_ros.paths import user_path
-from recon4d_ros.perception import Look, Objects, OccupiedSpace
+from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
@@ -93,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="geometry_msgs/TwistWithCovarianceStamped, likewise (wheel speed)",
     )
     add_bag_rig(parser)
+    add_detections(parser)
+    add_detector(parser)
     parser.add_argument(
         "--save-frames", action="store_true", help="also write depth and masks of every frame"
     )
@@ -137,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
         imu=arguments.imu,
         twist=arguments.twist,
         **bag_rig(arguments),
+        detections=detection_topics(arguments),
+        detector=arguments.detector,
         save_frames=arguments.save_frames,
         max_frames=arguments.max_frames,
         force=arguments.force,
@@ -169,6 +176,8 @@ def replay(
     height: float | None = None,
     image_topics: Mapping[str, str] | None = None,
     info_topics: Mapping[str, str] | None = None,
+    detections: Mapping[str, str] | None = None,
+    detector: Path | None = None,
     save_frames: bool = False,
     max_frames: int = 0,
     force: bool = False,
@@ -182,9 +191,10 @@ def replay(
     """Run the bag and write the folder; returns the summary (what summary.json holds).
 
     base_frame, height, image_topics, info_topics: as in `BagReader.rig`; a rig file goes before
-    them. map_folder: a map to find the car in; save_map: where to save the map. object_engine,
-    occupancy_engine: folders of engines that see every frame set, too. watch: told of every frame
-    set once it is done.
+    them. map_folder: a map to find the car in; save_map: where to save the map. detections: camera
+    -> topic of vision_msgs/Detection2DArray of its images. detector: an ONNX file. object_engine,
+    occupancy_engine: folders of engines. Each of them sees every frame set, too. watch: told of
+    every frame set once it is done.
     progress: a bar, and warnings before the run, on standard error. Raises Recon4dError, also
     where no image was of use; the folder then says why.
     """
@@ -209,6 +219,11 @@ def replay(
                 image_topics=image_topics,
                 info_topics=info_topics,
             )
+        for name in detections or {}:
+            if name not in rig.names:
+                raise ParameterError(
+                    f"--detections {name}: no such camera: expected one of {', '.join(rig.names)}"
+                )
         motion = MotionTopics.of(reader, odometry, imu, twist)
         unlikely = check_rig(rig)
         if progress:
@@ -226,7 +241,8 @@ def replay(
         shared = reconstructor.calibration
         detect = Objects(object_engine, rig, shared=shared) if object_engine else None
         occupy = OccupiedSpace(occupancy_engine, rig, shared=shared) if occupancy_engine else None
-        beside = [one for one in (detect, occupy) if one is not None]
+        look_for = ImageDetector(detector, rig, 0, shared) if detector else None
+        beside = [one for one in (detect, occupy, look_for) if one is not None]
         cautions = [warning for one in beside for warning in one.warnings]
         if progress:
             warn("replay", cautions)
@@ -242,7 +258,15 @@ def replay(
         localization["first_found_s"] = None
         first_ns = 0
         for frame_set in tqdm(
-            frame_sets(reader, synchronizer, motion, image_topics, base_frame),
+            frame_sets(
+                reader,
+                synchronizer,
+                motion,
+                image_topics,
+                base_frame,
+                detections,
+                reconstructor.offer_boxes,
+            ),
             total=max_frames or expected,
             unit="set",
             desc="replay",
@@ -261,8 +285,12 @@ def replay(
                 if opened and places.found and localization["first_found_s"] is None:
                     localization["first_found_s"] = (frame_set.stamp_ns - first_ns) * 1e-9
             look, objects = Look.of(result), result.motion.objects
-            if detect and (detections := detect(look)) is not None:
-                one_list.take(detections, look.world)
+            if detect and (seen := detect(look)) is not None:
+                one_list.take(seen, look.world)
+                reconstructor.offer_objects(seen)
+            if look_for:
+                for camera, boxes in look_for(look).items():
+                    reconstructor.offer_boxes(camera, boxes)
             if detect:
                 tracks = moved_objects(objects, inverse(result.T_map_odom))
                 objects = one_list.at(frame_set.stamp_ns, tracks, look.world)
@@ -324,6 +352,11 @@ def replay(
                 *cautions,
             ],
             "undecodable": reconstructor.undecodable,
+            "detections": {
+                "used": reconstructor.dynamics.candidates.used,
+                "dropped": dict(reconstructor.dynamics.candidates.dropped),
+            },
+            "memory_forgotten": reconstructor.forgotten,
             "stamps_replaced": dict(reader.stamps_replaced),
             "map_lost": map_losses(reconstructor.mapper),
             **statistics.summary(),

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.cameras.rig_check import base_is_on_road
+from recon4d_ros.dynamics.candidates import FIRST_LABEL, Candidates, Mover, named
 from recon4d_ros.dynamics.clip import ClipWatcher
 from recon4d_ros.dynamics.ground import FAR, LEVEL, find_level, refine_plane
-from recon4d_ros.dynamics.learned import MOVES, LearnedMotion, enlarged
+from recon4d_ros.dynamics.learned import MOVES, LearnedMotion, Pair, enlarged
+from recon4d_ros.dynamics.marking import fill
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import fill_holes
 from recon4d_ros.dynamics.support import seen_by_partner
@@ -20,7 +22,16 @@ from recon4d_ros.dynamics.views import STRIDE, make_views, partners
 from recon4d_ros.dynamics.watcher import Surroundings, Watcher
 from recon4d_ros.engine.choose import named_engine
 from recon4d_ros.geometry import inverse, transform
-from recon4d_ros.types import Calibration, Frame, Geometry, Motion, PoseEstimate, Rig, Tracking
+from recon4d_ros.types import (
+    Calibration,
+    DynamicObject,
+    Frame,
+    Geometry,
+    Motion,
+    PoseEstimate,
+    Rig,
+    Tracking,
+)
 
 WATCHERS: dict[str, type[Watcher] | type[ClipWatcher]] = {
     "residual": Watcher,
@@ -43,8 +54,13 @@ class Dynamics:
     """
 
     def __init__(
-        self, rig: Rig, calibration: Calibration, parameters: DynamicsParameters | None = None
+        self,
+        rig: Rig,
+        calibration: Calibration,
+        parameters: DynamicsParameters | None = None,
+        runtime: str = "",
     ) -> None:
+        """runtime: of the motion network's engine, its own by default."""
         p = self._parameters = parameters or DynamicsParameters()
         views = make_views(calibration)
         self._on_road = base_is_on_road(rig)
@@ -52,13 +68,18 @@ class Dynamics:
         self._size = calibration.working_size
         self._views = views
         self._learned = (
-            LearnedMotion(views, p, str(named_engine(p.engine))) if p.source == NETWORK else None
+            LearnedMotion(views, p, str(named_engine(p.engine)), runtime)
+            if p.source == NETWORK
+            else None
         )
         self._watchers = (
             [] if self._learned else [WATCHERS[p.source](i, v, p) for i, v in enumerate(views)]
         )
         self._pool = ThreadPoolExecutor(len(views))
         self._tracker = Tracker(p.acceleration, p.confirm, p.keep_missing, p.minimum_speed)
+        self.candidates = Candidates(rig, views, p)
+        """Detections from elsewhere are given to it."""
+        self._classes: dict[int, tuple[str, float]] = {}  # by id of the track
         self.reset()
 
     def reset(self) -> None:
@@ -71,6 +92,13 @@ class Dynamics:
         self._plane_seen = False
         self._last_ns: int | None = None
         self._tracker.reset()
+        self.candidates.reset()
+        self._classes = {}
+
+    @property
+    def forgotten(self) -> int:
+        """How often the motion network's memory held what is not finite and was forgotten."""
+        return self._learned.forgotten if self._learned is not None else 0
 
     def close(self) -> None:
         """Release the motion network's device memory."""
@@ -85,6 +113,7 @@ class Dynamics:
                 self._tracker.predict(max(frame.stamp_ns - self._last_ns, 0) * 1e-9)
             self._last_ns = frame.stamp_ns
             self._see_ground(geometry, frame.present)
+            self.candidates.remember(frame, pose, geometry.depth, self.ground)
         if self._learned is not None:
             return self._ask_network(self._learned, frame, pose, geometry)
         mask = np.zeros((len(self._watchers), *self._size), bool)
@@ -132,6 +161,14 @@ class Dynamics:
                 grids[i], found = looks[i]
                 detections.extend(found)
         self._hand_over(grids, frame.present)
+        movers = self._find_movers(frame, [grids.get(i) for i in range(len(self._views))])
+        boxed: list[Detection] = []
+        for i in movers:
+            filled, found = self._mark(i, movers, pose, geometry, None, grids[i])
+            grids[i] = grids[i] | filled
+            wide = _widened(filled)
+            detections = [d for d in detections if d.camera != i or not self._inside(d, pose, wide)]
+            boxed += found
         for i, grid in grids.items():
             if grid.any():
                 mask[i] = (
@@ -140,8 +177,7 @@ class Dynamics:
                     )
                     > 0
                 )
-        self._tracker.update(detections)
-        return Motion(mask, self._tracker.objects())
+        return Motion(mask, self._track([*detections, *boxed], movers))
 
     def _ask_network(
         self, learned: LearnedMotion, frame: Frame, pose: PoseEstimate, geometry: Geometry
@@ -153,16 +189,86 @@ class Dynamics:
                 learned.start(frame, pose, geometry)
             return Motion(mask)
         probability, pairs = learned.look(frame, pose, geometry, self.ground, self._pool)
+        known = [None if pair is None else probability[i] > MOVES for i, pair in enumerate(pairs)]
+        movers = self._find_movers(frame, known)
         detections: list[Detection] = []
         for i, pair in enumerate(pairs):
-            if pair is None or probability[i].max() <= MOVES:
+            if pair is None or (probability[i].max() <= MOVES and i not in movers):
                 continue
+            by_itself = probability[i]
+            if i in movers:
+                filled, found = self._mark(i, movers, pose, geometry, pair, known[i])
+                detections += found
+                by_itself = np.where(_widened(filled), np.float32(0), probability[i])
+                probability[i][filled] = 1.0
             mask[i] = enlarged(probability[i], STRIDE, self._size) > MOVES
             leader = self._partner[i]
             if leader is None or pairs[leader] is None:  # of a pair, one camera's regions do
-                detections += learned.detect(i, pair, probability[i], self.ground)
-        self._tracker.update(detections)
-        return Motion(mask, self._tracker.objects())
+                detections += learned.detect(i, pair, by_itself, self.ground)
+        return Motion(mask, self._track(detections, movers))
+
+    def _find_movers(
+        self, frame: Frame, marked: list[NDArray[np.bool_] | None]
+    ) -> dict[int, list[Mover]]:
+        """By camera, the detections from elsewhere that move; none where none came."""
+        if self.candidates.idle:
+            return {}
+        return self.candidates.judge(frame, marked)
+
+    def _mark(
+        self,
+        camera: int,
+        movers_of: dict[int, list[Mover]],
+        pose: PoseEstimate,
+        geometry: Geometry,
+        pair: Pair | None,
+        marked: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[np.bool_], list[Detection]]:
+        """The pixels of a camera's movers on the motion grid, and what the tracks are told of them.
+        marked: [h, w] what was found without boxes."""
+        view, depth = self._views[camera], geometry.depth[camera, ::STRIDE, ::STRIDE]
+        filled, found = np.zeros(view.x.shape, bool), []
+        for index, mover in enumerate(movers_of[camera]):
+            filled |= fill(
+                view,
+                mover,
+                depth,
+                pose.T_map_camera[camera],
+                pair.before.T_map_camera if pair else None,
+                pair.flow if pair else None,
+                pair.seconds if pair else 0.0,
+                marked,
+            )
+            if self._partner[camera] not in movers_of:  # of a pair, one camera's do
+                found.append(self.candidates.region(camera, mover, FIRST_LABEL + index))
+        return filled, found
+
+    def _track(
+        self, detections: list[Detection], movers: dict[int, list[Mover]]
+    ) -> tuple[DynamicObject, ...]:
+        """The objects after these detections, with the classes that detections from elsewhere give
+        them."""
+        owner = self._tracker.update(detections)
+        for camera, seen in movers.items():
+            for index, mover in enumerate(seen):
+                one = mover.candidate
+                if one.class_name and (camera, FIRST_LABEL + index) in owner:
+                    identity = owner[camera, FIRST_LABEL + index]
+                    self._classes[identity] = (one.class_name, min(one.class_score, 1.0))
+        objects = self._tracker.objects()
+        alive = {track.id for track in self._tracker.tracks}
+        self._classes = {key: value for key, value in self._classes.items() if key in alive}
+        return named(objects, self._classes)
+
+    def _inside(self, region: Detection, pose: PoseEstimate, filled: NDArray[np.bool_]) -> bool:
+        """Whether the middle of a region lies in what is filled [h, w]: it is the same thing."""
+        view = self._views[region.camera]
+        point = transform(inverse(pose.T_map_camera[region.camera]), region.position[None])[0]
+        if point[2] <= 0:
+            return False
+        u, v = (view.k @ (point / point[2]))[:2].round().astype(int)
+        h, w = filled.shape
+        return bool(0 <= u < w and 0 <= v < h and filled[v, u])
 
     @property
     def ground(self) -> NDArray[np.float64] | None:
@@ -226,6 +332,15 @@ class Dynamics:
                 return  # too little depth, as before the ego-vehicle has moved
             self._plane, self._plane_seen = refine_plane(level, points, 1.0), True
         self._plane = refine_plane(self._plane, points)
+
+
+def _widened(filled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Filled pixels and a margin, a tenth of the extent of what is filled: what is marked at the
+    edge of a thing is its fringe, and no thing of its own."""
+    if not filled.any():
+        return filled
+    side = max(3, round(0.1 * np.sqrt(filled.sum()))) | 1
+    return cv2.dilate(filled.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
 
 def _pose_sigma(pose: PoseEstimate) -> tuple[float, float]:

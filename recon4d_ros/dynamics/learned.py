@@ -66,12 +66,18 @@ class LearnedMotion:
     Raises EngineError if the engine cannot be loaded."""
 
     def __init__(
-        self, views: Sequence[View], parameters: DynamicsParameters, engine_folder: str
+        self,
+        views: Sequence[View],
+        parameters: DynamicsParameters,
+        engine_folder: str,
+        runtime: str = "",
     ) -> None:
         self._p, self._views = parameters, tuple(views)
         self._grid = make_grid(self._views)
         self._meters = [make_meter(parameters.flow_noise, parameters.image_noise) for _ in views]
-        self._engine: MotionEngine = load_motion(engine_folder, len(views), self._grid.padded)
+        self._engine: MotionEngine = load_motion(
+            engine_folder, len(views), self._grid.padded, runtime
+        )
         self._constant = {
             "k": np.stack([self._grid.intrinsics(view) for view in views]).astype(np.float32),
             "covered": np.stack([self._grid.take(view.covered.astype(np.uint8)) for view in views]),
@@ -84,6 +90,11 @@ class LearnedMotion:
         self._shots = [[] for _ in self._views]
         self._believes[:] = False
         self._engine.reset()
+
+    @property
+    def forgotten(self) -> int:
+        """How often the engine's memory held what is not finite."""
+        return self._engine.forgotten
 
     def close(self) -> None:
         """Release the engine's device memory."""

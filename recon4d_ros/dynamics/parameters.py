@@ -115,3 +115,15 @@ class DynamicsParameters:
     keep_missing: float = parameter(
         0.6, "how long an object without observations is kept, seconds", minimum=0.0, maximum=10.0
     )
+    least_score: float = parameter(
+        0.3,
+        "detections from elsewhere (boxes in images, object_engine): those that score less are not"
+        " looked at",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    class_names: str = parameter(
+        "",
+        "names of the classes 0, 1, .., with commas between them, where detections from elsewhere"
+        " have numbers for classes",
+    )

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.engine import start_runtime
+from recon4d_ros.engine import CPU_RUNTIMES, MODEL_OF, start_runtime
 from recon4d_ros.engine.any_size import at_sizes
-from recon4d_ros.engine.base import MOTION, EngineSpec, load_spec
+from recon4d_ros.engine.base import MOTION, EngineSpec, load_spec, source_spec
 from recon4d_ros.engine.hosted import Runtime
 from recon4d_ros.errors import EngineError
 
@@ -27,7 +27,8 @@ def load_motion(
     threads: int = 0,
 ) -> MotionEngine:
     """An engine ready to step, for so many cameras on a grid of `size` (h, w); arguments and errors
-    as `recon4d_ros.engine.load`."""
+    as `recon4d_ros.engine.load`. runtime: what the reconstruction's engine runs on; where this one
+    is not built for it (TensorRT, when only the other is), its own."""
     folder = Path(folder)
     spec = load_spec(folder)
     where = f"engine {folder}"
@@ -42,7 +43,16 @@ def load_motion(
             f"{where}: is built for {spec.cameras} camera(s) and a {_size(spec.working_size)} grid:"
             f" this rig has {cameras} on {_size(size)}; export it again with --rig"
         )
-    return MotionEngine(spec, start_runtime(folder, spec, runtime, threads), where)
+    return MotionEngine(spec, start_runtime(folder, spec, suited(spec, runtime), threads), where)
+
+
+def suited(spec: EngineSpec, runtime: str) -> str:
+    """`runtime` where the engine's model is one that it runs, else "": the engine's own."""
+    if runtime in CPU_RUNTIMES and source_spec(spec) is not None:
+        return runtime
+    built_for = spec.runtime if spec.model.endswith(".engine") else runtime
+    runs = spec.model.endswith(MODEL_OF.get(runtime, ".onnx")) and built_for == runtime
+    return runtime if runs else ""
 
 
 def motion_at(spec: EngineSpec, cameras: int, size: tuple[int, int]) -> EngineSpec:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import math
+import re
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -388,6 +389,82 @@ def detections_msg(objects: tuple[DynamicObject, ...], ns: int, frame_id: str) -
         one = one_type(header=header(ns, frame_id), results=[result], id=str(thing.id))
         one.bbox.center, one.bbox.size = message.pose.pose, message.size
         array.detections.append(one)
+    return array
+
+
+# autoware_perception_msgs/ObjectClassification's labels by words of a class; the first that fits
+AUTOWARE = {
+    "trailer": "TRAILER",
+    "bus": "BUS",
+    "truck": "TRUCK",
+    "lorry": "TRUCK",
+    "construction": "TRUCK",
+    "motorcycle": "MOTORCYCLE",
+    "motorbike": "MOTORCYCLE",
+    "motorcyclist": "MOTORCYCLE",
+    "bicycle": "BICYCLE",
+    "bike": "BICYCLE",
+    "cyclist": "BICYCLE",
+    "bicyclist": "BICYCLE",
+    "rider": "BICYCLE",
+    "person": "PEDESTRIAN",
+    "pedestrian": "PEDESTRIAN",
+    "people": "PEDESTRIAN",
+    "child": "PEDESTRIAN",
+    "car": "CAR",
+    "van": "CAR",
+    "suv": "CAR",
+    "taxi": "CAR",
+    "vehicle": "CAR",
+    "animal": "ANIMAL",
+    "dog": "ANIMAL",
+    "cat": "ANIMAL",
+    "horse": "ANIMAL",
+    "cow": "ANIMAL",
+    "sheep": "ANIMAL",
+}
+STANDS = 0.5  # m/s: below it Autoware is told that an object is stationary
+
+
+def autoware_label(class_name: str) -> str:
+    """The name of Autoware's label of a class; UNKNOWN of any other. A construction vehicle is a
+    TRUCK, as in Autoware's own table for nuScenes' classes."""
+    words = set(re.split(r"[^a-z]+", class_name.lower()))
+    return next((label for word, label in AUTOWARE.items() if word in words), "UNKNOWN")
+
+
+def tracked_objects_msg(objects: tuple[DynamicObject, ...], ns: int, frame_id: str) -> Any:
+    """The same as autoware_perception_msgs/TrackedObjects, where that is installed. Its twist is in
+    the object's own axes; its UUID is our id. What is not known of a covariance is -1 in its first
+    element. Raises MessageError."""
+
+    def kind(name: str) -> Any:
+        return message_class(f"autoware_perception_msgs/msg/{name}")
+
+    one_type, class_type = kind("TrackedObject"), kind("ObjectClassification")
+    shape_type, kinematics_type = kind("Shape"), kind("TrackedObjectKinematics")
+    array = kind("TrackedObjects")(header=header(ns, frame_id))
+    for thing in objects:
+        message = object_msg(thing)
+        one = one_type(existence_probability=float(np.clip(thing.confidence, 0, 1)))
+        one.object_id.uuid = np.frombuffer(int(thing.id).to_bytes(16, "big"), np.uint8)
+        label = getattr(class_type, autoware_label(thing.class_name), class_type.UNKNOWN)
+        score = thing.class_score if thing.class_name else 1.0
+        one.classification = [class_type(label=label, probability=float(np.clip(score, 0, 1)))]
+        kinematics = one.kinematics
+        kinematics.pose_with_covariance = message.pose
+        cos, sin = np.cos(thing.yaw), np.sin(thing.yaw)
+        to_own = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1.0]])
+        kinematics.twist_with_covariance.twist.linear = vector_msg(to_own @ thing.velocity)
+        kinematics.twist_with_covariance.covariance = _covariance6(
+            to_own @ thing.velocity_covariance @ to_own.T
+        )
+        kinematics.acceleration_with_covariance.covariance[0] = -1.0
+        kinematics.orientation_availability = kinematics_type.AVAILABLE
+        kinematics.is_stationary = bool(np.linalg.norm(thing.velocity[:2]) < STANDS)
+        one.shape.type = shape_type.BOUNDING_BOX
+        one.shape.dimensions = message.size
+        array.objects.append(one)
     return array
 
 

@@ -24,7 +24,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from std_msgs.msg import Header
 
-from recon4d_ros.bags.topics import CAMERA_INFO, IMAGES, VIDEOS
+from recon4d_ros.bags.topics import CAMERA_INFO, DETECTIONS_2D, IMAGES, VIDEOS
 from recon4d_ros.bags.topics import COMPRESSED_IMAGE as COMPRESSED
 from recon4d_ros.bags.topics import IMAGE as RAW
 from recon4d_ros.cameras import video
@@ -33,6 +33,7 @@ from recon4d_ros.errors import MessageError, ParameterError, Recon4dError
 from recon4d_ros.messages import (
     StandingPose,
     frame_name,
+    image_boxes,
     imu_sample,
     is_calibrated,
     odometry_sample,
@@ -52,7 +53,7 @@ from recon4d_ros.ros.offered import (
     image_qos,
     is_latched,
 )
-from recon4d_ros.types import OdometrySample, RawImage
+from recon4d_ros.types import ImageBoxes, OdometrySample, RawImage
 
 VIDEO_PLUGINS = ("ffmpeg", "foxglove")  # image_transport's names of them
 PAIR_QUEUE = 10
@@ -85,13 +86,15 @@ def subscribe(
 @dataclass(frozen=True)
 class CameraSource:
     """Topics of one camera, before remapping; transport: auto, raw, compressed, video. *_given:
-    whether the user named the topic, so that no other is looked for."""
+    whether the user named the topic, so that no other is looked for. detections: of boxes in its
+    images, empty = none."""
 
     image: str
     camera_info: str
     transport: str = "auto"
     image_given: bool = True
     info_given: bool = True
+    detections: str = ""
 
 
 class CalibrationInput:
@@ -336,6 +339,38 @@ def _class_of(kind: str) -> type | None:
         return message_class(kind)
     except MessageError:
         return None
+
+
+class DetectionInput:
+    """Boxes in one camera's images (vision_msgs/Detection2DArray), best effort."""
+
+    def __init__(
+        self,
+        node: Node,
+        camera: str,
+        topic: str,
+        *,
+        boxes: Callable[[str, ImageBoxes], None],
+        bad: Callable[[str, str], None],
+    ) -> None:
+        """boxes(camera, what a message says). Raises MessageError where vision_msgs is not
+        installed, ParameterError where the topic cannot be subscribed to."""
+        self._node, self._camera, self._boxes, self._bad = node, camera, boxes, bad
+        kind = message_class(DETECTIONS_2D)
+        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        with making(f"{topic} cannot be subscribed to"):
+            self._subscription = node.create_subscription(
+                kind, topic, self._on_message, qos, qos_overriding_options=overridable()
+            )
+
+    def close(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+    def _on_message(self, message: Any) -> None:
+        try:
+            self._boxes(self._camera, image_boxes(message))
+        except Exception as error:  # whatever a message holds, the node goes on
+            self._bad(f"{self._camera} detections", f"{type(error).__name__}: {error}")
 
 
 class SensorInput(ABC):

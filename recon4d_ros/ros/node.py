@@ -298,7 +298,10 @@ class Recon4dNode(LifecycleNode):
                 camera.transport,
                 bool(camera.image_topic or (known and known.image)),
                 bool(camera.camera_info_topic or (known and known.camera_info)),
+                camera.detections_topic,
             )
+            if camera.detections_topic:
+                check_topic(self, f"{name}.detections_topic", camera.detections_topic)
             check_topic(self, f"{name}.image_topic", topics[name].image)
             check_topic(self, f"{name}.camera_info_topic", topics[name].camera_info)
         for name in ("odom_topic", "imu_topic", "twist_topic"):

@@ -50,6 +50,11 @@ class NodeParameters:
         "folder of an engine of objects (sparse4d) that runs beside the reconstruction: what it"
         " detects is in ~/objects; empty = none",
     )
+    detector: str = parameter(
+        "",
+        "a detector of objects in images as FILE.onnx, with its description beside it in FILE.yaml"
+        " (docs/detections.md): its boxes help to find what moves; empty = none",
+    )
     occupancy_engine: str = parameter(
         "",
         "folder of an engine of occupancy (uniscene) that runs beside the reconstruction, for"
@@ -183,4 +188,9 @@ class CameraParameters:
         " what is published on image_topic, or beside it under image_transport's names, in this"
         " order",
         choices=("auto", "raw", "compressed", "video"),
+    )
+    detections_topic: str = parameter(
+        "",
+        "vision_msgs/Detection2DArray of this camera's images: boxes with a class, which help to"
+        " find what moves; empty = none",
     )

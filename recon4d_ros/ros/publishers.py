@@ -138,8 +138,10 @@ OUTPUTS = (
 
 
 DETECTIONS = "~/detections"
+TRACKED = "~/tracked_objects"
 STANDARD = (
     (DETECTIONS, "vision_msgs/msg/Detection3DArray", "~/objects for others' tools"),
+    (TRACKED, "autoware_perception_msgs/msg/TrackedObjects", "~/objects for Autoware"),
     (
         "~/occupancy_grid_updates",
         "map_msgs/msg/OccupancyGridUpdate",
@@ -158,6 +160,18 @@ def standard_outputs() -> list[Output]:
         except MessageError:
             continue
     return found
+
+
+def standard_in_words() -> str:
+    """One line for the log: which of STANDARD are published here, and which are not."""
+    here = {output.topic for output in standard_outputs()}
+    said = [f"{topic} as {kind}" for topic, kind, _ in STANDARD if topic in here]
+    lacking = [kind.split("/")[0] for topic, kind, _ in STANDARD if topic not in here]
+    return (
+        "in standard messages: "
+        + (", ".join(said) or "none")
+        + (f" (not installed here: {', '.join(lacking)})" if lacking else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -215,15 +229,8 @@ class Publishers:
             int, NDArray[np.float32]
         ] = {}  # by stride: [N, pixels, 5], room for a cloud's rows
         self.publishers: dict[str, LifecyclePublisher] = {}
-        standard = standard_outputs()
-        there = {output.topic for output in standard}
-        self.left_out = [
-            f"{topic} is not published: {name.split('/')[0]} is not installed here"
-            for topic, name, _ in STANDARD
-            if topic not in there
-        ]
         try:
-            for output in (*OUTPUTS, *standard):
+            for output in (*OUTPUTS, *standard_outputs()):
                 for name in cameras if "<camera>" in output.topic else ("",):
                     self._open(output, output.topic.replace("<camera>", name))
         except ParameterError:
@@ -456,6 +463,11 @@ class Publishers:
             self._send(
                 DETECTIONS,
                 conversions.detections_msg(result.motion.objects, stamp, self._fixed),
+            )
+        if self.wanted(TRACKED):
+            self._send(
+                TRACKED,
+                conversions.tracked_objects_msg(result.motion.objects, stamp, self._frames.map),
             )
         if self.wanted("~/objects_markers"):
             self._send(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
@@ -29,12 +30,12 @@ from recon4d_ros.cameras import rig_check
 from recon4d_ros.dynamics.one_list import OLD, OneList
 from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
-from recon4d_ros.errors import MapError, ParameterError, Recon4dError
+from recon4d_ros.errors import MapError, MessageError, ParameterError, Recon4dError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.localization import Background, moved_objects, open_map
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.paths import user_path
-from recon4d_ros.perception import Beside, Look, Objects, OccupiedSpace
+from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.discovery import camera_of, listed, published
@@ -44,12 +45,13 @@ from recon4d_ros.ros.inputs import (
     CalibrationInput,
     CameraInput,
     CameraSource,
+    DetectionInput,
     MotionInput,
     OdometryInput,
 )
 from recon4d_ros.ros.parameters import NodeParameters
 from recon4d_ros.ros.pose_tree import PoseTree
-from recon4d_ros.ros.publishers import Frames, Publishers
+from recon4d_ros.ros.publishers import Frames, Publishers, standard_in_words
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.side_engine import SideEngine, side_threads
 from recon4d_ros.ros.transform_input import CONFIGURED_AGAIN, LiveTransforms, TransformInput
@@ -63,6 +65,7 @@ from recon4d_ros.types import (
     Calibration,
     Detections,
     FrameSet,
+    ImageBoxes,
     ImuSample,
     Jump,
     Occupancy,
@@ -131,7 +134,7 @@ class Session:
             own.base_frame,
             own.map_frame if own.publish_tf == "map_odom" else own.odom_frame,
         )
-        self._motion_inputs: list[OdometryInput | MotionInput] = []
+        self._motion_inputs: list[OdometryInput | MotionInput | DetectionInput] = []
         self._sync_counted: dict[tuple[str, str], int] = {}
         self._findings_said = 0
         self._notes_said = self._map_notes_said = 0
@@ -140,6 +143,8 @@ class Session:
         self._loading: Future | None = None
         self._beside: dict[str, SideEngine] = {}
         self._list = OneList()
+        self._world: tuple[int, int] | None = None  # Look.world of the last frame set
+        self._detections_counted: Counter[str] = Counter()
         self._era = 0  # how often everything began anew
         self._reset_ns = 0
         self._map_ns: int | None = None  # monotonic time of the last ~/map
@@ -185,9 +190,8 @@ class Session:
             path_spacing=own.path_spacing,
             points_stride=own.points_stride,
         )
-        for sentence in self._publishers.left_out:
-            self._log.info(sentence)
         opened.callback(self._publishers.close)
+        self._log.info(standard_in_words())
         self._grids = GridOutput(self._publishers, own.map_frame)
         self._viewer = None
         if own.viewer:
@@ -261,7 +265,7 @@ class Session:
         self.tick()
 
     def _connect_motion(self) -> None:
-        """Odometry, imu and twist, where topics of them are set."""
+        """Odometry, imu, twist and boxes in images, where topics of them are set."""
         own = self._setup.own
         where = self._node, own.base_frame, self._buffer
         if own.odom_topic:
@@ -276,6 +280,21 @@ class Session:
             self._motion_inputs.append(
                 MotionInput(*where, own.twist_topic, "twist", sample=self._on_twist, bad=self._bad)
             )
+
+        for name, source in self._setup.topics.items():
+            if source.detections:
+                try:
+                    self._motion_inputs.append(
+                        DetectionInput(
+                            self._node,
+                            name,
+                            source.detections,
+                            boxes=self._on_boxes,
+                            bad=self._bad,
+                        )
+                    )
+                except MessageError as error:
+                    self._tell(f"{name}.detections_topic is not read: {error}", lossy=True)
 
     def deactivate(self) -> None:
         """Ends the inputs, then says last what the map is."""
@@ -567,6 +586,12 @@ class Session:
         with self._sync_lock:
             self._synchronizer.add_twist(sample, self._now())
 
+    def _on_boxes(self, camera: str, boxes: ImageBoxes) -> None:
+        if (reconstructor := self._reconstructor) is not None and not self.paused:
+            with self._sync_lock:
+                boxes = self._synchronizer.corrected(camera, boxes)
+            reconstructor.offer_boxes(camera, boxes)
+
     def _tell(self, note: str, lossy: bool = False) -> None:
         """What had to be made of the inputs: once in the log, and on /diagnostics."""
         if self.health.note(note, lossy):
@@ -667,13 +692,16 @@ class Session:
         )
         if engine.spec.warning:
             self._log.warning(f"engine {folder.name}: {engine.spec.warning}")
+        self._detections_counted.clear()  # they are of the reconstructor
         self._reconstructor = reconstructor
         self._start_beside(rig, reconstructor.calibration)
 
     def _start_beside(self, rig: Rig, shared: Calibration) -> None:
-        """The engines of objects and of occupancy, each loaded in its own thread."""
+        """The detector and the engines of objects and of occupancy, each loaded in its own
+        thread."""
         own, threads = self._setup.own, side_threads()
-        kinds: tuple[tuple[str, str, Callable[..., Beside[Any]], Callable[..., None]], ...] = (
+        kinds: tuple[tuple[str, str, Callable[..., Any], Callable[..., None]], ...] = (
+            ("detector", own.detector, ImageDetector, self._on_detected),
             ("object engine", own.object_engine, Objects, self._on_detections),
             ("occupancy engine", own.occupancy_engine, OccupiedSpace, self._on_occupancy),
         )
@@ -693,6 +721,15 @@ class Session:
 
     def _on_detections(self, look: Look, detections: Detections) -> None:
         self._list.take(detections, look.world)
+        reconstructor = self._reconstructor
+        if reconstructor is not None and look.world == self._world:
+            reconstructor.offer_objects(detections)
+
+    def _on_detected(self, look: Look, detected: Mapping[str, ImageBoxes]) -> None:
+        reconstructor = self._reconstructor
+        if reconstructor is not None and look.world == self._world:
+            for camera, boxes in detected.items():
+                reconstructor.offer_boxes(camera, boxes)
 
     def _on_occupancy(self, look: Look, occupancy: Occupancy) -> None:
         if self.active and look.era == self._era:
@@ -741,13 +778,14 @@ class Session:
                 f"the images' time jumped forward: {(frame_set.stamp_ns - last) * 1e-9:.1f} s that"
                 " the pose has to bridge"
             )
-        forgotten = reconstructor.engine.forgotten
+        forgotten = reconstructor.forgotten
         result = reconstructor.step(frame_set)
         if reconstructor is not self._reconstructor:  # it was given up as stuck meanwhile
             self._count_forgotten(frame_set, STUCK)
             return
-        if reconstructor.engine.forgotten > forgotten:
-            self._bad("engine", "its memory held what is not finite, and was forgotten")
+        for name, count in reconstructor.forgotten.items():
+            if count > forgotten[name]:
+                self._bad(name, "its memory held what is not finite, and was forgotten")
         if (
             reconstructor.engine.device != self.health.engine.device
         ):  # a CUDA graph that could not be made shows with the first steps
@@ -757,6 +795,8 @@ class Session:
             self._bad(camera, sentence)
         self._tell_notes(reconstructor)
         look = Look.of(result, self._era)
+        self._world = look.world
+        self._count_detections(reconstructor)
         for engine in self._beside.values():
             engine.put(look)
         if self._setup.own.object_engine:
@@ -795,6 +835,13 @@ class Session:
         )
         self.show_status()
         self._publish_what_is_due()
+
+    def _count_detections(self, reconstructor: Reconstructor) -> None:
+        """Detections from elsewhere that were not used, into the common count."""
+        for reason, total in dict(reconstructor.dynamics.candidates.dropped).items():
+            for _ in range(total - self._detections_counted[reason]):
+                self._bad("detections", reason)
+            self._detections_counted[reason] = total
 
     def _measure_gpu(self, reconstructor: Reconstructor) -> None:
         """Once a second: it is a call to the driver."""

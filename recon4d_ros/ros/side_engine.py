@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from recon4d_ros.perception import Beside, Look, newest_look
+from recon4d_ros.perception import Look, RunsBeside, newest_look
 from recon4d_ros.ros.diagnostics import Rate
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.tally import Tally
@@ -29,7 +29,7 @@ class SideEngine:
     def __init__(
         self,
         name: str,
-        load: Callable[[], Beside[Any]],
+        load: Callable[[], RunsBeside],
         done: Callable[[Look, Any], None],
         *,
         say: Callable[[str, bool], None],
@@ -42,7 +42,7 @@ class SideEngine:
         self.steps, self.skipped, self.without_pose, self.failed = Rate(), 0, 0, 0
         self._load, self._done, self._say = load, done, say
         self._said = Tally()
-        self._beside: Beside[Any] | None = None
+        self._beside: RunsBeside | None = None
         self._worker: Worker[Look] = Worker(
             self._step, displaced=self._skip, failed=self._step_failed, merge=newest_look
         )

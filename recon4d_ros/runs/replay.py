@@ -3,15 +3,15 @@ and a run repeats bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from recon4d_ros.bags import BagReader, ImageEvent, ImuEvent, OdometryEvent
+from recon4d_ros.bags import BagReader, BoxesEvent, ImageEvent, ImuEvent, OdometryEvent
 from recon4d_ros.bags.topics import IMU, ODOMETRY, TRUTH, TWIST
 from recon4d_ros.cameras.rig import BASE_FRAME
 from recon4d_ros.errors import BagError
 from recon4d_ros.sync import Synchronizer
-from recon4d_ros.types import FrameSet
+from recon4d_ros.types import FrameSet, ImageBoxes
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,24 @@ def frame_sets(
     motion: MotionTopics = MotionTopics(),
     image_topics: Mapping[str, str] | None = None,
     base_frame: str = BASE_FRAME,
+    detection_topics: Mapping[str, str] | None = None,
+    boxes: Callable[[str, ImageBoxes], None] = lambda camera, boxes: None,
 ) -> Iterator[FrameSet]:
     """The bag's frame sets in order; time is the bag's, so waiting rules act as they would have on
     the vehicle.
 
     image_topics: camera -> topic, where a rig file names it. base_frame: the rig's, to which
-    odometry, imu and twist are brought.
+    odometry, imu and twist are brought. detection_topics: camera -> topic of boxes in its images;
+    boxes(camera, what a message says): called as each comes.
     """
     for event in reader.events(
-        synchronizer.cameras, motion.odometry, base_frame, image_topics, motion.imu, motion.twist
+        synchronizer.cameras,
+        motion.odometry,
+        base_frame,
+        image_topics,
+        motion.imu,
+        motion.twist,
+        detection_topics,
     ):
         if isinstance(event, ImageEvent):
             yield from synchronizer.add_image(event.camera, event.image, event.receive_ns)
@@ -72,6 +81,8 @@ def frame_sets(
             synchronizer.add_odometry(event.sample, event.receive_ns)
         elif isinstance(event, ImuEvent):
             synchronizer.add_imu(event.sample, event.receive_ns)
+        elif isinstance(event, BoxesEvent):
+            boxes(event.camera, synchronizer.corrected(event.camera, event.boxes))
         else:
             synchronizer.add_twist(event.sample, event.receive_ns)
     yield from synchronizer.flush()

@@ -20,6 +20,7 @@ from recon4d_ros.sync.odometry import OdometryQueue, SampleQueue
 from recon4d_ros.sync.policies import Group, MatchedPolicy, Policy, ResilientPolicy
 from recon4d_ros.types import (
     FrameSet,
+    ImageBoxes,
     ImuSample,
     Jump,
     OdometrySample,
@@ -262,6 +263,15 @@ class Synchronizer:
             self.statistics.twist_dropped[OTHER_CLOCK] += 1
         else:
             self._twist.add(replace(sample, stamp_ns=stamp_ns))
+
+    def corrected(self, camera: str, boxes: ImageBoxes) -> ImageBoxes:
+        """Boxes of an image of a camera with the stamp that the image has in its set: what the
+        camera's clock is ahead by is taken off. Their detector copies the image's stamp. Zero
+        stays zero."""
+        if not boxes.stamp_ns:
+            return boxes
+        stamp_ns = self._clocks.sensor(camera, boxes.stamp_ns, None)
+        return boxes if stamp_ns is None else replace(boxes, stamp_ns=stamp_ns)
 
     def poll(self, now_ns: int) -> list[FrameSet]:
         """The sets that are due by now."""

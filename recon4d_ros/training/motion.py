@@ -130,6 +130,7 @@ def read(stream: Stream, rng: np.random.Generator | None) -> dict[str, NDArray]:
     one |= {name: s[name][t, c].copy() for name in ("T_before_now", "road", "label", "weight")}
     one |= {"k": s["k"][c].copy(), "covered": s["covered"][c]}
     one["seconds"] = s["seconds"][t]
+    one["share"] = s["share"][t] if "share" in s else np.float32(1)  # shards from before have none
     one["flow"] = np.clip(np.nan_to_num(one["flow"]), -FARTHEST, FARTHEST)
     if rng is not None:
         for name, gain in (
@@ -167,13 +168,9 @@ def batch(ones: list[dict[str, NDArray]]) -> tuple[Look, Tensor, Tensor]:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.stack([one[name] for one in ones])))
 
-    n = torch.ones(len(ones))
     look = Look(
-        **{
-            name: stack(name) for name in Look.__dataclass_fields__ if name not in ("share", "keep")
-        },
-        share=n,
-        keep=n,
+        **{name: stack(name) for name in Look.__dataclass_fields__ if name != "keep"},
+        keep=torch.ones(len(ones)),
     )
     return look, stack("label").float() / 255, stack("weight").float() / 50
 
