@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 from typing import Any
 
 import numpy as np
@@ -444,7 +445,7 @@ def test_drops_are_counted_while_no_frame_set_comes_out(make):
 class Steps(Reconstructor):
     """Notes the jump of each frame set, and goes no further."""
 
-    forgotten: dict[str, int] = {}
+    forgotten: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         self.undecodable: dict[str, int] = {}
@@ -546,7 +547,7 @@ def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monke
 
     class Stuck(Reconstructor):
         rig = "the rig"
-        forgotten: dict[str, int] = {}
+        forgotten: ClassVar[dict[str, int]] = {}
 
         def step(self, frame_set: FrameSet) -> None:
             free.wait(20)
