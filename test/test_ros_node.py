@@ -11,8 +11,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
