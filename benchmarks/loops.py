@@ -22,6 +22,7 @@ from recon4d_ros import messages as ros
 from recon4d_ros.bags import BagReader
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.geometry import inverse, transform
+from recon4d_ros.mapping.spill import _RECORD
 from recon4d_ros.parameters import build
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
@@ -29,6 +30,7 @@ from recon4d_ros.runs.statistics import rss_mib
 from recon4d_ros.sync import Synchronizer
 
 ROUND = 960.0  # metres
+HIGH = 0.5  # metres over the road from which a point is a wall's
 TRUTH = "/ground_truth/odom"
 
 
@@ -97,14 +99,13 @@ def walls(reconstructor: Reconstructor) -> dict[str, float]:
     rounds: tuple[list, list] = ([], [])
     apart: tuple[list, list] = ([], [])
     spill = mapper._spill
-    from recon4d_ros.mapping.spill import _RECORD
-
     spill._file.seek(0)
     records = np.frombuffer(spill._file.read(spill.count * _RECORD.itemsize), _RECORD)
     for submap in np.unique(records["submap"]).tolist():
         if submap < 0 or not np.isfinite(ways[submap]):
             continue
         local = records["point"]["xyz"][records["submap"] == submap].astype(np.float64)
+        local = local[local[:, 2] > HIGH]
         which = 0 if ways[submap] < ROUND - 40 else 1
         rounds[which].append(transform(mapper.anchors[submap], local))
         apart[which].append(transform(drifted[submap], local))
@@ -113,8 +114,8 @@ def walls(reconstructor: Reconstructor) -> dict[str, float]:
         if not (clouds[0] and clouds[1]):
             continue
         first, second = (np.concatenate(part) for part in clouds)
-        second = second[second[:, 2] > 0.5][::7]
-        out[name] = float(np.median(cKDTree(first[first[:, 2] > 0.3]).query(second)[0]))
+        if len(first) and len(second):
+            out[name] = float(np.median(cKDTree(first).query(second[::7])[0]))
     return out
 
 
