@@ -262,6 +262,7 @@ def test_two_cameras_begin_like_a_stream_of_their_images(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full  # test_export_learned.py exports it as a user does
 def test_the_step_is_one_static_graph(tiny: point3r.Point3R, images: torch.Tensor) -> None:
     """torch.export takes it with the memory as input, without a guard on values; the graph does
     what the module does, at any fill."""
