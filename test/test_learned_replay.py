@@ -17,11 +17,8 @@ from recon4d_ros.cli import main
 from recon4d_ros.engine import load_spec
 
 
-# Point3R's and Driv3R's take most of a minute each: with `make test-full`
-@pytest.mark.parametrize(
-    "network",
-    [n if n == "dymultidepth" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
-)
+@pytest.mark.full  # most of a minute each
+@pytest.mark.parametrize("network", LEARNED)
 def test_from_checkpoint_to_a_run(
     network: str,
     small_bag: Path,

@@ -11,7 +11,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -444,8 +444,7 @@ def test_drops_are_counted_while_no_frame_set_comes_out(make):
 class Steps(Reconstructor):
     """Notes the jump of each frame set, and goes no further."""
 
-    class engine:
-        forgotten = 0
+    forgotten: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         self.undecodable: dict[str, int] = {}
@@ -547,7 +546,7 @@ def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monke
 
     class Stuck(Reconstructor):
         rig = "the rig"
-        engine = type("engine", (), {"forgotten": 0})
+        forgotten: ClassVar[dict[str, int]] = {}
 
         def step(self, frame_set: FrameSet) -> None:
             free.wait(20)

@@ -144,7 +144,7 @@ def test_every_shipped_engine_is_built(name, shipped, begin) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "dymultidepth" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
+    [n if n == "point3r" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
 )
 def test_every_published_network_is_taken_by_the_parser(name, learned_engine) -> None:
     folder = learned_engine(name)
@@ -199,10 +199,8 @@ def quantized(model: Path, engine: Path) -> None:
     assert quantize.quantize(model, inside, [model.with_name("step.npz")]) > 10
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [p if p == "int8" else pytest.param(p, marks=pytest.mark.full) for p in PRECISIONS],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_network_is_built_in_every_precision_that_is_offered(
     precision, begin, learned_engine, tmp_path
 ) -> None:
