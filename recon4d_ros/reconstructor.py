@@ -129,8 +129,8 @@ class Reconstructor:
                 frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
             )
         if pose.segment != self._segment:
+            self._segment = pose.segment  # first: what fails below fails once
             self._forget_the_world(new_segment=True)
-            self._segment = pose.segment
         T_map_odom = self.places.T_map_odom if self.places else np.eye(4)
         with _timed(latency, cpu, "engine"):
             geometry = self.engine.step(

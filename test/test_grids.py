@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.errors import OutputError, ParameterError, Recon4dError
 from recon4d_ros.evaluation.metrics.grids import GridScorer
-from recon4d_ros.geometry import se3
+from recon4d_ros.geometry import exp, inverse, se3
 from recon4d_ros.grids import (
     GridParameters,
     Grids,
@@ -24,7 +24,7 @@ from recon4d_ros.grids import (
     read_map,
     write_map,
 )
-from recon4d_ros.grids.lasting import SURE, TILE
+from recon4d_ros.grids.lasting import SURE, TILE, _level
 from recon4d_ros.grids.sight import Looker, Sight
 from recon4d_ros.types import (
     FREE,
@@ -386,6 +386,19 @@ def test_what_stood_there_once_is_looked_through() -> None:
     assert (grids.around(0).values == OCCUPIED).sum() >= 5
     run(grids, 2, world(), start=1)
     assert not (grids.around(0).values == OCCUPIED).any()
+
+
+def test_a_tilted_motion_far_from_the_origin_keeps_a_tile_where_it_is() -> None:
+    """A turn about the tile's own middle, 1000 m from the origin, lifts nothing."""
+    middle = np.array([1000.0, -300.0, 2.0])
+    turn = exp(np.array([0.0, 0.0, 0.0, 0.001, 0.004, 0.01]))
+    about = np.eye(4)
+    about[:3, 3] = middle
+    T = about @ turn @ inverse(about)
+    flat = _level(T, middle)
+    np.testing.assert_allclose(flat[:3, :3] @ middle + flat[:3, 3], middle, atol=1e-9)
+    np.testing.assert_allclose(flat[2], [0.0, 0.0, 1.0, 0.0], atol=1e-9)
+    assert np.arctan2(flat[1, 0], flat[0, 0]) == pytest.approx(np.arctan2(T[1, 0], T[0, 0]))
 
 
 def test_a_loop_moves_both_grids() -> None:

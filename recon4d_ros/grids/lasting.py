@@ -300,7 +300,7 @@ class LastingGrid:
         """The map moved: every tile goes along by its own rigid motion.
 
         motion: middle of a tile [3] in the old map (m) -> T_new_old [4, 4], of which the turn about
-        z and the translation are taken. Where tiles then overlap, occupied goes before free, the
+        z and the way of the middle are taken. Where tiles then overlap, occupied goes before free, the
         larger evidence before the smaller, the road that was seen nearer before the other.
         """
         old = [(index, layers) for index, layers in self._all() if not layers.empty]
@@ -313,7 +313,7 @@ class LastingGrid:
             height = layers.road[np.isfinite(layers.road)]
             level = float(np.median(height)) if len(height) else 0.0
             middle = np.array([*((np.array(index) + 0.5) * size), level])
-            T = np.asarray(motion(middle), np.float64)
+            T = _level(np.asarray(motion(middle), np.float64), middle)
             _carry(layers, np.array(index), T, self._parameters.resolution, fresh)
         for index, layers in fresh.items():
             self._keep(index, layers)
@@ -391,6 +391,15 @@ class LastingGrid:
         return OccupancyGrid(
             stamp_ns, values, resolution, np.asarray(corner * resolution, np.float64)
         )
+
+
+def _level(T: Array, middle: Array) -> Array:
+    """T without its tilt: it takes `middle` where T does, and turns about z alone."""
+    yaw = np.arctan2(T[1, 0], T[0, 0])
+    flat = np.eye(4)
+    flat[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
+    flat[:3, 3] = T[:3, :3] @ middle + T[:3, 3] - flat[:3, :3] @ middle
+    return flat
 
 
 def _carry(

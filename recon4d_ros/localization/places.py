@@ -157,8 +157,13 @@ class Places:
     def begin(self) -> None:
         """Before a step: takes up what was found since. `motion` and `anew` then say what became of
         the map by it."""
+        if self._settled:  # what a save took up is not told yet
+            self._settled = False
+            return
         self.motion, self.anew = None, False
-        done, self._done = (self._done, None) if self._runner.idle else (None, self._done)
+        done = None
+        if self._runner.idle:
+            done, self._done = self._done, None
         if self._loops.solution is not None and self._runner.idle:
             self._correct(self._loops.take())
         if done is None or done.task.era != self._era:
@@ -227,7 +232,14 @@ class Places:
                 self._note(
                     "tracking was lost: the map so far is set aside until the car is found in it"
                 )
-            self._mapper.set_aside()
+            try:
+                self._mapper.set_aside()
+            except MapError as error:  # of the file that the map was loaded from
+                self._note(f"the map so far is lost, and a new one is begun: {error}")
+                self._begin_map()
+                self._mapper.use(None)
+                self._mapper.reset()
+                return
             self._found = False
         else:
             self._mapper.reset()
@@ -318,13 +330,14 @@ class Places:
         self._done = None
         self._last = None
         self._way = 0.0
+        self._error = np.zeros((6, 6))
+        self._settled = False
         self._start_looking()
 
     def _start_looking(self) -> None:
         self._submaps: dict[int, int] = {}  # number in the mapper -> keyframe
         self._agreement = Agreement()
         self.T_map_odom = np.eye(4)
-        self._error = np.zeros((6, 6))
         self._believed_error = self._error
         self._keyframe_at = None
         self._looked_ns = -LOOK_NS - 1
@@ -478,6 +491,7 @@ class Places:
         """Takes up what runs now."""
         self._runner.wait()
         self.begin()
+        self._settled = True
 
     def _note(self, sentence: str) -> None:
         kind = "".join(c for c in sentence if not c.isdigit())

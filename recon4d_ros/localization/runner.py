@@ -54,8 +54,7 @@ class Background:
         self._condition = threading.Condition()
         self._job: Job | None = None
         self._end = False
-        self._thread = threading.Thread(target=self._run, name="localization", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first job on
 
     @property
     def idle(self) -> bool:
@@ -65,6 +64,9 @@ class Background:
         with self._condition:
             self._job = job
             self._condition.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="localization", daemon=True)
+            self._thread.start()
 
     def wait(self) -> None:
         with self._condition:
@@ -74,7 +76,8 @@ class Background:
         with self._condition:
             self._end = True
             self._condition.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -467,7 +467,7 @@ class Publishers:
         if self.wanted(TRACKED):
             self._send(
                 TRACKED,
-                conversions.tracked_objects_msg(result.motion.objects, stamp, self._frames.map),
+                conversions.tracked_objects_msg(result.motion.objects, stamp, self._fixed),
             )
         if self.wanted("~/objects_markers"):
             self._send(
