@@ -614,6 +614,20 @@ def test_other_versions_and_other_rigs_are_named(map_dir, tmp_path):
         open_map(tmp_path / "empty", rig)
 
 
+def test_a_map_that_is_loaded_again_is_still_ours(map_dir, tmp_path):
+    path = tmp_path / "street"
+    shutil.copytree(map_dir, path)
+    car = Car(other_day()[0][3])
+    car.places.use(open_map(path, small_rig()))
+    again = open_map(path, small_rig())
+    assert "another process" in again.read_only
+    car.places.use(again)
+    assert not car.places._folder.read_only and not car.places.notes
+    assert "another process" in open_map(path, small_rig()).read_only, "and locked for others"
+    car.places.use(open_map(path, small_rig()), "localization")
+    assert not open_map(path, small_rig()).read_only, "who only reads holds nobody up"
+
+
 def test_the_second_who_opens_a_map_may_only_read_it(map_dir, tmp_path):
     path = tmp_path / "street"
     shutil.copytree(map_dir, path)

@@ -41,7 +41,7 @@ ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py
 SURE = 20  # evidence of free space that one frame gives
 MOST = 120  # evidence at most: six frames
 STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
-MOST_TILES = 20_000  # packed ones: about 90 km of street with cells of 0.2 m, in 60 MB
+MOST_TILES = 20_000  # packed: about 90 km of street, cells of 0.2 m, in 60 MB; moved: unpacked
 MOST_CELLS = 1 << 26  # of a grid that is written as one
 Array = NDArray[np.float64]
 
@@ -300,8 +300,8 @@ class LastingGrid:
         """The map moved: every tile goes along by its own rigid motion.
 
         motion: middle of a tile [3] in the old map (m) -> T_new_old [4, 4], of which the turn about
-        z and the way of the middle are taken. Where tiles then overlap, occupied goes before free, the
-        larger evidence before the smaller, the road that was seen nearer before the other.
+        z and the way of the middle are taken. Where tiles then overlap, occupied goes before free,
+        the larger evidence before the smaller, the road that was seen nearer before the other.
         """
         old = [(index, layers) for index, layers in self._all() if not layers.empty]
         size = self._parameters.resolution * TILE

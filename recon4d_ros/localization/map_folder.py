@@ -98,6 +98,10 @@ class Lock:
             self.close()
             self.refused = f"it cannot be written: {error.strerror}"
 
+    @property
+    def held(self) -> bool:
+        return self._descriptor >= 0
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

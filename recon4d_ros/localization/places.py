@@ -103,6 +103,7 @@ class Places:
     _agreed_way: float  # by then an answer was believed
     _looked_way: float
     _looked_ns: int
+    _settled: bool  # what was taken up outside a step is not told yet
     _error: Array  # [6, 6], sum of the motions' covariances
     _found: bool
     _keyframe_at: Array | None
@@ -262,9 +263,13 @@ class Places:
         self._runner.wait()
         if mode:
             self._extends = mode != "localization"
+        old = self._folder
+        if old is not None and old.lock.held and old.path.resolve() == folder.path.resolve():
+            folder.lock.close()  # it was refused, because of ours
+            folder, old = replace(folder, lock=old.lock), None
         if not self._extends:
             folder.lock.close()
-        old, self._folder = self._folder, folder
+        self._folder = folder
         self._begin_map()
         self._adopt(folder)
         self._mapper.reset()

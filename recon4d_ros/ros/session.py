@@ -493,6 +493,7 @@ class Session:
 
         def use() -> None:
             if reconstructor is not self._reconstructor:
+                folder.close()
                 raise Recon4dError("the engine began anew meanwhile: load the map again")
             reconstructor.use_map(folder, mode)
             self._map_notes_said = min(self._map_notes_said, len(reconstructor.map_notes))
