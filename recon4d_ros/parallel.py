@@ -1,9 +1,10 @@
 """Several cameras at a time: OpenCV and NumPy let go of the GIL, so threads are enough, and one
-small pool serves every stage."""
+small pool serves every stage. What runs beside the reconstruction has threads of its own."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+NICENESS = 10  # of what runs beside: where the processor is short, the reconstruction goes first
+
+
+def go_behind() -> None:
+    """Lowers the priority of the thread that calls it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 @lru_cache(maxsize=1)

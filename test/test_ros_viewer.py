@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rclpy
 from recon4d_msgs.msg import Status
+from rrd import rows
 from sensor_msgs.msg import Image
 
 from recon4d_ros.ros import conversions
@@ -70,14 +69,6 @@ def result(index: int) -> Reconstruction:
     )
 
 
-def rows(path: Path) -> Counter[str]:
-    reader = pytest.importorskip("rerun.chunk").RrdReader(str(path))
-    counts: Counter[str] = Counter()
-    for chunk in reader.store().stream().to_chunks():
-        counts[chunk.entity_path] += chunk.num_rows
-    return counts
-
-
 def wait(condition, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -131,9 +122,9 @@ def test_a_running_node_is_shown(tmp_path, ros) -> None:
     """By what it publishes: of every kind one message."""
     pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
     from recon4d_ros.ros.live_view import LiveView
-    from recon4d_ros.viewer import Places, view_to
+    from recon4d_ros.viewer import Sinks, view_to
 
-    view = view_to(Places(tmp_path / "live.rrd"), "test")
+    view = view_to(Sinks(tmp_path / "live.rrd"), "test")
     node, other = LiveView("recon4d", view), rclpy.create_node("other")
     other.create_publisher(Image, "/recon4d/front/depth", 1)
     end = time.monotonic() + 20.0

@@ -6,30 +6,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rrd import rows
 
 from recon4d_ros.cli import main
 from recon4d_ros.errors import OutputError, Recon4dError
-from recon4d_ros.viewer.places import Places, view_to
+from recon4d_ros.viewer.sinks import Sinks, view_to
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return min(int(probe.getsockname()[1]), 65000)
-
-
-def rows(path: Path) -> Counter[str]:
-    """Rows by entity of a .rrd file."""
-    reader = pytest.importorskip("rerun.chunk").RrdReader(str(path))
-    counts: Counter[str] = Counter()
-    for chunk in reader.store().stream().to_chunks():
-        counts[chunk.entity_path] += chunk.num_rows
-    return counts
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +74,7 @@ def test_a_runs_folder_is_shown_as_it_is(tmp_path, small_bag) -> None:
 def test_the_page_is_served_here_alone() -> None:
     pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
     port = free_port()
-    view = view_to(Places(serve=True, port=port), "test")
+    view = view_to(Sinks(serve=True, port=port), "test")
     try:
         assert view.url.startswith(f"http://127.0.0.1:{port}/?url=rerun%2Bhttp%3A%2F%2F127.0.0.1")
         listening = [
@@ -98,7 +89,7 @@ def test_the_page_is_served_here_alone() -> None:
             page.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert b"200" in page.recv(100).splitlines()[0]
         with pytest.raises(Recon4dError, match=r"cannot be served on 127\.0\.0\.1"):
-            view_to(Places(serve=True, port=port), "second")
+            view_to(Sinks(serve=True, port=port), "second")
     finally:
         view.close()
     time.sleep(0.1)
@@ -109,7 +100,7 @@ def test_the_page_is_served_here_alone() -> None:
 def test_what_cannot_be_written_is_one_sentence() -> None:
     pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
     with pytest.raises(OutputError, match=r"cannot write view /proc/none/a.rrd: "):
-        view_to(Places(file=Path("/proc/none/a.rrd")), "test")
+        view_to(Sinks(file=Path("/proc/none/a.rrd")), "test")
 
 
 # ---- where it is not installed, too

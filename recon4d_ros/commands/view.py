@@ -29,8 +29,8 @@ from recon4d_ros.ros.node_parameters import NODE_NAME
 from recon4d_ros.runs.files import read_depth, read_mask, read_objects, read_trajectory
 from recon4d_ros.runs.writer import GRID
 from recon4d_ros.types import DynamicObject, Reconstruction, Tracking
-from recon4d_ros.viewer import Places, View, ViewLog, view_to
-from recon4d_ros.viewer.places import LOCALHOST
+from recon4d_ros.viewer import Sinks, View, ViewLog, view_to
+from recon4d_ros.viewer.sinks import LOCALHOST
 
 EPILOG = """What is shown: cameras with masks, depth, the static map, the way, objects with boxes and speeds, the grid around the
 car, latency by stage, tracking state and reason; over a timeline. It needs rerun-sdk (`make viewer`).
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ParameterError(f"--port is {arguments.port}: expected 1 to 65534")
     serve = arguments.serve or arguments.save is None
     signal.signal(signal.SIGTERM, _interrupt)  # or the viewer's process would be left behind
-    places = Places(arguments.save, serve, arguments.address, arguments.port)
-    with closing(view_to(places, "live" if live else what.name)) as view:
+    sinks = Sinks(arguments.save, serve, arguments.address, arguments.port)
+    with closing(view_to(sinks, "live" if live else what.name)) as view:
         if view.url:
             print(f"see {view.url}", flush=True)
         if live:

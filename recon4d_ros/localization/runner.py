@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from recon4d_ros.parallel import go_behind
+
 Job = Callable[[], None]
-NICENESS = 10  # of the thread: where the processor is short, the reconstruction goes first
 
 
 class Runner(Protocol):
@@ -80,7 +80,7 @@ class Background:
             self._thread.join()
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        go_behind()
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._job is not None or self._end)

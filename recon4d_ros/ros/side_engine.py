@@ -4,17 +4,15 @@ meanwhile is left out and counted, and what goes wrong with it is said and stops
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from recon4d_ros.parallel import go_behind
 from recon4d_ros.perception import Look, RunsBeside, newest_look
 from recon4d_ros.ros.diagnostics import Rate
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.tally import Tally
-
-NICENESS = 10  # of its own thread: where the processor is short, the reconstruction goes first
 
 
 def side_threads() -> int:
@@ -75,7 +73,7 @@ class SideEngine:
         return self._beside is None and not self.fault
 
     def _start(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        go_behind()
         try:
             beside = self._load()
         except Exception as error:

@@ -3,21 +3,19 @@ first. What goes wrong with it is said once, and stops nothing else."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.errors import Recon4dError
+from recon4d_ros.parallel import go_behind
 from recon4d_ros.paths import user_path
 from recon4d_ros.ros.worker import Worker
 from recon4d_ros.types import Calibration, Reconstruction
-from recon4d_ros.viewer import Places, View, ViewLog, view_to
+from recon4d_ros.viewer import Sinks, View, ViewLog, view_to
 
 WEB = "web"
-NICENESS = 10  # of its own thread, as of the engines beside
 
 
 class ViewerOutput:
@@ -29,9 +27,9 @@ class ViewerOutput:
     ) -> None:
         self._say, self._failed_once = say, False
         if where == WEB:
-            self._places = Places(None, True, address, port)
+            self._sinks = Sinks(None, True, address, port)
         else:
-            self._places = Places(user_path(where))
+            self._sinks = Sinks(user_path(where))
         self._view: View | None = None
         self._log: ViewLog | None = None
         self.skipped = 0
@@ -60,13 +58,13 @@ class ViewerOutput:
             self._view = None
 
     def _open(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        go_behind()
         try:
-            self._view = view_to(self._places, "recon4d")
+            self._view = view_to(self._sinks, "recon4d")
         except Recon4dError as error:
             self._say(f"viewer: {error}; the node goes on without it", True)
             return
-        self._say(f"viewer: {self._view.url or self._places.file}", False)
+        self._say(f"viewer: {self._view.url or self._sinks.file}", False)
 
     def _show(self, work: tuple[Calibration, Reconstruction]) -> None:
         calibration, result = work

@@ -5,7 +5,7 @@ What reconstructs knows nothing of it.
 this machine serves. rerun is imported only when one of them is made.
 """
 
-from recon4d_ros.viewer.places import Places, View, view_to
+from recon4d_ros.viewer.sinks import Sinks, View, view_to
 from recon4d_ros.viewer.view_log import ViewLog
 
-__all__ = ["Places", "View", "ViewLog", "view_to"]
+__all__ = ["Sinks", "View", "ViewLog", "view_to"]

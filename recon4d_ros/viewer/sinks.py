@@ -31,7 +31,7 @@ LOCALHOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Places:
+class Sinks:
     """file: .rrd, None: none. serve: whether to serve a web viewer. address, port: where; the data
     are on the next port."""
 
@@ -39,6 +39,11 @@ class Places:
     serve: bool = False
     address: str = LOCALHOST
     port: int = 9090
+
+    @property
+    def host(self) -> str:
+        """Where this machine reaches it."""
+        return LOCALHOST if self.address in ("0.0.0.0", "::") else self.address
 
 
 class View:
@@ -63,21 +68,20 @@ class View:
         self._opened.close()
 
 
-def view_to(places: Places, name: str) -> View:
+def view_to(where: Sinks, name: str) -> View:
     """Opens it. Raises OutputError where the file cannot be written, Recon4dError where rerun is
     not installed or the viewer cannot be served."""
     rr = rerun()
     with ExitStack() as opened:
         recording = rr.RecordingStream("recon4d_ros", send_properties=True)
         sinks, url, server = [], "", None
-        if places.file is not None:
-            sinks.append(_file(rr, places.file))
-        if places.serve:
-            server = _serve(places, opened)
-            host = places.address if places.address not in ("0.0.0.0", "::") else LOCALHOST
-            data = f"rerun+http://{host}:{places.port + 1}/proxy"
+        if where.file is not None:
+            sinks.append(_file(rr, where.file))
+        if where.serve:
+            server = _serve(where, opened)
+            data = f"rerun+http://{where.host}:{where.port + 1}/proxy"
             sinks.append(rr.GrpcSink(data))
-            url = f"http://{host}:{places.port}/?url={quote(data, safe='')}"
+            url = f"http://{where.host}:{where.port}/?url={quote(data, safe='')}"
         recording.set_sinks(*sinks)
         recording.send_recording_name(name)
         opened.callback(recording.disconnect)
@@ -104,9 +108,9 @@ def _file(rr: Any, path: Path) -> Any:
         ) from None
 
 
-def _serve(places: Places, opened: ExitStack) -> subprocess.Popen:
-    for port in (places.port, places.port + 1):
-        _check_free(places.address, port)
+def _serve(where: Sinks, opened: ExitStack) -> subprocess.Popen:
+    for port in (where.port, where.port + 1):
+        _check_free(where.address, port)
     home = opened.enter_context(tempfile.TemporaryDirectory(prefix="recon4d_view_"))
     environment = {
         **os.environ,
@@ -125,9 +129,9 @@ def _serve(places: Places, opened: ExitStack) -> subprocess.Popen:
             *program,
             "--serve-web",
             "--hide-welcome-screen",
-            *("--bind", places.address),
-            *("--web-viewer-port", str(places.port)),
-            *("--port", str(places.port + 1)),
+            *("--bind", where.address),
+            *("--web-viewer-port", str(where.port)),
+            *("--port", str(where.port + 1)),
             *("--server-memory-limit", BUFFER),
         ],
         env=environment,
@@ -138,13 +142,12 @@ def _serve(places: Places, opened: ExitStack) -> subprocess.Popen:
     )
     opened.callback(_end, process)
     begun = time.monotonic()
-    host = places.address if places.address not in ("0.0.0.0", "::") else LOCALHOST
-    while not all(_answers(host, port) for port in (places.port, places.port + 1)):
+    while not all(_answers(where.host, port) for port in (where.port, where.port + 1)):
         if process.poll() is not None or time.monotonic() - begun > PATIENCE:
             log.seek(0)
             said = log.read().decode(errors="replace").strip().splitlines()
             raise Recon4dError(
-                f"the web viewer did not begin on {places.address}:{places.port}:"
+                f"the web viewer did not begin on {where.address}:{where.port}:"
                 f" {said[-1][:300] if said else 'it said nothing'}"
             )
         time.sleep(0.05)
