@@ -133,6 +133,16 @@ def project(points: NDArray, k: Array) -> tuple[NDArray, NDArray]:
     return np.stack([u, v], axis=-1), z
 
 
+def rectangles_shared(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """[K, M] the area that rectangles a [K, 4] and b [M, 4] (left, top, right, bottom) share, and
+    the areas of a [K, 1] and b [1, M]."""
+    a, b = a[:, None], b[None]
+    wide = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    high = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    sizes = [(one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1]) for one in (a, b)]
+    return np.maximum(wide, 0) * np.maximum(high, 0), sizes[0], sizes[1]
+
+
 def box_corners(center: Array, size: Array, yaw: float) -> Array:
     """Corners [8, 3] of an upright box (length, width, height) turned by yaw about z; x slowest, z
     fastest."""

@@ -1,12 +1,14 @@
 """Where our own data files are: in a source checkout beside the package, in an installation under
-share/recon4d_ros."""
+share/recon4d_ros; and how files are put into their place."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from recon4d_ros.errors import Recon4dError
+from recon4d_ros.errors import OutputError, Recon4dError
 
 
 def user_path(path: str | Path) -> Path:
@@ -16,6 +18,23 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # nobody's home, or none: then it is a name like any other
         return Path(path)
+
+
+@contextmanager
+def beside(path: Path, what: str) -> Iterator[Path]:
+    """A file beside `path` to be written, which is then put into its place (atomic), or taken away
+    if that fails. what: for the sentence. Raises OutputError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield new
+        os.replace(new, path)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise OutputError(
+            f"cannot write {what} {path}: {error.strerror or error} (expected a folder that exists,"
+            " can be written and has room)"
+        ) from None
 
 
 def shown(path: str | Path) -> str:

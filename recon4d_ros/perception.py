@@ -13,15 +13,18 @@ import numpy as np
 
 from recon4d_ros.cameras.calibration import reduced_size, reduction, turned_pixels
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
+from recon4d_ros.dynamics.one_list import OneList
 from recon4d_ros.engine.base import EngineSpec
 from recon4d_ros.engine.detector import Detector
 from recon4d_ros.engine.objects import ObjectEngine, load_objects, published_crop
 from recon4d_ros.engine.occupancy import OccupancyEngine, load_occupancy
-from recon4d_ros.localization import in_odom
+from recon4d_ros.geometry import inverse
+from recon4d_ros.localization import in_odom, moved_objects
 from recon4d_ros.types import (
     Calibration,
     Camera,
     Detections,
+    DynamicObject,
     Frame,
     FrameSet,
     ImageBox,
@@ -55,6 +58,14 @@ class Look:
     def world(self) -> tuple[int, int]:
         """What is in map is only to be compared with what has the same."""
         return self.era, self.pose.segment
+
+
+def all_objects(one_list: OneList, look: Look, result: Reconstruction) -> tuple[DynamicObject, ...]:
+    """The tracks, and what an engine of objects detected, as one list in map. (The list itself is
+    kept in odometry's frame.)"""
+    tracks = moved_objects(result.motion.objects, inverse(result.T_map_odom))
+    objects = one_list.at(look.frame_set.stamp_ns, tracks, look.world)
+    return moved_objects(objects, result.T_map_odom)
 
 
 def newest_look(older: Look | None, newer: Look) -> Look:

@@ -230,7 +230,6 @@ class Reconstructor:
                 self.mapper,
                 p.localization,
                 self._runner,
-                p.mapping.voxel_size,
             )
         return self.places
 

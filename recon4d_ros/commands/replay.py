@@ -29,10 +29,9 @@ from recon4d_ros.dynamics.one_list import OneList
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import BagError, ParameterError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
-from recon4d_ros.geometry import inverse
-from recon4d_ros.localization import moved_objects, open_map
+from recon4d_ros.localization import open_map
 from recon4d_ros.paths import user_path
-from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace
+from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace, all_objects
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.runs.replay import MotionTopics, frame_sets
 from recon4d_ros.runs.statistics import RunStatistics, map_losses
@@ -292,9 +291,7 @@ def replay(
                 for camera, boxes in look_for(look).items():
                     reconstructor.offer_boxes(camera, boxes)
             if detect:
-                tracks = moved_objects(objects, inverse(result.T_map_odom))
-                objects = one_list.at(frame_set.stamp_ns, tracks, look.world)
-                objects = moved_objects(objects, result.T_map_odom)
+                objects = all_objects(one_list, look, result)
             writer.add(result, reconstructor.preprocessor, objects)
             if watch is not None:
                 watch(reconstructor, result)

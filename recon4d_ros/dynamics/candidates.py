@@ -43,7 +43,7 @@ from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.tracker import FASTEST
 from recon4d_ros.dynamics.tracker import Detection as Region
 from recon4d_ros.dynamics.views import STRIDE, View
-from recon4d_ros.geometry import box_corners, interpolate, inverse
+from recon4d_ros.geometry import box_corners, interpolate, inverse, rectangles_shared
 from recon4d_ros.types import (
     Camera,
     Detections,
@@ -576,7 +576,7 @@ def joined(boxes: Sequence[ImageBox]) -> list[tuple[ImageBox, Kind]]:
     for box, kind in sorted(kinds, key=lambda one: -one[0].score):
         if kind is None:
             continue
-        twin = any(kind is its and _iou(box, other) > ONE for other, its in kept)
+        twin = any(kind is its and _iou(_edges(box), _edges(other)) > ONE for other, its in kept)
         if not twin:
             kept.append((box, kind))
     out = list(kept)
@@ -614,12 +614,15 @@ def _around(boxes: Sequence[ImageBox]) -> ImageBox:
     )
 
 
-def _iou(a: ImageBox, b: ImageBox) -> float:
-    wide = min(a.right, b.right) - max(a.left, b.left)
-    high = min(a.bottom, b.bottom) - max(a.top, b.top)
-    both = max(wide, 0.0) * max(high, 0.0)
-    areas = [(one.right - one.left) * (one.bottom - one.top) for one in (a, b)]
-    return both / max(sum(areas) - both, 1e-9)
+def _iou(a: Array, b: Array) -> Array:
+    """[K, M] intersection over union of boxes [K, 4] and [M, 4]."""
+    both, mine, theirs = rectangles_shared(a, b)
+    return np.asarray(both / np.maximum(mine + theirs - both, 1e-9))
+
+
+def _edges(box: ImageBox) -> Array:
+    """[1, 4]"""
+    return np.array([[box.left, box.top, box.right, box.bottom]])
 
 
 def on_rays(camera: Camera, box: ImageBox) -> tuple[Array, NDArray[np.bool_], float] | None:
@@ -719,12 +722,7 @@ def _matched(
     of another kind does not continue it, a thing of no known kind may."""
     if not expected or not found:
         return {}
-    a, b = np.stack(found)[:, None], np.stack(expected)[None]
-    wide = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
-    high = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
-    both = np.maximum(wide, 0) * np.maximum(high, 0)
-    area = lambda one: (one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1])  # noqa: E731
-    iou = both / (area(a) + area(b) - both)
+    iou = _iou(np.stack(found), np.stack(expected))
     same = np.array([[m is k or "thing" in (m.name, k.name) for k in kinds] for m in its])
     may = (iou >= SAME) & same
     rows, columns = linear_sum_assignment(np.where(may, -iou, 1.0))

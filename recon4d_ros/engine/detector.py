@@ -40,6 +40,7 @@ import yaml
 from numpy.typing import NDArray
 
 from recon4d_ros.errors import EngineError
+from recon4d_ros.geometry import rectangles_shared
 from recon4d_ros.types import ImageBox
 
 Array = NDArray[Any]
@@ -380,12 +381,7 @@ def chosen(boxes: Array, scores: Array, description: Description) -> tuple[Image
     for index in good:
         others = [one for one in kept if label[one] == label[index]]
         if others:
-            a, b = boxes[index], boxes[others]
-            wide = np.minimum(a[2], b[:, 2]) - np.maximum(a[0], b[:, 0])
-            high = np.minimum(a[3], b[:, 3]) - np.maximum(a[1], b[:, 1])
-            both = np.maximum(wide, 0) * np.maximum(high, 0)
-            mine = (a[2] - a[0]) * (a[3] - a[1])
-            theirs = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+            both, mine, theirs = rectangles_shared(boxes[index][None], boxes[others])
             same = both > description.iou * (mine + theirs - both)
             if (same | (both > INSIDE * np.minimum(mine, theirs))).any():
                 continue

@@ -308,8 +308,7 @@ class Evaluator:
     ) -> None:
         if camera.distortion_model != "none":
             return
-        step = max(1, round(np.sqrt(depth.size / _CLOUD_PIXELS)))
-        v, u = np.mgrid[step // 2 : depth.shape[0] : step, step // 2 : depth.shape[1] : step]
+        v, u = _spread(depth.shape, _CLOUD_PIXELS)
         z = depth[v, u]
         good = z < _CLOUD_RANGE
         if moving is not None:
@@ -331,13 +330,7 @@ class Evaluator:
         where it is road."""
         camera = self._rig.cameras[n]
         if n not in self._rays:
-            step = max(1, round(np.sqrt(depth.size / _GRID_PIXELS)))
-            v, u = (
-                index.reshape(-1)
-                for index in np.mgrid[
-                    step // 2 : depth.shape[0] : step, step // 2 : depth.shape[1] : step
-                ]
-            )
+            v, u = _spread(depth.shape, _GRID_PIXELS)
             self._rays[n] = v, u, to_rays(camera, np.stack([u, v], axis=1))
         v, u, rays = self._rays[n]
         z = depth[v, u]
@@ -465,3 +458,10 @@ def _depth_metrics(every: DepthAccumulator, confident: DepthAccumulator) -> dict
             name: asdict(confident.score(name, nearer=NEAR)) for name in every.cameras
         }
     return metrics
+
+
+def _spread(shape: tuple[int, ...], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of about `count` pixels, evenly spread over an image."""
+    step = max(1, round(np.sqrt(shape[0] * shape[1] / count)))
+    v, u = np.mgrid[step // 2 : shape[0] : step, step // 2 : shape[1] : step]
+    return v.reshape(-1), u.reshape(-1)

@@ -16,8 +16,8 @@ bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
 
 When the map moves (a loop closes), `moved` carries every tile by its own rigid motion; what is
 within the map's reach is read from the moved voxels again at the next `read_map` (`Grids.moved`
-does both). `state` and
-`restore` are the same tiles as plain arrays, for saving and loading.
+does both). `state` and `restore` are the same tiles as plain arrays, for saving and loading;
+nothing saves them yet.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class _Layers:
 
 
 class LastingGrid:
-    """Not thread-safe. `revision` counts what changed it."""
+    """Not thread-safe."""
 
     def __init__(self, parameters: GridParameters) -> None:
         self._parameters = parameters
@@ -150,7 +150,6 @@ class LastingGrid:
         self._corner = np.zeros(2, np.int64)  # tile (x, y) of the canvas' first
         self._packed: dict[tuple[int, int], bytes] = {}
         self._centred = False
-        self.revision = 0
 
     # ---- what comes in
 
@@ -169,7 +168,6 @@ class LastingGrid:
         seen = np.minimum(stood + sight.standing.view(np.uint8) * np.uint8(gain), np.uint8(MOST))
         passed = (sight.free != 0) & ~sight.standing
         stood[:] = np.where(passed, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
-        self.revision += 1
 
     def read_map(
         self, points: NDArray[np.float32], center: Array, reach: float, voxel_size: float
@@ -197,7 +195,6 @@ class LastingGrid:
         )
         self._canvas.occupied[near] = False
         self._canvas.occupied |= found.view(bool)
-        self.revision += 1
 
     def _see_road(self, T_map_base: Array, road: Array) -> None:
         """The road's height of the blocks that the car has never been nearer to."""
@@ -305,9 +302,7 @@ class LastingGrid:
         """
         old = [(index, layers) for index, layers in self._all() if not layers.empty]
         size = self._parameters.resolution * TILE
-        revision = self.revision
         self.reset()
-        self.revision = revision + 1
         fresh: dict[tuple[int, int], _Layers] = {}
         for index, layers in old:
             height = layers.road[np.isfinite(layers.road)]

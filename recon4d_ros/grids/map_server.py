@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.errors import Recon4dError
+from recon4d_ros.paths import beside
 from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, OccupancyGrid
 
 # what map_saver writes, and with these thresholds map_server reads back (mode trinary)
@@ -39,17 +39,8 @@ def write_map(stem: Path, grid: OccupancyGrid) -> None:
     header = f"P5\n# recon4d_ros, {grid.resolution:.3f} m/pix\n{columns} {rows}\n255\n"
     files = {".pgm": header.encode() + picture[::-1].tobytes(), ".yaml": text.encode()}
     for suffix, data in files.items():
-        path = stem.with_suffix(suffix)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise OutputError(
-                f"cannot write grid {path}: {error.strerror or error} (expected a folder that"
-                " exists, can be written and has room)"
-            ) from None
+        with beside(stem.with_suffix(suffix), "grid") as new:
+            new.write_bytes(data)
 
 
 def read_map(path: Path, stamp_ns: int = 0) -> OccupancyGrid:

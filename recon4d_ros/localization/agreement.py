@@ -62,10 +62,6 @@ class Agreement:
         self._covariance: Array = np.eye(6)  # of the car's pose in map, in base_link
         self._waiting: deque[Said] = deque(maxlen=KEPT)
 
-    def forget(self) -> None:
-        """Odometry began anew, or what was believed is not any more."""
-        self.__init__()  # type: ignore[misc]
-
     def hear(self, said: Said, growth: Array) -> str:
         """`found`, `followed`, `moved`, or `waiting`, for an answer that another one has to confirm
         first. growth: [6, 6], covariance of odometry's error since the last answer that was

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,13 +76,8 @@ class LoopCloser:
 
     def shift(self, by: int) -> None:
         """All keyframes have other indices."""
-        self._nodes = [
-            _Node(node.index + by, node.T_odom_base, node.way, node.error) for node in self._nodes
-        ]
-        self._edges = [
-            Edge(edge.a + by, edge.b + by, edge.T_a_b, edge.covariance, edge.loop)
-            for edge in self._edges
-        ]
+        self._nodes = [replace(node, index=node.index + by) for node in self._nodes]
+        self._edges = [replace(edge, a=edge.a + by, b=edge.b + by) for edge in self._edges]
 
     def may(self, way: float) -> bool:
         """Whether there is anything to come back to after so many metres driven."""

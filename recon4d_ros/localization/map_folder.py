@@ -244,23 +244,23 @@ def _frames(path: Path, cameras: int) -> tuple[list[Keyframe], int]:
     return frames, starts[-1]
 
 
-def save_map(
-    path: Path,
-    rig: Rig,
-    frames: list[Keyframe],
-    features: Iterable[bytes],
-    thumbnails: Iterable[bytes],
-    vocabulary: Vocabulary,
-    voxels: Chunks,
-    voxel_size: float,
-    lock: Lock | None = None,
-) -> int:
-    """Writes a map folder, in the place of one that is there; returns how many voxels. Raises
-    OutputError, and leaves what was there as it was.
+@dataclass(frozen=True)
+class Contents:
+    """What a map folder is written from. features: bytes of each keyframe's features. thumbnails:
+    of each, empty for none. voxel_size: m."""
 
-    features: bytes of each keyframe's features. thumbnails: of each, empty for none. lock: of this
-    folder, if the caller has it.
-    """
+    rig: Rig
+    frames: list[Keyframe]
+    features: Iterable[bytes]
+    thumbnails: Iterable[bytes]
+    vocabulary: Vocabulary
+    voxels: Chunks
+    voxel_size: float
+
+
+def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
+    """Writes a map folder, in the place of one that is there; returns how many voxels. lock: of
+    this folder, if the caller has it. Raises OutputError, and leaves what was there as it was."""
     mine = None
     if lock is None:
         lock = mine = Lock(path)
@@ -274,7 +274,7 @@ def save_map(
             raise OutputError(f"map {path} is not saved: a file of that name is there")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        count = _write(beside, rig, frames, features, thumbnails, vocabulary, voxels, voxel_size)
+        count = _write(beside, contents)
         _put_in_place(beside, path)
         return count
     except OSError as error:
@@ -288,19 +288,11 @@ def save_map(
             mine.close()
 
 
-def _write(
-    folder: Path,
-    rig: Rig,
-    frames: list[Keyframe],
-    features: Iterable[bytes],
-    thumbnails: Iterable[bytes],
-    vocabulary: Vocabulary,
-    voxels: Chunks,
-    voxel_size: float,
-) -> int:
+def _write(folder: Path, contents: Contents) -> int:
+    rig, frames = contents.rig, contents.frames
     save_rig(rig, folder / RIG)
     with open(folder / VOXELS, "wb") as file:
-        squares = write_squares(file, voxels)
+        squares = write_squares(file, contents.voxels)
         os.fsync(file.fileno())
     np.save(folder / SQUARES, squares.table())
     np.savez(
@@ -311,13 +303,13 @@ def _write(
         features=np.array([frame.count for frame in frames], np.int64),
     )
     with open(folder / FEATURES, "wb") as file:
-        for block in features:
+        for block in contents.features:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    np.save(folder / WORDS, vocabulary.words)
+    np.save(folder / WORDS, contents.vocabulary.words)
     (folder / THUMBNAILS).mkdir()
-    for number, thumbnail in enumerate(thumbnails):
+    for number, thumbnail in enumerate(contents.thumbnails):
         if thumbnail:
             (folder / THUMBNAILS / f"{number:06d}.jpg").write_bytes(thumbnail)
     files = {}
@@ -330,7 +322,7 @@ def _write(
         "descriptor": Orb.name,
         "rig": rig.name,
         "cameras": list(rig.names),
-        "voxel_size": voxel_size,
+        "voxel_size": contents.voxel_size,
         "voxels": squares.points,
         "keyframes": len(frames),
         "first_stamp_ns": min((frame.stamp_ns for frame in frames), default=0),

@@ -31,7 +31,7 @@ from recon4d_ros.localization.agreement import Agreement, Said
 from recon4d_ros.localization.features import Features, Orb, Snapshot
 from recon4d_ros.localization.keyframes import FeatureFile, Keyframe
 from recon4d_ros.localization.loops import LoopCloser
-from recon4d_ros.localization.map_folder import MapFolder, save_map
+from recon4d_ros.localization.map_folder import Contents, MapFolder, save_map
 from recon4d_ros.localization.parameters import LocalizationParameters
 from recon4d_ros.localization.relocalizer import Answer, apart, find
 from recon4d_ros.localization.runner import Inline, Runner
@@ -77,7 +77,6 @@ class _Done:
     task: _Task
     keyframe: Keyframe | None
     answer: Answer | None
-    why: str
     candidates: int
     loop: bool
     features: int
@@ -85,12 +84,10 @@ class _Done:
 
 
 class Places:
-    """T_map_odom: [4, 4], where odometry's frame is in map; constant from a `begin` to the next.
-    found: whether the car's place in the map is known. motion: after a `begin` in which the map
+    """found: whether the car's place in the map is known. motion: after a `begin` in which the map
     moved, a place [3] in it as it was -> T_new_old [4, 4] of what is there; anew: whether it began
     anew. notes: sentences for the user, once each."""
 
-    T_map_odom: Array
     motion: Callable[[Array], Array] | None = None
     anew = False
     _loops: LoopCloser
@@ -115,10 +112,9 @@ class Places:
         mapper: Mapper,
         parameters: LocalizationParameters | None = None,
         runner: Runner | None = None,
-        voxel_size: float = 0.2,
     ) -> None:
         """mapper: whose map the keyframes belong to; it is moved as they are."""
-        self._rig, self._mapper, self._voxel_size = rig, mapper, voxel_size
+        self._rig, self._mapper = rig, mapper
         self._p = parameters or LocalizationParameters()
         self._orb = Orb(rig, calibration, self._p.features)
         self._runner: Runner = runner or Inline()
@@ -135,6 +131,11 @@ class Places:
         self._begin_map()
 
     # --- the drive
+
+    @property
+    def T_map_odom(self) -> Array:
+        """[4, 4], where odometry's frame is in map; constant from a `begin` to the next."""
+        return self._agreement.T_map_odom
 
     @property
     def found(self) -> bool:
@@ -226,7 +227,6 @@ class Places:
     def new_segment(self) -> None:
         """Odometry began anew: where the car is among the keyframes is not known."""
         self._era += 1
-        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         self._local = []
         if self._main:
             if self._found:
@@ -303,13 +303,15 @@ class Places:
         vocabulary = self._index.vocabulary if self._index else self._learn(frames)
         voxels = save_map(
             path,
-            self._rig,
-            frames,
-            self._file.blocks(frames),
-            (self._file.thumbnail(one) for one in frames),
-            vocabulary,
-            self._mapper.chunks(),
-            self._voxel_size,
+            Contents(
+                self._rig,
+                frames,
+                self._file.blocks(frames),
+                (self._file.thumbnail(one) for one in frames),
+                vocabulary,
+                self._mapper.chunks(),
+                self._mapper.voxel_size,
+            ),
             own.lock if same and own is not None else None,
         )
         return voxels, len(frames), aside
@@ -324,7 +326,6 @@ class Places:
     def _begin_map(self) -> None:
         """Nothing is known, and nothing is looked for."""
         self._era += 1
-        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         self._main = []
         self._local = []
         self._file = FeatureFile()
@@ -342,7 +343,7 @@ class Places:
     def _start_looking(self) -> None:
         self._submaps: dict[int, int] = {}  # number in the mapper -> keyframe
         self._agreement = Agreement()
-        self.T_map_odom = np.eye(4)
+        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         self._believed_error = self._error
         self._keyframe_at = None
         self._looked_ns = -LOOK_NS - 1
@@ -402,7 +403,6 @@ class Places:
             said = Said(done.answer, task.T_odom_base, task.way)
             event = self._agreement.hear(said, task.error - self._believed_error)
             if event != "waiting":
-                self.T_map_odom = self._agreement.T_map_odom
                 self._believed_error = task.error
             if event == "found":
                 self._enter()
@@ -457,8 +457,8 @@ class Places:
         self._main[: len(poses)] = [
             replace(frame, T_map_base=pose) for frame, pose in zip(self._main, poses, strict=False)
         ]
-        self.T_map_odom = poses[-1] @ geometry.inverse(self._loops.T_odom_base(len(poses) - 1))
-        self._agreement.T_map_odom = self.T_map_odom
+        T_odom_base = self._loops.T_odom_base(len(poses) - 1)
+        self._agreement.T_map_odom = poses[-1] @ geometry.inverse(T_odom_base)
         late = self.T_map_odom @ geometry.inverse(before)
         for i in range(len(poses), len(self._main)):  # made meanwhile
             frame = self._main[i]
@@ -484,7 +484,6 @@ class Places:
         index = self._index
         self._main, self._local, self._found = list(folder.frames), [], False
         self._own_from = len(self._main)
-        self._loops = LoopCloser(self._p.loops and pose_graph.available())
         if index is not None:
             index.keep(len(self._main))
         self._mapper.use(folder.archive.whole())
@@ -507,7 +506,7 @@ class Places:
     # --- in the runner's thread; what the frames' thread owns is only read
 
     def _work(self, task: _Task) -> None:
-        keyframe, answer, why, trouble, loop = None, None, "", "", False
+        keyframe, answer, trouble, loop = None, None, "", False
         candidates: list[int] = []
         features: Features | None = None
         try:
@@ -515,7 +514,7 @@ class Places:
             if task.look:
                 candidates, loop = self._candidates(task, features)
                 if candidates:
-                    answer, why = find(
+                    answer, _ = find(
                         features,
                         geometry.inverse(task.T_base_camera),
                         self._main,
@@ -533,7 +532,6 @@ class Places:
             task,
             keyframe,
             answer,
-            why,
             len(candidates),
             loop,
             len(features) if features is not None else 0,
@@ -609,7 +607,7 @@ def _nothing(era: int, trouble: str) -> _Done:
     none = Snapshot((), None, np.zeros((0, 0, 0), bool))
     zero = np.zeros((6, 6))
     task = _Task(era, 0, none, np.eye(4), np.eye(4)[None], 0.0, False, None, False, zero)
-    return _Done(task, None, None, "", 0, False, 0, trouble)
+    return _Done(task, None, None, 0, False, 0, trouble)
 
 
 def _nearest(frames: Sequence[Keyframe], T_map_base: Array, count: int) -> list[int]:

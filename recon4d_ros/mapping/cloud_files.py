@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.paths import beside
 
 SUFFIXES = (".ply", ".pcd")
 PLY_POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("weight", "<f4")])  # packed: 19 bytes
@@ -69,24 +69,13 @@ def write_points(path: str | Path, blocks: Iterable[NDArray[np.void]], count: in
     its place (atomic)."""
     path = Path(path)
     check_suffix(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            if path.suffix.lower() == ".ply":
-                _write_ply(file, blocks, count)
-            else:
-                _write_pcd(file, blocks, count)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write map {path}: {reason} (expected a folder that exists, can be written and"
-            " has room)"
-        ) from None
+    with beside(path, "map") as new, open(new, "wb") as file:
+        if path.suffix.lower() == ".ply":
+            _write_ply(file, blocks, count)
+        else:
+            _write_pcd(file, blocks, count)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def ply_header(count: int) -> bytes:

@@ -197,13 +197,13 @@ class Mapper:
         self.reach = self._parameters.radius  # m: the radius, as far as there was room for it
         self._submap[:] = 0
         # where the submaps are in map, and where they were when the table's voxels were placed
-        self._anchors = self._placed = np.eye(4)[None]
+        self._placed = np.eye(4)[None]
+        self._set_anchors(self._placed)
         self._attached = False
         if self._archive is not None:
             self._archive.all_back()
         if self._spill:
             self._spill.clear()
-            self._spill.anchors = self._anchors
 
     @property
     def voxel_size(self) -> float:
@@ -301,10 +301,8 @@ class Mapper:
     def begin_submap(self, T_map_anchor: NDArray[np.float64]) -> int:
         """What is seen from now on moves with this anchor [4, 4]; returns its number. (What was
         seen before the first one is submap 0, whose anchor is the map itself.)"""
-        self._anchors = np.concatenate([self._anchors, T_map_anchor[None]])
+        self._set_anchors(np.concatenate([self._anchors, T_map_anchor[None]]))
         self._placed = np.concatenate([self._placed, T_map_anchor[None]])
-        if self._spill:
-            self._spill.anchors = self._anchors
         return len(self._anchors) - 1
 
     @property
@@ -327,10 +325,13 @@ class Mapper:
         if (moved[inside] > 0.5 * self._parameters.voxel_size).any():
             self._replace_submaps(anchors)
             return True
+        self._set_anchors(anchors)
+        return False
+
+    def _set_anchors(self, anchors: NDArray[np.float64]) -> None:
         self._anchors = anchors
         if self._spill:
             self._spill.anchors = anchors
-        return False
 
     def _replace_submaps(self, anchors: NDArray[np.float64]) -> None:
         """Puts the voxels inside the radius where they are by these anchors."""
@@ -357,9 +358,8 @@ class Mapper:
         self._fill(keys[first], rows[first], seen[first], submap[first])
         if self._integrated_at is not None:
             self._integrated_at = here[:3, :3] @ self._integrated_at + here[:3, 3]
-        self._anchors = self._placed = anchors
-        if self._spill:
-            self._spill.anchors = anchors
+        self._placed = anchors
+        self._set_anchors(anchors)
 
     def set_aside(self) -> None:
         """The next frame is the first of another map; that of until now becomes the archive, if it

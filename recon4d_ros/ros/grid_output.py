@@ -53,22 +53,19 @@ class GridOutput:
     def _show_changes(self, grid: types.OccupancyGrid) -> None:
         assert self._sent is not None
         if self._sent_frame != self.frame or not _same_cells(grid, self._sent):
-            self._send_whole(grid)
+            self.show_whole(grid)
             return
         part = changed(self._sent.values, grid.values)
         if part is not None:
             self._publishers.send(UPDATES, update_msg(grid, part, self.frame))
             self._sent = grid
 
-    def show_whole(self, grid: types.OccupancyGrid) -> None:
-        """Always sent, because it is latched for who comes late."""
-        self._send_whole(grid)
-
     def due(self, period: float) -> bool:
         """Whether the whole grid was last sent `period` seconds ago, or never."""
         return self._sent_ns is None or time.monotonic_ns() - self._sent_ns >= period * 1e9
 
-    def _send_whole(self, grid: types.OccupancyGrid) -> None:
+    def show_whole(self, grid: types.OccupancyGrid) -> None:
+        """Always sent, because it is latched for who comes late."""
         self._publishers.send(WHOLE, grid_msg(grid, self.frame))
         self._sent, self._sent_ns = grid, time.monotonic_ns()
         self._sent_frame = self.frame

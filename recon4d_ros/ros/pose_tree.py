@@ -17,6 +17,7 @@ from recon4d_ros.ros.publishers import Frames
 
 Array = NDArray[np.float64]
 LOOKUP_TIMEOUT = Duration(seconds=0.05)
+IDENTITY: Array = np.eye(4)
 
 
 def edges(
@@ -25,20 +26,19 @@ def edges(
     T_map_base: Array,
     stamp_ns: int,
     T_odom_base: Array | None,
-    T_map_odom: Array | None = None,
+    T_map_odom: Array = IDENTITY,
     in_map: bool = True,
 ) -> list[TransformStamped]:
     """The transforms that are ours to send.
 
-    map_odom_base: we are the odometry; map -> odom is T_map_odom, the identity (None) unless the
+    map_odom_base: we are the odometry; map -> odom is T_map_odom, the identity unless the
     car was found in another map. in_map: whether it is known where it is in map: otherwise nobody
     is told where. map_odom: another node owns odom -> base (T_odom_base at the
     stamp), so T_map_odom = T_map_base T_odom_base^-1.
     """
     if mode == "map_odom_base":
-        own = np.eye(4) if T_map_odom is None else T_map_odom
-        above = [transform_msg(own, stamp_ns, frames.map, frames.odom)] if in_map else []
-        T = T_map_base if T_map_odom is None else inverse(own) @ T_map_base
+        above = [transform_msg(T_map_odom, stamp_ns, frames.map, frames.odom)] if in_map else []
+        T = inverse(T_map_odom) @ T_map_base
         return [*above, transform_msg(T, stamp_ns, frames.odom, frames.base)]
     if mode == "map_odom" and T_odom_base is not None and in_map:
         return [transform_msg(T_map_base @ inverse(T_odom_base), stamp_ns, frames.map, frames.odom)]
@@ -61,7 +61,7 @@ class PoseTree:
         self,
         T_map_base: Array,
         stamp_ns: int,
-        T_map_odom: Array | None = None,
+        T_map_odom: Array = IDENTITY,
         in_map: bool = True,
     ) -> str:
         """Returns "" or the sentence why map -> odom could not be sent for this stamp. T_map_odom,

@@ -318,13 +318,13 @@ class Publishers:
         self._clouds(result, stamp)
         self._objects(result, stamp)
         if self.wanted("~/map_updates"):
-            self._send(
+            self.send(
                 "~/map_updates",
                 conversions.map_update_msg(result.map_delta, stamp, self._fixed),
             )
         dt = 0.1 if self._last_stamp is None else (stamp - self._last_stamp) * 1e-9
         self._last_stamp = stamp
-        self._send(
+        self.send(
             "~/odometry",
             conversions.odometry_msg(
                 result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base
@@ -340,22 +340,17 @@ class Publishers:
         stamp_ns: int,
     ) -> None:
         """Publish the whole static map; always, because it is latched for who comes late."""
-        self._send(
-            "~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._fixed, weight=weight)
-        )
+        self.send("~/map", conversions.cloud_msg(points, rgb, stamp_ns, self._fixed, weight=weight))
 
     def show_occupancy(self, occupancy: Occupancy) -> None:
         if self.wanted("~/occupancy"):
-            self._send("~/occupancy", conversions.occupancy_msg(occupancy, self._frames.base))
+            self.send("~/occupancy", conversions.occupancy_msg(occupancy, self._frames.base))
 
     def show_status(self, message: Status) -> None:
-        self._send("~/status", message)
+        self.send("~/status", message)
 
     def send(self, topic: str, message: object) -> None:
-        """Publish what another made, heard or not."""
-        self._send(topic, message)
-
-    def _send(self, topic: str, message: object) -> None:
+        """Publish a message, heard or not."""
         self.publishers[topic].publish(message)
 
     def _images(self, result: Reconstruction) -> None:
@@ -370,7 +365,7 @@ class Publishers:
                 conversions.repaint(
                     self._images_kept[depth], result.geometry.depth[i], stamp, frame
                 )
-                self._send(depth, self._images_kept[depth])
+                self.send(depth, self._images_kept[depth])
             if self.wanted(mask):
                 conversions.repaint(
                     self._images_kept[mask],
@@ -378,10 +373,10 @@ class Publishers:
                     stamp,
                     frame,
                 )
-                self._send(mask, self._images_kept[mask])
+                self.send(mask, self._images_kept[mask])
             if self.wanted(info):
                 conversions.restamp(self._infos_kept[info], stamp, frame)
-                self._send(info, self._infos_kept[info])
+                self.send(info, self._infos_kept[info])
 
     def _frame_of(self, name: str) -> str:
         """The frame of a camera's working image: its own, or, where it is mounted rolled, one
@@ -412,7 +407,7 @@ class Publishers:
                     stamp,
                     self._frames.base,
                 )
-                self._send(topic, self._clouds_kept[topic])
+                self.send(topic, self._clouds_kept[topic])
 
     def _cloud_rows(
         self, result: Reconstruction, stride: int, only: NDArray[np.bool_] | None
@@ -456,21 +451,21 @@ class Publishers:
 
     def _objects(self, result: Reconstruction, stamp: int) -> None:
         if self.wanted("~/objects"):
-            self._send(
+            self.send(
                 "~/objects", conversions.objects_msg(result.motion.objects, stamp, self._fixed)
             )
         if self.wanted(DETECTIONS):
-            self._send(
+            self.send(
                 DETECTIONS,
                 conversions.detections_msg(result.motion.objects, stamp, self._fixed),
             )
         if self.wanted(TRACKED):
-            self._send(
+            self.send(
                 TRACKED,
                 conversions.tracked_objects_msg(result.motion.objects, stamp, self._fixed),
             )
         if self.wanted("~/objects_markers"):
-            self._send(
+            self.send(
                 "~/objects_markers",
                 conversions.markers_msg(result.motion.objects, stamp, self._fixed),
             )
@@ -489,7 +484,7 @@ class Publishers:
                 conversions.pose_stamped_msg(pose, ns, self._fixed)
                 for pose, ns in zip(self._path, self._path_stamps, strict=True)
             ]
-            self._send("~/path", Path(header=conversions.header(stamp, self._fixed), poses=poses))
+            self.send("~/path", Path(header=conversions.header(stamp, self._fixed), poses=poses))
 
 
 def topic_table() -> list[tuple[str, str, str]]:

@@ -32,10 +32,10 @@ from recon4d_ros.engine import check_rig, load_spec
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.errors import MapError, MessageError, ParameterError, Recon4dError
 from recon4d_ros.geometry import inverse
-from recon4d_ros.localization import Background, moved_objects, open_map
+from recon4d_ros.localization import Background, open_map
 from recon4d_ros.messages import is_rectified
 from recon4d_ros.paths import user_path
-from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace
+from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace, all_objects
 from recon4d_ros.reconstructor import Parameters, Reconstructor
 from recon4d_ros.ros.diagnostics import EngineInfo, Health
 from recon4d_ros.ros.discovery import camera_of, listed, published
@@ -741,9 +741,7 @@ class Session:
     def _listed(self, result: Reconstruction, look: Look) -> Reconstruction:
         """With the tracks and what the object engine detects as one list."""
         before = self._list.too_old
-        tracks = moved_objects(result.motion.objects, inverse(result.T_map_odom))
-        objects = self._list.at(look.frame_set.stamp_ns, tracks, look.world)
-        objects = moved_objects(objects, result.T_map_odom)
+        objects = all_objects(self._list, look, result)
         if self._list.too_old > before:
             self._bad(
                 "object engine", f"its objects came more than {OLD * 1e-9:g} s after their images"
@@ -803,9 +801,7 @@ class Session:
         if self._setup.own.object_engine:
             result = self._listed(result, look)
         start, worked = time.perf_counter(), time.process_time()
-        T_map_base, T_map_odom = result.pose.T_map_base, None
-        if reconstructor.places:
-            T_map_odom = result.T_map_odom
+        T_map_base, T_map_odom = result.pose.T_map_base, result.T_map_odom
         sentence = (
             self._tree.send(T_map_base, frame_set.stamp_ns, T_map_odom, result.in_map)
             if self.active
@@ -813,7 +809,7 @@ class Session:
         )
         if sentence:
             self._bad("tf", sentence)
-        if T_map_odom is None or self._frames.pose == self._frames.map:
+        if self._frames.pose == self._frames.map:
             self._publishers.show(result, T_map_base)
         else:
             self._publishers.show(result, inverse(T_map_odom) @ T_map_base)
