@@ -43,6 +43,7 @@ from recon4d_ros.types import Reconstruction, Tracking
 EPILOG = """writes to --out:
   trajectory.tum   seconds x y z qx qy qz qw, base_link in map, one line per frame set
   map.ply          the static map        objects.jsonl   tracked objects per frame set
+  tracking.jsonl   state of the pose and its reason, one line where they change
   summary.json     frames, drops, rates, latency percentiles per stage, memory, and the metrics where the bag has /ground_truth/*
   overview.png     the run in one picture
   occupancy_grid.pgm, .yaml  free and occupied ground, as Nav2's map_server reads it
