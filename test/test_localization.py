@@ -570,6 +570,7 @@ def test_a_damaged_map_is_one_sentence(map_dir, tmp_path, name, how):
         open_map(path, small_rig())
     sentence = str(error.value)
     assert str(path) in sentence and "\n" not in sentence
+    assert how != "missing" or name in sentence
 
 
 @settings(max_examples=25)

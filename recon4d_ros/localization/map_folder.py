@@ -139,6 +139,11 @@ def open_map(path: Path, rig: Rig) -> MapFolder:
     except MapError:
         raise
     except OSError as error:
+        file = Path(str(error.filename or path))
+        if file.parent == path and is_map(path):
+            raise MapError(
+                f"map {path} is damaged: {file.name} cannot be read: {error.strerror}"
+            ) from None
         raise MapError(
             f"map {path} cannot be read: {error.strerror or error} (expected a folder that"
             " ~/save_map or `recon4d replay --save-map` wrote)"
