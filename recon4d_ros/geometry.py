@@ -59,6 +59,23 @@ def exp(xi: Array) -> Array:
     return se3(rotation, v @ np.asarray(xi[:3], np.float64))
 
 
+def along(twist: Array, times: Array) -> Array:
+    """SE(3) exponentials [M, 4, 4] of one twist [6] times each of `times` [M]: where a constant
+    motion has come to by then."""
+    rate = float(np.linalg.norm(twist[3:]))
+    axis = skew(twist[3:] / rate) if rate > 1e-8 else np.zeros((3, 3))
+    angle = rate * times
+    sine, cosine = np.sin(angle), 1.0 - np.cos(angle)
+    over = 1.0 / max(rate, 1e-8)
+    turned, twice = axis @ twist[:3], axis @ axis @ twist[:3]
+    out = np.zeros((len(times), 4, 4))
+    out[:, :3, :3] = np.eye(3) + sine[:, None, None] * axis + cosine[:, None, None] * (axis @ axis)
+    out[:, :3, 3] = np.outer(times, twist[:3]) + np.outer(cosine * over, turned)
+    out[:, :3, 3] += np.outer(times - sine * over, twice)
+    out[:, 3, 3] = 1.0
+    return out
+
+
 def log(pose: Array) -> Array:
     """Twist (vx vy vz wx wy wz) of a pose: the inverse of `exp`."""
     w = _rotation_vector(pose[:3, :3])

@@ -163,13 +163,14 @@ def solved(
     frame, velocity = now.frame, now.velocity(prior.T_map_base)
     solution = None
     firm = Prior(prior.T_map_base, prior.covariance / pnp.TOGETHER)
-    for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
+    for _ in range(2):  # skew in time and late rows need the velocity, which needs the pose
         T_camera_base = now.T_camera_base(velocity)
+        seen = replace(seen, observations=seen.observations.moving(velocity))
         solution = pnp.solve(
             T_camera_base, seen.observations, firm, seed=frame.stamp_ns % 2**32, start=start
         )
         found = now.velocity(solution.T_map_base)
-        skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
+        skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9 + 0.5 * now.cameras.read_out
         if np.abs(found - velocity).max() * skew < 1e-3:
             break
         velocity = found
@@ -237,7 +238,9 @@ class CalibrationThresholds:
     # m and rad that body, mounts and lenses give between two frames, beside the images' noise
     give: float = 0.006
     give_turn: float = 0.0005
-    rows: float = 0.15  # share of the image's height that points move by between two frames
+    # share of the image's height that points move by between two frames (0.15), times that by which
+    # the speed of the read-out and that of the car within it may be off
+    rows: float = 0.015
 
 
 CALIBRATION = CalibrationThresholds()
@@ -249,7 +252,7 @@ def calibration_errors(motion: Array, scale_error: float, read_out: float = 0.0)
     """Errors [6, 3] of a motion [4, 4] by one standard deviation each of what the calibration may
     be off by: all lengths, and the rig turned about z and about y. scale_error: share of the
     lengths (`Attempt.scale_error`). read_out: of a rolling shutter, as a share of the time between
-    two frames: points are taken to be seen at the middle row's time. None of it averages out.
+    two frames. None of it averages out.
     """
     c, twist = CALIBRATION, geometry.log(motion)
     scale = float(np.hypot(scale_error, c.rows * read_out))

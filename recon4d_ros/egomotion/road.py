@@ -93,8 +93,9 @@ class RoadMotion:
 class _Grid:
     """Patches of one camera: pixel [K, 2], ray in base_link [K, 3], centre [3] of the camera.
 
-    way [K, 2]: unit vectors along which they move in the image as the car goes ahead. stayed [K]:
-    motions in which each stayed where it was, less those in which it did not.
+    way [K, 2]: unit vectors along which they move in the image as the car goes ahead. late [K]:
+    seconds after the image's stamp at which their rows are read out. stayed [K]: motions in which
+    each stayed where it was, less those in which it did not.
     """
 
     camera: int
@@ -102,6 +103,7 @@ class _Grid:
     toward: Array
     centre: Array
     way: Array
+    late: Array
     stayed: NDArray[np.int64]
 
 
@@ -130,7 +132,7 @@ class RoadView:
 
     use [K]: patches with texture; stays [K]: of these, which look the same at the same pixels of
     both images: all of them where the car stands; while it moves, the car's own body, its shadow or
-    headlights, or drops on the lens.
+    headlights, or drops on the lens. seconds: between the two images.
     """
 
     grid: _Grid
@@ -140,6 +142,7 @@ class RoadView:
     T_camera_base: Array
     use: NDArray
     stays: NDArray[np.bool_]
+    seconds: float
 
     @cached_property
     def half(self) -> NDArray[np.uint8]:
@@ -197,6 +200,18 @@ class RoadView:
         return pixels, alike, spread
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Patches `use` [K] of a view, found along rays [K, 2] of the image before with covariance [K,
+    2, 2]; shares [K]: as `Road._shares` gives them."""
+
+    view: RoadView
+    use: NDArray
+    rays: Array
+    covariance: Array
+    shares: Array | None
+
+
 class Road:
     """lean: [2] slope of the road along x and y in base_link, and its covariance: the package's one
     estimate of it."""
@@ -222,9 +237,9 @@ class Road:
         """Whether any camera looks at the lane from a known height."""
         return bool(self._grids)
 
-    def views(self, images: Images, T_map_base: Array) -> list[RoadView]:
+    def views(self, images: Images, T_map_base: Array, seconds: float) -> list[RoadView]:
         """What of the road the newest images show and those taken at the last pose T_map_base [4,
-        4].
+        4], `seconds` ago.
 
         A camera that fires late does so in both images: between them it moves as the car does.
         """
@@ -241,7 +256,7 @@ class Road:
             place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
             same = np.tile(np.eye(2), (len(use), 1, 1))
             stays = reference.alike(before, use, grid.pixel[use], same) > self.thresholds.stays
-            out.append(RoadView(grid, reference, now, before, place, use, stays))
+            out.append(RoadView(grid, reference, now, before, place, use, stays, seconds))
         return out
 
     def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -253,7 +268,7 @@ class Road:
                 continue
             ground, _ = self._ground(view.grid, view.use)
             for index, motion in enumerate(motions):
-                seen = self._moved(view, ground, motion)
+                seen = self._moved(view, view.use, ground, motion)
                 inside = seen.inside & ~self._no_road(view, seen.place)
                 alike = view.alike(view.use[inside], seen.only(inside))
                 # what the image before does not show counts a third: a motion is not better for
@@ -302,11 +317,12 @@ class Road:
 
     def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
-        ground, _ = self._ground(view.grid, np.arange(len(view.grid.pixel)))
+        every = np.arange(len(view.grid.pixel))
+        ground, _ = self._ground(view.grid, every)
         forward = np.eye(4)
         forward[0, 3] = 0.01
-        still = self._moved(view, ground, np.eye(4))
-        moved = self._moved(view, ground, forward)
+        still = self._moved(view, every, ground, np.eye(4))
+        moved = self._moved(view, every, ground, forward)
         pixels = np.linalg.norm(moved.place - still.place, axis=1)[moved.inside]
         fastest = np.nanmax(pixels, initial=1e-3)
         return float(0.01 / fastest)
@@ -321,13 +337,13 @@ class Road:
         nuisance = np.linalg.inv(self._covariance)
         information = np.zeros((8, 8))
         gradient, agreeing, textured = np.zeros(8), 0, 0
-        parts: list[tuple[RoadView, NDArray, Array, Array]] = []
+        parts: list[_Found] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
                 continue
             ground, _ = self._ground(view.grid, view.use)
-            seen = self._moved(view, ground, motion)
+            seen = self._moved(view, view.use, ground, motion)
             inside = seen.inside & ~self._no_road(view, seen.place)
             use = view.use[inside]
             if len(use) < t.fewest:
@@ -341,18 +357,19 @@ class Road:
             rays = lens.rays(found)
             back = np.linalg.inv(lens.derivative(rays))
             noise = spread + np.eye(2) * t.patch_noise**2
-            parts.append((view, use, rays, back @ noise @ np.swapaxes(back, 1, 2)))
-        count = sum(len(use) for _, use, _, _ in parts)
+            covariance = back @ noise @ np.swapaxes(back, 1, 2)
+            parts.append(_Found(view, use, rays, covariance, self._shares(view, use, found)))
+        count = sum(len(part.use) for part in parts)
         if count < t.fewest:
             return None
         motion = self._voted(parts, prior, motion, theta)
         for index in range(6):
             information, gradient = np.zeros((8, 8)), np.zeros(8)
             agreeing = 0
-            for view, use, rays, covariance in parts:
-                residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
+            for part in parts:
+                residual, jacobian, slope = self._linearised(part, motion, theta)
                 bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-                weight = np.linalg.inv(covariance + bumps)
+                weight = np.linalg.inv(part.covariance + bumps)
                 distance = np.einsum("mi,mij,mj->m", residual, weight, residual)
                 width = t.gate * max(1.0, 4.0 / 2.0**index)
                 robust = np.square(width / (width + distance))
@@ -383,7 +400,7 @@ class Road:
 
     def _voted(
         self,
-        parts: list[tuple[RoadView, NDArray, Array, Array]],
+        parts: list[_Found],
         prior: Prior,
         motion: Array,
         theta: Array,
@@ -392,10 +409,10 @@ class Road:
         ahead or lies in the shade of the car agrees on another one."""
         t = self.thresholds
         votes, widths = [], []
-        for view, use, rays, covariance in parts:
-            residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
+        for part in parts:
+            residual, jacobian, slope = self._linearised(part, motion, theta)
             bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-            weight = np.linalg.inv(covariance + bumps)
+            weight = np.linalg.inv(part.covariance + bumps)
             along = np.einsum("mi,mij->mj", jacobian[:, :, 0], weight)
             strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
             votes.append((along * residual).sum(1) / strength)
@@ -415,7 +432,8 @@ class Road:
         the car moved by `motion` [4, 4] is the car's own."""
         most = 2 * self.thresholds.body
         for view in views:
-            place = self._moved(view, self._ground(view.grid, view.use)[0], motion).place
+            ground, _ = self._ground(view.grid, view.use)
+            place = self._moved(view, view.use, ground, motion).place
             moved = np.abs(place - view.grid.pixel[view.use]).max(1) > self.thresholds.moves
             seen = view.use[moved]
             step = np.where(view.stays[moved], 1, -1)
@@ -436,20 +454,40 @@ class Road:
         high = -a * self.thresholds.middle - normal @ grid.centre
         return grid.centre + toward * (high * over)[:, None], over
 
-    def _moved(self, view: RoadView, ground: Array, motion: Array) -> _Seen:
-        """Where the image before shows ground points [K, 3] of now."""
+    def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array | None:
+        """The time that patches `use` [K] move for until the image before shows them at `place` [K,
+        2], as a share of that between the images: with a rolling shutter each row has its own;
+        None without."""
+        lens = self._cameras.lenses[view.grid.camera]
+        if not lens.read_out:
+            return None
+        at = np.nan_to_num(place, nan=0.0)
+        before = np.clip(lens.late(at), -0.5 * lens.read_out, 0.5 * lens.read_out)
+        return np.asarray(1.0 + (view.grid.late[use] - before) / view.seconds, np.float64)
+
+    def _moved(self, view: RoadView, use: NDArray, ground: Array, motion: Array) -> _Seen:
+        """Where the image before shows ground points [K, 3] of now, which patches `use` show."""
         lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
         T_before_now = now @ motion @ geometry.inverse(now)
         at = geometry.transform(now, ground)
         at[:, 2] = np.maximum(at[:, 2], 0.1)
         there = geometry.transform(T_before_now, at)
+        if lens.read_out:
+            rough = lens.pixels(there[:, :2] / np.maximum(there[:, 2:], 0.5))
+            shares = self._shares(view, use, rough)
+            assert shares is not None
+            motions = geometry.along(geometry.log(motion), shares)
+            T_before_now = now @ motions @ geometry.inverse(now)
+            there = (T_before_now[:, :3, :3] @ at[..., None])[..., 0] + T_before_now[:, :3, 3]
         ahead = there[:, 2] > 0.5
         there[:, 2] = np.where(ahead, there[:, 2], 1.0)
         xy = there[:, :2] / there[:, 2:]
         pixel = lens.pixels(xy)
         inside = ahead & lens.inside(pixel, 7.0)
         normal = np.tile(now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), (len(at), 1))
-        warp, bend = patch_alignment.warps(at, normal, np.tile(T_before_now, (len(at), 1, 1)))
+        warp, bend = patch_alignment.warps(
+            at, normal, np.broadcast_to(T_before_now, (len(at), 4, 4))
+        )
         if lens.model == "none":
             f = lens.k[[0, 1], [0, 1]]
             warp, bend = warp * (f[:, None] / f[None]), bend / f
@@ -467,28 +505,33 @@ class Road:
         moved = np.abs(place - view.grid.pixel[view.use]).max(1)
         return view.stays & (moved > self.thresholds.moves)
 
-    def _linearised(
-        self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
-    ) -> tuple[Array, Array, Array]:
+    def _linearised(self, part: _Found, motion: Array, theta: Array) -> tuple[Array, Array, Array]:
         """Residual [K, 2] of rays in the image before, its derivative [K, 2, 8] by motion and lean,
         and by a bump of the road there [K, 2]."""
+        view, use = part.view, part.use
         ground, over = self._ground(view.grid, use, theta)
         T = view.T_camera_base @ motion
-        q = geometry.transform(T, ground)
+        if part.shares is None:
+            q = geometry.transform(T, ground)
+        else:
+            T = view.T_camera_base @ geometry.along(geometry.log(motion), part.shares)
+            q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
         z = np.maximum(q[:, 2], 0.1)
         xy = q[:, :2] / z[:, None]
         lens = np.zeros((len(q), 2, 3))
         lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
         lens[:, :, 2] = -xy / z[:, None]
-        toward = lens @ T[:3, :3]
+        toward = lens @ T[..., :3, :3]
         along = np.einsum("mij,mj->mi", toward, view.grid.toward[use])
         jacobian = np.empty((len(q), 2, 8))
         jacobian[:, :, :3] = toward
         jacobian[:, :, 3:6] = np.cross(ground[:, None], toward)
+        if part.shares is not None:  # a step of the motion is one of so much of it
+            jacobian[:, :, :6] *= part.shares[:, None, None]
         jacobian[:, :, 6] = along * ((ground[:, 0] - self.thresholds.middle) * over)[:, None]
         jacobian[:, :, 7] = along * (ground[:, 1] * over)[:, None]
         slope = along * over[:, None]
-        return rays - xy, jacobian, slope
+        return part.rays - xy, jacobian, slope
 
 
 def _others(scores: Array, best: int) -> NDArray[np.bool_]:
@@ -534,4 +577,5 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
     q = geometry.transform(geometry.inverse(mount), ahead_by)
     way = lens.pixels(q[:, :2] / np.maximum(q[:, 2:], 0.1)) - pixel[which]
     way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-9)
-    return _Grid(camera, pixel[which].astype(np.float32), toward[which], mount[:3, 3], way, stayed)
+    seen = pixel[which].astype(np.float32)
+    return _Grid(camera, seen, toward[which], mount[:3, 3], way, lens.late(seen), stayed)
