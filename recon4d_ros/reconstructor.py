@@ -105,6 +105,7 @@ class Reconstructor:
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
         self._segment = 0
+        self._grids_moved = False  # by what a save took up between two steps
         self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
@@ -183,6 +184,11 @@ class Reconstructor:
     def _begin_in_map(self, places: Places) -> None:
         """What was found out of the map since, before the step."""
         places.begin()
+        if not self._grids_moved:
+            self._move_grids(places)
+        self._grids_moved = False
+
+    def _move_grids(self, places: Places) -> None:
         if places.anew:
             self._use_grid(places)
         elif places.motion is not None:
@@ -251,7 +257,12 @@ class Reconstructor:
 
     def save_map(self, path: Path) -> tuple[int, int, str]:
         """Writes the map that the car is in, its lasting grid too; as `Places.save`."""
-        return self.keep_places().save(path, self.grids.tiles())
+        places = self.keep_places()
+        if not self._grids_moved:
+            places.settle()
+            self._move_grids(places)
+            self._grids_moved = True
+        return places.save(path, self.grids.tiles())
 
     def _use_grid(self, places: Places) -> None:
         """The grid of the loaded map, where there is one."""
