@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import klt, pnp
-from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
@@ -64,7 +64,7 @@ class Instant:
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
     whether there is a velocity. road: what the images show of it. turn_doubt: of lengths that pairs
-    of cameras measure, see `Mounts.turn_doubt`.
+    of cameras measure, see `Mounts.turn_doubt`. lane: whether any camera looks at the lane.
     """
 
     frame: Frame
@@ -77,6 +77,7 @@ class Instant:
     moving: bool
     road: list[RoadView]
     turn_doubt: float
+    lane: bool
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -129,6 +130,9 @@ class Attempt:
     def scale_error(self, now: Instant) -> float:
         """The same of the motion, of whose length the road says the share `by_road`."""
         height = CALIBRATION.height
+        if not now.lane:  # what is taken for the road is the ground beside it
+            up = float(np.median(now.cameras.T_base_camera[:, 2, 3]))
+            height = float(np.hypot(height, CALIBRATION.beside / max(up, LOWEST)))
         if not np.isfinite(now.turn_doubt):
             return height
         return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * height))
@@ -231,6 +235,8 @@ class CalibrationThresholds:
     show (docs/egomotion.md): lengths of kitti0013_a and ddad_surround are off by 1.7 and 4 %."""
 
     height: float = 0.02  # share: load, tyres, and a height that was measured by hand
+    # m that the ground beside the lane is above it: half of it may be a pavement, 0.12 m up
+    beside: float = 0.06
     lens: float = 0.004  # share: focal length and base line of a pair
     typical: float = 12.0  # m that points are away, where none are known
     farthest: float = 60.0  # m: what is farther says nothing of a length
