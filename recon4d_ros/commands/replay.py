@@ -362,7 +362,7 @@ def replay(
             localization["loops"] = reconstructor.places.loops
             summary["localization"] = localization
             if save_map:
-                voxels, keyframes, aside = reconstructor.places.save(save_map)
+                voxels, keyframes, aside = reconstructor.save_map(save_map)
                 localization |= {"saved": {"voxels": voxels, "keyframes": keyframes}}
                 summary["notes"] += [aside] if aside else []
         summary = writer.finish(reconstructor.mapper, summary, grid=reconstructor.whole_grid())

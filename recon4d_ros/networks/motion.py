@@ -15,11 +15,13 @@ y, 1) lies at R r + q t, up to scale, in the camera of the image before, (R, t) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.step import Signature
 
 CUES = 36
@@ -322,3 +324,18 @@ def _moments(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
     mean = _mean(x[:, None], side)[:, 0]
     square = _mean(x.square()[:, None], side)[:, 0]
     return mean, ((square - mean.square()).clamp_min(0) + 1e-4).sqrt()
+
+
+def load_network(checkpoint: Path) -> MotionNetwork:
+    """The network of a checkpoint that `recon4d train` wrote, with its averaged weights where it
+    keeps them. Raises EngineError."""
+    try:
+        kept = torch.load(checkpoint, weights_only=True)
+        network = MotionNetwork()
+        network.load_state_dict(kept.get("averaged", kept["network"]))
+    except FileNotFoundError:
+        raise EngineError(f"{checkpoint}: no such file") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise EngineError(f"{checkpoint}: is no checkpoint of recon4d_motion: {reason}") from None
+    return network.eval()

@@ -184,6 +184,12 @@ class Frames:
     base: str
     pose: str
 
+    @property
+    def apart(self) -> str:
+        """Of what is said while the car is not found in the map that is loaded: odom, where we are
+        the odometry; else one of our own below it, for odom is another's."""
+        return self.odom if self.pose == self.odom else f"{self.map}_apart"
+
 
 class Publishers:
     """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole
@@ -211,6 +217,7 @@ class Publishers:
         self._path_stamps: deque[int] = deque(maxlen=path_length)
         self._path_spacing = path_spacing
         self._path_sent = 0
+        self._segment = 0  # of odometry, that the path is of
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
         self._upright: dict[str, NDArray[np.float64]] = {}  # of rolled cameras: T_frame_upright
@@ -295,12 +302,13 @@ class Publishers:
 
     @property
     def map_frame(self) -> str:
-        """The frame of what is said in map, in the last `show`: odometry's while the car is not
+        """The frame of what is said in map, in the last `show`: Frames.apart while the car is not
         found in the map that is loaded."""
         return self._fixed
 
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
+        self._segment = 0
         self._path.clear()
         self._path_stamps.clear()
         self._path_sent = 0
@@ -311,8 +319,8 @@ class Publishers:
 
     def show(self, result: Reconstruction, T_parent_base: NDArray[np.float64]) -> None:
         """Publish what is listened to. T_parent_base: the car's pose in Frames.pose."""
-        own = self._frames.pose == self._frames.odom  # we are the odometry
-        self._fixed = self._frames.map if result.in_map or not own else self._frames.odom
+        self._fixed = self._frames.map if result.in_map else self._frames.apart
+        parent = self._fixed if self._frames.pose == self._frames.map else self._frames.pose
         stamp = result.frame_set.stamp_ns
         self._images(result)
         self._clouds(result, stamp)
@@ -327,7 +335,7 @@ class Publishers:
         self.send(
             "~/odometry",
             conversions.odometry_msg(
-                result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base
+                result.pose, T_parent_base, dt, stamp, parent, self._frames.base
             ),
         )
         self._trail(result, stamp)
@@ -472,6 +480,14 @@ class Publishers:
 
     def _trail(self, result: Reconstruction, stamp: int) -> None:
         pose = result.pose.T_map_base
+        if result.pose.segment != self._segment:  # where that lies from here is not known
+            self._segment = result.pose.segment
+            self._path.clear()
+            self._path_stamps.clear()
+        if result.map_motion is not None and self._path:
+            old = np.stack(self._path)
+            self._path.clear()
+            self._path.extend(result.map_motion.at(old[:, :3, 3]) @ old)
         if (
             not self._path
             or np.linalg.norm(pose[:3, 3] - self._path[-1][:3, 3]) >= self._path_spacing
