@@ -35,6 +35,7 @@ class MeasureThresholds:
     doubt: float = 0.05  # m that the motion may be unsure by, and as a share of it:
     doubt_share: float = 0.1
     turn_doubt: float = 0.02  # rad: 20 pixels
+    common: float = 0.1  # pixels that all points of an image may be off by together, as a rotation
     fits: float = 0.8  # mean correlation of a motion that need not be looked for further
     contradiction: float = 9.0  # squared deviation of road and points, one degree of freedom
     road_better: float = 0.06  # mean correlation by which one motion fits the road better
@@ -187,6 +188,7 @@ def solved(
     measured = known if road is None else known + road[0]
     alone = np.asarray(np.linalg.inv(measured + np.eye(6) * 1e-4), np.float64)
     covariance = np.asarray(np.linalg.inv(known + prior.strength), np.float64)
+    covariance[3:, 3:] += np.eye(3) * (THRESHOLDS.common / now.cameras.focal) ** 2
     wrong = problem(now, seen, solution, alone, None if road is None else road[1])
     pose = solution.T_map_base
     return Attempt(seen, prior, solution, T_camera_base, covariance, wrong, pose)
