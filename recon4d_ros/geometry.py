@@ -60,18 +60,21 @@ def exp(xi: Array) -> Array:
 
 
 def along(twist: Array, times: Array) -> Array:
-    """SE(3) exponentials [M, 4, 4] of one twist [6] times each of `times` [M]: where a constant
-    motion has come to by then."""
-    rate = float(np.linalg.norm(twist[3:]))
-    axis = skew(twist[3:] / rate) if rate > 1e-8 else np.zeros((3, 3))
-    angle = rate * times
+    """SE(3) exponentials [M, 4, 4] of a twist [6], or of one each [M, 6], times each of `times`
+    [M]: where a constant motion has come to by then."""
+    v, w = twist[..., :3], twist[..., 3:]
+    rate = np.linalg.norm(w, axis=-1, keepdims=True)
+    known = np.maximum(rate, 1e-8)
+    x, y, z = np.moveaxis(np.where(rate > 1e-8, w / known, 0.0), -1, 0)
+    none = np.zeros_like(x)
+    axis = np.stack([none, -z, y, z, none, -x, -y, x, none], axis=-1).reshape(*x.shape, 3, 3)
+    twice = axis @ axis
+    angle, over = rate[..., 0] * times, 1.0 / known[..., 0]
     sine, cosine = np.sin(angle), 1.0 - np.cos(angle)
-    over = 1.0 / max(rate, 1e-8)
-    turned, twice = axis @ twist[:3], axis @ axis @ twist[:3]
     out = np.zeros((len(times), 4, 4))
-    out[:, :3, :3] = np.eye(3) + sine[:, None, None] * axis + cosine[:, None, None] * (axis @ axis)
-    out[:, :3, 3] = np.outer(times, twist[:3]) + np.outer(cosine * over, turned)
-    out[:, :3, 3] += np.outer(times - sine * over, twice)
+    out[:, :3, :3] = np.eye(3) + sine[:, None, None] * axis + cosine[:, None, None] * twice
+    out[:, :3, 3] = times[:, None] * v + (cosine * over)[:, None] * (axis @ v[..., None])[..., 0]
+    out[:, :3, 3] += (times - sine * over)[:, None] * (twice @ v[..., None])[..., 0]
     out[:, 3, 3] = 1.0
     return out
 

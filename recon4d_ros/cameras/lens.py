@@ -93,6 +93,10 @@ class Lens:
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
         model's range."""
+        if self.model == "none":
+            change = self.k[:2, :2] if self.turn is None else self.k[:2, :2] @ self.turn
+            change = change if self.image is None else self.image[0] @ change
+            return np.tile(change, (len(rays), 1, 1))
         sides = STEP * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
         right, left, below, above = np.split(
             self.pixels(np.concatenate([rays + side for side in sides])), 4

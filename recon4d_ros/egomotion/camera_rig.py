@@ -84,6 +84,11 @@ class Cameras:
         return rays
 
     @property
+    def focal(self) -> float:
+        """Of the longest lens, in input pixels."""
+        return max(lens.focal for lens in self.lenses)
+
+    @property
     def read_out(self) -> float:
         """Seconds of the slowest rolling shutter; 0 where there is none."""
         return max(lens.read_out for lens in self.lenses)

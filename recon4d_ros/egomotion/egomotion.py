@@ -332,6 +332,7 @@ class Egomotion:
             known,
             self._road.views(self._images, self._pose, seconds),
             self._mounts.turn_doubt(),
+            self._road.visible,
             self.parameters,
         )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import klt, pnp
-from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
@@ -35,6 +35,7 @@ class MeasureThresholds:
     doubt: float = 0.05  # m that the motion may be unsure by, and as a share of it:
     doubt_share: float = 0.1
     turn_doubt: float = 0.02  # rad: 20 pixels
+    common: float = 0.1  # pixels that all points of an image may be off by together, as a rotation
     fits: float = 0.8  # mean correlation of a motion that need not be looked for further
     contradiction: float = 9.0  # squared deviation of road and points, one degree of freedom
     road_better: float = 0.06  # mean correlation by which one motion fits the road better
@@ -64,7 +65,7 @@ class Instant:
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
     whether there is a velocity. road: what the images show of it. turn_doubt: of lengths that pairs
-    of cameras measure, see `Mounts.turn_doubt`.
+    of cameras measure, see `Mounts.turn_doubt`. lane: whether any camera looks at the lane.
     """
 
     frame: Frame
@@ -77,6 +78,7 @@ class Instant:
     moving: bool
     road: list[RoadView]
     turn_doubt: float
+    lane: bool
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -129,6 +131,9 @@ class Attempt:
     def scale_error(self, now: Instant) -> float:
         """The same of the motion, of whose length the road says the share `by_road`."""
         height = CALIBRATION.height
+        if not now.lane:  # what is taken for the road is the ground beside it
+            up = float(np.median(now.cameras.T_base_camera[:, 2, 3]))
+            height = float(np.hypot(height, CALIBRATION.beside / max(up, LOWEST)))
         if not np.isfinite(now.turn_doubt):
             return height
         return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * height))
@@ -183,6 +188,7 @@ def solved(
     measured = known if road is None else known + road[0]
     alone = np.asarray(np.linalg.inv(measured + np.eye(6) * 1e-4), np.float64)
     covariance = np.asarray(np.linalg.inv(known + prior.strength), np.float64)
+    covariance[3:, 3:] += np.eye(3) * (THRESHOLDS.common / now.cameras.focal) ** 2
     wrong = problem(now, seen, solution, alone, None if road is None else road[1])
     pose = solution.T_map_base
     return Attempt(seen, prior, solution, T_camera_base, covariance, wrong, pose)
@@ -231,6 +237,8 @@ class CalibrationThresholds:
     show (docs/egomotion.md): lengths of kitti0013_a and ddad_surround are off by 1.7 and 4 %."""
 
     height: float = 0.02  # share: load, tyres, and a height that was measured by hand
+    # m that the ground beside the lane is above it: half of it may be a pavement, 0.12 m up
+    beside: float = 0.06
     lens: float = 0.004  # share: focal length and base line of a pair
     typical: float = 12.0  # m that points are away, where none are known
     farthest: float = 60.0  # m: what is farther says nothing of a length

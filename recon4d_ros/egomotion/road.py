@@ -62,6 +62,7 @@ THRESHOLDS = RoadThresholds()
 # tells as much
 HALF = 0.5
 RIPPLE = 0.01  # of the score, by which a slope may rise
+AT_ONCE = 4096  # patches that are looked up together: their samples are a megabyte
 STEP = 0.05  # m ahead, to see which way patches move
 
 
@@ -202,14 +203,38 @@ class RoadView:
 
 @dataclass(frozen=True)
 class _Found:
-    """Patches `use` [K] of a view, found along rays [K, 2] of the image before with covariance [K,
-    2, 2]; shares [K]: as `Road._shares` gives them."""
+    """M patches of V views, found along rays [M, 2] of the images before with covariance [M, 2, 2].
 
-    view: RoadView
-    use: NDArray
+    view [M]: which; T_camera_base [V, 4, 4]; toward, centre [M, 3]: rays of now in base_link, and
+    where they begin. shares [M]: as `Road._shares` gives them; None without rolling shutters.
+    """
+
+    view: NDArray[np.int64]
+    T_camera_base: Array
+    toward: Array
+    centre: Array
     rays: Array
     covariance: Array
     shares: Array | None
+
+    def __len__(self) -> int:
+        return len(self.rays)
+
+    @staticmethod
+    def join(parts: list[tuple[RoadView, NDArray, Array, Array, Array | None]]) -> _Found:
+        """Of each view: the patches, their rays, covariances and shares."""
+        counts = [len(use) for _, use, _, _, _ in parts]
+        grids = [view.grid for view, _, _, _, _ in parts]
+        shares = [np.ones(len(use)) if own is None else own for _, use, _, _, own in parts]
+        return _Found(
+            np.repeat(np.arange(len(parts)), counts),
+            np.stack([view.T_camera_base for view, _, _, _, _ in parts]),
+            np.concatenate([view.grid.toward[use] for view, use, _, _, _ in parts]),
+            np.repeat(np.stack([grid.centre for grid in grids]), counts, axis=0),
+            np.concatenate([rays for _, _, rays, _, _ in parts]),
+            np.concatenate([covariance for _, _, _, covariance, _ in parts]),
+            np.concatenate(shares) if any(own is not None for *_, own in parts) else None,
+        )
 
 
 class Road:
@@ -266,15 +291,18 @@ class Road:
         for view in views:
             if len(view.use) < self.thresholds.fewest:
                 continue
-            ground, _ = self._ground(view.grid, view.use)
-            for index, motion in enumerate(motions):
-                seen = self._moved(view, view.use, ground, motion)
+            ground = self._ground(view.grid, view.use)
+            some = max(1, AT_ONCE // len(view.use))
+            for first in range(0, len(motions), some):
+                tried = motions[first : first + some]
+                seen = self._moved(view, view.use, ground, tried)
                 inside = seen.inside & ~self._no_road(view, seen.place)
-                alike = view.alike(view.use[inside], seen.only(inside))
-                # what the image before does not show counts a third: a motion is not better for
-                # leaving the picture
-                total[index] += np.clip(alike, 0.0, 1.0).sum()
-                count[index] += int(inside.sum())
+                which = np.tile(view.use, len(tried))[inside]
+                alike = np.clip(view.alike(which, seen.only(inside)), 0.0, 1.0)
+                motion = np.repeat(np.arange(len(tried)), len(view.use))[inside]
+                part = slice(first, first + len(tried))
+                total[part] += np.bincount(motion, alike, len(tried))
+                count[part] += np.bincount(motion, minlength=len(tried))
         textured = sum(len(view.use) for view in views)
         shown = np.maximum(count, 1)
         return np.where(
@@ -318,12 +346,12 @@ class Road:
     def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
         every = np.arange(len(view.grid.pixel))
-        ground, _ = self._ground(view.grid, every)
+        ground = self._ground(view.grid, every)
         forward = np.eye(4)
         forward[0, 3] = 0.01
-        still = self._moved(view, every, ground, np.eye(4))
-        moved = self._moved(view, every, ground, forward)
-        pixels = np.linalg.norm(moved.place - still.place, axis=1)[moved.inside]
+        seen = self._moved(view, every, ground, np.stack([np.eye(4), forward]))
+        still, moved = np.split(seen.place, 2)
+        pixels = np.linalg.norm(moved - still, axis=1)[seen.inside[len(every) :]]
         fastest = np.nanmax(pixels, initial=1e-3)
         return float(0.01 / fastest)
 
@@ -337,13 +365,13 @@ class Road:
         nuisance = np.linalg.inv(self._covariance)
         information = np.zeros((8, 8))
         gradient, agreeing, textured = np.zeros(8), 0, 0
-        parts: list[_Found] = []
+        parts: list[tuple[RoadView, NDArray, Array, Array, Array | None]] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
                 continue
-            ground, _ = self._ground(view.grid, view.use)
-            seen = self._moved(view, view.use, ground, motion)
+            ground = self._ground(view.grid, view.use)
+            seen = self._moved(view, view.use, ground, motion[None])
             inside = seen.inside & ~self._no_road(view, seen.place)
             use = view.use[inside]
             if len(use) < t.fewest:
@@ -355,28 +383,27 @@ class Road:
             use, found, spread = use[good], found[good], spread[good]
             lens = self._cameras.lenses[view.grid.camera]
             rays = lens.rays(found)
-            back = np.linalg.inv(lens.derivative(rays))
+            back = patch_alignment.inverted(lens.derivative(rays))
             noise = spread + np.eye(2) * t.patch_noise**2
             covariance = back @ noise @ np.swapaxes(back, 1, 2)
-            parts.append(_Found(view, use, rays, covariance, self._shares(view, use, found)))
-        count = sum(len(part.use) for part in parts)
-        if count < t.fewest:
+            parts.append((view, use, rays, covariance, self._shares(view, use, found)))
+        if sum(len(use) for _, use, _, _, _ in parts) < t.fewest:
             return None
-        motion = self._voted(parts, prior, motion, theta)
+        seen_before = _Found.join(parts)
+        motion = self._voted(seen_before, prior, motion, theta)
         for index in range(6):
-            information, gradient = np.zeros((8, 8)), np.zeros(8)
-            agreeing = 0
-            for part in parts:
-                residual, jacobian, slope = self._linearised(part, motion, theta)
-                bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-                weight = np.linalg.inv(part.covariance + bumps)
-                distance = np.einsum("mi,mij,mj->m", residual, weight, residual)
-                width = t.gate * max(1.0, 4.0 / 2.0**index)
-                robust = np.square(width / (width + distance))
-                agreeing += int((distance < t.gate).sum())
-                scaled = weight * robust[:, None, None]
-                information += np.einsum("mia,mij,mjb->ab", jacobian, scaled, jacobian)
-                gradient += np.einsum("mia,mij,mj->a", jacobian, scaled, residual)
+            residual, jacobian, slope = self._linearised(seen_before, motion, theta)
+            bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+            weight = patch_alignment.inverted(seen_before.covariance + bumps)
+            pulled = (weight @ residual[..., None])[..., 0]
+            distance = (residual * pulled).sum(1)
+            width = t.gate * max(1.0, 4.0 / 2.0**index)
+            robust = np.square(width / (width + distance))
+            agreeing = int((distance < t.gate).sum())
+            rows = jacobian.reshape(-1, 8)
+            scaled = (weight * robust[:, None, None]) @ jacobian
+            information = rows.T @ scaled.reshape(-1, 8)
+            gradient = rows.T @ (pulled * robust[:, None]).reshape(-1)
             normal, right = information.copy(), gradient.copy()
             normal[6:, 6:] += nuisance
             right[6:] -= nuisance @ (theta[6:] - self.lean)
@@ -400,7 +427,7 @@ class Road:
 
     def _voted(
         self,
-        parts: list[_Found],
+        found: _Found,
         prior: Prior,
         motion: Array,
         theta: Array,
@@ -408,16 +435,12 @@ class Road:
         """`motion` with the travel along the car's axis that most patches vote for: what drives
         ahead or lies in the shade of the car agrees on another one."""
         t = self.thresholds
-        votes, widths = [], []
-        for part in parts:
-            residual, jacobian, slope = self._linearised(part, motion, theta)
-            bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-            weight = np.linalg.inv(part.covariance + bumps)
-            along = np.einsum("mi,mij->mj", jacobian[:, :, 0], weight)
-            strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
-            votes.append((along * residual).sum(1) / strength)
-            widths.append(1.0 / strength)
-        vote, width = np.concatenate(votes), np.concatenate(widths)
+        residual, jacobian, slope = self._linearised(found, motion, theta)
+        bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+        weight = patch_alignment.inverted(found.covariance + bumps)
+        along = (jacobian[:, None, :, 0] @ weight)[:, 0]
+        strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
+        vote, width = (along * residual).sum(1) / strength, 1.0 / strength
         reach = 3.0 * float(np.sqrt(prior.covariance[0, 0]))
         travel = np.linspace(-reach, reach, 121)
         off = np.square(travel[:, None] - vote) / (t.gate * width + (reach / 60) ** 2)
@@ -432,8 +455,8 @@ class Road:
         the car moved by `motion` [4, 4] is the car's own."""
         most = 2 * self.thresholds.body
         for view in views:
-            ground, _ = self._ground(view.grid, view.use)
-            place = self._moved(view, view.use, ground, motion).place
+            ground = self._ground(view.grid, view.use)
+            place = self._moved(view, view.use, ground, motion[None]).place
             moved = np.abs(place - view.grid.pixel[view.use]).max(1) > self.thresholds.moves
             seen = view.use[moved]
             step = np.where(view.stays[moved], 1, -1)
@@ -444,18 +467,21 @@ class Road:
         spread = t.lean_keep**2 * covariance + np.eye(2) * (1 - t.lean_keep**2) * t.lean**2
         self._covariance = np.asarray(spread, np.float64)
 
-    def _ground(self, grid: _Grid, use: NDArray, theta: Array | None = None) -> tuple[Array, Array]:
-        """Points [K, 3] of the road in base_link that patches `use` show, and how they move along
-        their rays with the plane's height [K]."""
-        a, b = self.lean if theta is None else theta[6:8]
+    def _ground(self, grid: _Grid, use: NDArray) -> Array:
+        """Points [K, 3] of the road in base_link that patches `use` show."""
+        return self._on_plane(grid.toward[use], grid.centre, self.lean)[0]
+
+    def _on_plane(self, toward: Array, centre: Array, lean: Array) -> tuple[Array, Array]:
+        """Where rays [K, 3] from centres [K, 3] (or one) meet the road that leans by `lean` [2], in
+        base_link, and how these points move along them with the plane's height [K]."""
+        a, b = lean
         normal = np.array([-a, -b, 1.0])
-        toward = grid.toward[use]
         over = 1.0 / np.minimum(toward @ normal, -1e-3)
-        high = -a * self.thresholds.middle - normal @ grid.centre
-        return grid.centre + toward * (high * over)[:, None], over
+        high = -a * self.thresholds.middle - centre @ normal
+        return centre + toward * (high * over)[:, None], over
 
     def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array | None:
-        """The time that patches `use` [K] move for until the image before shows them at `place` [K,
+        """The time that patches `use` [M] move for until the image before shows them at `place` [M,
         2], as a share of that between the images: with a rolling shutter each row has its own;
         None without."""
         lens = self._cameras.lenses[view.grid.camera]
@@ -465,73 +491,81 @@ class Road:
         before = np.clip(lens.late(at), -0.5 * lens.read_out, 0.5 * lens.read_out)
         return np.asarray(1.0 + (view.grid.late[use] - before) / view.seconds, np.float64)
 
-    def _moved(self, view: RoadView, use: NDArray, ground: Array, motion: Array) -> _Seen:
-        """Where the image before shows ground points [K, 3] of now, which patches `use` show."""
+    def _moved(self, view: RoadView, use: NDArray, ground: Array, motions: Array) -> _Seen:
+        """Where the image before shows ground points [K, 3] of now, which patches `use` [K] show,
+        by each of the motions [J, 4, 4]: one after the other, [J K]."""
         lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
-        T_before_now = now @ motion @ geometry.inverse(now)
+        count, back = len(motions), geometry.inverse(now)
         at = geometry.transform(now, ground)
         at[:, 2] = np.maximum(at[:, 2], 0.1)
-        there = geometry.transform(T_before_now, at)
+        every = np.tile(at, (count, 1))
+        T = now @ motions @ back
+        there = (at @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3]).reshape(-1, 3)
+        T = np.repeat(T, len(at), axis=0)
         if lens.read_out:
             rough = lens.pixels(there[:, :2] / np.maximum(there[:, 2:], 0.5))
-            shares = self._shares(view, use, rough)
+            shares = self._shares(view, np.tile(use, count), rough)
             assert shares is not None
-            motions = geometry.along(geometry.log(motion), shares)
-            T_before_now = now @ motions @ geometry.inverse(now)
-            there = (T_before_now[:, :3, :3] @ at[..., None])[..., 0] + T_before_now[:, :3, 3]
+            twists = np.stack([geometry.log(motion) for motion in motions])
+            T = now @ geometry.along(np.repeat(twists, len(at), axis=0), shares) @ back
+            there = (T[:, :3, :3] @ every[..., None])[..., 0] + T[:, :3, 3]
         ahead = there[:, 2] > 0.5
         there[:, 2] = np.where(ahead, there[:, 2], 1.0)
         xy = there[:, :2] / there[:, 2:]
         pixel = lens.pixels(xy)
         inside = ahead & lens.inside(pixel, 7.0)
-        normal = np.tile(now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), (len(at), 1))
-        warp, bend = patch_alignment.warps(
-            at, normal, np.broadcast_to(T_before_now, (len(at), 4, 4))
+        normal = np.broadcast_to(
+            now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), every.shape
         )
+        warp, bend = patch_alignment.warps(every, normal, T)
         if lens.model == "none":
             f = lens.k[[0, 1], [0, 1]]
             warp, bend = warp * (f[:, None] / f[None]), bend / f
         else:
-            back = np.linalg.inv(lens.derivative(at[:, :2] / at[:, 2:]))
-            warp = lens.derivative(xy) @ warp @ back
-            bend = (bend[:, None] @ back)[:, 0]
+            inward = patch_alignment.inverted(lens.derivative(at[:, :2] / at[:, 2:]))
+            inward = np.tile(inward, (count, 1, 1))
+            warp = lens.derivative(xy) @ warp @ inward
+            bend = (bend[:, None] @ inward)[:, 0]
         sane = np.isfinite(warp).all((1, 2)) & (np.abs(warp).max((1, 2)) < 4.0)
         warp = np.where(sane[:, None, None], warp, np.eye(2))
         return _Seen(pixel, warp, np.where(sane[:, None], bend, 0.0), inside & sane)
 
     def _no_road(self, view: RoadView, place: Array) -> NDArray[np.bool_]:
-        """Patches [K] that stay where they are in the image, though a motion moves them to `place`
-        [K, 2]: if that is the motion, they do not show the road."""
-        moved = np.abs(place - view.grid.pixel[view.use]).max(1)
-        return view.stays & (moved > self.thresholds.moves)
+        """Patches that stay where they are in the image, though a motion moves them to `place` [J
+        K, 2], J motions one after the other: if that is the motion, they do not show the road."""
+        still = view.grid.pixel[view.use]
+        moved = np.abs(place.reshape(-1, *still.shape) - still).max(-1)
+        return (view.stays & (moved > self.thresholds.moves)).reshape(-1)
 
-    def _linearised(self, part: _Found, motion: Array, theta: Array) -> tuple[Array, Array, Array]:
-        """Residual [K, 2] of rays in the image before, its derivative [K, 2, 8] by motion and lean,
-        and by a bump of the road there [K, 2]."""
-        view, use = part.view, part.use
-        ground, over = self._ground(view.grid, use, theta)
-        T = view.T_camera_base @ motion
-        if part.shares is None:
-            q = geometry.transform(T, ground)
+    def _linearised(self, found: _Found, motion: Array, theta: Array) -> tuple[Array, Array, Array]:
+        """Residual [M, 2] of rays in the image before, its derivative [M, 2, 8] by motion and lean,
+        and by a bump of the road there [M, 2]."""
+        ground, over = self._on_plane(found.toward, found.centre, theta[6:8])
+        if found.shares is None:
+            T = (found.T_camera_base @ motion)[found.view]
         else:
-            T = view.T_camera_base @ geometry.along(geometry.log(motion), part.shares)
-            q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
+            moved = geometry.along(geometry.log(motion), found.shares)
+            T = found.T_camera_base[found.view] @ moved
+        q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
         z = np.maximum(q[:, 2], 0.1)
         xy = q[:, :2] / z[:, None]
         lens = np.zeros((len(q), 2, 3))
         lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
         lens[:, :, 2] = -xy / z[:, None]
-        toward = lens @ T[..., :3, :3]
-        along = np.einsum("mij,mj->mi", toward, view.grid.toward[use])
+        toward = lens @ T[:, :3, :3]
+        along = (toward @ found.toward[..., None])[..., 0]
+        x, y, height = ground.T
         jacobian = np.empty((len(q), 2, 8))
         jacobian[:, :, :3] = toward
-        jacobian[:, :, 3:6] = np.cross(ground[:, None], toward)
-        if part.shares is not None:  # a step of the motion is one of so much of it
-            jacobian[:, :, :6] *= part.shares[:, None, None]
-        jacobian[:, :, 6] = along * ((ground[:, 0] - self.thresholds.middle) * over)[:, None]
-        jacobian[:, :, 7] = along * (ground[:, 1] * over)[:, None]
+        jacobian[:, :, 3] = y[:, None] * toward[:, :, 2] - height[:, None] * toward[:, :, 1]
+        jacobian[:, :, 4] = height[:, None] * toward[:, :, 0] - x[:, None] * toward[:, :, 2]
+        jacobian[:, :, 5] = x[:, None] * toward[:, :, 1] - y[:, None] * toward[:, :, 0]
+        if found.shares is not None:  # a step of the motion is one of so much of it
+            jacobian[:, :, :6] *= found.shares[:, None, None]
+        jacobian[:, :, 6] = along * ((x - self.thresholds.middle) * over)[:, None]
+        jacobian[:, :, 7] = along * (y * over)[:, None]
         slope = along * over[:, None]
-        return part.rays - xy, jacobian, slope
+        return found.rays - xy, jacobian, slope
 
 
 def _others(scores: Array, best: int) -> NDArray[np.bool_]:
