@@ -255,13 +255,7 @@ def test_raw_images_of_a_pair_stand_as_its_rectification_says(tmp_path: Path) ->
 
 def look(axis: str, height: float = 1.4, x: float = 0.0) -> np.ndarray:
     """A camera that looks along a body axis, upright where that can be."""
-    z = {
-        "ahead": [1, 0, 0],
-        "up": [0, 0, 1],
-        "30 up": [np.sqrt(0.75), 0, 0.5],
-        "60 down": [0.5, 0, -np.sqrt(0.75)],
-        "down": [0, 0, -1],
-    }
+    z = {"ahead": [1, 0, 0], "up": [0, 0, 1], "30 up": [np.sqrt(0.75), 0, 0.5], "down": [0, 0, -1]}
     forward = np.array(z[axis], float)
     right = np.array([0.0, -1, 0])
     pose = np.eye(4)
@@ -295,7 +289,7 @@ def test_what_cannot_be_a_rig_is_one_sentence() -> None:
         check_rig(rig_of(body))
     tele = np.diag([3.0, 3.0, 1.0]) @ K
     assert not check_rig(rig_of(look("ahead"), look("ahead"), k=[K, tele]))  # a zoom of the same
-    assert not check_rig(rig_of(look("ahead"), look("60 down"), look("ahead", x=0.2)))
+    assert not check_rig(rig_of(look("ahead"), look("down"), look("ahead", x=0.2)))
 
 
 def test_what_is_unlikely_about_a_rig_is_told() -> None:
@@ -307,7 +301,7 @@ def test_what_is_unlikely_about_a_rig_is_told() -> None:
         (rig_of(look("ahead", 8.0)), "8.0 m above the car's frame: in metres?"),
         (rig_of(look("ahead", 1400.0)), "1400.0 m from the car's frame: in metres?"),
         (rig_of(look("ahead"), look("ahead", x=537.0)), "c1 is 537.0 m from the car's frame"),
-        (rig_of(look("ahead"), look("down")), "camera c1 looks 90 degrees down: is its frame"),
+        (rig_of(look("down")), "the camera looks straight down"),
         (rig_of(look("ahead"), k=[K / 2]), "is this K for images of about 32x24?"),
         (rig_of(look("ahead"), k=[K_SHIFTED]), "are they cut from a larger image?"),
     ):
@@ -320,8 +314,10 @@ def test_transforms_the_other_way_round_are_told(yaw: float) -> None:
     """Parent and child exchanged: the cameras of a rig that is upright lie on their side."""
     turned = [exp(np.r_[0, 0, 0, 0, 0, yaw + a]) @ look("ahead") for a in (0.0, -0.5, 0.5)]
     assert not check_rig(rig_of(*(pose @ RIGHT for pose in turned)))
-    notes = check_rig(rig_of(*(inverse(pose @ RIGHT) for pose in turned)))
-    assert any("are parent and child exchanged?" in note for note in notes)
+    with pytest.raises(CalibrationError, match=r"are parent and child exchanged\?"):
+        check_rig(rig_of(*(inverse(pose @ RIGHT) for pose in turned)))
+    (note,) = check_rig(rig_of(inverse(turned[0])))[:1]
+    assert "are parent and child exchanged?" in note
     portrait = look("ahead") @ exp(np.r_[0, 0, 0, 0, 0, np.pi / 2])
     assert not check_rig(rig_of(portrait))
 
@@ -446,9 +442,7 @@ def test_frames_that_move_together_on_tf(tmp_path: Path) -> None:
         for i in range(4)
     ]
     with BagReader(write(tmp_path / "b", infos, (), images, extra=on_tf("/tf", gimbal))) as bag:
-        with pytest.raises(
-            CalibrationError, match=r"moves against base_link .*17\.2 degrees"
-        ) as it:
+        with pytest.raises(CalibrationError, match=r"mount moves on /tf.*17\.2 degrees") as it:
             bag.rig()
         assert "mount moves" in str(it.value) and "--base-frame" not in str(it.value)
 
@@ -472,11 +466,8 @@ def test_a_transform_that_is_sent_again_and_a_loop(tmp_path: Path) -> None:
     with BagReader(write(tmp_path / "b", infos, loop, images)) as bag:
         with pytest.raises(CalibrationError, match="form a loop"):
             bag.rig()
-    above = [
-        ("base_link", "left", OPTICAL),
-        ("map", "base_link", RIGHT),
-        ("base_link", "map", RIGHT),
-    ]
+    above = [("map", "base_link", RIGHT), ("odom", "map", RIGHT), ("map", "odom", RIGHT)]
+    above.append(("base_link", "left", OPTICAL))
     with BagReader(write(tmp_path / "c", infos, above, images)) as bag:
         assert np.allclose(bag.rig().cameras[0].T_base_camera, OPTICAL)
 
@@ -531,7 +522,7 @@ def test_a_camera_info_with_another_cameras_frame(tmp_path: Path) -> None:
 def test_a_transposed_matrix_is_told(tmp_path: Path) -> None:
     infos = {"/left/camera_info": [Info(k=K.T)]}
     with BagReader(write(tmp_path / "bag", infos, images={"/left/image_raw": "left"})) as bag:
-        with pytest.raises(CalibrationError, match=r"last row of K .* is it transposed"):
+        with pytest.raises(CalibrationError, match=r"last row of K .*is it transposed"):
             bag.rig()
 
 

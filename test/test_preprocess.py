@@ -278,7 +278,7 @@ def test_buffers_longer_than_a_raw_image() -> None:
     """Behind the image, or behind each row without a word in step."""
     rgb = scene()[:47, :62]
     image = raw("rgb8", rgb)
-    tail = replace(image, data=np.concatenate([image.data, np.zeros(1000, np.uint8)]))
+    tail = replace(image, data=np.concatenate([image.data, np.zeros(8960 - 8742, np.uint8)]))
     np.testing.assert_array_equal(decode(tail, 3), rgb)
     rows = np.pad(image.data.reshape(47, 186), ((0, 0), (0, 6)))  # to 192, as memory is aligned
     np.testing.assert_array_equal(decode(replace(image, data=rows.ravel()), 3), rgb)

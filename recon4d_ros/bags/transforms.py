@@ -186,8 +186,9 @@ class FixedTransforms:
             else ""
         )
         raise CalibrationError(
-            f"frame {frame!r} moves against {base} on /tf{apart} ({', '.join(moving)} moves):"
-            " expected cameras that are fixed to the car"
+            f"no static transform leads from {base} to frame {frame!r}: {', '.join(moving)}"
+            f" {'moves' if len(moving) == 1 else 'move'} on /tf{apart}: expected cameras that are"
+            " fixed to the car"
         ) from error
 
     least_together = 0

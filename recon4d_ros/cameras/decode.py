@@ -37,6 +37,7 @@ REDUCTIONS = (1, 2, 4, 8)
 # larger than any camera's: a header that claims more is damaged, and decoding would take the memory
 MOST_PIXELS = 1 << 25
 DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
+_BLOCK = 16
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -430,7 +431,8 @@ def _row_step(image: RawImage, layout: _Layout) -> int:
     least, most = step * (image.height - 1) + row, step * image.height
     if least <= have <= most:  # some drivers leave the last row's padding away
         return step
-    if most < have <= most + most // SURPLUS:  # a buffer that is longer than the image
+    # a buffer that is longer than the image: its size is some block's
+    if most < have <= most + most // SURPLUS and have % _BLOCK == 0:
         real, odd = divmod(have, image.height)
         if odd:
             return step

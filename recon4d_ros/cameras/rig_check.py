@@ -20,7 +20,12 @@ GROUND = 0.15  # metres above base_link below which no camera of a car is
 HIGH = 5.0  # and above which none is
 FAR = 30.0  # metres from base_link beyond which no camera of a vehicle is
 DOWN = np.sin(np.deg2rad(75.0))  # an optical axis this far down may be a body's z in NED
+TWICE = 2.2  # where the principal point is if K is of images twice as large
 ON_SIDE = np.cos(np.deg2rad(45.0))
+EXCHANGED = (
+    "the cameras lie on their side or upside down, and would be upright if the transforms were"
+    " taken the other way round: are parent and child exchanged?"
+)
 OFF_MIDDLE = 0.35  # of half the image, of the principal point: more is a cut or another size's
 SHORT = (
     1 / 12
@@ -33,8 +38,13 @@ def check_rig(rig: Rig) -> list[str]:
     for camera in rig.cameras:
         _has_a_lens(camera)
         _looks_at_the_sky(camera)
-    for one, other in combinations(rig.cameras, 2):
-        _in_one_place(one, other)
+    try:
+        for one, other in combinations(rig.cameras, 2):
+            _in_one_place(one, other)
+    except CalibrationError:
+        if _turned_round(rig):
+            raise CalibrationError(EXCHANGED) from None
+        raise
     return list(_unlikely(rig))
 
 
@@ -93,17 +103,14 @@ def _unlikely(rig: Rig) -> Iterator[str]:
                 f"camera {camera.name} looks {np.rad2deg(np.arcsin(upward)):.0f} degrees up: is"
                 " its frame that of its images?"
             )
-        elif upward < -DOWN:
-            yield (
-                f"camera {camera.name} looks {np.rad2deg(np.arcsin(min(-upward, 1.0))):.0f} degrees"
-                " down: is its frame that of its images (z forward, x right, y down)?"
-            )
         yield from _principal_point(camera)
-    if _turned_round(rig):
+    if (rig.T_base_camera[:, 2, 2] < -DOWN).all():
         yield (
-            "the cameras lie on their side or upside down, and would be upright if the transforms"
-            " were taken the other way round: are parent and child exchanged?"
+            f"{'the camera looks' if len(rig.cameras) == 1 else 'all cameras look'} straight down:"
+            " expected frames of their images (z forward, x right, y down), not a body's (z down)"
         )
+    if _turned_round(rig):
+        yield EXCHANGED
     heights = rig.T_base_camera[:, 2, 3]
     distances = np.linalg.norm(rig.T_base_camera[:, :3, 3], axis=1)
     alone = len(rig.cameras) == 1
@@ -141,8 +148,8 @@ def _principal_point(camera: Camera) -> Iterator[str]:
     """K of images of another size is silent otherwise: the scale is wrong, and nothing else."""
     middle = (np.array([camera.width, camera.height]) - 1) / 2
     share = camera.k[:2, 2] / middle
-    if np.abs(share - 1).max() <= OFF_MIDDLE:
-        return
+    if np.abs(share - 1).max() <= OFF_MIDDLE or share.max() > TWICE:
+        return  # farther out it is a part of a view that was cut on purpose
     where = (
         f"camera {camera.name}: the principal point of its K, ({camera.k[0, 2]:.0f},"
         f" {camera.k[1, 2]:.0f}), is far from the middle of its images of"

@@ -6,9 +6,9 @@ in the epipolar plane of the first's. If the second camera was exposed later by 
 on: it is off that plane by D times the speed at which it leaves it. That speed is known from the
 second camera's own last image, whatever moves, car or point. Many points together say D, to
 milliseconds while the car drives. What a wrong calibration adds (a rotation between the cameras, a
-focal length) is linear in the place in the image, and taken out with it. So an offset is found that
-no time of reception can tell: latency differs by as much. (The speed of features as the measure of
-a camera's clock: Qin and Shen, IROS 2018, there against an inertial sensor.)
+focal length) is linear in the place in the image, and is estimated with it. So an offset is found
+that no time of reception can tell: latency differs by as much. (The speed of features as the
+measure of a camera's clock: Qin and Shen, IROS 2018, there against an inertial sensor.)
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class TimingThresholds:
     moved: float = 3.0  # pixels by which a match may be put right
     least: int = 30  # points that agree
     share: float = 0.5  # of those matched
+    noise: float = 0.3  # pixels: of a point
+    calibrated: float = 1e-3  # to which focal length and roll of one against the other are known
+    motion: float = 1.0  # pixels: deviation of what the points moved off their lines
     sure: float = 0.005  # s: deviation of one look's answer
     looks: int = 5  # that have to say the same
     limit: float = 0.025  # s: two to three deviations of one look's answer on real images
@@ -207,7 +210,7 @@ class TimingCheck:
         now, then = (self._rays(pair.second, points[sound]) for points in (there, past[:, 0]))
         camera = self._rig.cameras[pair.second]
         pixel = self._reduce[pair.second] * self._scale(pair.second) / float(camera.k[0, 0])
-        later = exposed_later(one, now, (now - then) / elapsed, pair.E, pixel, t)
+        later = exposed_later(one, now, now - then, elapsed, pair.E, pixel, t)
         if later is None:
             return None
         return (second.stamp_ns - first.stamp_ns) * 1e-9 - later
@@ -231,7 +234,8 @@ class TimingCheck:
 def exposed_later(
     first: Array,
     second: Array,
-    speed: Array,
+    motion: Array,
+    elapsed: float,
     E: Array,
     pixel: float,
     t: TimingThresholds = THRESHOLDS,
@@ -239,38 +243,41 @@ def exposed_later(
     """Seconds by which the second camera was exposed after the first; None where the points do not
     say.
 
-    first, second: rays [K, 3], third component 1, of the same points. speed: [K, 3] per second, of
-    the second's. E: essential matrix. pixel: one in units of the rays.
+    first, second: rays [K, 3], third component 1, of the same points. motion: [K, 3], by how much
+    the second's have moved since its last image, `elapsed` seconds before. E: essential matrix.
+    pixel: one in units of the rays.
     """
     lines = first @ E.T  # epipolar lines in the second image
     length = np.linalg.norm(lines[:, :2], axis=1)
-    usable = np.isfinite(lines).all(1) & np.isfinite(second).all(1) & np.isfinite(speed).all(1)
+    usable = np.isfinite(lines).all(1) & np.isfinite(second).all(1) & np.isfinite(motion).all(1)
     usable &= length > 1e-9
     if usable.sum() < t.least:
         return None
     lines = lines[usable] / length[usable, None]
     off = (lines * second[usable]).sum(1) / pixel
-    rate = (lines * speed[usable]).sum(1) / pixel  # pixels per second away from the line
-    tries = np.linspace(-t.reach, t.reach, 121)
-    left = off - tries[:, None] * rate
+    away = (lines * motion[usable]).sum(1) / pixel  # pixels away from the line since then
+    tries = np.linspace(-t.reach, t.reach, 121) / elapsed
+    left = off - tries[:, None] * away
     left -= np.median(left, axis=1, keepdims=True)
-    agree = (np.abs(left) < t.inlier).sum(1)
-    best = int(np.argmax(agree))
-    inlier = np.abs(left[best]) < t.inlier
-    table = np.column_stack([rate, second[usable, :2], np.ones(len(rate))])
+    inlier = np.abs(left[int(np.argmax((np.abs(left) < t.inlier).sum(1)))]) < t.inlier
+    table = np.column_stack([away, second[usable, :2], np.ones(len(away))])
+    # what is known of the calibration before: its part of `off` that is linear in the place
+    prior = np.diag([0.0, 1.0, 1.0, 0.0]) * (t.noise * pixel / t.calibrated) ** 2
     for _ in range(3):
-        if inlier.sum() < max(t.least, t.share * len(off)):
-            return None
-        solved, _, rank, _ = np.linalg.lstsq(table[inlier], off[inlier], rcond=None)
-        if rank < table.shape[1]:
-            return None
-        left_over = off - table @ solved
         used = inlier
+        if used.sum() < max(t.least, t.share * len(off)):
+            return None
+        squares = table[used].T @ table[used] + prior
+        if np.linalg.cond(squares) > 1e12:
+            return None
+        solved = np.linalg.solve(squares, table[used].T @ off[used])
+        left_over = off - table @ solved
         inlier = np.abs(left_over) < t.inlier
-    noise = float(np.square(left_over[used]).mean())
-    variance = noise * float(np.linalg.inv(table[used].T @ table[used])[0, 0])
-    later = float(solved[0])
-    return later if variance < t.sure**2 and abs(later) < t.reach else None
+    noise = max(float(np.square(left_over[used]).mean()), t.noise**2)
+    later = float(solved[0]) * elapsed
+    sure = noise * float(np.linalg.inv(squares)[0, 0]) * elapsed**2 < t.sure**2
+    clear = away[used].std() > t.motion  # motions have noise, too, which makes D small
+    return later if clear and sure and abs(later) < t.reach else None
 
 
 def _pairs(rig: Rig, t: TimingThresholds) -> list[_Pair]:

@@ -333,7 +333,7 @@ class RigSource:
             if not known:
                 return wanted + HEIGHT_REMEDY if self._height is None else wanted
             both = {base, self._frame(name)} <= set(known)
-            if both or self._height is not None or "moves against" in str(error):
+            if both or self._height is not None or "fixed to the car" in str(error):
                 return f"{wanted} ({error})"
         root = self._transforms.root(self._frame(name))
         remedy = (
