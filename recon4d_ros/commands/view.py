@@ -213,8 +213,10 @@ def show_run(folder: Path, view: View) -> None:
         log.trajectory(poses[:, :3, 3])
     if summary:
         log.text("summary", _as_text(summary))
+    if "bag" not in summary:
+        return
     try:
-        _show_images(Path(summary.get("bag", "")), log, stamps, summary.get("cameras", ()))
+        _show_images(Path(summary["bag"]), log, stamps, summary.get("cameras", ()))
     except BagError as error:
         print(f"recon4d view: no images are shown: {error}", file=sys.stderr)
 
