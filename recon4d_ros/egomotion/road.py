@@ -10,7 +10,7 @@ monocular odometry on vehicles takes its scale from (Song, Chandraker and Guest,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import cv2
@@ -203,38 +203,26 @@ class RoadView:
 
 @dataclass(frozen=True)
 class _Found:
-    """M patches of V views, found along rays [M, 2] of the images before with covariance [M, 2, 2].
+    """M patches found along rays [M, 2] of the images before, with covariance [M, 2, 2].
 
-    view [M]: which; T_camera_base [V, 4, 4]; toward, centre [M, 3]: rays of now in base_link, and
-    where they begin. shares [M]: as `Road._shares` gives them; None without rolling shutters.
+    T_camera_base [M, 4, 4]: of their cameras; toward, centre [M, 3]: rays of now in base_link, and
+    where they begin. shares [M]: as `Road._shares` gives them.
     """
 
-    view: NDArray[np.int64]
     T_camera_base: Array
     toward: Array
     centre: Array
     rays: Array
     covariance: Array
-    shares: Array | None
+    shares: Array
 
     def __len__(self) -> int:
         return len(self.rays)
 
     @staticmethod
-    def join(parts: list[tuple[RoadView, NDArray, Array, Array, Array | None]]) -> _Found:
-        """Of each view: the patches, their rays, covariances and shares."""
-        counts = [len(use) for _, use, _, _, _ in parts]
-        grids = [view.grid for view, _, _, _, _ in parts]
-        shares = [np.ones(len(use)) if own is None else own for _, use, _, _, own in parts]
-        return _Found(
-            np.repeat(np.arange(len(parts)), counts),
-            np.stack([view.T_camera_base for view, _, _, _, _ in parts]),
-            np.concatenate([view.grid.toward[use] for view, use, _, _, _ in parts]),
-            np.repeat(np.stack([grid.centre for grid in grids]), counts, axis=0),
-            np.concatenate([rays for _, _, rays, _, _ in parts]),
-            np.concatenate([covariance for _, _, _, covariance, _ in parts]),
-            np.concatenate(shares) if any(own is not None for *_, own in parts) else None,
-        )
+    def join(parts: list[_Found]) -> _Found:
+        columns = ([getattr(part, field.name) for part in parts] for field in fields(_Found))
+        return _Found(*map(np.concatenate, columns))
 
 
 class Road:
@@ -365,7 +353,7 @@ class Road:
         nuisance = np.linalg.inv(self._covariance)
         information = np.zeros((8, 8))
         gradient, agreeing, textured = np.zeros(8), 0, 0
-        parts: list[tuple[RoadView, NDArray, Array, Array, Array | None]] = []
+        parts: list[_Found] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
@@ -386,8 +374,11 @@ class Road:
             back = patch_alignment.inverted(lens.derivative(rays))
             noise = spread + np.eye(2) * t.patch_noise**2
             covariance = back @ noise @ np.swapaxes(back, 1, 2)
-            parts.append((view, use, rays, covariance, self._shares(view, use, found)))
-        if sum(len(use) for _, use, _, _, _ in parts) < t.fewest:
+            mount = np.broadcast_to(view.T_camera_base, (len(use), 4, 4))
+            toward, centre = view.grid.toward[use], np.tile(view.grid.centre, (len(use), 1))
+            shares = self._shares(view, use, found)
+            parts.append(_Found(mount, toward, centre, rays, covariance, shares))
+        if sum(map(len, parts)) < t.fewest:
             return None
         seen_before = _Found.join(parts)
         motion = self._voted(seen_before, prior, motion, theta)
@@ -418,9 +409,9 @@ class Road:
         a, b, d = information[:6, :6], information[:6, 6:], information[6:, 6:] + nuisance
         pulled = gradient[6:] - nuisance @ (theta[6:] - self.lean)
         across = b @ np.linalg.inv(d)
-        score = float(self.score(views, motion[None])[0][0])
         if agreeing < t.agree * textured:
             return None
+        score = float(self.score(views, motion[None])[0][0])
         self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
         pull = gradient[:6] - across @ pulled
         return RoadMotion(motion, a - across @ b.T, pull, score, agreeing, textured)
@@ -480,13 +471,13 @@ class Road:
         high = -a * self.thresholds.middle - centre @ normal
         return centre + toward * (high * over)[:, None], over
 
-    def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array | None:
+    def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array:
         """The time that patches `use` [M] move for until the image before shows them at `place` [M,
         2], as a share of that between the images: with a rolling shutter each row has its own;
-        None without."""
+        1 without."""
         lens = self._cameras.lenses[view.grid.camera]
         if not lens.read_out:
-            return None
+            return np.ones(len(use))
         at = np.nan_to_num(place, nan=0.0)
         before = np.clip(lens.late(at), -0.5 * lens.read_out, 0.5 * lens.read_out)
         return np.asarray(1.0 + (view.grid.late[use] - before) / view.seconds, np.float64)
@@ -505,7 +496,6 @@ class Road:
         if lens.read_out:
             rough = lens.pixels(there[:, :2] / np.maximum(there[:, 2:], 0.5))
             shares = self._shares(view, np.tile(use, count), rough)
-            assert shares is not None
             twists = np.stack([geometry.log(motion) for motion in motions])
             T = now @ geometry.along(np.repeat(twists, len(at), axis=0), shares) @ back
             there = (T[:, :3, :3] @ every[..., None])[..., 0] + T[:, :3, 3]
@@ -541,11 +531,9 @@ class Road:
         """Residual [M, 2] of rays in the image before, its derivative [M, 2, 8] by motion and lean,
         and by a bump of the road there [M, 2]."""
         ground, over = self._on_plane(found.toward, found.centre, theta[6:8])
-        if found.shares is None:
-            T = (found.T_camera_base @ motion)[found.view]
-        else:
-            moved = geometry.along(geometry.log(motion), found.shares)
-            T = found.T_camera_base[found.view] @ moved
+        T = found.T_camera_base @ motion
+        if self._cameras.read_out:
+            T = found.T_camera_base @ geometry.along(geometry.log(motion), found.shares)
         q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
         z = np.maximum(q[:, 2], 0.1)
         xy = q[:, :2] / z[:, None]
@@ -560,8 +548,8 @@ class Road:
         jacobian[:, :, 3] = y[:, None] * toward[:, :, 2] - height[:, None] * toward[:, :, 1]
         jacobian[:, :, 4] = height[:, None] * toward[:, :, 0] - x[:, None] * toward[:, :, 2]
         jacobian[:, :, 5] = x[:, None] * toward[:, :, 1] - y[:, None] * toward[:, :, 0]
-        if found.shares is not None:  # a step of the motion is one of so much of it
-            jacobian[:, :, :6] *= found.shares[:, None, None]
+        # a step of the motion is so much of it for a row of its own time
+        jacobian[:, :, :6] *= found.shares[:, None, None]
         jacobian[:, :, 6] = along * ((x - self.thresholds.middle) * over)[:, None]
         jacobian[:, :, 7] = along * (y * over)[:, None]
         slope = along * over[:, None]
