@@ -6,11 +6,16 @@
   python benchmarks/scenarios.py --only queue night --rigs kitti_like
   python benchmarks/scenarios.py --table                   the table of what is there, nothing run
   python benchmarks/scenarios.py --first-seed 12 --seeds 2 on seeds to tune on
+  python benchmarks/scenarios.py --drawn                   of rigs that are not as calibrated
 
 Frames are rendered and handed over as they would stand in a bag (JPEG; depth in 1/256 m); none is
 written. Each drive keeps its result as a JSON file in --out, and what is there is not run again: a
 run that was cut off goes on. --rendered keeps the rendered drives too, for other states of the
 code. The seeds 1000 to 1004 are for this table alone. Nothing may be tuned on them.
+
+--drawn: simulated rigs are exactly as calibrated, so that what is stated of the calibration is too
+much. Here each drive is told a rig that is off by what `calibration_covariance` states, drawn by
+the drive's seed, and its truth gives as body and mounts give: NEES should then be 1.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,8 @@ from recon4d_ros.bags import BagReader  # noqa: E402
 from recon4d_ros.commands.bench import machine  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig  # noqa: E402
 from recon4d_ros.depth_png import decode_depth  # noqa: E402
+from recon4d_ros.egomotion.local_ba import MOUNT  # noqa: E402
+from recon4d_ros.egomotion.measure import CALIBRATION, GIVE  # noqa: E402
 from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.errors import Recon4dError  # noqa: E402
 from recon4d_ros.evaluation.evaluator import Evaluator  # noqa: E402
@@ -55,7 +62,7 @@ from recon4d_ros.evaluation.metrics.promise import (  # noqa: E402
 )
 from recon4d_ros.evaluation.metrics.trajectory import score_trajectory  # noqa: E402
 from recon4d_ros.evaluation.truth import TrueObjects, Truth  # noqa: E402
-from recon4d_ros.geometry import inverse, log  # noqa: E402
+from recon4d_ros.geometry import exp, inverse, log, se3  # noqa: E402
 from recon4d_ros.reconstructor import Reconstructor  # noqa: E402
 from recon4d_ros.runs.replay import frame_sets  # noqa: E402
 from recon4d_ros.sim.bag import Encoded, encode  # noqa: E402
@@ -82,12 +89,33 @@ class Job:
     rig: str = ""
     seed: int = 0
     seconds: float = 0.0
+    drawn: bool = False  # told a rig that is off
 
     @property
     def file(self) -> str:
         if not self.rig:
             return f"bag_{self.name}.json"
-        return f"{self.rig}_{self.name.replace('+', '-')}_{self.seed}_{self.seconds:g}s.json"
+        drive = f"{self.rig}_{self.name.replace('+', '-')}_{self.seed}_{self.seconds:g}s"
+        return f"{drive}_drawn.json" if self.drawn else f"{drive}.json"
+
+
+def drawn(rig: Rig, rng: np.random.Generator) -> Rig:
+    """The rig as somebody may have measured it: its height, how it is turned against the car's
+    axis, focal length, and how the second camera of a pair is turned are off by one standard
+    deviation each of what ego-motion states (`CalibrationThresholds`, `MOUNT`)."""
+    c, off = CALIBRATION, rng.standard_normal
+    middle = se3(np.eye(3), np.mean([camera.T_base_camera[:3, 3] for camera in rig.cameras], 0))
+    turn = middle @ exp(c.mount * np.array([0, 0, 0, 0, off(), off()])) @ inverse(middle)
+    height, focal = 1.0 + c.height * off(), 1.0 + c.lens * off()
+    cameras = []
+    for number, camera in enumerate(rig.cameras):
+        place, k = turn @ camera.T_base_camera, camera.k.copy()
+        place[2, 3] *= height
+        k[[0, 1], [0, 1]] *= focal
+        if number and len(rig.cameras) == 2:
+            place = place @ exp(np.concatenate([np.zeros(3), MOUNT * off(3)]))
+        cameras.append(replace(camera, T_base_camera=place, k=k))
+    return Rig(rig.name, tuple(cameras))
 
 
 class RenderedTruth:
@@ -134,9 +162,11 @@ class RenderedTruth:
 
 
 class Drive:
-    """What a drive's poses said and what was true."""
+    """What a drive's poses said and what was true. give: draws by how much mounts and body give
+    from frame to frame; None: not at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, give: np.random.Generator | None = None) -> None:
+        self._give = give
         self.poses: list[PoseEstimate] = []
         self.truth: list[NDArray[np.float64]] = []
         self.spent = 0.0
@@ -156,6 +186,10 @@ class Drive:
         covariance = np.stack([pose.motion_covariance for pose in self.poses])
         calibration = np.stack([pose.calibration_covariance for pose in self.poses])
         error = motion_errors(estimate, truth)
+        if self._give is not None:
+            way = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1)
+            gave = self._give.standard_normal(error.shape) * np.sqrt(np.diag(GIVE))
+            error = error + gave * np.sqrt(np.minimum(1.0, way))[:, None]
         tracked = np.array([state is Tracking.TRACKING for state in said])
         asked = tracked[1:] & (segments[1:] == segments[:-1])
         trajectory = score_trajectory(estimate, truth)
@@ -227,7 +261,8 @@ def _standing(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> dict
 def rendered(job: Job, folder: Path | None) -> tuple[Rig, Iterator[Encoded]]:
     """The rig of a simulated drive and its frames; kept in the folder, if there is one, and taken
     from there."""
-    file = folder / Path(job.file).with_suffix(".pkl") if folder else None
+    drive = replace(job, drawn=False).file
+    file = folder / Path(drive).with_suffix(".pkl") if folder else None
     if file is not None and file.is_file():
         with file.open("rb") as opened:
             rig, frames = pickle.load(opened)
@@ -250,7 +285,9 @@ def rendered(job: Job, folder: Path | None) -> tuple[Rig, Iterator[Encoded]]:
 def run_scenario(job: Job, folder: Path | None = None) -> dict[str, Any]:
     """One simulated drive. folder: of rendered drives."""
     rig, frames = rendered(job, folder)
-    reconstructor, drive = Reconstructor(rig, choose_engine("", rig)), Drive()
+    rng = np.random.default_rng(job.seed) if job.drawn else None
+    rig = rig if rng is None else drawn(rig, rng)
+    reconstructor, drive = Reconstructor(rig, choose_engine("", rig)), Drive(rng)
     truth: RenderedTruth | None = None
     for encoded in frames:
         if truth is None:
@@ -469,7 +506,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     names = arguments.only or [*SCENARIOS, *BAGS]
     made = [Job(name) for name in names if name in BAGS]
     made += [
-        Job(name, rig, arguments.first_seed + seed, arguments.seconds)
+        Job(name, rig, arguments.first_seed + seed, arguments.seconds, arguments.drawn)
         for seed in range(arguments.seeds)
         for name in names
         if name not in BAGS
@@ -512,6 +549,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keep rendered drives, and take them from there",
     )
+    add("--drawn", action="store_true", help="rigs that are off by what is stated of them")
     add("--table", action="store_true", help="print the table of what is there and run nothing")
     return parser
 

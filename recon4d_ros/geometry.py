@@ -59,6 +59,26 @@ def exp(xi: Array) -> Array:
     return se3(rotation, v @ np.asarray(xi[:3], np.float64))
 
 
+def along(twist: Array, times: Array) -> Array:
+    """SE(3) exponentials [M, 4, 4] of a twist [6], or of one each [M, 6], times each of `times`
+    [M]: where a constant motion has come to by then."""
+    v, w = twist[..., :3], twist[..., 3:]
+    rate = np.linalg.norm(w, axis=-1, keepdims=True)
+    known = np.maximum(rate, 1e-8)
+    x, y, z = np.moveaxis(np.where(rate > 1e-8, w / known, 0.0), -1, 0)
+    none = np.zeros_like(x)
+    axis = np.stack([none, -z, y, z, none, -x, -y, x, none], axis=-1).reshape(*x.shape, 3, 3)
+    twice = axis @ axis
+    angle, over = rate[..., 0] * times, 1.0 / known[..., 0]
+    sine, cosine = np.sin(angle), 1.0 - np.cos(angle)
+    out = np.zeros((len(times), 4, 4))
+    out[:, :3, :3] = np.eye(3) + sine[:, None, None] * axis + cosine[:, None, None] * twice
+    out[:, :3, 3] = times[:, None] * v + (cosine * over)[:, None] * (axis @ v[..., None])[..., 0]
+    out[:, :3, 3] += (times - sine * over)[:, None] * (twice @ v[..., None])[..., 0]
+    out[:, 3, 3] = 1.0
+    return out
+
+
 def log(pose: Array) -> Array:
     """Twist (vx vy vz wx wy wz) of a pose: the inverse of `exp`."""
     w = _rotation_vector(pose[:3, :3])

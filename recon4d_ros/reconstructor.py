@@ -110,6 +110,7 @@ class Reconstructor:
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
         self._segment = 0
+        self._grids_moved = False  # by what a save took up between two steps
         self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
@@ -120,11 +121,7 @@ class Reconstructor:
         latency: dict[str, float] = {}
         cpu: dict[str, float] = {}
         if self.places:
-            self.places.begin()
-            if self.places.anew:
-                self.grids.reset()
-            elif self.places.motion is not None:
-                self.grids.moved(self.places.motion)
+            self._begin_in_map(self.places)
         with _timed(latency, cpu, "preprocess"):
             frame, dropped = self.preprocessor(frame_set)
             for camera, reason in dropped.items():
@@ -134,7 +131,9 @@ class Reconstructor:
             pose = self.egomotion.estimate(
                 frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
             )
+        map_motion = self.places.motion if self.places else None
         if pose.segment != self._segment:
+            map_motion = None
             self._segment = pose.segment  # first: what fails below fails once
             self._forget_the_world(new_segment=True)
         T_map_odom = self.places.T_map_odom if self.places else np.eye(4)
@@ -185,7 +184,23 @@ class Reconstructor:
             local_grid,
             T_map_odom,
             self.places.found if self.places else True,
+            map_motion,
         )
+
+    def _begin_in_map(self, places: Places) -> None:
+        """What was found out of the map since, before the step."""
+        places.begin()
+        if not self._grids_moved:
+            self._move_grids(places)
+        self._grids_moved = False
+
+    def _move_grids(self, places: Places) -> None:
+        if places.anew:
+            self._use_grid(places)
+        elif places.motion is not None:
+            self.grids.moved(places.motion)
+        if places.entered:
+            self.grids.attach()
 
     def offer_boxes(self, camera: str, boxes: ImageBoxes) -> None:
         """What a detector says of an image of a camera, whenever it comes; from any thread."""
@@ -242,8 +257,25 @@ class Reconstructor:
     def use_map(self, folder: MapFolder, mode: str = "") -> None:
         """The car is to be found in a map; what was seen until now is forgotten. mode: as in
         `Places.use`."""
-        self.keep_places().use(folder, mode)
-        self.grids.reset()
+        places = self.keep_places()
+        places.use(folder, mode)
+        self._use_grid(places)
+
+    def save_map(self, path: Path) -> tuple[int, int, str]:
+        """Writes the map that the car is in, its lasting grid too; as `Places.save`."""
+        places = self.keep_places()
+        if not self._grids_moved:
+            places.settle()
+            self._move_grids(places)
+            self._grids_moved = True
+        return places.save(path, self.grids.tiles())
+
+    def _use_grid(self, places: Places) -> None:
+        """The grid of the loaded map, where there is one."""
+        try:
+            self.grids.use(places.grid)
+        except ValueError as error:
+            places.notes.append(f"the occupancy grid of map {places.folder} is left out: {error}")
 
     def reset(self) -> None:
         """Forget the drive: map, memory, tracks and pose start anew; a loaded map is as it was
@@ -256,13 +288,18 @@ class Reconstructor:
         """Map, memory and tracks start anew."""
         self.engine.reset()
         self.dynamics.reset()
-        self.grids.reset()
         if self.places is None:
             self.mapper.reset()
+            self.grids.reset()
         elif new_segment:
+            if self.places.found:
+                self.grids.set_aside()
+            else:
+                self.grids.reset()
             self.places.new_segment()
         else:
             self.places.reset()
+            self._use_grid(self.places)
         self._moving_before = self._still
 
     def close(self) -> None:

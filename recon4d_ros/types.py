@@ -16,6 +16,7 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from recon4d_ros.errors import CalibrationError
 
@@ -388,6 +389,42 @@ class OccupancyGrid:
 
 
 @dataclass(frozen=True)
+class GridTiles:
+    """A lasting grid at rest, as tiles that are packed (grids/lasting.py). resolution: edge of a
+    cell in metres. index: [K, 2] int64, (x, y) of each tile when it was packed. motion: [K, 4, 4],
+    where what was there then is in map now: a turn about z and a shift. level: [K] metres, height
+    of the road in the tile then, 0 where it is not known. data: each tile's layers, packed."""
+
+    resolution: float
+    index: NDArray[np.int64]
+    motion: NDArray[np.float64]
+    level: NDArray[np.float64]
+    data: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True)
+class MapMotion:
+    """The map lies elsewhere than a frame set ago (the car was found in another one, or a loop was
+    closed), each part of it by a rigid motion of its own. places: [S, 3] metres, in the map as it
+    was. motion: [S, 4, 4], T_new_old of what is nearest to each place."""
+
+    places: NDArray[np.float64]
+    motion: NDArray[np.float64]
+
+    @staticmethod
+    def whole(T_new_old: NDArray[np.float64]) -> MapMotion:
+        """All of it by one motion [4, 4]."""
+        return MapMotion(np.zeros((1, 3)), T_new_old[None])
+
+    def at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[K, 4, 4] of points [K, 3] in the map as it was."""
+        return np.asarray(self.motion[cKDTree(self.places).query(points)[1]], np.float64)
+
+
+@dataclass(frozen=True)
 class DynamicObject:
     """A tracked object in map. position: [3] metres, the centre of its box. size: length, width,
     height in metres along its own axes (yaw about map z).
@@ -504,7 +541,8 @@ class Reconstruction:
     pose or the road is not known, or grids are off. T_map_odom: [4, 4], where odometry's frame is
     in map: pose, objects, grids and map_delta are in map, which is odometry's frame unless the car
     was found in another map. in_map: False while there is another map in which the car is not found
-    yet: map is then odometry's frame.
+    yet: map is then odometry's frame. map_motion: how the map lies elsewhere than in the result
+    before; None where it does not.
     """
 
     frame_set: FrameSet
@@ -521,3 +559,4 @@ class Reconstruction:
     local_grid: OccupancyGrid | None = None
     T_map_odom: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     in_map: bool = True
+    map_motion: MapMotion | None = None

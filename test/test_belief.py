@@ -192,10 +192,11 @@ def test_half_the_resolution_where_the_image_before_shows_half() -> None:
     before = cv2.resize(now, (200, 200), interpolation=cv2.INTER_AREA)
     pixel = np.stack(np.meshgrid(np.arange(60, 340, 40), np.arange(60, 340, 40)), -1).reshape(-1, 2)
     way = np.tile([0.0, 1.0], (len(pixel), 1))
-    grid = road._Grid(0, pixel, np.zeros((len(pixel), 3)), np.zeros(3), way, np.zeros(len(pixel)))
+    none = np.zeros(len(pixel))
+    grid = road._Grid(0, pixel, np.zeros((len(pixel), 3)), np.zeros(3), way, none, none)
     which = np.arange(len(pixel))
     view = road.RoadView(
-        grid, Reference(now, pixel, way), now, before, np.eye(4), which, np.zeros(len(pixel), bool)
+        grid, Reference(now, pixel, way), now, before, np.eye(4), which, none > 0, 0.1
     )
     place, warp = pixel / 2 - 0.25, np.tile(np.eye(2) / 2, (len(pixel), 1, 1))
     bend, inside = np.zeros((len(pixel), 2)), np.ones(len(pixel), bool)

@@ -344,8 +344,8 @@ def test_its_depth_keeps_what_stands_before_it_out(blind: Blind) -> None:
     assert hole.sum() > 40 and marked[hole].mean() < 0.35
 
 
-def test_the_rules_take_boxes_too() -> None:
-    motion, truth = drive(SINGLE, (LEAD, PARKED), source="residual")[-1]
+def test_driv3rs_rule_takes_boxes_too() -> None:
+    motion, truth = drive(SINGLE, (LEAD, PARKED), source="rigid_flow")[-1]
     assert iou(motion.mask[0], truth[0]) > 0.7
     assert any(thing.class_name == "car" for thing in motion.objects)
 

@@ -225,7 +225,7 @@ def test_images_that_come_faster_than_the_baseline_are_compared_over_it() -> Non
     dynamics = Dynamics(*rig, CLIP)
     results = watched((STANDING, CROSSING), [0.025 * n for n in range(16)], dynamics, rig)
     assert np.mean([iou(motion.mask, truth) for motion, truth in results[9:]]) > 0.4
-    assert len(dynamics._watchers[0]._clip) <= 10
+    assert len(dynamics._source._watchers[0]._clip) <= 10
 
 
 def test_a_single_image_before_is_enough_and_a_gap_begins_anew() -> None:

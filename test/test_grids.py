@@ -21,10 +21,11 @@ from recon4d_ros.grids import (
     Grids,
     LastingGrid,
     distance_field,
+    lasting,
     read_map,
     write_map,
 )
-from recon4d_ros.grids.lasting import SURE, TILE, _level
+from recon4d_ros.grids.lasting import SURE, _level
 from recon4d_ros.grids.sight import Looker, Sight
 from recon4d_ros.types import (
     FREE,
@@ -33,6 +34,7 @@ from recon4d_ros.types import (
     Calibration,
     DynamicObject,
     Geometry,
+    MapMotion,
     Motion,
     OccupancyGrid,
     PoseEstimate,
@@ -347,33 +349,67 @@ def test_tiles_come_back_as_they_left() -> None:
 
 def test_a_state_is_taken_back_whole() -> None:
     grid = driven()
-    state = grid.state()
-    assert state.free.shape == (len(state.tiles), TILE, TILE)
+    tiles = grid.tiles()
+    assert len(tiles) == len(tiles.index) == len(tiles.motion)
     other = LastingGrid(GridParameters(size=60.0))
-    other.restore(state)
+    other.add(tiles)
     assert np.array_equal(other.whole().values, grid.whole().values)
     assert np.array_equal(other.whole().origin, grid.whole().origin)
     with pytest.raises(ValueError, match=r"cells are 0.2 m: expected 0.1 m"):
-        LastingGrid(GridParameters(resolution=0.1)).restore(state)
+        LastingGrid(GridParameters(resolution=0.1)).add(tiles)
     empty = LastingGrid(GridParameters())
-    empty.restore(LastingGrid(GridParameters()).state())
+    empty.add(LastingGrid(GridParameters()).tiles())
     assert (empty.whole().values == UNKNOWN).all()
+    # a tile that somebody else wrote is left out, and the others are there
+    bad = replace(tiles, data=(b"no tile", *tiles.data[1:]))
+    empty.add(bad)
+    assert (empty.whole().values != UNKNOWN).any() and empty.dropped == 1
+
+
+def test_another_drives_grid_is_added_where_the_car_is_found() -> None:
+    """By a motion that is no number of cells, as a car that is found elsewhere has it."""
+    grid = driven(3)
+    tiles, before = grid.tiles(), grid.whole()
+    grids = Grids(CALIBRATION)
+    grids.use(tiles)
+    blind = np.full((H, W), np.nan)
+    run(grids, 1, blind, voxels=Voxels(np.array([[5.1, 1.1, 1.0]])))
+    assert value(grids.lasting.whole(), 5.1, 1.1) == OCCUPIED
+    grids.moved(MapMotion.whole(se3(np.eye(3), np.array([7.03, 0.4, 0.0]))))
+    grids.attach()
+    whole = grids.lasting.whole()
+    assert value(whole, 12.13, 1.5) == OCCUPIED
+    rows, columns = np.nonzero(before.values == FREE)
+    x, y = (before.origin[axis] + (index + 0.5) * 0.2 for axis, index in ((0, columns), (1, rows)))
+    there = [value(whole, *place) for place in zip(x[::97], y[::97], strict=True)]
+    assert np.mean(np.array(there) == FREE) > 0.98
+    # a loss: what was known waits until the car is found again
+    grids.set_aside()
+    assert (grids.lasting.whole().values == UNKNOWN).all()
+    grids.attach()
+    assert np.array_equal(grids.lasting.whole().values, whole.values)
+
+
+def elsewhere(motion) -> MapMotion:
+    """Of a function of the place, on a raster."""
+    x, y = np.meshgrid(np.arange(-100.0, 200.0, 12.8), np.arange(-100.0, 100.0, 12.8))
+    places = np.column_stack([x.ravel(), y.ravel(), 0 * x.ravel()])
+    return MapMotion(places, np.stack([motion(place) for place in places]))
 
 
 def test_the_map_moves_tile_by_tile() -> None:
     grid = driven(3)
     before = grid.whole()
-    grid.moved(lambda middle: np.eye(4))
+    grid.moved(MapMotion.whole(np.eye(4)))
     assert np.array_equal(grid.whole().values, before.values)
     shift = np.array([7.4, -51.2, 0.3])
-    grid.moved(lambda middle: se3(np.eye(3), shift))
+    grid.moved(MapMotion.whole(se3(np.eye(3), shift)))
     after = grid.whole()
     assert np.array_equal(after.values, before.values)
     assert np.allclose(after.origin - before.origin, shift[:2])
-    known = grid.state().road[np.isfinite(grid.state().road)]
-    assert np.allclose(known, 0.3)
+    assert np.allclose(grid._canvas.road[np.isfinite(grid._canvas.road)], 0.3)
     quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float64)
-    grid.moved(lambda middle: se3(quarter, np.zeros(3)))
+    grid.moved(MapMotion.whole(se3(quarter, np.zeros(3))))
     turned = grid.whole()
     assert (turned.values == OCCUPIED).sum() == (before.values == OCCUPIED).sum()
     assert np.array_equal(np.rot90(turned.values, 1), after.values)  # rows grow along y
@@ -395,7 +431,7 @@ def test_a_tilted_motion_far_from_the_origin_keeps_a_tile_where_it_is() -> None:
     about = np.eye(4)
     about[:3, 3] = middle
     T = about @ turn @ inverse(about)
-    flat = _level(T, middle)
+    flat = _level(T[None], middle[None])[0]
     np.testing.assert_allclose(flat[:3, :3] @ middle + flat[:3, 3], middle, atol=1e-9)
     np.testing.assert_allclose(flat[2], [0.0, 0.0, 1.0, 0.0], atol=1e-9)
     assert np.arctan2(flat[1, 0], flat[0, 0]) == pytest.approx(np.arctan2(T[1, 0], T[0, 0]))
@@ -406,17 +442,42 @@ def test_a_loop_moves_both_grids() -> None:
     grids = Grids(CALIBRATION, GridParameters(map_period=60.0))
     blind = np.full((H, W), np.nan)
     run(grids, 1, blind, voxels=Voxels(np.array([[5.1, 1.1, 1.0]])))
-    grids.moved(lambda middle: se3(np.eye(3), np.array([2.0, 0.0, 0.0])))
+    grids.moved(MapMotion.whole(se3(np.eye(3), np.array([2.0, 0.0, 0.0]))))
     assert value(grids.lasting.whole(), 7.1, 1.1) == OCCUPIED
+    reach = Voxels(np.array([[60.1, 1.1, 1.0]]))  # of the map around where the car is now
+    reach.reach = 6.0
+    grids.read(reach)
+    assert not (grids.lasting.whole().values == OCCUPIED).any()
+    grids.read(Voxels(np.array([[7.1, 1.1, 1.0]])))
     local = run(grids, 1, blind, voxels=Voxels(np.array([[8.1, 1.1, 1.0]])), start=1)
     assert value(local, 8.1, 1.1) == OCCUPIED and value(local, 5.1, 1.1) != OCCUPIED
     assert value(local, 7.1, 1.1) != OCCUPIED  # the moved voxels are the map's word
 
 
+def test_a_long_drive_moves_at_once_and_unpacks_what_is_near_alone(monkeypatch) -> None:
+    """That what is far moves is only noted; it lies right when it is looked at."""
+    grid = driven(16)
+    before = grid.whole()
+    far = [packed.data for index, packed in grid._packed.items() if index[0] < grid._corner[0] - 2]
+    assert len(far) >= 40
+    unpacked: list[bytes] = []
+    one = lasting._Layers.unpacked
+    monkeypatch.setattr(
+        lasting._Layers, "unpacked", lambda data: unpacked.append(data) or one(data)
+    )
+    shift = np.array([0.4, -0.6, 0.0])
+    for _ in range(3):
+        grid.moved(MapMotion.whole(se3(np.eye(3), shift)))
+    assert not set(far) & set(unpacked) and len(grid._away) >= len(far)
+    after = grid.whole()
+    assert np.array_equal(after.values, before.values)
+    assert np.allclose(after.origin - before.origin, 3 * shift[:2])
+
+
 def test_tiles_that_move_apart_leave_the_unknown_between_them() -> None:
     grid = driven(3)
     before = (grid.whole().values == FREE).sum()
-    grid.moved(lambda middle: se3(np.eye(3), np.array([0.05 * middle[0], 0.0, 0.0])))
+    grid.moved(elsewhere(lambda middle: se3(np.eye(3), np.array([0.05 * middle[0], 0.0, 0.0]))))
     after = (grid.whole().values == FREE).sum()
     assert 0.9 * before < after <= before
 

@@ -37,7 +37,8 @@ from recon4d_ros.localization.agreement import Agreement, Said
 from recon4d_ros.localization.features import Features
 from recon4d_ros.localization.keyframes import Keyframe, packed, unpacked
 from recon4d_ros.localization.matching import matches
-from recon4d_ros.localization.relocalizer import Answer, find, plausible
+from recon4d_ros.localization.nearby import Nearby
+from recon4d_ros.localization.relocalizer import Answer, apart, find, plausible
 from recon4d_ros.localization.vocabulary import Index, Vocabulary
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.paths import rigs
@@ -48,6 +49,7 @@ from recon4d_ros.types import (
     DynamicObject,
     Frame,
     Geometry,
+    GridTiles,
     PoseEstimate,
     Rig,
     Tracking,
@@ -568,6 +570,7 @@ def test_a_damaged_map_is_one_sentence(map_dir, tmp_path, name, how):
         open_map(path, small_rig())
     sentence = str(error.value)
     assert str(path) in sentence and "\n" not in sentence
+    assert how != "missing" or name in sentence
 
 
 @settings(max_examples=25)
@@ -601,7 +604,7 @@ def test_other_versions_and_other_rigs_are_named(map_dir, tmp_path):
     open_map(path, replace(rig, cameras=(better, *rig.cameras[1:]))).lock.close()
     told = json.loads((path / "map.json").read_text())
     for key, value, sentence in (
-        ("version", 2, "of version 2: expected 1"),
+        ("version", 1, "of version 1: expected 2"),
         ("descriptor", "sift", "of kind 'sift'"),
     ):
         (path / "map.json").write_text(json.dumps(told | {key: value}))
@@ -838,7 +841,9 @@ def test_a_loop_alone_that_contradicts_odometry_moves_nothing():
     for i, frame in enumerate(frames):
         closer.goes(i, frame.T_map_base, 3.0 * i, np.eye(6) * 1e-4 * i)
     assert closer.may(117.0) and not closer.may(30.0)
-    reach = closer.reach(frames, np.eye(4), 117.0)
+    near = Nearby()
+    near.follow(frames)
+    reach = closer.reach(near, np.eye(4), 117.0)
     assert reach[:3].all() and not reach[8:].any()
     wrong = said(frames[2].T_map_base, frames[38].T_map_base, 114.0, (2,))
     closer.hear(wrong, 38, frames, np.eye(4))
@@ -846,4 +851,128 @@ def test_a_loop_alone_that_contradicts_odometry_moves_nothing():
     again = said(frames[3].T_map_base, frames[39].T_map_base, 117.0, (3,))
     closer.hear(again, 39, frames, np.eye(4))
     assert closer.loops == 2 and closer.due
-    assert not loops.LoopCloser(False).reach(frames, np.eye(4), 117.0).any()
+    assert not loops.LoopCloser(False).reach(near, np.eye(4), 117.0).any()
+
+
+def test_what_is_near_is_found_among_many_and_what_has_no_features_is_not():
+    rng = np.random.default_rng(8)
+    frames = []
+    for i in range(300):
+        T = turned(rng.uniform(-3, 3))
+        T[:2, 3] = rng.uniform(-60, 60, 2)
+        frames.append(Keyframe(i, T, rig_mounts(1), 0, int(rng.integers(0, 3))))
+    near = Nearby()
+    near.follow(frames[:100])
+    near.follow(frames)
+    for _ in range(20):
+        T = turned(rng.uniform(-3, 3))
+        T[:2, 3] = rng.uniform(-60, 60, 2)
+
+        def off(i: int, T: np.ndarray = T) -> float:
+            metres, radians = apart(frames[i].T_map_base, T)
+            return metres + np.degrees(radians) / 10.0
+
+        inside = [
+            i
+            for i, frame in enumerate(frames[:250])
+            if frame.count and np.linalg.norm(frame.T_map_base[:3, 3] - T[:3, 3]) < 12.0
+        ]
+        assert near(T, 12.0, 4, 250) == sorted(inside, key=off)[:4]
+
+
+def test_a_map_that_is_set_aside_is_not_copied_and_is_whole_when_the_car_is_found(map_dir):
+    """What lies on disk stays there; what was in memory is written by the search's thread."""
+    shots = other_day()
+    car = Car(shots[0][3])
+    folder = open_map(map_dir, small_rig())
+    read: list[int] = []
+    one = folder.archive._read
+    car.places.use(folder)
+    car.see(shots)
+    assert car.places.found
+    layer = car.mapper._archive._layers[0]
+    layer._read = lambda i: read.append(i) or one(i)
+    whole = sum(len(points) for points in car.mapper.chunks()())
+    read.clear()
+    at_rest = car.mapper._archive.count
+    car.places.new_segment()
+    assert not read and car.mapper._archive.count == at_rest, "nothing is read or written yet"
+    car.T_odom_world = turned(0.4) @ car.T_odom_world
+    car.see(shots[:1])  # the search's turn
+    assert not read and car.mapper._archive.count == pytest.approx(whole, rel=1e-3)
+    car.see([*shots, shots[-1]])
+    assert car.places.found
+    again = sum(len(points) for points in car.mapper.chunks()())
+    assert again > 0.95 * whole
+
+
+def test_a_map_that_no_disk_takes_is_said(monkeypatch):
+    first = drive("city", 3, MAPPED)
+    car = Car(first[0][3])
+    car.see(first)
+    monkeypatch.setattr("recon4d_ros.mapping.archive.folder_on_disk", lambda: None)
+    car.places.new_segment()
+    car.see(other_day()[:2])
+    assert any("voxels of the map so far are lost" in note for note in car.places.notes)
+
+
+def test_a_map_keeps_its_grid(tmp_path):
+    first = drive("city", 3, MAPPED)
+    car = Car(first[0][3])
+    car.see(first)
+    tiles = GridTiles(
+        0.2,
+        np.array([[0, 0], [-3, 7]], np.int64),
+        np.stack([np.eye(4), turned(0.3)]),
+        np.array([0.0, 1.5]),
+        (b"abc", b"defgh"),
+    )
+    car.places.save(tmp_path / "street", tiles)
+    folder = open_map(tmp_path / "street", small_rig())
+    for name in ("resolution", "index", "motion", "level", "data"):
+        np.testing.assert_array_equal(getattr(folder.grid, name), getattr(tiles, name))
+    folder.close()
+    car.places.save(tmp_path / "bare")
+    folder = open_map(tmp_path / "bare", small_rig())
+    assert folder.grid is None
+    folder.close()
+
+
+def test_where_a_map_cannot_be_saved_is_said_before_the_drive(small_bag, tmp_path, capsys):
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "letter.txt").write_text("dear")
+
+    def said(path: Path, *more: str) -> str:
+        arguments = ["replay", small_bag, "--out", tmp_path / "run", "--save-map", path, *more]
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert not (tmp_path / "run").exists(), "nothing has run yet"
+        return sentence
+
+    assert "the folder has other things in it" in said(tmp_path / "things")
+    assert "a file of that name is there" in said(tmp_path / "things" / "letter.txt")
+    assert "cannot be written: No such file" in said(tmp_path / "no" / "street")
+    assert "is not saved: File name too long" in said(tmp_path / ("a" * 300))
+    street = tmp_path / "street"
+    for mode in ("none", "localization"):
+        sentence = said(street, "-p", f"localization.mode={mode}")
+        assert f"localization.mode is {mode}, which keeps no keyframes" in sentence
+    lock = folders.Lock(street)
+    assert "another process has it open for writing" in said(street)
+    lock.close()
+
+
+def test_a_map_that_cannot_be_saved_after_all_costs_no_run(
+    small_bag, tmp_path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.np, "savez", full)
+    arguments = ["replay", small_bag, "--out", tmp_path / "run", "--save-map", tmp_path / "street"]
+    arguments += ["-p", "localization.keyframe_distance=1.0"]
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is not saved: No space left on device" in sentence
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert any("No space left" in note for note in summary["notes"]) and summary["frames"] == 8

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from recon4d_ros import paths
 from recon4d_ros.cameras.rig import load_rig
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters, learned
-from recon4d_ros.dynamics.motion_inputs import MULTIPLE, NetworkGrid, make_grid, road_in_camera
+from recon4d_ros.dynamics.motion_inputs import MULTIPLE, NetworkGrid, make_grid
+from recon4d_ros.dynamics.static_world import road_in_camera
 from recon4d_ros.dynamics.views import make_views
 from recon4d_ros.engine.base import load_spec
 from recon4d_ros.engine.motion import load_motion, motion_at, suited

@@ -539,13 +539,57 @@ def test_maps_that_cannot_be_loaded_or_saved_are_one_sentence(make, tmp_path):
     assert node._state == "active"
 
 
+class Folder:
+    """A map that was opened."""
+
+    frames: ClassVar[list[int]] = [1, 2]
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_map_that_is_loaded_late_or_never_is_not_left_open(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "CALL_TIMEOUT", 0.05)
+    folders: list[Folder] = []
+    monkeypatch.setattr(
+        session_module, "open_map", lambda *_: folders.append(Folder()) or folders[-1]
+    )
+    node = make()
+    node.start()
+    session, free, used = node._session, threading.Event(), []
+    session._reconstructor = loaded = Reconstructor()
+    loaded.rig, loaded.map_notes = None, []
+    loaded.use_map = lambda *map_and_mode: used.append(map_and_mode)
+
+    def load() -> str:
+        request = LoadMap.Request(path=str(tmp_path), mode="localization")
+        return node._on_load_map(request, LoadMap.Response()).message
+
+    session._worker.call(lambda: free.wait(20))
+    assert "the map is loaded when it is free" in load()
+    free.set()
+    session._worker.call(lambda: None).result(5)
+    assert used == [(folders[0], "localization")] and not folders[0].closed
+    # the next engine looks in that map, too
+    assert session._map == (tmp_path, "localization")
+    stuck = threading.Event()
+    session._worker.call(lambda: stuck.wait(20))
+    assert "when it is free" in load()
+    session._worker.abandon()  # as the watchdog does
+    assert folders[1].closed and len(used) == 1
+    stuck.set()
+
+
 def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monkeypatch):
     node = make(watchdog=0.2)
     node.start()
     session, free, shown = node._session, threading.Event(), []
 
     class Stuck(Reconstructor):
-        rig = "the rig"
+        rig, places = "the rig", None
         forgotten: ClassVar[dict[str, int]] = {}
 
         def step(self, frame_set: FrameSet) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ from recon4d_ros import messages
 from recon4d_ros.bags.transforms import FixedTransforms
 from recon4d_ros.cameras.decode import decode
 from recon4d_ros.errors import ImageError, MessageError
-from recon4d_ros.geometry import exp, se3
+from recon4d_ros.geometry import exp, se3, transform
 from recon4d_ros.messages import dynamic_object
 from recon4d_ros.parameters import describe
 from recon4d_ros.ros import conversions
@@ -50,7 +52,7 @@ from recon4d_ros.ros.parameter_file import parameter_file
 from recon4d_ros.ros.parameters import NodeParameters, all_parameters, descriptor
 from recon4d_ros.ros.pose_tree import edges
 from recon4d_ros.ros.process import lean_executor
-from recon4d_ros.ros.publishers import OUTPUTS, Frames
+from recon4d_ros.ros.publishers import OUTPUTS, Frames, Publishers
 from recon4d_ros.ros.rig_source import RigSource
 from recon4d_ros.ros.session import Session, WaitingClock
 from recon4d_ros.ros.worker import Worker, newest
@@ -61,9 +63,11 @@ from recon4d_ros.types import (
     FrameSet,
     Jump,
     MapDelta,
+    MapMotion,
     OdometrySample,
     PoseEstimate,
     RawImage,
+    Reconstruction,
     Tracking,
 )
 
@@ -417,7 +421,92 @@ def test_odometry_stays_smooth_where_the_car_is_found_in_a_map():
     # while it is not known where odom is in map, nobody is told
     (only,) = edges("map_odom_base", FRAMES, T_odom_base, 5, None, np.eye(4), False)
     assert (only.header.frame_id, only.child_frame_id) == ("odom", "base_link")
-    assert edges("map_odom", FRAMES, pose, 5, T_odom_base, np.eye(4), False) == []
+    # where odom is another's, all is said in a frame of our own below it
+    other = Frames("map", "odom", "base_link", "map")
+    (apart,) = edges("map_odom", other, pose, 5, T_odom_base, np.eye(4), False)
+    assert (apart.header.frame_id, apart.child_frame_id) == ("odom", other.apart)
+    assert other.apart not in ("map", "odom") and FRAMES.apart == "odom"
+    T_odom_apart = conversions.transform_matrix(apart)
+    np.testing.assert_allclose(T_odom_apart @ pose, T_odom_base, atol=1e-12)
+
+
+class Trail(Publishers):
+    """The part of the publishers that keeps the path, and what it sent."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames, self._fixed = frames, frames.map
+        self._path, self._path_stamps = deque(), deque()
+        self._path_spacing, self._calibration = 0.5, None
+        self.sent: dict[str, Any] = {}
+        self.reset()
+
+    def wanted(self, topic: str) -> bool:
+        return topic == "~/path"
+
+    def send(self, topic: str, message: Any) -> None:
+        self.sent[topic] = message
+
+    def _images(self, result: Any) -> None: ...
+
+    def _clouds(self, result: Any, stamp: int) -> None: ...
+
+
+def moving(index: int, x: float, T_map_odom: np.ndarray, **more: Any) -> Reconstruction:
+    """One second each along odometry's x."""
+    T = T_map_odom @ exp(np.array([x, 0, 0, 0, 0, 0.0]))
+    segment = more.pop("segment", 0)
+    pose = PoseEstimate(
+        T, T[None], Tracking.TRACKING, np.eye(6), np.eye(6), np.zeros(6), segment=segment
+    )
+    nothing = SimpleNamespace(objects=())
+    return Reconstruction(
+        SimpleNamespace(stamp_ns=10**18 + index * 10**9),
+        None,
+        pose,
+        None,
+        nothing,
+        None,
+        {},
+        0.0,
+        T_map_odom=T_map_odom,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("pose", ["odom", "map"])
+def test_the_path_is_in_the_frame_that_it_says(pose):
+    """Odometry's while the car is not found in the map, map's all of it from then on, and it goes
+    along where a loop moves the map."""
+    frames = Frames("map", "odom", "base_link", pose)
+    trail, T = Trail(frames), exp(np.array([50.0, 7, 0, 0, 0, 2.0]))
+
+    def shown(result: Reconstruction) -> tuple[str, np.ndarray]:
+        trail.show(result, np.eye(4))
+        path = trail.sent["~/path"]
+        assert {one.header.frame_id for one in path.poses} == {path.header.frame_id}
+        place = [(p.pose.position.x, p.pose.position.y, p.pose.position.z) for p in path.poses]
+        return path.header.frame_id, np.array(place)
+
+    odom = np.column_stack([2.0 * np.arange(6), np.zeros((6, 2))])
+    for i in range(3):
+        frame, place = shown(moving(i, 2.0 * i, np.eye(4), in_map=False))
+    assert frame == frames.apart != "map"
+    parent = trail.sent["~/odometry"].header.frame_id
+    assert parent == frames.apart
+    np.testing.assert_allclose(place, odom[:3], atol=1e-9)
+    frame, place = shown(moving(3, 6.0, T, map_motion=MapMotion.whole(T)))
+    assert frame == "map" and trail.sent["~/odometry"].header.frame_id == pose
+    np.testing.assert_allclose(place, transform(T, odom[:4]), atol=1e-9)
+    # a loop: what lies near to where the car is moves, the beginning stays
+    shift = exp(np.array([0.0, 3.0, 0, 0, 0, 0]))
+    places = transform(T, odom[[0, 3]])
+    loop = MapMotion(places, np.stack([np.eye(4), shift]))
+    frame, place = shown(moving(4, 8.0, shift @ T, map_motion=loop))
+    np.testing.assert_allclose(place[:2], transform(T, odom[:2]), atol=1e-9)
+    np.testing.assert_allclose(place[2:], transform(shift @ T, odom[2:5]), atol=1e-9)
+    # odometry begins anew: where the old way lies from there is not known
+    frame, place = shown(moving(5, 10.0, np.eye(4), in_map=False, segment=1))
+    assert frame == frames.apart and len(place) == 1
 
 
 # --- rig from messages

@@ -142,10 +142,8 @@ def test_every_shipped_engine_is_built(name, shipped, begin) -> None:
     check_built(begin(model).result(), Parsed(RTX, model))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "point3r" else pytest.param(n, marks=pytest.mark.full) for n in LEARNED],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", LEARNED)
 def test_every_published_network_is_taken_by_the_parser(name, learned_engine) -> None:
     folder = learned_engine(name)
     check_parsed(Parsed(RTX, folder / "model.onnx"), load_spec(folder))

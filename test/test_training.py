@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch (requirements/dev.txt)")
 
 from recon4d_ros.cli import main  # noqa: E402
-from recon4d_ros.networks.motion import Look, cues  # noqa: E402
+from recon4d_ros.errors import EngineError  # noqa: E402
+from recon4d_ros.networks.motion import Look, cues, load_network  # noqa: E402
 from recon4d_ros.training import motion as training  # noqa: E402
 from recon4d_ros.training import motion_data  # noqa: E402
 from recon4d_ros.training.motion import (  # noqa: E402
@@ -121,13 +122,43 @@ def test_pixels_that_are_not_asked_do_not_count() -> None:
 
 
 def test_a_pieces_number_says_all_of_it() -> None:
-    pieces = [make_piece(n) for n in range(300)]
-    assert pieces == [make_piece(n) for n in range(300)]
+    pieces = [make_piece(n) for n in range(400)]
+    assert pieces == [make_piece(n) for n in range(400)]
     first, last = motion_data.FIRST_SEED, motion_data.LAST_SEED
     assert all(first <= piece.seed <= last < 1000 for piece in pieces), "the benchmark's are others"
-    assert {piece.rig for piece in pieces} == set(motion_data.RIGS)
+    assert {piece.rig for piece in pieces} == {*motion_data.RIGS, *motion_data.FRONTS}
     rig = rig_of(replace(pieces[0], rig="kitti_mono", zoom=1.2, name="city"))
     assert len(rig.cameras) == 1
+    plain = rig.cameras[0]
+    (moved,) = rig_of(
+        replace(pieces[0], rig="kitti_mono", name="city", lift=0.2, tilt=0.03)
+    ).cameras
+    np.testing.assert_allclose(
+        moved.T_base_camera[:3, 3] - plain.T_base_camera[:3, 3], [0, 0, 0.2], atol=1e-9
+    )
+    assert moved.T_base_camera[2, 2] == pytest.approx(-np.sin(0.03))  # it looks down
+    (wide,) = rig_of(replace(pieces[0], rig="waymo_mono", name="city", zoom=1.0)).cameras
+    assert (wide.width, wide.height, wide.k[0, 0]) == motion_data.WIDE_FRONT
+
+
+def test_a_run_starts_from_anothers_weights_and_keeps_their_mean(
+    shards: Path, tmp_path: Path
+) -> None:
+    first = Trainer(shards, tmp_path / "first", Recipe(minutes=0.005, streams=2))
+    first.run()
+    checkpoint = tmp_path / "first" / "last.pt"
+    kept, averaged = load_network(checkpoint).state_dict(), first.averaged.state_dict()
+    assert all(torch.equal(kept[name], averaged[name]) for name in kept)
+    second = Trainer(shards, tmp_path / "second", Recipe(streams=2, start=checkpoint))
+    before = {name: value.clone() for name, value in kept.items()}
+    assert all(torch.equal(second.network.state_dict()[name], before[name]) for name in before)
+    second._one_step(0.0)
+    name = "out.weight"
+    moved = (second.network.state_dict()[name] - before[name]).abs().max()
+    mean = (second.averaged.state_dict()[name] - before[name]).abs().max()
+    assert 0 < mean <= moved
+    with pytest.raises(EngineError, match="no such file"):
+        Trainer(shards, tmp_path / "third", Recipe(start=tmp_path / "none.pt"))
 
 
 def test_cameras_that_are_faster_are_in_the_later_pieces() -> None:

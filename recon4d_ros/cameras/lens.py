@@ -34,7 +34,8 @@ class Lens:
     """Intrinsics of one camera for an image of `size`. k: 3x3 in pixels of that image. size: (H,
     W). widest: tangent of its end. turn: 2x2, from rays in the frame of the working image to the
     camera's own (`calibration.upright`), and image: from its pixels to those of the turned image
-    (`calibration.turned_pixels`); None where these are one."""
+    (`calibration.turned_pixels`); None where these are one. read_out: seconds from the first row's
+    to the last one's of a rolling shutter."""
 
     k: NDArray[np.float64]
     d: NDArray[np.float64]
@@ -43,6 +44,7 @@ class Lens:
     widest: float
     turn: NDArray[np.float64] | None = None
     image: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    read_out: float = 0.0
 
     @property
     def focal(self) -> float:
@@ -91,11 +93,26 @@ class Lens:
     def derivative(self, rays: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, 2, 2]: how pixels change with normalised coordinates [M, 2], there; NaN beyond the
         model's range."""
+        if self.model == "none":
+            change = self.k[:2, :2] if self.turn is None else self.k[:2, :2] @ self.turn
+            change = change if self.image is None else self.image[0] @ change
+            return np.tile(change, (len(rays), 1, 1))
         sides = STEP * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
         right, left, below, above = np.split(
             self.pixels(np.concatenate([rays + side for side in sides])), 4
         )
         return np.stack([right - left, below - above], axis=-1) / (2 * STEP)
+
+    def late(self, pixels: NDArray) -> NDArray[np.float64]:
+        """Seconds [M] after the image's stamp, which is its middle row's, at which the rows of
+        pixels [M, 2] were read out."""
+        if not self.read_out:
+            return np.zeros(len(pixels))
+        down = np.array([0.0, 1.0]) if self.image is None else self.image[0][:, 1]
+        middle = 0.5 * (np.array(self.size[::-1]) - 1.0)
+        return np.asarray(
+            (pixels - middle) @ down * (0.5 * self.read_out / (np.abs(down) @ middle)), np.float64
+        )
 
     def inside(self, pixels: NDArray, margin: float) -> NDArray[np.bool_]:
         """Which pixels [M, 2] lie in the image, `margin` pixels from its border; NaN is outside."""
@@ -129,6 +146,7 @@ def lens_at(camera: Camera, size: tuple[int, int]) -> Lens:
         widest_ray(camera),
         None if (turn := upright(camera)) is None else turn[:2, :2],
         turned_pixels(camera, reduce) if quarter_turns(camera) else None,
+        camera.rolling_shutter,
     )
 
 

@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of processor time to train for; 0: only the shards (default: %(default)s)",
     )
     parser.add_argument(
+        "--start",
+        type=user_path,
+        metavar="FILE",
+        help="checkpoint (last.pt) of another run, whose weights this one starts from (default:"
+        " from nothing)",
+    )
+    parser.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -79,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
             empty.touch()  # nothing was tracked in it
     if not arguments.minutes:
         return 0
-    trainer = Trainer(shards, out, Recipe(arguments.minutes, seed=arguments.seed))
+    trainer = Trainer(
+        shards, out, Recipe(arguments.minutes, seed=arguments.seed, start=arguments.start)
+    )
     trainer.run()
     export_engine(
         out / "engine",

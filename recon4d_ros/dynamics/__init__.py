@@ -1,4 +1,4 @@
-"""What moves: residual motion -> regions -> objects -> tracks."""
+"""What moves: probability -> regions -> objects -> tracks."""
 
 from __future__ import annotations
 

@@ -1,24 +1,24 @@
-"""One camera's search for motion by Driv3R's rule, over a sliding clip: rigid flow against measured
-flow, in place of watcher.py's tests.
+"""What moves by Driv3R's rule, over a sliding clip: rigid flow against measured flow.
 
 The authors measure flow with RAFT, on which a mask's outline is then put by SAM 2. Neither is here:
 flow is FlowMeter's, where it finds back, and the outline is the rule's own, with its holes filled.
-What is done with a region is what watcher.py does.
+What is done with a region is what is done with the motion network's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import Flow, FlowMeter, Picture, make_picture
-from recon4d_ros.dynamics.objects import Sight, find_extent, lift
+from recon4d_ros.dynamics.flow import Flow, FlowMeter, make_picture
+from recon4d_ros.dynamics.objects import find_extent, make_sight
+from recon4d_ros.dynamics.pairs import LONGEST_GAP, Pair, Shot
 from recon4d_ros.dynamics.parameters import DynamicsParameters
 from recon4d_ros.dynamics.regions import components, fill_holes
-from recon4d_ros.dynamics.residual import Depth, Road, make_depth, see_road, static_flow
 from recon4d_ros.dynamics.rigid_flow import (
     NEWEST,
     flow_difference,
@@ -26,27 +26,70 @@ from recon4d_ros.dynamics.rigid_flow import (
     normalized,
     returning,
 )
-from recon4d_ros.dynamics.tracker import Detection
+from recon4d_ros.dynamics.static_world import inverse_depth, see_road, static_flow
 from recon4d_ros.dynamics.views import STRIDE, View
-from recon4d_ros.dynamics.watcher import LONGEST_GAP, Surroundings
 from recon4d_ros.geometry import inverse
+from recon4d_ros.types import Frame, Geometry, PoseEstimate
 
 Array = NDArray[np.float64]
 Plane = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 RETURN = 1.5
 """Pixels of the motion grid within which flow has to find back."""
 
 
-@dataclass(frozen=True, eq=False)
-class Shot:
-    """One image of one camera and what is kept of it."""
+class ClipMotion:
+    """All cameras, each by itself. State: their last images. The rule says yes or no: a probability
+    of 1 or 0."""
 
-    stamp_ns: int
-    picture: Picture
-    T_map_camera: Array
-    depth: Depth
+    forgotten = 0
+
+    def __init__(self, views: Sequence[View], parameters: DynamicsParameters) -> None:
+        self._watchers = [ClipWatcher(i, view, parameters) for i, view in enumerate(views)]
+        self._size = views[0].x.shape
+
+    def reset(self) -> None:
+        """Forget the last images."""
+        for watcher in self._watchers:
+            watcher.reset()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def start(self, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> None:
+        """Take images that the next are to be compared with."""
+        for i in np.flatnonzero(frame.present):
+            self._watchers[i].look(_shoot(int(i), frame, pose, geometry), None)
+
+    def look(
+        self,
+        frame: Frame,
+        pose: PoseEstimate,
+        geometry: Geometry,
+        ground: Array | None,
+        pool: ThreadPoolExecutor,
+    ) -> tuple[Plane, Sequence[Pair | None]]:
+        """As LearnedMotion.look."""
+
+        def watch(i: int) -> tuple[Plane, Pair] | None:
+            if not frame.present[i]:
+                self._watchers[i].reset()
+                return None
+            return self._watchers[i].look(_shoot(i, frame, pose, geometry), ground)
+
+        seen = list(pool.map(watch, range(len(self._watchers))))
+        nothing = np.zeros(self._size, np.float32)
+        found = np.stack([nothing if one is None else one[0] for one in seen])
+        return found, [None if one is None else one[1] for one in seen]
+
+
+def _shoot(i: int, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> Shot:
+    return Shot(
+        int(frame.stamps_ns[i]),
+        make_picture(geometry.color[i]),
+        pose.T_map_camera[i],
+        inverse_depth(geometry.depth[i, ::STRIDE, ::STRIDE]),
+    )
 
 
 class ClipWatcher:
@@ -57,30 +100,17 @@ class ClipWatcher:
         self.camera = camera
         self.view = view
         self._p = parameters
-        self._meter = FlowMeter(parameters.flow_noise, parameters.image_noise)
+        self._meter = FlowMeter()
         self._clip: list[Shot] = []
 
     def reset(self) -> None:
         """The next image is the first."""
         self._clip = []
 
-    def look(
-        self,
-        stamp_ns: int,
-        color: NDArray[np.uint8],
-        depth: Plane,
-        sigma: Plane,
-        T_map_camera: Array,
-        around: Surroundings,
-    ) -> tuple[Mask, list[Detection]]:
-        """What moves on the motion grid, [h, w] bool, and each region's detection. color, depth,
-        sigma: the working image's."""
-        now = Shot(
-            stamp_ns,
-            make_picture(color),
-            T_map_camera,
-            make_depth(depth[::STRIDE, ::STRIDE], sigma[::STRIDE, ::STRIDE]),
-        )
+    def look(self, now: Shot, ground: Array | None) -> tuple[Plane, Pair] | None:
+        """What moves [h, w] on the motion grid, 1 or 0, and what the image was compared with; None
+        of a first image. ground: [4] the road in base_link, or None."""
+        stamp_ns = now.stamp_ns
         self._clip = [
             shot
             for shot in self._clip
@@ -89,15 +119,14 @@ class ClipWatcher:
         before = self._older(now, 1)
         if before is None:
             self._clip.append(now)
-            return np.zeros(self.view.x.shape, bool), []
-        road = see_road(self.view, around.plane, self._p.ground_noise, self._p.ground_noise / 10)
-        score, flow = self._score(now, before, road)
-        found = self._accept(now, before, score, flow, road, around)
+            return None
+        score, flow = self._score(now, before, see_road(self.view, ground))
+        pair = Pair(now, before, flow)
         # kept: the newest image, and the last that is old enough for each comparison of the next
         # one
         earlier = self._older(now, NEWEST[-1])
         self._clip = [*(self._clip[self._clip.index(earlier) :] if earlier else self._clip), now]
-        return found
+        return self._accepted(score, pair, ground), pair
 
     def _older(self, now: Shot, steps: int) -> Shot | None:
         """The last image that is `steps` times the baseline older, or None."""
@@ -108,7 +137,7 @@ class ClipWatcher:
         ]
         return old[-1] if old else None
 
-    def _score(self, now: Shot, before: Shot, road: Road) -> tuple[Plane, Flow]:
+    def _score(self, now: Shot, before: Shot, road: Plane) -> tuple[Plane, Flow]:
         """How much moves at each pixel, 0..1, over all pairs of the newest image; and the flow to
         the last one."""
         flow = self._measure(now, before, road)
@@ -126,59 +155,29 @@ class ClipWatcher:
             T = inverse(other.T_map_camera) @ now.T_map_camera
             shares.append(
                 normalized(
-                    flow_difference(self.view, now.depth.q, T, kept),
+                    flow_difference(self.view, now.q, T, kept),
                     self._p.clip_least,
                     self._p.clip_most,
                 )
             )
         return motion_score(shares), flow
 
-    def _measure(self, image: Shot, other: Shot, road: Road) -> Flow:
+    def _measure(self, image: Shot, other: Shot, road: Plane) -> Flow:
         """Flow, looked for from where a static world would go."""
-        q = np.where(np.isfinite(image.depth.q), image.depth.q, road.q)
+        q = np.where(np.isfinite(image.q), image.q, road)
         start = np.stack(
             static_flow(self.view, q, inverse(other.T_map_camera) @ image.T_map_camera), -1
         )
-        return self._meter.measure(image.picture, other.picture, start)
+        return self._meter(image.picture, other.picture, start)
 
-    def _accept(
-        self, now: Shot, before: Shot, score: Plane, flow: Flow, road: Road, around: Surroundings
-    ) -> tuple[Mask, list[Detection]]:
-        """Regions over the threshold that are large and near enough, each lifted to an object."""
-        p, view = self._p, self.view
-        marked = cv2.medianBlur((score > p.clip_threshold).astype(np.uint8), 3)
+    def _accepted(self, score: Plane, pair: Pair, ground: Array | None) -> Plane:
+        """[h, w] 1 in the regions over the threshold that are large and near enough, else 0."""
+        sight = make_sight(self.camera, self.view, pair, ground)
+        marked = cv2.medianBlur((score > self._p.clip_threshold).astype(np.uint8), 3)
         count, labels, stats = components(fill_holes(np.asarray(marked, np.uint8)) > 0)
-        seconds = (now.stamp_ns - before.stamp_ns) * 1e-9
-        own = (now.depth, before.depth) if view.mostly_covered else (None, None)
-        sight = Sight(
-            self.camera,
-            view,
-            now.T_map_camera,
-            before.T_map_camera,
-            seconds,
-            flow,
-            road,
-            around.plane,
-            *own,
-        )
-        found: list[Detection] = []
-        keep = np.zeros(count, bool)
+        keep = np.zeros(count, np.float32)
         for label in range(1, count):
             left, top, width, height = (int(b) for b in stats[label, :4])
-            window = np.s_[top : top + height, left : left + width]
-            inside = labels[window] == label
-            extent = find_extent(sight, inside, stats[label, :4], p)
-            if extent is None:
-                continue
-            keep[label] = True
-            found.append(
-                lift(
-                    sight,
-                    label,
-                    inside,
-                    stats[label, :4],
-                    extent,
-                    float(score[window][inside].mean()),
-                )
-            )
-        return keep[labels], found
+            inside = labels[top : top + height, left : left + width] == label
+            keep[label] = find_extent(sight, inside, stats[label, :4], self._p) is not None
+        return np.asarray(keep[labels])

@@ -1,4 +1,4 @@
-"""Measured optical flow and what it is worth, pixel by pixel."""
+"""Measured optical flow."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ from recon4d_ros.dynamics.views import FLOW_WIDTH, STRIDE
 
 Plane = NDArray[np.float32]
 
-INDEPENDENT = 6.0
-"""Neighbouring errors are correlated: a 5x5 window counts as this many independent pixels, not
-25."""
-
-UNLIKE = 0.12
-"""Share of a window's contrast left unexplained at which its match counts half (0.12: a third of
-the amplitude)."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -31,27 +23,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Displacement:
-    """Flow from the current image to the previous one, on the motion grid. u, v: [h, w] grid
-    pixels."""
+class Flow:
+    """From the current image to the previous one, on the motion grid. u, v: [h, w] grid pixels."""
 
     u: Plane
     v: Plane
-
-
-@dataclass(frozen=True)
-class Flow(Displacement):
-    """Flow and what it is worth.
-
-    wuu, wuv, wvv: [h, w] information (inverse covariance), 1/px^2: anisotropic, so that an edge
-    says nothing about motion along itself. error: [h, w] grey levels, what the flow leaves
-    unexplained.
-    """
-
-    wuu: Plane
-    wuv: Plane
-    wvv: Plane
-    error: Plane
 
 
 def make_picture(color: NDArray[np.uint8]) -> Picture:
@@ -70,38 +46,22 @@ def ends(u: Plane, v: Plane) -> tuple[Plane, Plane]:
 
 
 class FlowMeter:
-    """Dense inverse search (Kroeger et al., ECCV 2016) between two pictures, with a covariance from
-    the structure tensor.
+    """Dense inverse search (Kroeger et al., ECCV 2016) between two pictures.
 
-    flow_noise: pixels of the flow image, error where texture is good. image_noise: grey levels.
     stride, rounds: pixels from patch to patch, and of gradient descent in each.
     """
 
-    def __init__(
-        self, flow_noise: float, image_noise: float, stride: int = 4, rounds: int = 12
-    ) -> None:
+    def __init__(self, stride: int = 4, rounds: int = 12) -> None:
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
         self._dis.setFinestScale(1)
         self._dis.setPatchStride(stride)
         self._dis.setGradientDescentIterations(rounds)
-        self._flow_noise = flow_noise
-        self.image_noise = image_noise
 
-    def measure(
+    def __call__(
         self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None
     ) -> Flow:
-        """Flow from `current` to `previous` with its information. start: [h, w, 2] float32 grid
-        pixels, where to begin the search (the rigid flow)."""
-        u, v = self.flow(current, previous, start)
-        halved = current.flow.shape[1] != current.grid.shape[1]
-        return self._with_information(
-            current.grid, previous.grid, u, v, self._flow_noise / (STRIDE if halved else 1)
-        )
-
-    def flow(
-        self, current: Picture, previous: Picture, start: NDArray[np.float32] | None = None
-    ) -> tuple[Plane, Plane]:
-        """u, v [h, w] in grid pixels, as measure()."""
+        """Flow from `current` to `previous`. start: [h, w, 2] float32 grid pixels, where to begin
+        the search (the rigid flow)."""
         scale = current.flow.shape[1] / current.grid.shape[1]
         begin = None
         if start is not None:
@@ -114,55 +74,4 @@ class FlowMeter:
         field = np.asarray(self._dis.calc(current.flow, previous.flow, begin), np.float32)
         if scale != 1:
             field = field[::STRIDE, ::STRIDE] * np.float32(1 / STRIDE)
-        return np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1])
-
-    def _with_information(
-        self,
-        current: NDArray[np.uint8],
-        previous: NDArray[np.uint8],
-        u: Plane,
-        v: Plane,
-        floor: float,
-    ) -> Flow:
-        now = current.astype(np.float32)
-        error = self.error(now, previous, u, v)
-        # What does not match is not flow: a window as unlike its partner as any other is worth
-        # nothing, whatever its texture.
-        mean = cv2.boxFilter(now, -1, (5, 5))
-        contrast = (
-            cv2.boxFilter(now * now, -1, (5, 5)) - mean * mean + np.float32(self.image_noise) ** 2
-        )
-        unlike = np.maximum(error * error - np.float32(self.image_noise) ** 2, 0) / contrast
-        noise = np.maximum(error, np.float32(self.image_noise)) ** 2 * (
-            1 + np.square(unlike / UNLIKE)
-        )
-        gx = cv2.Scharr(now, cv2.CV_32F, 1, 0, scale=1 / 32)
-        gy = cv2.Scharr(now, cv2.CV_32F, 0, 1, scale=1 / 32)
-        count = np.float32(INDEPENDENT)
-        jxx = cv2.boxFilter(gx * gx, -1, (5, 5)) * count / noise
-        jyy = cv2.boxFilter(gy * gy, -1, (5, 5)) * count / noise
-        jxy = cv2.boxFilter(gx * gy, -1, (5, 5)) * count / noise
-        # Where there is no texture the flow is what smoothness made of it: 3 px is all that is
-        # claimed.
-        jxx += 1 / 9
-        jyy += 1 / 9
-        # Covariance = inverse(J) + floor, then information = inverse(covariance): both 2x2, in
-        # closed form.
-        det = jxx * jyy - jxy * jxy
-        variance = floor**2 + (0.02**2) * (u * u + v * v)
-        cuu = jyy / det + variance
-        cvv = jxx / det + variance
-        cuv = -jxy / det
-        det = cuu * cvv - cuv * cuv
-        return Flow(u, v, cvv / det, -cuv / det, cuu / det, error)
-
-    @staticmethod
-    def error(current: Plane, previous: NDArray[np.uint8], u: Plane, v: Plane) -> Plane:
-        """Root mean square over 5x5 of current(x) - previous(x + flow), the local mean taken out
-        (exposure), in grey levels."""
-        difference = current - cv2.remap(
-            previous, *ends(u, v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        mean = cv2.boxFilter(difference, -1, (5, 5))
-        square = cv2.boxFilter(difference * difference, -1, (5, 5))
-        return np.sqrt(np.maximum(square - mean * mean, 0))
+        return Flow(np.ascontiguousarray(field[..., 0]), np.ascontiguousarray(field[..., 1]))

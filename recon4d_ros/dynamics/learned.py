@@ -10,55 +10,33 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import Displacement
 from recon4d_ros.dynamics.motion_inputs import (
-    Shot,
+    NetworkShot,
     make_grid,
     make_meter,
     make_shot,
     measure_flow,
     on_grid,
-    road_in_camera,
 )
-from recon4d_ros.dynamics.objects import Sight, find_extent, lift
+from recon4d_ros.dynamics.pairs import Pair, comparable
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.regions import components
-from recon4d_ros.dynamics.residual import Depth, make_depth, see_road
-from recon4d_ros.dynamics.tracker import Detection
+from recon4d_ros.dynamics.static_world import road_in_camera
 from recon4d_ros.dynamics.views import View
-from recon4d_ros.dynamics.watcher import SMALLEST, comparable
 from recon4d_ros.engine.motion import MotionEngine, load_motion
 from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Frame, Geometry, PoseEstimate
 
 Array = NDArray[np.float64]
 Plane = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-
-MOVES = 0.5
-"""Probability from which a pixel is marked. Fixed before any score was seen."""
-
-
-SURE = 0.8
-"""Probability of the pixels that say where an object is. Masks have fringes: what an object has
-just uncovered takes part of its flow, and a foot behind it is another range. Two tuning drives (one
-camera by day, a pair at night): precision of objects 0.18 and 0.49 at MOVES, 0.48 and 0.98 at 0.8,
-0.48 and 0.82 at 0.95."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """An image of a camera, the one it is compared with, and the flow between them. share: of the
-    flow that leads to the camera's last image."""
+class NetworkPair(Pair):
+    """share: of the flow that leads to the camera's last image."""
 
-    now: Shot
-    before: Shot
-    flow: Displacement
+    now: NetworkShot
+    before: NetworkShot
     share: float
-
-    @property
-    def seconds(self) -> float:
-        return (self.now.stamp_ns - self.before.stamp_ns) * 1e-9
 
 
 class LearnedMotion:
@@ -74,7 +52,7 @@ class LearnedMotion:
     ) -> None:
         self._p, self._views = parameters, tuple(views)
         self._grid = make_grid(self._views)
-        self._meters = [make_meter(parameters.flow_noise, parameters.image_noise) for _ in views]
+        self._meters = [make_meter() for _ in views]
         self._engine: MotionEngine = load_motion(
             engine_folder, len(views), self._grid.padded, runtime
         )
@@ -82,7 +60,7 @@ class LearnedMotion:
             "k": np.stack([self._grid.intrinsics(view) for view in views]).astype(np.float32),
             "covered": np.stack([self._grid.take(view.covered.astype(np.uint8)) for view in views]),
         }
-        self._shots: list[list[Shot]] = [[] for _ in views]
+        self._shots: list[list[NetworkShot]] = [[] for _ in views]
         self._believes = np.zeros(len(views), bool)
 
     def reset(self) -> None:
@@ -112,12 +90,12 @@ class LearnedMotion:
         geometry: Geometry,
         ground: Array | None,
         pool: ThreadPoolExecutor,
-    ) -> tuple[Plane, list[Pair | None]]:
+    ) -> tuple[Plane, Sequence[Pair | None]]:
         """Probability [N, h, w] on the motion grid that a pixel moves, 0 where nothing is known;
         and what each camera's image was compared with. ground: [4] the road in base_link, or
         None."""
 
-        def measure(i: int) -> Pair | None:
+        def measure(i: int) -> NetworkPair | None:
             if not frame.present[i]:
                 self._shots[i] = []
                 return None
@@ -135,43 +113,7 @@ class LearnedMotion:
         self._believes[:] = [pair is not None for pair in pairs]
         return out, pairs
 
-    def detect(
-        self, camera: int, pair: Pair, probability: Plane, ground: Array | None
-    ) -> list[Detection]:
-        """The regions of one camera that are large and near enough, lifted to 3D."""
-        p, view = self._p, self._views[camera]
-        road = see_road(view, ground, p.ground_noise, p.ground_noise / 10)
-        own: tuple[Depth | None, Depth | None] = (None, None)
-        if view.mostly_covered:
-            own = _depth(pair.now, view), _depth(pair.before, view)
-        sight = Sight(
-            camera,
-            view,
-            pair.now.T_map_camera,
-            pair.before.T_map_camera,
-            pair.seconds,
-            pair.flow,
-            road,
-            ground,
-            *own,
-        )
-        count, labels, stats = components(probability > SURE)
-        found = []
-        for label in range(1, count):
-            if stats[label, cv2.CC_STAT_AREA] < SMALLEST:
-                continue
-            box = stats[label, :4]
-            left, top, width, height = (int(b) for b in box)
-            window = np.s_[top : top + height, left : left + width]
-            inside = labels[window] == label
-            extent = find_extent(sight, inside, box, p)
-            if extent is None:
-                continue
-            sure = float(probability[window][inside].mean())
-            found.append(lift(sight, label, inside, box, extent, sure))
-        return found
-
-    def _shoot(self, i: int, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> Shot:
+    def _shoot(self, i: int, frame: Frame, pose: PoseEstimate, geometry: Geometry) -> NetworkShot:
         return make_shot(
             self._grid,
             int(frame.stamps_ns[i]),
@@ -182,7 +124,7 @@ class LearnedMotion:
             pose.T_map_camera[i],
         )
 
-    def _measure(self, i: int, now: Shot, ground: Array | None) -> Pair | None:
+    def _measure(self, i: int, now: NetworkShot, ground: Array | None) -> NetworkPair | None:
         """The newest image against the last one, or an older one if images come faster than
         `baseline`."""
         shots = comparable(self._shots[i], now.stamp_ns, self._p.baseline)
@@ -191,12 +133,13 @@ class LearnedMotion:
             return None
         before, last = shots[0], shots[-1]
         view = self._views[i]
-        road = see_road(view, ground, 0.0, 0.0)
-        flow = measure_flow(view, self._meters[i], now, before, road.q)
+        flow = measure_flow(view, self._meters[i], now, before, ground)
         share = (now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns)
-        return Pair(now, before, flow, share)
+        return NetworkPair(now, before, flow, share)
 
-    def _inputs(self, pairs: Sequence[Pair | None], ground: Array | None) -> dict[str, NDArray]:
+    def _inputs(
+        self, pairs: Sequence[NetworkPair | None], ground: Array | None
+    ) -> dict[str, NDArray]:
         """By the names of networks.motion.Look; zeros for a camera without a pair."""
         n, (h, w) = len(pairs), self._grid.padded
         out: dict[str, NDArray] = {
@@ -220,20 +163,14 @@ class LearnedMotion:
                 continue
             now, before = pair.now, pair.before
             out["grey"][i], out["grey_before"][i] = now.grey, before.grey
-            out["q"][i], out["q_before"][i] = now.q, before.q
-            out["sigma"][i], out["confidence"][i] = np.minimum(now.sigma, 1), now.confidence
+            out["q"][i], out["q_before"][i] = now.near, before.near
+            out["sigma"][i], out["confidence"][i] = now.sigma, now.confidence
             out["flow"][i] = on_grid(self._grid, pair.flow)
             out["T_before_now"][i] = inverse(before.T_map_camera) @ now.T_map_camera
             out["road"][i] = road_in_camera(self._views[i], ground)
             out["seconds"][i], out["share"][i] = pair.seconds, pair.share
             out["keep"][i] = self._believes[i]
         return out | self._constant
-
-
-def _depth(shot: Shot, view: View) -> Depth:
-    """Depth that does not come from time: of what another camera sees too."""
-    depth = make_depth(shot.depth, shot.depth_sigma)
-    return Depth(np.where(view.covered, depth.q, np.float32(np.nan)), depth.sigma)
 
 
 def enlarged(plane: Plane, step: int, size: tuple[int, ...]) -> Plane:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.candidates import Mover, window_of
-from recon4d_ros.dynamics.flow import Displacement
+from recon4d_ros.dynamics.pairs import Pair
 from recon4d_ros.dynamics.views import View
 from recon4d_ros.geometry import inverse
 
@@ -20,11 +20,8 @@ def fill(
     view: View,
     mover: Mover,
     depth: Plane,
-    T_map_camera: Array,
-    T_map_before: Array | None = None,
-    flow: Displacement | None = None,
-    seconds: float = 0.0,
-    marked: Mask | None = None,
+    pair: Pair,
+    marked: Mask,
 ) -> Mask:
     """[h, w] on the motion grid: what of the mover's outline is not something else.
 
@@ -36,7 +33,6 @@ def fill(
     that of what is there, and decides. Elsewhere it comes from time, and is wrong for what moves:
     what is nearer than the mover stands before it and is right; what seems farther is the mover
     itself, unless its flow is nearer to that of a static thing at its depth than to the mover's.
-    flow: to the image seen from T_map_before, `seconds` ago; None: not known.
     """
     out = np.zeros(view.x.shape, bool)
     window = window_of(view, mover.box)
@@ -44,22 +40,21 @@ def fill(
         return out
     outline = mover.outline
     if mover.candidate.camera >= 0:
-        rows, columns = np.nonzero(marked[window]) if marked is not None else ((), ())
+        rows, columns = np.nonzero(marked[window])
         found = np.stack([view.x[window][rows, columns], view.y[window][rows, columns]], -1)
         outline = np.concatenate([_ellipse(mover.box), found])
     inside = _within(view, outline)[window]
     z = depth[window]
     nearer, farther = z < mover.near, z > mover.far
     other = nearer | (farther & view.covered[window])
-    if flow is not None and T_map_before is not None and seconds > 0:
-        x, y = view.x[window], view.y[window]
-        there = inverse(T_map_before) @ T_map_camera
-        moved = T_map_before[:3, :3].T @ (np.array([*mover.velocity, 0.0]) * seconds)
-        of_mover = _flow(view, x, y, np.full_like(x, mover.depth), there, moved)
-        static = _flow(view, x, y, np.nan_to_num(z, nan=1e3), there, np.zeros(3))
-        measured = np.stack([flow.u[window], flow.v[window]])
-        to_mover, to_static = (np.square(measured - one).sum(0) for one in (of_mover, static))
-        other |= farther & (to_static < to_mover)
+    x, y, before = view.x[window], view.y[window], pair.before.T_map_camera
+    there = inverse(before) @ pair.now.T_map_camera
+    moved = before[:3, :3].T @ (np.array([*mover.velocity, 0.0]) * pair.seconds)
+    of_mover = _flow(view, x, y, np.full_like(x, mover.depth), there, moved)
+    static = _flow(view, x, y, np.nan_to_num(z, nan=1e3), there, np.zeros(3))
+    measured = np.stack([pair.flow.u[window], pair.flow.v[window]])
+    to_mover, to_static = (np.square(measured - one).sum(0) for one in (of_mover, static))
+    other |= farther & (to_static < to_mover)
     out[window] = inside & ~other
     return out
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.cameras.calibration import make_calibration, sizes_for
-from recon4d_ros.dynamics.flow import Displacement, FlowMeter, Picture, make_picture
+from recon4d_ros.dynamics.flow import Flow, FlowMeter, make_picture
 from recon4d_ros.dynamics.infill import fill_in
-from recon4d_ros.dynamics.residual import static_flow
+from recon4d_ros.dynamics.pairs import Shot
+from recon4d_ros.dynamics.static_world import inverse_depth, see_road, static_flow
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.engine.base import is_rectified_rig
 from recon4d_ros.geometry import inverse
@@ -35,13 +36,10 @@ MULTIPLE = 16
 FARTHEST = 500.0
 """Pixels: of flow that is more nothing is known (a search that began behind the camera)."""
 
-LOWEST = 0.1
-"""Metres over the road below which a camera's height is not believed."""
 
-
-def make_meter(flow_noise: float, image_noise: float) -> FlowMeter:
+def make_meter() -> FlowMeter:
     """The flow that the network was trained on."""
-    return FlowMeter(flow_noise, image_noise, stride=5, rounds=16)
+    return FlowMeter(stride=5, rounds=16)
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,10 @@ class NetworkGrid:
 
     def pad(self, plane: NDArray) -> NDArray:
         """[..., h, w] with zeros added below and to the right."""
-        (h, w), (ph, pw) = plane.shape[-2:], self.padded
-        return np.pad(plane, [(0, 0)] * (plane.ndim - 2) + [(0, ph - h), (0, pw - w)])
+        h, w = plane.shape[-2:]
+        out = np.zeros((*plane.shape[:-2], *self.padded), plane.dtype)
+        out[..., :h, :w] = plane
+        return out
 
     def take(self, plane: NDArray) -> NDArray:
         """[..., h, w] of the motion grid at the network's pixels, padded."""
@@ -84,22 +84,15 @@ def grid_of(rig: Rig) -> NetworkGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
-    """One image of one camera. picture: for flow. grey: [h, w] uint8. q: [h, w] 1/m, 0 = none.
-    sigma: [h, w] of the depth, as a share of it. confidence: [h, w] 0..1. All but picture on the
-    network's padded grid. whole_q: [h, w] 1/m on the motion grid, NaN = none; depth, depth_sigma:
-    the same in metres."""
+class NetworkShot(Shot):
+    """An image as the network is told of it, on its padded grid. grey: [h, w] uint8. near: [h, w]
+    1/m, inverse depth, 0 = none. sigma: [h, w] of the depth, as a share of it, 1 = none.
+    confidence: [h, w] 0..1, 0 = none."""
 
-    stamp_ns: int
-    picture: Picture
-    T_map_camera: Array
     grey: NDArray[np.uint8]
-    q: Plane
+    near: Plane
     sigma: Plane
     confidence: Plane
-    whole_q: Plane
-    depth: Plane
-    depth_sigma: Plane
 
 
 def make_shot(
@@ -110,56 +103,39 @@ def make_shot(
     sigma: Plane,
     confidence: Plane,
     T_map_camera: Array,
-) -> Shot:
+) -> NetworkShot:
     """color, depth, sigma, confidence: [H, W(, 3)] of the working image."""
-    depth, sigma = (  # copies: a view would keep all of the frame's depth alive
-        plane[::STRIDE, ::STRIDE].copy() for plane in (depth, sigma)
-    )
     picture = make_picture(color)
     grey = picture.grid
     for _ in range(grid.step // 2):
         grey = np.asarray(cv2.pyrDown(grey), np.uint8)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        whole = (1 / depth).astype(np.float32)
-        share = sigma * whole
+    whole = inverse_depth(depth[::STRIDE, ::STRIDE])
+    with np.errstate(invalid="ignore"):
+        share = sigma[::STRIDE, ::STRIDE] * whole
     known = np.isfinite(whole)
-    return Shot(
+    return NetworkShot(
         stamp_ns,
         picture,
         T_map_camera,
+        whole,
         grid.pad(grey),
         grid.take(np.where(known, whole, np.float32(0))),
-        grid.take(np.where(known, share, np.float32(1)).astype(np.float32)),
+        grid.take(np.minimum(np.where(known, share, np.float32(1)), 1).astype(np.float32)),
         grid.take(np.where(known, confidence[::STRIDE, ::STRIDE], np.float32(0))),
-        whole,
-        depth,
-        sigma,
     )
 
 
 def measure_flow(
-    view: View, meter: FlowMeter, now: Shot, before: Shot, road_q: Plane
-) -> Displacement:
-    """Flow from `now` to `before` on the motion grid. road_q: [h, w] 1/m on the motion grid. The
-    search starts at the rigid flow."""
+    view: View, meter: FlowMeter, now: Shot, before: Shot, plane: Array | None
+) -> Flow:
+    """Flow from `now` to `before` on the motion grid. plane: [4] the road in base_link, or None.
+    The search starts at the rigid flow, without any depth at the road's."""
     T = inverse(before.T_map_camera) @ now.T_map_camera
-    guess = fill_in(now.whole_q) if np.isfinite(now.whole_q).any() else road_q
-    start = np.stack(static_flow(view, guess, T), -1)
-    return Displacement(*meter.flow(now.picture, before.picture, start))
+    guess = fill_in(now.q) if np.isfinite(now.q).any() else see_road(view, plane)
+    return meter(now.picture, before.picture, np.stack(static_flow(view, guess, T), -1))
 
 
-def on_grid(grid: NetworkGrid, flow: Displacement) -> Plane:
+def on_grid(grid: NetworkGrid, flow: Flow) -> Plane:
     """[2, h, w] flow in pixels of the network's padded grid, FARTHEST at most."""
     there = np.nan_to_num(grid.take(np.stack([flow.u, flow.v])) / np.float32(grid.step))
     return np.asarray(np.clip(there, -FARTHEST, FARTHEST), np.float32)
-
-
-def road_in_camera(view: View, plane: Array | None) -> Plane:
-    """[4] the road's normal in the camera's frame (x right, y down, z forward; it points up) and
-    the camera's height over it in metres; zeros where no road is known. plane: [4] in base_link."""
-    if plane is None:
-        return np.zeros(4, np.float32)
-    normal = view.T_base_camera[:3, :3].T @ plane[:3]
-    height = float(plane[:3] @ view.T_base_camera[:3, 3] + plane[3])
-    known = height > LOWEST
-    return np.array([*normal, height] if known else np.zeros(4), np.float32)

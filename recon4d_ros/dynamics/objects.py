@@ -5,34 +5,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon4d_ros.dynamics.flow import Displacement
+from recon4d_ros.dynamics.pairs import Pair, Shot
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.residual import Depth, Road
+from recon4d_ros.dynamics.regions import components
+from recon4d_ros.dynamics.static_world import see_road
 from recon4d_ros.dynamics.tracker import Detection
 from recon4d_ros.dynamics.views import View
 
 Array = NDArray[np.float64]
+Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+SMALLEST = 12
+"""Pixels of the motion grid that a dynamic object has at least."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """All that is known of one camera in one frame when its regions are lifted. seconds: since the
-    previous image of this camera."""
+    """All that is known of one camera in one frame when its regions are lifted. road: [h, w] 1/m,
+    its inverse depth along each ray. plane: [4] the road in base_link, or None. depth,
+    depth_before: [h, w] 1/m of both images where it does not come from time, NaN = none; or
+    None."""
 
     camera: int
     view: View
-    T_map_camera: Array
-    T_map_camera_before: Array
-    seconds: float
-    flow: Displacement
-    road: Road
+    pair: Pair
+    road: Plane
     plane: Array | None
-    depth: Depth | None
-    depth_before: Depth | None
+    depth: Plane | None
+    depth_before: Plane | None
+
+
+def make_sight(camera: int, view: View, pair: Pair, plane: Array | None) -> Sight:
+    """What the regions of a camera's pair of images are lifted by."""
+
+    def own(shot: Shot) -> Plane | None:
+        covered = view.mostly_covered
+        return np.where(view.covered, shot.q, np.float32(np.nan)) if covered else None
+
+    road = see_road(view, plane)
+    return Sight(camera, view, pair, road, plane, own(pair.now), own(pair.before))
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent |
     window = np.s_[top : top + height, left : left + width]
     q, sigma = 0.0, np.inf
     if sight.depth is not None:
-        measured = sight.depth.q[window][mask]
+        measured = sight.depth[window][mask]
         measured = measured[np.isfinite(measured)]
         if len(measured) > 0.25 * mask.sum():
             q = float(np.median(measured))
@@ -63,11 +79,11 @@ def measure_extent(sight: Sight, mask: Mask, box: NDArray[np.int32]) -> Extent |
             )
     if not q > 0:
         # The lowest pixels of an object that stands on the road are its contact.
-        inside = np.where(mask, sight.road.q[window], 0)
+        inside = np.where(mask, sight.road[window], 0)
         q = float(np.percentile(inside[mask], 95))
         row = float(
-            sight.road.q[min(top + height, sight.road.q.shape[0] - 1), left + width // 2]
-            - sight.road.q[min(top + height, sight.road.q.shape[0] - 1) - 1, left + width // 2]
+            sight.road[min(top + height, sight.road.shape[0] - 1), left + width // 2]
+            - sight.road[min(top + height, sight.road.shape[0] - 1) - 1, left + width // 2]
         )
         sigma = float(np.hypot(1.5 * abs(row), 0.05 * q))
     if q < 1e-3:
@@ -97,6 +113,24 @@ def find_extent(
     return extent
 
 
+def detect(sight: Sight, probability: Plane, sure: float, p: DynamicsParameters) -> list[Detection]:
+    """The regions of a camera [h, w] above the probability `sure` that are large and near enough,
+    lifted to 3D."""
+    count, labels, stats = components(probability > sure)
+    found = []
+    for label in range(1, count):
+        if stats[label, cv2.CC_STAT_AREA] < SMALLEST:
+            continue
+        box = stats[label, :4]
+        left, top, width, height = (int(b) for b in box)
+        window = np.s_[top : top + height, left : left + width]
+        inside = labels[window] == label
+        if (extent := find_extent(sight, inside, box, p)) is not None:
+            mean = float(probability[window][inside].mean())
+            found.append(lift(sight, label, inside, box, extent, mean))
+    return found
+
+
 def lift(
     sight: Sight, label: int, mask: Mask, box: NDArray[np.int32], extent: Extent, sure: float
 ) -> Detection:
@@ -109,7 +143,7 @@ def lift(
     """
     left, top, width, height = (int(b) for b in box)
     window = np.s_[top : top + height, left : left + width]
-    view, flow = sight.view, sight.flow
+    view, flow = sight.view, sight.pair.flow
     x, y = float(np.median(view.x[window][mask])), float(np.median(view.y[window][mask]))
     u, v = float(np.median(flow.u[window][mask])), float(np.median(flow.v[window][mask]))
     z = 1 / extent.q
@@ -118,10 +152,10 @@ def lift(
     z_before, sigma_before = _range_before(sight, window, mask, extent, v)
     ray_before = np.array([x + u / view.k[0, 0], y + v / view.k[1, 1], 1.0])
 
-    R_now, R_before = sight.T_map_camera[:3, :3], sight.T_map_camera_before[:3, :3]
-    position = R_now @ here + sight.T_map_camera[:3, 3]
-    before = R_before @ (ray_before * z_before) + sight.T_map_camera_before[:3, 3]
-    velocity = (position - before) / sight.seconds
+    R_now, R_before = sight.pair.now.T_map_camera[:3, :3], sight.pair.before.T_map_camera[:3, :3]
+    position = R_now @ here + sight.pair.now.T_map_camera[:3, 3]
+    before = R_before @ (ray_before * z_before) + sight.pair.before.T_map_camera[:3, 3]
+    velocity = (position - before) / sight.pair.seconds
 
     across = extent.width / 8 + z / view.focal
     ray = here / z
@@ -131,7 +165,9 @@ def lift(
     # error across the ray.
     pixel = 0.3 * z / view.focal
     spread = np.diag([pixel**2, pixel**2, 0.0]) + sigma_before**2 * np.outer(ray_before, ray_before)
-    velocity_covariance = R_before @ spread @ R_before.T / sight.seconds**2 + 0.1**2 * np.eye(3)
+    velocity_covariance = R_before @ spread @ R_before.T / sight.pair.seconds**2 + 0.1**2 * np.eye(
+        3
+    )
     looking = R_now @ ray
     return Detection(
         sight.camera,
@@ -158,13 +194,13 @@ def _range_before(
         vs, us = np.nonzero(mask)
         vs, us = vs + window[0].start, us + window[1].start
         ends = (
-            np.round(us + sight.flow.u[vs, us]).astype(int),
-            np.round(vs + sight.flow.v[vs, us]).astype(int),
+            np.round(us + sight.pair.flow.u[vs, us]).astype(int),
+            np.round(vs + sight.pair.flow.v[vs, us]).astype(int),
         )
-        h, w = sight.depth.q.shape
+        h, w = sight.depth.shape
         good = (ends[0] >= 0) & (ends[0] < w) & (ends[1] >= 0) & (ends[1] < h)
-        now = sight.depth.q[vs[good], us[good]]
-        then = sight.depth_before.q[ends[1][good], ends[0][good]]
+        now = sight.depth[vs[good], us[good]]
+        then = sight.depth_before[ends[1][good], ends[0][good]]
         both = np.isfinite(now) & np.isfinite(then)
         if both.sum() >= 4:
             change = 1 / then[both] - 1 / now[both]
@@ -185,8 +221,8 @@ def _range_before(
     foot = vs >= np.percentile(vs, 80)
     x = float(np.median(sight.view.x[vs[foot] + top, us[foot] + left]))
     y = float(np.median(sight.view.y[vs[foot] + top, us[foot] + left]))
-    du = float(np.median(sight.flow.u[vs[foot] + top, us[foot] + left])) / k[0, 0]
-    dv = float(np.median(sight.flow.v[vs[foot] + top, us[foot] + left])) / k[1, 1]
+    du = float(np.median(sight.pair.flow.u[vs[foot] + top, us[foot] + left])) / k[0, 0]
+    dv = float(np.median(sight.pair.flow.v[vs[foot] + top, us[foot] + left])) / k[1, 1]
     now = -float(normal @ np.array([x, y, 1.0])) / height
     then = -float(normal @ np.array([x + du, y + dv, 1.0])) / height
     q_before = max(extent.q + then - now, 0.2 * extent.q)

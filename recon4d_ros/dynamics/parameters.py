@@ -14,10 +14,9 @@ class DynamicsParameters:
 
     source: str = parameter(
         "network",
-        "what says that something moves: `network`, the motion network; `residual`, what a static"
-        " world leaves unexplained in its own standard deviations; or `rigid_flow`, Driv3R's rule"
-        " (only clip_threshold, clip_least and what is said of objects below apply to it)",
-        choices=("network", "residual", "rigid_flow"),
+        "what says that something moves: `network`, the motion network; or `rigid_flow`, Driv3R's"
+        " rule",
+        choices=("network", "rigid_flow"),
     )
     engine: str = parameter(
         "motion", "network: folder of the motion network's engine, or the name of a shipped one"
@@ -43,24 +42,6 @@ class DynamicsParameters:
         minimum=0.1,
         maximum=1e4,
     )
-    weak_sigma: float = parameter(
-        3.0,
-        "residual: excess of a pixel that may belong to a dynamic object, standard deviations",
-        minimum=1.0,
-        maximum=20.0,
-    )
-    strong_sigma: float = parameter(
-        5.0,
-        "residual: excess that a new dynamic object needs somewhere, standard deviations",
-        minimum=1.0,
-        maximum=40.0,
-    )
-    memory: float = parameter(
-        0.7,
-        "residual: temporal prior, the share of the evidence that is carried from image to image",
-        minimum=0.0,
-        maximum=0.95,
-    )
     minimum_area: float = parameter(
         0.25, "smallest dynamic object as seen, square metres", minimum=0.0, maximum=10.0
     )
@@ -78,27 +59,6 @@ class DynamicsParameters:
         "time between the two images whose motion is compared, seconds",
         minimum=0.01,
         maximum=1.0,
-    )
-    flow_noise: float = parameter(
-        0.12,
-        "error of optical flow where texture is good, pixels of the flow image",
-        minimum=0.01,
-        maximum=2.0,
-    )
-    image_noise: float = parameter(
-        3.0, "noise of the grey image, standard deviation in grey levels", minimum=0.1, maximum=50.0
-    )
-    ground_noise: float = parameter(
-        0.08,
-        "how far the road may be from a plane near the ego-vehicle, metres",
-        minimum=0.0,
-        maximum=2.0,
-    )
-    clearance: float = parameter(
-        0.35,
-        "residual: height over the road at which static structure may begin, metres",
-        minimum=0.0,
-        maximum=2.0,
     )
     acceleration: float = parameter(
         3.0,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.dynamics.flow import ends
-from recon4d_ros.dynamics.residual import move
+from recon4d_ros.dynamics.static_world import move
 from recon4d_ros.dynamics.views import View
 
 Plane = NDArray[np.float32]

@@ -155,20 +155,6 @@ class Tracker:
             self._minimum_speed < np.hypot(*track.state[3:5]) < FASTEST and track.significance > 3.0
         )
 
-    def moving(self) -> list[Track]:
-        """Confirmed tracks that move beyond doubt, seen in the last frame set, of a size that
-        vehicles have."""
-        return [
-            track
-            for track in self.tracks
-            if track.confirmed
-            and track.missed <= 2
-            and self.is_moving(track)
-            and track.significance > 4.0
-            and track.size.max() < 12.0
-            and track.size[2] < 4.0
-        ]
-
     def _distances(self, detections: list[Detection]) -> Array:
         if not self.tracks or not detections:
             return np.zeros((len(detections), 0))

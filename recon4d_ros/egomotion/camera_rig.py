@@ -83,6 +83,26 @@ class Cameras:
             rays[camera == one] = self.lenses[one].rays(pixel[camera == one])
         return rays
 
+    @property
+    def focal(self) -> float:
+        """Of the longest lens, in input pixels."""
+        return max(lens.focal for lens in self.lenses)
+
+    @property
+    def read_out(self) -> float:
+        """Seconds of the slowest rolling shutter; 0 where there is none."""
+        return max(lens.read_out for lens in self.lenses)
+
+    def late(self, camera: NDArray[np.int64], pixel: NDArray) -> Array | None:
+        """Seconds [M] after their cameras' stamps at which the rows of input pixels [M, 2] of
+        cameras [M] were read out; None where no camera has a rolling shutter."""
+        if not self.read_out:
+            return None
+        late = np.empty(len(camera))
+        for one in np.unique(camera):
+            late[camera == one] = self.lenses[one].late(pixel[camera == one])
+        return late
+
     def derivatives(self, camera: NDArray[np.int64], rays: Array) -> Array:
         """[M, 2, 2]: how input pixels of cameras [M] change with normalised coordinates [M, 2]; NaN
         where a lens shows nothing."""

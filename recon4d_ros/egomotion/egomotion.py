@@ -116,6 +116,7 @@ class Egomotion:
         self._velocity = np.zeros(6)
         self._velocity_covariance = np.zeros((6, 6))
         self._velocity_known = False
+        self._hung = np.zeros(6)  # the twist by which late rows of the first frame were placed
         self._believed_speed: measure.Speed | None = None
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
@@ -228,7 +229,12 @@ class Egomotion:
         best."""
         if not self._velocity_known:
             prior = self._first(now, prior)
+            self._hang(now.velocity(prior.T_map_base))
         attempt = measure.attempt(now, prior)
+        if not self._velocity_known and self._cameras.read_out:
+            self._hang(now.velocity(attempt.solution.T_map_base))
+            seen = measure.rescaled(now, attempt, self._landmarks).sightings
+            attempt = measure.solved(now, seen, prior)
         said = measure.metres(now, attempt, prior, self._road)
         if said is None:
             return attempt
@@ -248,6 +254,20 @@ class Egomotion:
         deviation = np.array([0.1, 0.05, 0.05, 0.01, 0.01, 0.03])
         deviation[:3] += 0.03 * abs(motion[0, 3])
         return Prior(self._pose @ motion, np.diag(deviation**2))
+
+    def _hang(self, twist: Array) -> None:
+        """The landmarks of a segment's first frame, found before any motion was known, where rows
+        that are read out one after another saw them from while the car moved with this twist
+        [6]."""
+        table = self._landmarks
+        late = self._cameras.late(table.camera, table.pixel)
+        if late is None:
+            return
+        moved = geometry.along(twist, late) @ geometry.inverse(geometry.along(self._hung, late))
+        moved = self._pose @ moved @ geometry.inverse(self._pose)
+        table.origin[:] = (moved[:, :3, :3] @ table.origin[..., None])[..., 0] + moved[:, :3, 3]
+        table.bearing[:] = (moved[:, :3, :3] @ table.bearing[..., None])[..., 0]
+        self._hung = twist
 
     def _stand(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
         """The car has not moved (zero-velocity update)."""
@@ -310,8 +330,9 @@ class Egomotion:
             self._landmarks,
             self._pose,
             known,
-            self._road.views(self._images, self._pose),
+            self._road.views(self._images, self._pose, seconds),
             self._mounts.turn_doubt(),
+            self._road.visible,
             self.parameters,
         )
 
@@ -319,6 +340,7 @@ class Egomotion:
         """The odometry's motion as it is; the images only keep the landmarks alive."""
         velocity = now.velocity(prior.T_map_base)
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
+        seen = replace(seen, observations=seen.observations.moving(velocity))
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, seen.observations)[0]
         solution = Solution(prior.T_map_base, distance, distance < pnp.GATE, np.zeros((6, 6)), 0.0)
         pose = prior.T_map_base
@@ -574,7 +596,9 @@ class Egomotion:
         mine = np.flatnonzero(looking[table.camera])
         rays = cameras.rays(table.camera[mine], table.pixel[mine])
         working = landmarks.rays_to_pixels(rays, cameras.k[table.camera[mine]])
-        landmarks.from_engine(table, mine, rays, working, engine, pose.T_map_camera)
+        late = cameras.late(table.camera[mine], table.pixel[mine])
+        moved = landmarks.carried(pose.T_map_base, pose.velocity, late)
+        landmarks.from_engine(table, mine, rays, working, engine, pose.T_map_camera, moved)
         moving = np.zeros(len(table), np.bool_)
         moving[mine] = landmarks.sample(mask, table.camera[mine], working)
         if moving.any():

@@ -161,11 +161,13 @@ class Sightings:
 
 @dataclass(frozen=True)
 class Seen:
-    """Landmarks index [M] of a table, seen by one camera along rays [M, 2]."""
+    """Landmarks index [M] of a table, seen by one camera along rays [M, 2], late [M] seconds after
+    its stamp."""
 
     camera: int
     index: NDArray[np.int64]
     rays: Array
+    late: Array
 
 
 def sight(
@@ -221,7 +223,7 @@ def sight(
             blind[camera], found[mine] = True, False
             return beside(camera, before, mine, table.pixel[mine])
         seen = mine[found[mine]]
-        own = Seen(camera, seen, lens.rays(pixel[seen]))
+        own = Seen(camera, seen, lens.rays(pixel[seen]), lens.late(pixel[seen]))
         return [
             own,
             *beside(camera, after, seen, pixel[seen]),
@@ -324,7 +326,8 @@ def across(
         inside = lens.inside(expected, BORDER)
         place, good = there_and_back(here, there, pixel[inside], expected[inside], TOLERANCE)
         good &= lens.inside(place, BORDER)
-        parts.append(Seen(other, index[inside][good], lens.rays(place[good])))
+        at = place[good]
+        parts.append(Seen(other, index[inside][good], lens.rays(at), lens.late(at)))
     return parts
 
 
@@ -338,6 +341,7 @@ def observations(
     )
     ray = np.concatenate([np.zeros((0, 2)), *(part.rays for part in parts)])
     sigma = (noise / np.array([lens.focal for lens in cameras.lenses]))[camera]
+    late = np.concatenate([np.zeros(0), *(part.late for part in parts)])
     return Observations(
         table.origin[index],
         table.bearing[index],
@@ -347,6 +351,7 @@ def observations(
         ray,
         sigma,
         index,
+        late if cameras.read_out else None,
     )
 
 
@@ -408,7 +413,8 @@ def planted(
     if road:
         rho, variance, assumed = _with_road(cameras, camera, rays, rho, variance)
     count = len(pixel)
-    origin, bearing = landmarks.hung(camera, rays, pose.T_map_camera)
+    moved = landmarks.carried(pose.T_map_base, pose.velocity, cameras.late(camera, pixel))
+    origin, bearing = landmarks.hung(camera, rays, pose.T_map_camera, moved)
     new = Landmarks(
         camera,
         pixel,
@@ -431,7 +437,7 @@ def planted(
         )
     if not seen:
         return new
-    o = observations(cameras, new, seen, noise)
+    o = observations(cameras, new, seen, noise).moving(pose.velocity)
     distance = pnp.evaluate(pose.T_map_base[None], T_camera_base, o)[0]
     landmarks.narrow(new, o.take(distance < pnp.GATE), pose.T_map_base, T_camera_base)
     wrong = np.zeros(count, np.bool_)

@@ -198,21 +198,23 @@ def from_engine(
     working: Array,
     engine: Geometry,
     T_map_camera: Array,
+    moved: Array | None = None,
 ) -> None:
     """Landmarks whose depth is less well known than the engine's take the engine's.
 
     mine [M]: those to ask for, now seen along rays [M, 2] and at working pixels [M, 2] of cameras
-    at T_map_camera [N, 4, 4].
+    at T_map_camera [N, 4, 4], moved [M, 4, 4] as in `hung`.
     """
     vague = table.variance[mine] > (VAGUE * table.rho[mine]) ** 2
     mine, rays, working = mine[vague], rays[vague], working[vague]
+    moved = None if moved is None else moved[vague]
     rho, variance = inverse_depth(engine, table.camera[mine], working)
     with np.errstate(invalid="ignore"):
         better = np.isfinite(rho) & (variance < 0.5 * table.variance[mine])
     index = mine[better]
     # the same point, seen from now: a new anchor
     table.origin[index], table.bearing[index] = hung(
-        table.camera[index], rays[better], T_map_camera
+        table.camera[index], rays[better], T_map_camera, None if moved is None else moved[better]
     )
     table.rho[index], table.variance[index], table.assumed[index] = (
         rho[better],
@@ -221,10 +223,23 @@ def from_engine(
     )
 
 
-def hung(camera: NDArray[np.int64], rays: Array, T_map_camera: Array) -> tuple[Array, Array]:
+def carried(T_map_base: Array, twist: Array, late: Array | None) -> Array | None:
+    """The car's motions [M, 4, 4] in map within `late` [M] seconds from T_map_base [4, 4] on, by a
+    twist [6]; None where nothing is late."""
+    if late is None:
+        return None
+    moved = T_map_base @ geometry.along(twist, late) @ geometry.inverse(T_map_base)
+    return np.asarray(moved, np.float64)
+
+
+def hung(
+    camera: NDArray[np.int64], rays: Array, T_map_camera: Array, moved: Array | None = None
+) -> tuple[Array, Array]:
     """Origin and bearing in map [M, 3] of rays [M, 2] of cameras [M], which stand at T_map_camera
-    [N, 4, 4]."""
+    [N, 4, 4]. moved [M, 4, 4]: how the car has moved in map when their rows were read out."""
     place = T_map_camera[camera]
+    if moved is not None:
+        place = moved @ place
     bearing = np.einsum("mij,mj->mi", place[:, :3, :2], rays) + place[:, :3, 2]
     return place[:, :3, 3], bearing
 

@@ -32,7 +32,7 @@ class Keyframe:
 
     identity, camera [M]; ray [M, 2] normalised; sigma [M]; own [M]: seen by the camera that follows
     it. T_base_camera: [N, 4, 4] nominal extrinsics at that instant (skew in time included, turns
-    not).
+    not). row: [M, 4, 4] as in `Observations`, of rolling shutters.
     """
 
     T_map_base: Array
@@ -42,6 +42,7 @@ class Keyframe:
     own: NDArray[np.bool_]
     ray: Array
     sigma: Array
+    row: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ class _Problem:
     anchor_camera: NDArray[np.int64]
     anchor_ray: Array
     identity: NDArray[np.int64]
+    row: Array | None
+    anchor_row: Array | None
+
+    def anchors(self, T_base_camera: Array) -> Array:
+        """T_base_camera [L, 4, 4] of the anchors, where their rows were read out."""
+        place = T_base_camera[self.anchor_at, self.anchor_camera]
+        return place if self.anchor_row is None else geometry.inverse(self.anchor_row) @ place
+
+    def cameras(self, T_base_camera: Array) -> Array:
+        """T_camera_base [M, 4, 4] of the observations, where their rows were read out."""
+        place = geometry.inverse(T_base_camera[self.at, self.camera])
+        return place if self.row is None else np.asarray(place @ self.row, np.float64)
 
 
 def _arrange(keyframes: list[Keyframe]) -> _Problem | None:
@@ -111,6 +124,8 @@ def _arrange(keyframes: list[Keyframe]) -> _Problem | None:
     use[anchors] = False
     order = np.flatnonzero(use)[np.argsort(which[use], kind="stable")]
     rays = np.concatenate([ray[anchors], np.ones((len(anchors), 1))], axis=1)
+    rows = [keyframe.row for keyframe in keyframes if keyframe.row is not None]
+    row = np.concatenate(rows) if rows else None
     return _Problem(
         which[order],
         at[order],
@@ -121,6 +136,8 @@ def _arrange(keyframes: list[Keyframe]) -> _Problem | None:
         camera[anchors],
         rays,
         identities,
+        None if row is None else row[order],
+        None if row is None else row[anchors],
     )
 
 
@@ -132,9 +149,9 @@ def _blocks(
     p, cameras = problem, T_base_camera.shape[1]
     count, rows = len(p.landmark), np.arange(len(p.landmark))
     a_at, a_camera, r = p.anchor_at[p.landmark], p.anchor_camera[p.landmark], rho[p.landmark]
-    mount = T_base_camera[a_at, a_camera]
+    mount = p.anchors(T_base_camera)[p.landmark]
     ray = p.anchor_ray[p.landmark]
-    there = geometry.inverse(T_base_camera[p.at, p.camera])
+    there = p.cameras(T_base_camera)
     between = geometry.inverse(poses[p.at]) @ poses[a_at]
     start = np.einsum("mij,mj->mi", mount[:, :3, :3], ray) + r[:, None] * mount[:, :3, 3]
     base = np.einsum("mij,mj->mi", between[:, :3, :3], start) + r[:, None] * between[:, :3, 3]
@@ -199,9 +216,7 @@ def adjust(
     poses = np.stack([keyframe.T_map_base for keyframe in keyframes])
     nominal = np.stack([keyframe.T_base_camera for keyframe in keyframes])
     prior, prior_strength = turn.copy(), np.linalg.inv(covariance)
-    anchor = (
-        poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
-    )
+    anchor = poses[problem.anchor_at] @ problem.anchors(turned(nominal, turn))
     points = np.stack([start[int(identity)] for identity in problem.identity])
     depth = np.einsum("lij,lj->li", geometry.inverse(anchor)[:, :3, :3], points - anchor[:, :3, 3])[
         :, 2
@@ -239,9 +254,7 @@ def adjust(
         turn = turn + xi[size:].reshape(-1, 3)
         if np.abs(xi).max() < 1e-6:
             break
-    anchor = (
-        poses[problem.anchor_at] @ turned(nominal, turn)[problem.anchor_at, problem.anchor_camera]
-    )
+    anchor = poses[problem.anchor_at] @ problem.anchors(turned(nominal, turn))
     position = (
         anchor[:, :3, 3]
         + np.einsum("lij,lj->li", anchor[:, :3, :3], problem.anchor_ray) / rho[:, None]
@@ -316,7 +329,16 @@ class Mounts:
         )
         own = table.camera[o.landmark] == o.camera
         self._keyframes.append(
-            Keyframe(pose, T_base_camera, table.identity[o.landmark], o.camera, own, o.ray, o.sigma)
+            Keyframe(
+                pose,
+                T_base_camera,
+                table.identity[o.landmark],
+                o.camera,
+                own,
+                o.ray,
+                o.sigma,
+                o.row,
+            )
         )
         if len(self._keyframes) < KEYFRAMES:
             return None
@@ -348,5 +370,6 @@ def _only(keyframe: Keyframe, identities: NDArray[np.int64]) -> Keyframe:
         keyframe.own[keep],
         keyframe.ray[keep],
         keyframe.sigma[keep],
+        None if keyframe.row is None else keyframe.row[keep],
     )
     return Keyframe(keyframe.T_map_base, keyframe.T_base_camera, *seen)

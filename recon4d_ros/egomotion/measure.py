@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import klt, pnp
-from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
+from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
 from recon4d_ros.egomotion.parameters import EgomotionParameters
@@ -35,6 +35,7 @@ class MeasureThresholds:
     doubt: float = 0.05  # m that the motion may be unsure by, and as a share of it:
     doubt_share: float = 0.1
     turn_doubt: float = 0.02  # rad: 20 pixels
+    common: float = 0.1  # pixels that all points of an image may be off by together, as a rotation
     fits: float = 0.8  # mean correlation of a motion that need not be looked for further
     contradiction: float = 9.0  # squared deviation of road and points, one degree of freedom
     road_better: float = 0.06  # mean correlation by which one motion fits the road better
@@ -64,7 +65,7 @@ class Instant:
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
     whether there is a velocity. road: what the images show of it. turn_doubt: of lengths that pairs
-    of cameras measure, see `Mounts.turn_doubt`.
+    of cameras measure, see `Mounts.turn_doubt`. lane: whether any camera looks at the lane.
     """
 
     frame: Frame
@@ -77,6 +78,7 @@ class Instant:
     moving: bool
     road: list[RoadView]
     turn_doubt: float
+    lane: bool
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -129,6 +131,9 @@ class Attempt:
     def scale_error(self, now: Instant) -> float:
         """The same of the motion, of whose length the road says the share `by_road`."""
         height = CALIBRATION.height
+        if not now.lane:  # what is taken for the road is the ground beside it
+            up = float(np.median(now.cameras.T_base_camera[:, 2, 3]))
+            height = float(np.hypot(height, CALIBRATION.beside / max(up, LOWEST)))
         if not np.isfinite(now.turn_doubt):
             return height
         return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * height))
@@ -163,13 +168,14 @@ def solved(
     frame, velocity = now.frame, now.velocity(prior.T_map_base)
     solution = None
     firm = Prior(prior.T_map_base, prior.covariance / pnp.TOGETHER)
-    for _ in range(2):  # the cameras' skew in time needs the velocity, which needs the pose
+    for _ in range(2):  # skew in time and late rows need the velocity, which needs the pose
         T_camera_base = now.T_camera_base(velocity)
+        seen = replace(seen, observations=seen.observations.moving(velocity))
         solution = pnp.solve(
             T_camera_base, seen.observations, firm, seed=frame.stamp_ns % 2**32, start=start
         )
         found = now.velocity(solution.T_map_base)
-        skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9
+        skew = np.abs(frame.stamps_ns - frame.stamp_ns).max() * 1e-9 + 0.5 * now.cameras.read_out
         if np.abs(found - velocity).max() * skew < 1e-3:
             break
         velocity = found
@@ -182,6 +188,7 @@ def solved(
     measured = known if road is None else known + road[0]
     alone = np.asarray(np.linalg.inv(measured + np.eye(6) * 1e-4), np.float64)
     covariance = np.asarray(np.linalg.inv(known + prior.strength), np.float64)
+    covariance[3:, 3:] += np.eye(3) * (THRESHOLDS.common / now.cameras.focal) ** 2
     wrong = problem(now, seen, solution, alone, None if road is None else road[1])
     pose = solution.T_map_base
     return Attempt(seen, prior, solution, T_camera_base, covariance, wrong, pose)
@@ -230,6 +237,8 @@ class CalibrationThresholds:
     show (docs/egomotion.md): lengths of kitti0013_a and ddad_surround are off by 1.7 and 4 %."""
 
     height: float = 0.02  # share: load, tyres, and a height that was measured by hand
+    # m that the ground beside the lane is above it: half of it may be a pavement, 0.12 m up
+    beside: float = 0.06
     lens: float = 0.004  # share: focal length and base line of a pair
     typical: float = 12.0  # m that points are away, where none are known
     farthest: float = 60.0  # m: what is farther says nothing of a length
@@ -237,7 +246,9 @@ class CalibrationThresholds:
     # m and rad that body, mounts and lenses give between two frames, beside the images' noise
     give: float = 0.006
     give_turn: float = 0.0005
-    rows: float = 0.15  # share of the image's height that points move by between two frames
+    # share of the image's height that points move by between two frames (0.15), times that by which
+    # the speed of the read-out and that of the car within it may be off
+    rows: float = 0.015
 
 
 CALIBRATION = CalibrationThresholds()
@@ -249,7 +260,7 @@ def calibration_errors(motion: Array, scale_error: float, read_out: float = 0.0)
     """Errors [6, 3] of a motion [4, 4] by one standard deviation each of what the calibration may
     be off by: all lengths, and the rig turned about z and about y. scale_error: share of the
     lengths (`Attempt.scale_error`). read_out: of a rolling shutter, as a share of the time between
-    two frames: points are taken to be seen at the middle row's time. None of it averages out.
+    two frames. None of it averages out.
     """
     c, twist = CALIBRATION, geometry.log(motion)
     scale = float(np.hypot(scale_error, c.rows * read_out))

@@ -235,7 +235,12 @@ def _noise(image: NDArray[np.uint8]) -> float:
     rest = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
     level = rows[1][:, 1:-1]
     shown = np.abs(rest[(level > BLACK) & (level < WHITE)])
-    return float(np.median(shown)) / (6.0 * 0.6745) if len(shown) else 0.0
+    if not len(shown):
+        return 0.0
+    # the median by counting: values are small whole numbers, and sorting them costs ten times more
+    below = np.cumsum(np.bincount(shown))
+    middle = np.searchsorted(below, [(len(shown) - 1) // 2, len(shown) // 2], side="right")
+    return float(middle.mean()) / (6.0 * 0.6745)
 
 
 def _mean(patch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -331,12 +336,12 @@ def _looks(
     there = np.einsum("mij,mj->mi", T_now_before[:, :3, :3], at) + T_now_before[:, :3, 3]
     there[:, 2] = np.where(there[:, 2] > 0.0, there[:, 2], np.nan)
     before, now = (cameras.derivatives(camera, q[:, :2] / q[:, 2:]) for q in (at, there))
-    warp = now @ warps(at, normal, T_now_before)[0] @ _inverse(before)
+    warp = now @ warps(at, normal, T_now_before)[0] @ inverted(before)
     sane = np.abs(warp - np.eye(2)).max((1, 2)) < WILD  # NaN is not
     return np.where(sane[:, None, None], warp, np.eye(2))
 
 
-def _inverse(matrix: Array) -> Array:
+def inverted(matrix: Array) -> Array:
     """Of [M, 2, 2]; infinite or NaN where there is none."""
     (a, b), (c, d) = np.moveaxis(matrix, 0, -1)
     with np.errstate(divide="ignore", invalid="ignore"):

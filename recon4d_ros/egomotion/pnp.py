@@ -15,8 +15,9 @@ from random subsets, scored together in one batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class Observations:
     [M]: inverse depth (1/m) and its variance. camera [M]: which camera sees it. ray [M, 2]: where,
     as normalised coordinates. sigma [M]: standard deviation of ray. landmark [M]: index of the
     landmark in the caller's table.
+
+    Of rolling shutters: late [M]: seconds after the camera's stamp at which the row was read out
+    that shows it; row [M, 4, 4]: base_link at the frame's stamp to base_link then (see `moving`).
+    None where every row is read out at once. (A pose for each row, by constant velocity: Hedborg,
+    Forssen, Felsberg and Ringaby, CVPR 2012, section 3.)
     """
 
     origin: Array
@@ -58,21 +64,32 @@ class Observations:
     ray: Array
     sigma: Array
     landmark: NDArray[np.int64]
+    late: Array | None = None
+    row: Array | None = None
 
     def __len__(self) -> int:
         return len(self.rho)
 
     def take(self, index: NDArray) -> Observations:
-        return Observations(*(getattr(self, field.name)[index] for field in fields(self)))
+        values: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        taken: list[Any] = [None if value is None else value[index] for value in values]
+        return Observations(*taken)
+
+    def moving(self, twist: Array) -> Observations:
+        """The same of a car that moves with a twist [6] while rows are read out."""
+        if self.late is None:
+            return self
+        return replace(self, row=geometry.along(twist, -self.late))
 
     @staticmethod
     def join(parts: list[Observations]) -> Observations:
-        return Observations(
-            *(
-                np.concatenate([getattr(part, field.name) for part in parts])
-                for field in fields(Observations)
-            )
-        )
+        columns: list[list[Any]] = [
+            [getattr(part, field.name) for part in parts] for field in fields(Observations)
+        ]
+        joined: list[Any] = [
+            None if values[0] is None else np.concatenate(values) for values in columns
+        ]
+        return Observations(*joined)
 
 
 @dataclass(frozen=True)
@@ -192,6 +209,10 @@ class View:
     @staticmethod
     def of(T_camera_base: Array, o: Observations) -> View:
         camera = np.moveaxis(T_camera_base[:, :3], 0, -1).take(o.camera, axis=-1)  # [3, 4, M]
+        if o.row is not None:
+            moved = np.einsum("ijm,mjk->ikm", camera[:, :3], o.row[:, :3])
+            moved[:, 3] += camera[:, 3]
+            camera = moved
         turn, centre = (
             np.ascontiguousarray(camera[None, :, :3]),
             np.ascontiguousarray(camera[None, :, 3]),

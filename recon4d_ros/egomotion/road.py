@@ -10,7 +10,7 @@ monocular odometry on vehicles takes its scale from (Song, Chandraker and Guest,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import cv2
@@ -62,6 +62,7 @@ THRESHOLDS = RoadThresholds()
 # tells as much
 HALF = 0.5
 RIPPLE = 0.01  # of the score, by which a slope may rise
+AT_ONCE = 4096  # patches that are looked up together: their samples are a megabyte
 STEP = 0.05  # m ahead, to see which way patches move
 
 
@@ -93,8 +94,9 @@ class RoadMotion:
 class _Grid:
     """Patches of one camera: pixel [K, 2], ray in base_link [K, 3], centre [3] of the camera.
 
-    way [K, 2]: unit vectors along which they move in the image as the car goes ahead. stayed [K]:
-    motions in which each stayed where it was, less those in which it did not.
+    way [K, 2]: unit vectors along which they move in the image as the car goes ahead. late [K]:
+    seconds after the image's stamp at which their rows are read out. stayed [K]: motions in which
+    each stayed where it was, less those in which it did not.
     """
 
     camera: int
@@ -102,6 +104,7 @@ class _Grid:
     toward: Array
     centre: Array
     way: Array
+    late: Array
     stayed: NDArray[np.int64]
 
 
@@ -130,7 +133,7 @@ class RoadView:
 
     use [K]: patches with texture; stays [K]: of these, which look the same at the same pixels of
     both images: all of them where the car stands; while it moves, the car's own body, its shadow or
-    headlights, or drops on the lens.
+    headlights, or drops on the lens. seconds: between the two images.
     """
 
     grid: _Grid
@@ -140,6 +143,7 @@ class RoadView:
     T_camera_base: Array
     use: NDArray
     stays: NDArray[np.bool_]
+    seconds: float
 
     @cached_property
     def half(self) -> NDArray[np.uint8]:
@@ -197,6 +201,30 @@ class RoadView:
         return pixels, alike, spread
 
 
+@dataclass(frozen=True)
+class _Found:
+    """M patches found along rays [M, 2] of the images before, with covariance [M, 2, 2].
+
+    T_camera_base [M, 4, 4]: of their cameras; toward, centre [M, 3]: rays of now in base_link, and
+    where they begin. shares [M]: as `Road._shares` gives them.
+    """
+
+    T_camera_base: Array
+    toward: Array
+    centre: Array
+    rays: Array
+    covariance: Array
+    shares: Array
+
+    def __len__(self) -> int:
+        return len(self.rays)
+
+    @staticmethod
+    def join(parts: list[_Found]) -> _Found:
+        columns = ([getattr(part, field.name) for part in parts] for field in fields(_Found))
+        return _Found(*map(np.concatenate, columns))
+
+
 class Road:
     """lean: [2] slope of the road along x and y in base_link, and its covariance: the package's one
     estimate of it."""
@@ -222,9 +250,9 @@ class Road:
         """Whether any camera looks at the lane from a known height."""
         return bool(self._grids)
 
-    def views(self, images: Images, T_map_base: Array) -> list[RoadView]:
+    def views(self, images: Images, T_map_base: Array, seconds: float) -> list[RoadView]:
         """What of the road the newest images show and those taken at the last pose T_map_base [4,
-        4].
+        4], `seconds` ago.
 
         A camera that fires late does so in both images: between them it moves as the car does.
         """
@@ -241,7 +269,7 @@ class Road:
             place = geometry.inverse(self._cameras.T_base_camera[grid.camera])
             same = np.tile(np.eye(2), (len(use), 1, 1))
             stays = reference.alike(before, use, grid.pixel[use], same) > self.thresholds.stays
-            out.append(RoadView(grid, reference, now, before, place, use, stays))
+            out.append(RoadView(grid, reference, now, before, place, use, stays, seconds))
         return out
 
     def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -251,15 +279,18 @@ class Road:
         for view in views:
             if len(view.use) < self.thresholds.fewest:
                 continue
-            ground, _ = self._ground(view.grid, view.use)
-            for index, motion in enumerate(motions):
-                seen = self._moved(view, ground, motion)
+            ground = self._ground(view.grid, view.use)
+            some = max(1, AT_ONCE // len(view.use))
+            for first in range(0, len(motions), some):
+                tried = motions[first : first + some]
+                seen = self._moved(view, view.use, ground, tried)
                 inside = seen.inside & ~self._no_road(view, seen.place)
-                alike = view.alike(view.use[inside], seen.only(inside))
-                # what the image before does not show counts a third: a motion is not better for
-                # leaving the picture
-                total[index] += np.clip(alike, 0.0, 1.0).sum()
-                count[index] += int(inside.sum())
+                which = np.tile(view.use, len(tried))[inside]
+                alike = np.clip(view.alike(which, seen.only(inside)), 0.0, 1.0)
+                motion = np.repeat(np.arange(len(tried)), len(view.use))[inside]
+                part = slice(first, first + len(tried))
+                total[part] += np.bincount(motion, alike, len(tried))
+                count[part] += np.bincount(motion, minlength=len(tried))
         textured = sum(len(view.use) for view in views)
         shown = np.maximum(count, 1)
         return np.where(
@@ -302,12 +333,13 @@ class Road:
 
     def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
-        ground, _ = self._ground(view.grid, np.arange(len(view.grid.pixel)))
+        every = np.arange(len(view.grid.pixel))
+        ground = self._ground(view.grid, every)
         forward = np.eye(4)
         forward[0, 3] = 0.01
-        still = self._moved(view, ground, np.eye(4))
-        moved = self._moved(view, ground, forward)
-        pixels = np.linalg.norm(moved.place - still.place, axis=1)[moved.inside]
+        seen = self._moved(view, every, ground, np.stack([np.eye(4), forward]))
+        still, moved = np.split(seen.place, 2)
+        pixels = np.linalg.norm(moved - still, axis=1)[seen.inside[len(every) :]]
         fastest = np.nanmax(pixels, initial=1e-3)
         return float(0.01 / fastest)
 
@@ -321,13 +353,13 @@ class Road:
         nuisance = np.linalg.inv(self._covariance)
         information = np.zeros((8, 8))
         gradient, agreeing, textured = np.zeros(8), 0, 0
-        parts: list[tuple[RoadView, NDArray, Array, Array]] = []
+        parts: list[_Found] = []
         for view in views:
             textured += len(view.use)
             if len(view.use) < t.fewest:
                 continue
-            ground, _ = self._ground(view.grid, view.use)
-            seen = self._moved(view, ground, motion)
+            ground = self._ground(view.grid, view.use)
+            seen = self._moved(view, view.use, ground, motion[None])
             inside = seen.inside & ~self._no_road(view, seen.place)
             use = view.use[inside]
             if len(use) < t.fewest:
@@ -339,27 +371,30 @@ class Road:
             use, found, spread = use[good], found[good], spread[good]
             lens = self._cameras.lenses[view.grid.camera]
             rays = lens.rays(found)
-            back = np.linalg.inv(lens.derivative(rays))
+            back = patch_alignment.inverted(lens.derivative(rays))
             noise = spread + np.eye(2) * t.patch_noise**2
-            parts.append((view, use, rays, back @ noise @ np.swapaxes(back, 1, 2)))
-        count = sum(len(use) for _, use, _, _ in parts)
-        if count < t.fewest:
+            covariance = back @ noise @ np.swapaxes(back, 1, 2)
+            mount = np.broadcast_to(view.T_camera_base, (len(use), 4, 4))
+            toward, centre = view.grid.toward[use], np.tile(view.grid.centre, (len(use), 1))
+            shares = self._shares(view, use, found)
+            parts.append(_Found(mount, toward, centre, rays, covariance, shares))
+        if sum(map(len, parts)) < t.fewest:
             return None
-        motion = self._voted(parts, prior, motion, theta)
+        seen_before = _Found.join(parts)
+        motion = self._voted(seen_before, prior, motion, theta)
         for index in range(6):
-            information, gradient = np.zeros((8, 8)), np.zeros(8)
-            agreeing = 0
-            for view, use, rays, covariance in parts:
-                residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
-                bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-                weight = np.linalg.inv(covariance + bumps)
-                distance = np.einsum("mi,mij,mj->m", residual, weight, residual)
-                width = t.gate * max(1.0, 4.0 / 2.0**index)
-                robust = np.square(width / (width + distance))
-                agreeing += int((distance < t.gate).sum())
-                scaled = weight * robust[:, None, None]
-                information += np.einsum("mia,mij,mjb->ab", jacobian, scaled, jacobian)
-                gradient += np.einsum("mia,mij,mj->a", jacobian, scaled, residual)
+            residual, jacobian, slope = self._linearised(seen_before, motion, theta)
+            bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+            weight = patch_alignment.inverted(seen_before.covariance + bumps)
+            pulled = (weight @ residual[..., None])[..., 0]
+            distance = (residual * pulled).sum(1)
+            width = t.gate * max(1.0, 4.0 / 2.0**index)
+            robust = np.square(width / (width + distance))
+            agreeing = int((distance < t.gate).sum())
+            rows = jacobian.reshape(-1, 8)
+            scaled = (weight * robust[:, None, None]) @ jacobian
+            information = rows.T @ scaled.reshape(-1, 8)
+            gradient = rows.T @ (pulled * robust[:, None]).reshape(-1)
             normal, right = information.copy(), gradient.copy()
             normal[6:, 6:] += nuisance
             right[6:] -= nuisance @ (theta[6:] - self.lean)
@@ -374,16 +409,16 @@ class Road:
         a, b, d = information[:6, :6], information[:6, 6:], information[6:, 6:] + nuisance
         pulled = gradient[6:] - nuisance @ (theta[6:] - self.lean)
         across = b @ np.linalg.inv(d)
-        score = float(self.score(views, motion[None])[0][0])
         if agreeing < t.agree * textured:
             return None
+        score = float(self.score(views, motion[None])[0][0])
         self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
         pull = gradient[:6] - across @ pulled
         return RoadMotion(motion, a - across @ b.T, pull, score, agreeing, textured)
 
     def _voted(
         self,
-        parts: list[tuple[RoadView, NDArray, Array, Array]],
+        found: _Found,
         prior: Prior,
         motion: Array,
         theta: Array,
@@ -391,16 +426,12 @@ class Road:
         """`motion` with the travel along the car's axis that most patches vote for: what drives
         ahead or lies in the shade of the car agrees on another one."""
         t = self.thresholds
-        votes, widths = [], []
-        for view, use, rays, covariance in parts:
-            residual, jacobian, slope = self._linearised(view, use, rays, motion, theta)
-            bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
-            weight = np.linalg.inv(covariance + bumps)
-            along = np.einsum("mi,mij->mj", jacobian[:, :, 0], weight)
-            strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
-            votes.append((along * residual).sum(1) / strength)
-            widths.append(1.0 / strength)
-        vote, width = np.concatenate(votes), np.concatenate(widths)
+        residual, jacobian, slope = self._linearised(found, motion, theta)
+        bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
+        weight = patch_alignment.inverted(found.covariance + bumps)
+        along = (jacobian[:, None, :, 0] @ weight)[:, 0]
+        strength = np.maximum((along * jacobian[:, :, 0]).sum(1), 1e-9)
+        vote, width = (along * residual).sum(1) / strength, 1.0 / strength
         reach = 3.0 * float(np.sqrt(prior.covariance[0, 0]))
         travel = np.linspace(-reach, reach, 121)
         off = np.square(travel[:, None] - vote) / (t.gate * width + (reach / 60) ** 2)
@@ -415,7 +446,8 @@ class Road:
         the car moved by `motion` [4, 4] is the car's own."""
         most = 2 * self.thresholds.body
         for view in views:
-            place = self._moved(view, self._ground(view.grid, view.use)[0], motion).place
+            ground = self._ground(view.grid, view.use)
+            place = self._moved(view, view.use, ground, motion[None]).place
             moved = np.abs(place - view.grid.pixel[view.use]).max(1) > self.thresholds.moves
             seen = view.use[moved]
             step = np.where(view.stays[moved], 1, -1)
@@ -426,69 +458,102 @@ class Road:
         spread = t.lean_keep**2 * covariance + np.eye(2) * (1 - t.lean_keep**2) * t.lean**2
         self._covariance = np.asarray(spread, np.float64)
 
-    def _ground(self, grid: _Grid, use: NDArray, theta: Array | None = None) -> tuple[Array, Array]:
-        """Points [K, 3] of the road in base_link that patches `use` show, and how they move along
-        their rays with the plane's height [K]."""
-        a, b = self.lean if theta is None else theta[6:8]
-        normal = np.array([-a, -b, 1.0])
-        toward = grid.toward[use]
-        over = 1.0 / np.minimum(toward @ normal, -1e-3)
-        high = -a * self.thresholds.middle - normal @ grid.centre
-        return grid.centre + toward * (high * over)[:, None], over
+    def _ground(self, grid: _Grid, use: NDArray) -> Array:
+        """Points [K, 3] of the road in base_link that patches `use` show."""
+        return self._on_plane(grid.toward[use], grid.centre, self.lean)[0]
 
-    def _moved(self, view: RoadView, ground: Array, motion: Array) -> _Seen:
-        """Where the image before shows ground points [K, 3] of now."""
+    def _on_plane(self, toward: Array, centre: Array, lean: Array) -> tuple[Array, Array]:
+        """Where rays [K, 3] from centres [K, 3] (or one) meet the road that leans by `lean` [2], in
+        base_link, and how these points move along them with the plane's height [K]."""
+        a, b = lean
+        normal = np.array([-a, -b, 1.0])
+        over = 1.0 / np.minimum(toward @ normal, -1e-3)
+        high = -a * self.thresholds.middle - centre @ normal
+        return centre + toward * (high * over)[:, None], over
+
+    def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array:
+        """The time that patches `use` [M] move for until the image before shows them at `place` [M,
+        2], as a share of that between the images: with a rolling shutter each row has its own;
+        1 without."""
+        lens = self._cameras.lenses[view.grid.camera]
+        if not lens.read_out:
+            return np.ones(len(use))
+        at = np.nan_to_num(place, nan=0.0)
+        before = np.clip(lens.late(at), -0.5 * lens.read_out, 0.5 * lens.read_out)
+        return np.asarray(1.0 + (view.grid.late[use] - before) / view.seconds, np.float64)
+
+    def _moved(self, view: RoadView, use: NDArray, ground: Array, motions: Array) -> _Seen:
+        """Where the image before shows ground points [K, 3] of now, which patches `use` [K] show,
+        by each of the motions [J, 4, 4]: one after the other, [J K]."""
         lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
-        T_before_now = now @ motion @ geometry.inverse(now)
+        count, back = len(motions), geometry.inverse(now)
         at = geometry.transform(now, ground)
         at[:, 2] = np.maximum(at[:, 2], 0.1)
-        there = geometry.transform(T_before_now, at)
+        every = np.tile(at, (count, 1))
+        T = now @ motions @ back
+        there = (at @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3]).reshape(-1, 3)
+        T = np.repeat(T, len(at), axis=0)
+        if lens.read_out:
+            rough = lens.pixels(there[:, :2] / np.maximum(there[:, 2:], 0.5))
+            shares = self._shares(view, np.tile(use, count), rough)
+            twists = np.stack([geometry.log(motion) for motion in motions])
+            T = now @ geometry.along(np.repeat(twists, len(at), axis=0), shares) @ back
+            there = (T[:, :3, :3] @ every[..., None])[..., 0] + T[:, :3, 3]
         ahead = there[:, 2] > 0.5
         there[:, 2] = np.where(ahead, there[:, 2], 1.0)
         xy = there[:, :2] / there[:, 2:]
         pixel = lens.pixels(xy)
         inside = ahead & lens.inside(pixel, 7.0)
-        normal = np.tile(now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), (len(at), 1))
-        warp, bend = patch_alignment.warps(at, normal, np.tile(T_before_now, (len(at), 1, 1)))
+        normal = np.broadcast_to(
+            now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), every.shape
+        )
+        warp, bend = patch_alignment.warps(every, normal, T)
         if lens.model == "none":
             f = lens.k[[0, 1], [0, 1]]
             warp, bend = warp * (f[:, None] / f[None]), bend / f
         else:
-            back = np.linalg.inv(lens.derivative(at[:, :2] / at[:, 2:]))
-            warp = lens.derivative(xy) @ warp @ back
-            bend = (bend[:, None] @ back)[:, 0]
+            inward = patch_alignment.inverted(lens.derivative(at[:, :2] / at[:, 2:]))
+            inward = np.tile(inward, (count, 1, 1))
+            warp = lens.derivative(xy) @ warp @ inward
+            bend = (bend[:, None] @ inward)[:, 0]
         sane = np.isfinite(warp).all((1, 2)) & (np.abs(warp).max((1, 2)) < 4.0)
         warp = np.where(sane[:, None, None], warp, np.eye(2))
         return _Seen(pixel, warp, np.where(sane[:, None], bend, 0.0), inside & sane)
 
     def _no_road(self, view: RoadView, place: Array) -> NDArray[np.bool_]:
-        """Patches [K] that stay where they are in the image, though a motion moves them to `place`
-        [K, 2]: if that is the motion, they do not show the road."""
-        moved = np.abs(place - view.grid.pixel[view.use]).max(1)
-        return view.stays & (moved > self.thresholds.moves)
+        """Patches that stay where they are in the image, though a motion moves them to `place` [J
+        K, 2], J motions one after the other: if that is the motion, they do not show the road."""
+        still = view.grid.pixel[view.use]
+        moved = np.abs(place.reshape(-1, *still.shape) - still).max(-1)
+        return (view.stays & (moved > self.thresholds.moves)).reshape(-1)
 
-    def _linearised(
-        self, view: RoadView, use: NDArray, rays: Array, motion: Array, theta: Array
-    ) -> tuple[Array, Array, Array]:
-        """Residual [K, 2] of rays in the image before, its derivative [K, 2, 8] by motion and lean,
-        and by a bump of the road there [K, 2]."""
-        ground, over = self._ground(view.grid, use, theta)
-        T = view.T_camera_base @ motion
-        q = geometry.transform(T, ground)
+    def _linearised(self, found: _Found, motion: Array, theta: Array) -> tuple[Array, Array, Array]:
+        """Residual [M, 2] of rays in the image before, its derivative [M, 2, 8] by motion and lean,
+        and by a bump of the road there [M, 2]."""
+        ground, over = self._on_plane(found.toward, found.centre, theta[6:8])
+        T = found.T_camera_base @ motion
+        if self._cameras.read_out:
+            T = found.T_camera_base @ geometry.along(geometry.log(motion), found.shares)
+        q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
         z = np.maximum(q[:, 2], 0.1)
         xy = q[:, :2] / z[:, None]
         lens = np.zeros((len(q), 2, 3))
         lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
         lens[:, :, 2] = -xy / z[:, None]
-        toward = lens @ T[:3, :3]
-        along = np.einsum("mij,mj->mi", toward, view.grid.toward[use])
+        toward = lens @ T[:, :3, :3]
+        along = (toward @ found.toward[..., None])[..., 0]
+        x, y, height = ground.T
         jacobian = np.empty((len(q), 2, 8))
         jacobian[:, :, :3] = toward
-        jacobian[:, :, 3:6] = np.cross(ground[:, None], toward)
-        jacobian[:, :, 6] = along * ((ground[:, 0] - self.thresholds.middle) * over)[:, None]
-        jacobian[:, :, 7] = along * (ground[:, 1] * over)[:, None]
+        jacobian[:, :, 3] = y[:, None] * toward[:, :, 2] - height[:, None] * toward[:, :, 1]
+        jacobian[:, :, 4] = height[:, None] * toward[:, :, 0] - x[:, None] * toward[:, :, 2]
+        jacobian[:, :, 5] = x[:, None] * toward[:, :, 1] - y[:, None] * toward[:, :, 0]
+        # a step of the motion is so much of it for a row of its own time
+        jacobian[:, :, :6] *= found.shares[:, None, None]
+        jacobian[:, :, 6] = along * ((x - self.thresholds.middle) * over)[:, None]
+        jacobian[:, :, 7] = along * (y * over)[:, None]
         slope = along * over[:, None]
-        return rays - xy, jacobian, slope
+        return found.rays - xy, jacobian, slope
 
 
 def _others(scores: Array, best: int) -> NDArray[np.bool_]:
@@ -534,4 +599,5 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
     q = geometry.transform(geometry.inverse(mount), ahead_by)
     way = lens.pixels(q[:, :2] / np.maximum(q[:, 2:], 0.1)) - pixel[which]
     way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-9)
-    return _Grid(camera, pixel[which].astype(np.float32), toward[which], mount[:3, 3], way, stayed)
+    seen = pixel[which].astype(np.float32)
+    return _Grid(camera, seen, toward[which], mount[:3, 3], way, lens.late(seen), stayed)

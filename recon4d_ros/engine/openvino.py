@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.engine.any_size import input_shapes
 from recon4d_ros.engine.base import EngineSpec
+from recon4d_ros.engine.openvino_cache import compiled
 
 
 class OpenVinoRuntime:
@@ -34,7 +35,8 @@ class OpenVinoRuntime:
         graph = core.read_model(str(model))
         if spec.shapes:
             graph.reshape({name: list(shape) for name, shape in input_shapes(spec).items()})
-        self._compiled = core.compile_model(graph, "CPU", config)
+        digest = "" if spec.files else spec.model_sha256
+        self._compiled = compiled(core, graph, model, digest, config)
         self._request = self._compiled.create_infer_request()
         self.device = (
             f"openvino CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}), {spec.precision}"

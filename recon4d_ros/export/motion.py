@@ -17,13 +17,12 @@ from recon4d_ros.engine.base import (
     sha256_of,
 )
 from recon4d_ros.engine.motion import PROBABILITY
-from recon4d_ros.errors import EngineError
 from recon4d_ros.export import MOTION as MOTION_NETWORK
 from recon4d_ros.export.compare import compare_apart
 from recon4d_ros.export.graph import builders, write_graph
 from recon4d_ros.export.parity import check_parity, in_shares
 from recon4d_ros.export.reference import from_pytorch
-from recon4d_ros.networks.motion import STATE, MotionNetwork, frame_inputs, memory_shapes
+from recon4d_ros.networks.motion import STATE, frame_inputs, load_network, memory_shapes
 
 CAMERAS, GRID = 6, (96, 160)
 """What it is measured at."""
@@ -32,20 +31,6 @@ LARGEST = 128
 """Sides of the grid are so many times MULTIPLE at most."""
 
 MOST_CAMERAS = 64
-
-
-def load_network(checkpoint: Path) -> MotionNetwork:
-    """The network of a checkpoint that `recon4d train` wrote. Raises EngineError."""
-    try:
-        kept = torch.load(checkpoint, weights_only=True)
-        network = MotionNetwork()
-        network.load_state_dict(kept["network"])
-    except FileNotFoundError:
-        raise EngineError(f"{checkpoint}: no such file") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise EngineError(f"{checkpoint}: is no checkpoint of {MOTION_NETWORK}: {reason}") from None
-    return network.eval()
 
 
 def write_motion(folder: Path, checkpoint: Path) -> EngineSpec:

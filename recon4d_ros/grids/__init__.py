@@ -7,13 +7,12 @@ around the car with the dynamic objects in it (local.py); both live by what came
 
 from recon4d_ros.grids.distance import distance_field
 from recon4d_ros.grids.grids import Grids
-from recon4d_ros.grids.lasting import GridState, LastingGrid
+from recon4d_ros.grids.lasting import LastingGrid
 from recon4d_ros.grids.map_server import read_map, write_map
 from recon4d_ros.grids.parameters import GridParameters
 
 __all__ = [
     "GridParameters",
-    "GridState",
     "Grids",
     "LastingGrid",
     "distance_field",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,15 @@ from recon4d_ros.grids.lasting import SURE, LastingGrid
 from recon4d_ros.grids.local import LocalGrid
 from recon4d_ros.grids.parameters import GridParameters
 from recon4d_ros.grids.sight import Looker
-from recon4d_ros.types import Calibration, Geometry, Motion, OccupancyGrid, PoseEstimate
+from recon4d_ros.types import (
+    Calibration,
+    Geometry,
+    GridTiles,
+    MapMotion,
+    Motion,
+    OccupancyGrid,
+    PoseEstimate,
+)
 
 BASELINE = 0.25  # m: frames nearer together repeat each other's errors, as the static map has it
 MOST_CELLS = 8192  # along an edge of the lasting grid: 200 MB
@@ -61,10 +68,11 @@ class Grids:
         self._look = Looker(calibration, parameters)
         self.lasting = LastingGrid(parameters)
         self._local = LocalGrid(parameters)
+        self._aside: GridTiles | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything: map begins anew."""
+        """Forgets what was seen: map begins anew."""
         self.lasting.reset()
         self._local.reset()
         self._read_ns: int | None = None
@@ -99,16 +107,45 @@ class Grids:
         corner = np.asarray(origin * p.resolution, np.float64)
         return OccupancyGrid(stamp_ns, values, p.resolution, corner, self._height)
 
+    def tiles(self) -> GridTiles:
+        """The lasting grid of the whole drive, to be saved."""
+        return self.lasting.tiles()
+
     def around(self, stamp_ns: int) -> OccupancyGrid:
         """The lasting grid around the car."""
         return self.lasting.around(stamp_ns, self._height)
 
-    def moved(self, motion: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+    def use(self, tiles: GridTiles | None) -> None:
+        """Another map, in which the car is not found yet (see `attach`), and its grid if it has
+        one; what was seen until now is forgotten. Raises ValueError if its cells are of another
+        size: it is then done without."""
+        self.reset()
+        self._aside = None
+        if tiles is not None:
+            self.lasting.check(tiles)
+            self._aside = tiles
+
+    def attach(self) -> None:
+        """The car is in that map: what was seen until now lies there (`moved` says where), and what
+        the other grid knows is added."""
+        if self._aside is not None and self._parameters.enabled:
+            self.lasting.add(self._aside)
+
+    def set_aside(self) -> None:
+        """Where the car is in the map of until now is not known any more: that map's grid waits for
+        `attach`."""
+        self._aside = self.lasting.tiles()
+        self.reset()
+
+    def moved(self, motion: MapMotion) -> None:
         """The map moved (a loop closed): the lasting grid goes along, as `LastingGrid.moved`; what
         the static map has around the car is read anew with the next frame set, and what the local
         grid saw is forgotten."""
         self.lasting.moved(motion)
         self._local.reset()
+        if self._position is not None:
+            T = motion.at(self._position[None])[0]
+            self._position = T[:3, :3] @ self._position + T[:3, 3]
         self._read_ns = self._looked_at = None
 
     def read(self, static_map: StaticMap) -> None:

@@ -14,16 +14,17 @@ Cells are counted from map's origin and lie in tiles of TILE x TILE. Those aroun
 array (the canvas) that moves tile by tile; the others are packed (zlib: a tile takes a few hundred
 bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
 
-When the map moves (a loop closes), `moved` carries every tile by its own rigid motion; what is
-within the map's reach is read from the moved voxels again at the next `read_map` (`Grids.moved`
-does both). `state` and `restore` are the same tiles as plain arrays, for saving and loading;
-nothing saves them yet.
+When the map moves (a loop closes), `moved` carries the canvas' tiles by their own rigid motions; of
+those that are packed it only notes the motion, and they are put in their place when the car comes
+near: a drive of kilometres costs hardly more than one of metres. What is within the map's reach is
+read from the moved voxels again at the next `read_map` (`Grids.moved` does both). `tiles` gives all
+of it, to be saved; `add` takes such tiles of another drive.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.grids.parameters import GridParameters
 from recon4d_ros.grids.sight import Sight
-from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, OccupancyGrid
+from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, GridTiles, MapMotion, OccupancyGrid
 
 TILE = 128  # cells
 BLOCK = 8  # cells that share a height of the road
@@ -41,30 +42,16 @@ ROAD_RANGE = 25.0  # m: as far as the road's plane is fitted (dynamics/ground.py
 SURE = 20  # evidence of free space that one frame gives
 MOST = 120  # evidence at most: six frames
 STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
-MOST_TILES = 20_000  # packed: about 90 km of street, cells of 0.2 m, in 60 MB; moved: unpacked
+MOST_TILES = 20_000  # packed: about 90 km of street, cells of 0.2 m, in 60 MB
 MOST_CELLS = 1 << 26  # of a grid that is written as one
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class GridState:
-    """The whole grid as arrays. resolution: m. tiles: [K, 2] int64, index (x, y) of each tile.
-    free, stood: [K, TILE, TILE] uint8 evidence; occupied: [K, TILE, TILE] bool; rows along y. road,
-    nearest: [K, BLOCKS, BLOCKS] float32: height of the road in map (NaN: not known), and from how
-    far away it was estimated, metres."""
-
-    resolution: float
-    tiles: NDArray[np.int64]
-    free: NDArray[np.uint8]
-    stood: NDArray[np.uint8]
-    occupied: NDArray[np.bool_]
-    road: NDArray[np.float32]
-    nearest: NDArray[np.float32]
-
-
 @dataclass
 class _Layers:
-    """What a rectangle of cells knows; see GridState."""
+    """What a rectangle of cells knows, rows along y. free, stood: uint8, evidence; occupied: bool.
+    road, nearest: float32, per block, height of the road in map (NaN: not known), and from how far
+    away it was estimated, metres."""
 
     free: NDArray[np.uint8]
     stood: NDArray[np.uint8]
@@ -103,6 +90,22 @@ class _Layers:
         self.occupied[:] = other.occupied
         self.road[:], self.nearest[:] = other.road, other.nearest
 
+    def merge(self, other: _Layers) -> None:
+        """Where two overlap, occupied goes before free, the larger evidence before the smaller, the
+        road that was seen nearer before the other."""
+        np.maximum(self.free, other.free, out=self.free)
+        np.maximum(self.stood, other.stood, out=self.stood)
+        self.occupied |= other.occupied
+        nearer = other.nearest < self.nearest
+        self.nearest[nearer] = other.nearest[nearer]
+        self.road[nearer] = other.road[nearer]
+
+    @property
+    def level(self) -> float:
+        """Height of the road, m in map; 0 where it is not known."""
+        height = self.road[np.isfinite(self.road)]
+        return float(np.median(height)) if len(height) else 0.0
+
     @property
     def empty(self) -> bool:
         return not (
@@ -118,7 +121,11 @@ class _Layers:
 
     @classmethod
     def unpacked(cls, data: bytes) -> _Layers:
-        raw = np.frombuffer(zlib.decompress(data), np.uint8)
+        """Raises ValueError where these are no packed layers."""
+        try:
+            raw = np.frombuffer(zlib.decompress(data), np.uint8)
+        except zlib.error as error:
+            raise ValueError(f"a tile of the grid is damaged: {error}") from None
         cells, blocks = TILE * TILE, BLOCKS * BLOCKS
         free, stood, bits, road, nearest = np.split(
             raw, np.cumsum([cells, cells, cells // 8, blocks * 4])
@@ -130,6 +137,14 @@ class _Layers:
             road.view(np.float32).reshape(BLOCKS, BLOCKS),
             nearest.view(np.float32).reshape(BLOCKS, BLOCKS),
         )
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A tile where its index says. level: height of its road, m in map."""
+
+    data: bytes
+    level: float
 
 
 class LastingGrid:
@@ -148,7 +163,8 @@ class LastingGrid:
         """Forgets everything."""
         self._canvas = _Layers.blank(self._tiles)
         self._corner = np.zeros(2, np.int64)  # tile (x, y) of the canvas' first
-        self._packed: dict[tuple[int, int], bytes] = {}
+        self._packed: dict[tuple[int, int], _Packed] = {}
+        self._away = _tiles(self._parameters.resolution, [])  # not put where they lie yet
         self._centred = False
 
     # ---- what comes in
@@ -232,17 +248,21 @@ class LastingGrid:
     def whole(self, stamp_ns: int = 0) -> OccupancyGrid:
         """All of the drive, cut to what is known; of a drive too long for MOST_CELLS with cells
         twice, four times, ... as wide (occupied if any part is, free if all parts are)."""
-        known = {index: layers for index, layers in self._all() if not layers.empty}
+        self._settle(np.ones(len(self._away), bool))
+        known = [index for index, layers in self._canvas_tiles() if not layers.empty]
+        known += list(self._packed)  # each is the one or the other
         if not known:
             return self._grid(np.full((1, 1), UNKNOWN, np.int8), np.zeros(2, np.int64), stamp_ns)
-        low = np.min(list(known), axis=0)
-        count = np.max(list(known), axis=0) - low + 1
+        low = np.min(known, axis=0)
+        count = np.max(known, axis=0) - low + 1
         factor = 1
         while np.prod(count * (TILE // factor)) > MOST_CELLS and factor < TILE:
             factor *= 2
         t = TILE // factor
         values = np.full((count[1] * t, count[0] * t), UNKNOWN, np.int8)
-        for (x, y), layers in known.items():
+        for (x, y), layers in self._all():
+            if layers.empty:
+                continue
             blocks = self._values_of(layers).reshape(t, factor, t, factor)
             part = np.asarray(blocks.swapaxes(1, 2)).reshape(t, t, -1)
             coarse = np.where((part == FREE).all(-1), FREE, UNKNOWN)
@@ -256,62 +276,52 @@ class LastingGrid:
         corner = low * t + np.array([columns[0], rows[0]])
         return self._grid(np.ascontiguousarray(cut), corner, stamp_ns, factor)
 
-    def state(self) -> GridState:
+    def tiles(self) -> GridTiles:
         """Everything, to be saved."""
-        known = [(index, layers) for index, layers in self._all() if not layers.empty]
+        here = [
+            (index, _Packed(layers.packed(), layers.level))
+            for index, layers in self._canvas_tiles()
+            if not layers.empty
+        ]
+        resolution = self._parameters.resolution
+        return _joined(self._away, _tiles(resolution, [*self._packed.items(), *here]))
 
-        def stacked(name: str, blank: NDArray) -> NDArray:
-            return np.stack([getattr(layers, name) for _, layers in known]) if known else blank[:0]
-
-        none = _Layers.blank(1)
-        return GridState(
-            self._parameters.resolution,
-            np.array([index for index, _ in known], np.int64).reshape(-1, 2),
-            *(
-                stacked(name, getattr(none, name)[None])
-                for name in ("free", "stood", "occupied", "road", "nearest")
-            ),
-        )
-
-    def restore(self, state: GridState) -> None:
-        """Takes what `state` gave, in place of everything. Raises ValueError if its cells are of
-        another size."""
-        if abs(state.resolution - self._parameters.resolution) > 1e-9:
+    def check(self, tiles: GridTiles) -> None:
+        """Raises ValueError if the cells of tiles are of another size."""
+        if abs(tiles.resolution - self._parameters.resolution) > 1e-9:
             raise ValueError(
-                f"the grid's cells are {state.resolution:g} m: expected"
+                f"the grid's cells are {tiles.resolution:g} m: expected"
                 f" {self._parameters.resolution:g} m (parameter grids.resolution)"
             )
-        self.reset()
-        for index, *layers in zip(
-            state.tiles.tolist(),
-            state.free,
-            state.stood,
-            state.occupied,
-            state.road,
-            state.nearest,
-            strict=True,
-        ):
-            self._keep((index[0], index[1]), _Layers(*layers))
 
-    def moved(self, motion: Callable[[Array], Array]) -> None:
-        """The map moved: every tile goes along by its own rigid motion.
+    def add(self, tiles: GridTiles) -> None:
+        """What another drive knew of the same map. Raises ValueError as `check`."""
+        self.check(tiles)
+        self._away = _joined(self._away, tiles)
+        self._settle_near()
 
-        motion: middle of a tile [3] in the old map (m) -> T_new_old [4, 4], of which the turn about
-        z and the way of the middle are taken. Where tiles then overlap, occupied goes before free,
-        the larger evidence before the smaller, the road that was seen nearer before the other.
-        """
-        old = [(index, layers) for index, layers in self._all() if not layers.empty]
+    def moved(self, motion: MapMotion) -> None:
+        """The map moved: every tile goes along by its own rigid motion, of which the turn about z
+        and the way of the tile's middle are taken. Where tiles then overlap: `_Layers.merge`."""
         size = self._parameters.resolution * TILE
-        self.reset()
-        fresh: dict[tuple[int, int], _Layers] = {}
-        for index, layers in old:
-            height = layers.road[np.isfinite(layers.road)]
-            level = float(np.median(height)) if len(height) else 0.0
-            middle = np.array([*((np.array(index) + 0.5) * size), level])
-            T = _level(np.asarray(motion(middle), np.float64), middle)
-            _carry(layers, np.array(index), T, self._parameters.resolution, fresh)
-        for index, layers in fresh.items():
-            self._keep(index, layers)
+        packed = _tiles(self._parameters.resolution, list(self._packed.items()))
+        away = _joined(self._away, packed)
+        self._packed = {}
+        middle = _moved_middles(away)
+        self._away = replace(away, motion=_level(motion.at(middle), middle) @ away.motion)
+        if not self._centred:
+            return
+        old = [(index, layers) for index, layers in self._canvas_tiles() if not layers.empty]
+        index = np.array([one for one, _ in old], np.int64).reshape(-1, 2)
+        level = np.array([layers.level for _, layers in old])
+        middle = np.column_stack([(index + 0.5) * size, level])
+        T = _level(motion.at(middle), middle)
+        centre = np.array([*(self._corner + 0.5 * self._tiles) * size, 0.0])
+        reached = motion.at(centre[None])[0]
+        self._canvas, self._centred = _Layers.blank(self._tiles), False
+        self._follow(reached[:2, :3] @ centre + reached[:2, 3])
+        for (one, layers), way in zip(old, T, strict=True):
+            self._carry(layers, np.array(one), way)
 
     # ---- the canvas and the tiles beside it
 
@@ -333,30 +343,67 @@ class LastingGrid:
         for row in range(self._tiles):
             for column in range(self._tiles):
                 key = (int(corner[0]) + column, int(corner[1]) + row)
-                if (data := self._packed.pop(key, None)) is not None:
-                    self._canvas.tile(row, column).take(_Layers.unpacked(data))
+                if (packed := self._packed.pop(key, None)) is not None:
+                    self._canvas.tile(row, column).take(_Layers.unpacked(packed.data))
+        self._settle_near()
+
+    def _settle_near(self) -> None:
+        """Puts those tiles where they lie that reach into the canvas."""
+        if not (self._centred and len(self._away)):
+            return
+        size = TILE * self._parameters.resolution
+        centre = (self._corner + 0.5 * self._tiles) * size
+        reach = (0.5 * self._tiles + np.sqrt(0.5)) * size
+        off = _moved_middles(self._away)[:, :2] - centre
+        self._settle((np.abs(off) < reach).all(axis=1))
+
+    def _settle(self, which: NDArray[np.bool_]) -> None:
+        """Puts some of the tiles that are away where they lie."""
+        away, self._away = self._away, _taken(self._away, ~which)
+        for i in np.flatnonzero(which).tolist():
+            try:
+                layers = _Layers.unpacked(away.data[i])
+            except ValueError:  # of a file that was written by somebody else
+                self.dropped += 1
+                continue
+            self._carry(layers, away.index[i], away.motion[i])
+
+    def _carry(self, layers: _Layers, index: NDArray[np.int64], T: Array) -> None:
+        """A tile by T [4, 4] into those that it then lies on."""
+        for key, part in _carried(layers, index, T, self._parameters.resolution):
+            place = np.array(key) - self._corner
+            if self._centred and (place >= 0).all() and (place < self._tiles).all():
+                self._canvas.tile(place[1], place[0]).merge(part)
+            else:
+                self._keep(key, part)
 
     def _keep(self, index: tuple[int, int], layers: _Layers) -> None:
+        if (there := self._packed.get(index)) is not None:
+            layers.merge(_Layers.unpacked(there.data))
         if layers.empty:
             return
-        self._packed[index] = layers.packed()
-        if len(self._packed) > MOST_TILES:
-            middle = self._corner + self._reach
-            far = max(self._packed, key=lambda key: float(np.abs(np.array(key) - middle).max()))
-            del self._packed[far]
-            self.dropped += 1
+        self._packed[index] = _Packed(layers.packed(), layers.level)
+        if len(self._packed) + len(self._away) > MOST_TILES:
+            self._drop_farthest()
+
+    def _drop_farthest(self) -> None:
+        middle = self._corner + self._reach
+        far = max(self._packed, key=lambda key: float(np.abs(np.array(key) - middle).max()))
+        del self._packed[far]
+        self.dropped += 1
 
     def _canvas_tiles(self) -> Iterator[tuple[tuple[int, int], _Layers]]:
+        if not self._centred:
+            return
         for row in range(self._tiles):
             for column in range(self._tiles):
                 index = (int(self._corner[0]) + column, int(self._corner[1]) + row)
                 yield index, self._canvas.tile(row, column)
 
     def _all(self) -> Iterator[tuple[tuple[int, int], _Layers]]:
-        for index, data in self._packed.items():
-            yield index, _Layers.unpacked(data)
-        if self._centred:
-            yield from self._canvas_tiles()
+        for index, packed in self._packed.items():
+            yield index, _Layers.unpacked(packed.data)
+        yield from self._canvas_tiles()
 
     def _window(self, origin: NDArray[np.int64], n: int) -> tuple[slice, slice]:
         x, y = (origin - self._corner * TILE).tolist()
@@ -388,57 +435,101 @@ class LastingGrid:
         )
 
 
+def _tiles(resolution: float, packed: list[tuple[tuple[int, int], _Packed]]) -> GridTiles:
+    """Of tiles that lie where their index says."""
+    return GridTiles(
+        resolution,
+        np.array([index for index, _ in packed], np.int64).reshape(-1, 2),
+        np.tile(np.eye(4), (len(packed), 1, 1)),
+        np.array([one.level for _, one in packed], np.float64),
+        tuple(one.data for _, one in packed),
+    )
+
+
+def _joined(a: GridTiles, b: GridTiles) -> GridTiles:
+    return GridTiles(
+        a.resolution,
+        np.concatenate([a.index, b.index]),
+        np.concatenate([a.motion, b.motion]),
+        np.concatenate([a.level, b.level]),
+        a.data + b.data,
+    )
+
+
+def _taken(tiles: GridTiles, which: NDArray[np.bool_]) -> GridTiles:
+    return GridTiles(
+        tiles.resolution,
+        tiles.index[which],
+        tiles.motion[which],
+        tiles.level[which],
+        tuple(tiles.data[i] for i in np.flatnonzero(which).tolist()),
+    )
+
+
+def _moved_middles(tiles: GridTiles) -> Array:
+    """[K, 3] where the middles of tiles are in map."""
+    then = np.column_stack([(tiles.index + 0.5) * TILE * tiles.resolution, tiles.level])
+    moved = np.einsum("kij,kj->ki", tiles.motion[:, :3, :3], then) + tiles.motion[:, :3, 3]
+    return np.asarray(moved, np.float64)
+
+
 def _level(T: Array, middle: Array) -> Array:
-    """T without its tilt: it takes `middle` where T does, and turns about z alone."""
-    yaw = np.arctan2(T[1, 0], T[0, 0])
-    flat = np.eye(4)
-    flat[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
-    flat[:3, 3] = T[:3, :3] @ middle + T[:3, 3] - flat[:3, :3] @ middle
+    """Motions [K, 4, 4] without their tilt: each takes its `middle` [K, 3] where T does, and turns
+    about z alone."""
+    yaw = np.arctan2(T[:, 1, 0], T[:, 0, 0])
+    flat = np.tile(np.eye(4), (len(T), 1, 1))
+    flat[:, 0, 0] = flat[:, 1, 1] = np.cos(yaw)
+    flat[:, 1, 0] = np.sin(yaw)
+    flat[:, 0, 1] = -flat[:, 1, 0]
+    turned = np.einsum("kij,kj->ki", T[:, :3, :3] - flat[:, :3, :3], middle)
+    flat[:, :3, 3] = turned + T[:, :3, 3]
     return flat
 
 
-def _carry(
-    layers: _Layers,
-    index: NDArray[np.int64],
-    T: Array,
-    resolution: float,
-    into: dict[tuple[int, int], _Layers],
-) -> None:
-    """One tile by T [4, 4] into those that it then lies on."""
-    yaw = np.arctan2(T[1, 0], T[0, 0])
-    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
-    corner = np.asarray(index * TILE * resolution, np.float64)
-    square = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * TILE * resolution + corner
+def _carried(
+    layers: _Layers, index: NDArray[np.int64], T: Array, resolution: float
+) -> Iterator[tuple[tuple[int, int], _Layers]]:
+    """One tile by T [4, 4], which turns about z alone: the parts of the tiles that it then lies
+    on."""
+    turn = T[:2, :2]
+    size = TILE * resolution
+    corner = np.asarray(index * size, np.float64)
+    square = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * size + corner
     reached = square @ turn.T + T[:2, 3]
-    low, high = (
-        np.floor(edge / (TILE * resolution)).astype(np.int64)
-        for edge in (reached.min(axis=0), reached.max(axis=0) - 1e-9)
-    )
+    low = np.floor(reached.min(axis=0) / size + 1e-9).astype(np.int64)
+    high = np.floor(reached.max(axis=0) / size - 1e-9).astype(np.int64)
+    cells = cv2.merge([layers.free, layers.stood, layers.occupied.view(np.uint8)])
+    road = cv2.merge([layers.road, layers.nearest])
     for x in range(low[0], high[0] + 1):
         for y in range(low[1], high[1] + 1):
-            cells, inside = _back(x, y, turn, T, corner, resolution)
-            target = into.setdefault((x, y), _Layers.blank(1))
-            r, c = cells
-            for evidence, old in ((target.free, layers.free), (target.stood, layers.stood)):
-                np.maximum(evidence, np.where(inside, old[r, c], 0), out=evidence)
-            target.occupied |= inside & layers.occupied[r, c]
-            blocks, known = _back(x, y, turn, T, corner, resolution * BLOCK, BLOCKS)
-            near = np.where(known, layers.nearest[blocks], np.inf).astype(np.float32)
-            nearer = near < target.nearest
-            target.nearest[nearer] = near[nearer]
-            target.road[nearer] = layers.road[blocks][nearer] + np.float32(T[2, 3])
+            moved, heights = (
+                cv2.warpAffine(
+                    image,
+                    _back(np.array([x, y]) * size, turn, T[:2, 3], corner, step),
+                    (count, count),
+                    flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+                    borderValue=outside,
+                )
+                for image, step, count, outside in (
+                    (cells, resolution, TILE, (0, 0, 0)),
+                    (road, resolution * BLOCK, BLOCKS, (np.nan, np.inf)),
+                )
+            )
+            yield (
+                (x, y),
+                _Layers(
+                    np.array(moved[..., 0], np.uint8),
+                    np.array(moved[..., 1], np.uint8),
+                    moved[..., 2] != 0,
+                    heights[..., 0] + np.float32(T[2, 3]),
+                    np.array(heights[..., 1], np.float32),
+                ),
+            )
 
 
-def _back(
-    x: int, y: int, turn: Array, T: Array, corner: Array, step: float, count: int = TILE
-) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
-    """For every cell of tile (x, y) the (row, column) of the old tile that it shows, and whether
-    it shows one. step: edge of the cells, `count` of which make a tile."""
-    middle = (np.arange(count) + 0.5) * step
-    new = np.stack(
-        np.meshgrid(middle + x * count * step, middle + y * count * step), axis=-1
-    )  # [row, column, 2]
-    old = (new - T[:2, 3]) @ turn - corner
-    column, row = np.moveaxis(np.floor(old / step).astype(np.int64), -1, 0)
-    inside = (row >= 0) & (row < count) & (column >= 0) & (column < count)
-    return (np.clip(row, 0, count - 1), np.clip(column, 0, count - 1)), inside
+def _back(new: Array, turn: Array, shift: Array, old: Array, step: float) -> Array:
+    """[2, 3]: from a pixel of the tile whose corner is at `new` to the pixel of the tile whose
+    corner was at `old` that lies there. step: edge of a cell."""
+    across = turn.T
+    first = across @ (new + 0.5 * step - shift) - old
+    return np.column_stack([across, first / step - 0.5])

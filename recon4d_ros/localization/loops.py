@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recon4d_ros import geometry
 from recon4d_ros.localization.agreement import AGREE, AGREE_TURN, KEPT, Said, agree, independent
 from recon4d_ros.localization.keyframes import Keyframe
+from recon4d_ros.localization.nearby import Nearby
 from recon4d_ros.localization.pose_graph import Edge, solved
 from recon4d_ros.localization.relocalizer import Answer, apart
 
@@ -83,18 +84,15 @@ class LoopCloser:
         """Whether there is anything to come back to after so many metres driven."""
         return self._on and bool(self._nodes) and way - self._nodes[0].way > BACK
 
-    def reach(self, frames: Sequence[Keyframe], T_map_base: Array, way: float) -> NDArray[np.bool_]:
-        """[K] which keyframes of this way the car may have come back to."""
-        out = np.zeros(len(frames), np.bool_)
-        if not self._on:
+    def reach(self, near: Nearby, T_map_base: Array, way: float) -> NDArray[np.bool_]:
+        """[K] which of the keyframes are of this way, and the car may have come back to them."""
+        out = np.zeros(len(near), np.bool_)
+        if not (self._on and self._nodes):
             return out
-        for node in self._nodes:
-            driven = way - node.way
-            if driven <= BACK:
-                break
-            place = frames[node.index]
-            away = float(np.linalg.norm(place.T_map_base[:3, 3] - T_map_base[:3, 3]))
-            out[node.index] = place.count > 0 and away < NEAR + DRIFT * driven
+        driven = way - np.array([node.way for node in self._nodes])
+        mine = slice(self._nodes[0].index, self._nodes[0].index + len(self._nodes))
+        away = np.linalg.norm(near.position[mine] - T_map_base[:3, 3], axis=1)
+        out[mine] = (driven > BACK) & near.useful[mine] & (away < NEAR + DRIFT * driven)
         return out
 
     def hear(self, said: Said, index: int, frames: Sequence[Keyframe], T_map_odom: Array) -> None:

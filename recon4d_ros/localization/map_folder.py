@@ -7,6 +7,7 @@
     keyframes.npz   poses, mounts, stamps and numbers of features
     features.bin    the keyframes' features (keyframes.FEATURE)
     vocabulary.npy  [V, 32] uint8: the words that keyframes are looked up by
+    grid.npz        the occupancy grid (types.GridTiles; its tiles' bytes one after another)
     thumbnails/     what the cameras saw, for people; not checked
 
 It is written beside its place and renamed, so nobody ever sees half of one. A file beside it
@@ -38,17 +39,18 @@ from recon4d_ros.localization.keyframes import FEATURE, Keyframe
 from recon4d_ros.localization.relocalizer import apart
 from recon4d_ros.localization.vocabulary import Vocabulary
 from recon4d_ros.mapping.archive import Chunks, VoxelArchive, read_squares, write_squares
-from recon4d_ros.types import Rig
+from recon4d_ros.types import GridTiles, Rig
 
-FORMAT, VERSION = "recon4d map", 1
+FORMAT, VERSION = "recon4d map", 2
 MAP, RIG, VOXELS, SQUARES = "map.json", "rig.yaml", "voxels.ply", "squares.npy"
-FRAMES, FEATURES, WORDS, THUMBNAILS = (
+FRAMES, FEATURES, WORDS, GRID, THUMBNAILS = (
     "keyframes.npz",
     "features.bin",
     "vocabulary.npy",
+    "grid.npz",
     "thumbnails",
 )
-CHECKED = (RIG, VOXELS, SQUARES, FRAMES, FEATURES, WORDS)
+CHECKED = (RIG, VOXELS, SQUARES, FRAMES, FEATURES, WORDS, GRID)
 _LARGEST = 1_000_000  # bytes that a map.json has at most
 # by how much a calibration may have been improved since, and it is still the same rig
 _FOCAL, _SHIFT, _TURN = 0.05, 0.2, np.radians(5.0)
@@ -57,8 +59,9 @@ _AT_CWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 @dataclass(frozen=True)
 class MapFolder:
-    """A map that was opened: its keyframes, the file of their features, and its voxels. read_only:
-    why it may not be written, empty if it may."""
+    """A map that was opened: its keyframes, the file of their features, its voxels and its grid
+    (None where it was saved without one). read_only: why it may not be written, empty if it
+    may."""
 
     path: Path
     frames: list[Keyframe]
@@ -66,6 +69,7 @@ class MapFolder:
     feature_count: int
     vocabulary: Vocabulary
     archive: VoxelArchive
+    grid: GridTiles | None
     lock: Lock
 
     @property
@@ -85,6 +89,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.refused = ""
         self._descriptor = -1
+        folder = folder.absolute()
         path = folder.parent / f".{folder.name}.lock"
         try:
             if folder.exists() and not os.access(folder, os.W_OK):
@@ -129,10 +134,16 @@ def open_map(path: Path, rig: Rig) -> MapFolder:
             raise ValueError(f"{WORDS} has another layout")
         if not len(words) or not frames:
             raise ValueError("it has no keyframe")
+        grid = _grid(path)
         voxels, squares = read_squares(path, SQUARES, VOXELS)
     except MapError:
         raise
     except OSError as error:
+        file = Path(str(error.filename or path))
+        if file.parent == path and is_map(path):
+            raise MapError(
+                f"map {path} is damaged: {file.name} cannot be read: {error.strerror}"
+            ) from None
         raise MapError(
             f"map {path} cannot be read: {error.strerror or error} (expected a folder that"
             " ~/save_map or `recon4d replay --save-map` wrote)"
@@ -146,6 +157,7 @@ def open_map(path: Path, rig: Rig) -> MapFolder:
         count,
         Vocabulary(words),
         VoxelArchive(voxels, squares, str(path)),
+        grid,
         Lock(path),
     )
 
@@ -244,10 +256,49 @@ def _frames(path: Path, cameras: int) -> tuple[list[Keyframe], int]:
     return frames, starts[-1]
 
 
+def _grid(path: Path) -> GridTiles | None:
+    with np.load(path / GRID, allow_pickle=False) as file:
+        resolution, index, motion, level, sizes, data = (
+            file[name] for name in ("resolution", "index", "motion", "level", "sizes", "data")
+        )
+    number = len(sizes)
+    if (
+        sizes.shape != (number,)
+        or index.shape != (number, 2)
+        or motion.shape != (number, 4, 4)
+        or level.shape != (number,)
+        or resolution.shape != ()
+        or data.dtype != np.uint8
+        or not (np.isfinite(motion).all() and np.isfinite(level).all())
+        or (sizes < 0).any()
+        or data.shape != (sizes.sum(),)
+    ):
+        raise ValueError(f"{GRID} has another layout")
+    if not number:
+        return None
+    ends = np.cumsum(sizes).tolist()
+    whole = data.tobytes()
+    tiles = tuple(whole[a:b] for a, b in zip([0, *ends], ends, strict=False))
+    return GridTiles(float(resolution), index.astype(np.int64), motion, level, tiles)
+
+
+def _write_grid(path: Path, grid: GridTiles | None) -> None:
+    tiles = grid.data if grid is not None else ()
+    np.savez(
+        path,
+        resolution=np.float64(grid.resolution if grid is not None else 0.0),
+        index=grid.index if grid is not None else np.zeros((0, 2), np.int64),
+        motion=grid.motion if grid is not None else np.zeros((0, 4, 4)),
+        level=grid.level if grid is not None else np.zeros(0),
+        sizes=np.array([len(tile) for tile in tiles], np.int64),
+        data=np.frombuffer(b"".join(tiles), np.uint8),
+    )
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a map folder is written from. features: bytes of each keyframe's features. thumbnails:
-    of each, empty for none. voxel_size: m."""
+    of each, empty for none. voxel_size: m. grid: None for none."""
 
     rig: Rig
     frames: list[Keyframe]
@@ -256,22 +307,20 @@ class Contents:
     vocabulary: Vocabulary
     voxels: Chunks
     voxel_size: float
+    grid: GridTiles | None = None
 
 
 def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
     """Writes a map folder, in the place of one that is there; returns how many voxels. lock: of
     this folder, if the caller has it. Raises OutputError, and leaves what was there as it was."""
     mine = None
-    if lock is None:
-        lock = mine = Lock(path)
+    path = path.absolute()
     beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        if lock is None:
+            lock = mine = _lock_to_write(path)
         if lock.refused:
             raise OutputError(f"map {path} is not saved: {lock.refused}")
-        if path.is_dir() and any(path.iterdir()) and not is_map(path):
-            raise OutputError(f"map {path} is not saved: the folder has other things in it")
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"map {path} is not saved: a file of that name is there")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         count = _write(beside, contents)
@@ -286,6 +335,26 @@ def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
         shutil.rmtree(beside, ignore_errors=True)
         if mine is not None:
             mine.close()
+
+
+def check_place(path: Path) -> None:
+    """Raises OutputError where a map could not be saved there now."""
+    _lock_to_write(path.absolute()).close()
+
+
+def _lock_to_write(path: Path) -> Lock:
+    """Raises OutputError where something else is there, or it may not be written."""
+    try:
+        if path.is_dir() and any(path.iterdir()) and not is_map(path):
+            raise OutputError(f"map {path} is not saved: the folder has other things in it")
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"map {path} is not saved: a file of that name is there")
+    except OSError as error:
+        raise OutputError(f"map {path} is not saved: {error.strerror or error}") from None
+    lock = Lock(path)
+    if lock.refused:
+        raise OutputError(f"map {path} is not saved: {lock.refused}")
+    return lock
 
 
 def _write(folder: Path, contents: Contents) -> int:
@@ -308,6 +377,7 @@ def _write(folder: Path, contents: Contents) -> int:
         file.flush()
         os.fsync(file.fileno())
     np.save(folder / WORDS, contents.vocabulary.words)
+    _write_grid(folder / GRID, contents.grid)
     (folder / THUMBNAILS).mkdir()
     for number, thumbnail in enumerate(contents.thumbnails):
         if thumbnail:

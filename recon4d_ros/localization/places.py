@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -32,12 +31,21 @@ from recon4d_ros.localization.features import Features, Orb, Snapshot
 from recon4d_ros.localization.keyframes import FeatureFile, Keyframe
 from recon4d_ros.localization.loops import LoopCloser
 from recon4d_ros.localization.map_folder import Contents, MapFolder, save_map
+from recon4d_ros.localization.nearby import Nearby
 from recon4d_ros.localization.parameters import LocalizationParameters
 from recon4d_ros.localization.relocalizer import Answer, apart, find
 from recon4d_ros.localization.runner import Inline, Runner
 from recon4d_ros.localization.vocabulary import Index, Vocabulary
 from recon4d_ros.mapping import Mapper
-from recon4d_ros.types import Calibration, Frame, Geometry, PoseEstimate, Rig
+from recon4d_ros.types import (
+    Calibration,
+    Frame,
+    Geometry,
+    GridTiles,
+    MapMotion,
+    PoseEstimate,
+    Rig,
+)
 
 Array = NDArray[np.float64]
 
@@ -84,15 +92,17 @@ class _Done:
 
 
 class Places:
-    """found: whether the car's place in the map is known. motion: after a `begin` in which the map
-    moved, a place [3] in it as it was -> T_new_old [4, 4] of what is there; anew: whether it began
-    anew. notes: sentences for the user, once each."""
+    """found: whether the car's place in the map is known. motion: how the map moved in the last
+    `begin`; entered: whether the car was found in it then; anew: whether the map began anew. notes:
+    sentences for the user, once each."""
 
-    motion: Callable[[Array], Array] | None = None
+    motion: MapMotion | None = None
+    entered = False
     anew = False
     _loops: LoopCloser
     _main: list[Keyframe]  # of the map
     _local: list[Keyframe]  # of what was seen since, while the car is not found
+    _near: Nearby  # where those are that are added to now
     _index: Index | None
     _done: _Done | None
     _last: Array | None  # odometry's pose
@@ -104,6 +114,7 @@ class Places:
     _error: Array  # [6, 6], sum of the motions' covariances
     _found: bool
     _keyframe_at: Array | None
+    _writing: Callable[[], str] | None  # puts the map that was set aside on disk
 
     def __init__(
         self,
@@ -147,6 +158,11 @@ class Places:
         return self._folder.path if self._folder else None
 
     @property
+    def grid(self) -> GridTiles | None:
+        """Of the loaded map."""
+        return self._folder.grid if self._folder else None
+
+    @property
     def keyframes(self) -> int:
         """Of the map that the car is in."""
         return len(self._main) if self._found else len(self._local)
@@ -162,7 +178,7 @@ class Places:
         if self._settled:  # what a save took up is not told yet
             self._settled = False
             return
-        self.motion, self.anew = None, False
+        self.motion, self.entered, self.anew = None, False, False
         done = None
         if self._runner.idle:
             done, self._done = self._done, None
@@ -193,6 +209,9 @@ class Places:
         self._last = pose.T_map_base
         self._error = self._error + pose.motion_covariance
         if not self._runner.idle or self._done is not None or not frame.present.any():
+            return
+        if self._writing is not None:
+            self._runner.put(self._write_aside)
             return
         if self._loops.due:
             self._solve()
@@ -233,14 +252,9 @@ class Places:
                 self._note(
                     "tracking was lost: the map so far is set aside until the car is found in it"
                 )
-            try:
-                self._mapper.set_aside()
-            except MapError as error:  # of the file that the map was loaded from
-                self._note(f"the map so far is lost, and a new one is begun: {error}")
-                self._begin_map()
-                self._mapper.use(None)
-                self._mapper.reset()
-                return
+            writing = self._mapper.set_aside()
+            if self._found:
+                self._writing = writing
             self._found = False
         else:
             self._mapper.reset()
@@ -278,10 +292,10 @@ class Places:
         if self._extends and folder.read_only:
             self._note(f"map {folder.path} is used, but cannot be saved there: {folder.read_only}")
 
-    def save(self, path: Path) -> tuple[int, int, str]:
+    def save(self, path: Path, grid: GridTiles | None = None) -> tuple[int, int, str]:
         """Writes the map the car is in as a folder; returns voxels, keyframes, and what has to be
-        said beside. Raises OutputError or MapError."""
-        self._settle()
+        said beside. grid: its lasting grid. Raises OutputError or MapError."""
+        self.settle()
         own = self._folder
         same = own is not None and path.resolve() == own.path.resolve()
         if own is not None and not self._extends:
@@ -311,10 +325,27 @@ class Places:
                 vocabulary,
                 self._mapper.chunks(),
                 self._mapper.voxel_size,
+                grid,
             ),
             own.lock if same and own is not None else None,
         )
         return voxels, len(frames), aside
+
+    def settle(self) -> None:
+        """A `begin` outside a step that also takes up what runs now; the next `begin` says the same
+        again."""
+        if self._settled:
+            return
+        self._runner.wait()
+        if self._writing is not None:
+            self._write_aside()
+        self.begin()
+        self._settled = True
+
+    def unlock(self) -> None:
+        """Another one may write the loaded map."""
+        if self._folder is not None:
+            self._folder.lock.close()
 
     def close(self) -> None:
         self._runner.close()
@@ -328,6 +359,7 @@ class Places:
         self._era += 1
         self._main = []
         self._local = []
+        self._writing = None
         self._file = FeatureFile()
         self._index = None
         self._learned = 0  # keyframes when the words were learned; 0 for a loaded map's
@@ -341,6 +373,7 @@ class Places:
         self._start_looking()
 
     def _start_looking(self) -> None:
+        self._near = Nearby()
         self._submaps: dict[int, int] = {}  # number in the mapper -> keyframe
         self._agreement = Agreement()
         self._loops = LoopCloser(self._p.loops and pose_graph.available())
@@ -387,12 +420,12 @@ class Places:
     def _adds(self, keyframe: Keyframe, frames: list[Keyframe]) -> bool:
         """Whether no other keyframe was made at that place: a street that is driven every day has
         no more of them than one that is driven once."""
-        useful = [frame for frame in frames if frame.count]
-        near = _nearest(useful, keyframe.T_map_base, 1)
-        if not near:
-            return True
-        metres, radians = apart(useful[near[0]].T_map_base, keyframe.T_map_base)
-        return metres > SAME * self._p.keyframe_distance or radians > SAME_TURN
+        self._near.follow(frames)
+        reach = SAME * self._p.keyframe_distance
+        for index in self._near(keyframe.T_map_base, reach, 1):
+            if apart(frames[index].T_map_base, keyframe.T_map_base)[1] <= SAME_TURN:
+                return False
+        return True
 
     def _heard(self, done: _Done) -> bool:
         """Whether the answer is believed."""
@@ -427,16 +460,18 @@ class Places:
             self._loops.shift(self._own_from)
             self._submaps = {one: node + self._own_from for one, node in self._submaps.items()}
         self._local = []
+        self._near = Nearby()
         self._mapper.attach(T)
-        self.motion = lambda place: T
+        self.motion, self.entered = MapMotion.whole(T), True
 
     def _move(self, T: Array) -> None:
         """What was seen since the car was found lies elsewhere."""
         self._note("the car was found elsewhere in the map, twice: map -> odom was set anew")
         own = self._main[self._own_from :]
         self._main[self._own_from :] = [replace(one, T_map_base=T @ one.T_map_base) for one in own]
+        self._near = Nearby()
         self._mapper.move(T)
-        self.motion = lambda place: T
+        self.motion = MapMotion.whole(T)
 
     def _solve(self) -> None:
         """Asks the runner for the poses that fit all that is known of this drive."""
@@ -463,12 +498,13 @@ class Places:
         for i in range(len(poses), len(self._main)):  # made meanwhile
             frame = self._main[i]
             self._main[i] = replace(frame, T_map_base=late @ frame.T_map_base)
+        self._near = Nearby()
         anchors = self._mapper.anchors.copy()
         for submap, node in self._submaps.items():
             anchors[submap] = self._main[node].T_map_base
         before = self._mapper.placed
         if self._mapper.place_submaps(anchors):
-            self.motion = partial(_as_nearest, before, anchors)
+            self.motion = _as_submaps(before, anchors)
 
     def _give_up(self, folder: MapFolder, way: float) -> None:
         if not self._found:
@@ -488,14 +524,15 @@ class Places:
             index.keep(len(self._main))
         self._mapper.use(folder.archive.whole())
         self._mapper.reset()
-        self.anew = True
+        self.motion, self.anew = MapMotion.whole(geometry.inverse(self.T_map_odom)), True
         self._start_looking()
 
-    def _settle(self) -> None:
-        """Takes up what runs now."""
-        self._runner.wait()
-        self.begin()
-        self._settled = True
+    def _write_aside(self) -> None:
+        """In the runner's thread, or while it waits."""
+        writing, self._writing = self._writing, None
+        trouble = writing() if writing is not None else ""
+        if trouble:
+            self._done = _nothing(self._era, trouble)
 
     def _note(self, sentence: str) -> None:
         kind = "".join(c for c in sentence if not c.isdigit())
@@ -544,16 +581,11 @@ class Places:
             scores = self._scores(features, len(self._main))
             useful = [frame.count > 0 for frame in self._main]
             return _best(scores, np.array(useful), self._p.candidates), False
-        others = self._main[: self._own_from]
-        near = [
-            i
-            for i in _nearest(others, task.near, NEAREST)
-            if np.linalg.norm(others[i].T_map_base[:3, 3] - task.near[:3, 3]) < NEAR
-            and others[i].count
-        ]
+        self._near.follow(self._main)
+        near = self._near(task.near, NEAR, NEAREST, self._own_from)
         if near or not task.keep:
             return near, False
-        reach = self._loops.reach(self._main, task.near, task.way)
+        reach = self._loops.reach(self._near, task.near, task.way)
         if not reach.any():
             return [], True
         scores = self._scores(features, len(self._main))
@@ -589,11 +621,11 @@ class Places:
         )
 
 
-def _as_nearest(before: Array, after: Array, place: Array) -> Array:
-    """Motion [4, 4] of the submap whose anchor was nearest to a place [3]; anchors [S, 4, 4]."""
-    first = min(1, len(before) - 1)  # submap 0 has no place of its own
-    nearest = first + int(np.argmin(np.linalg.norm(before[first:, :3, 3] - place, axis=1)))
-    return np.asarray(after[nearest] @ geometry.inverse(before[nearest]), np.float64)
+def _as_submaps(before: Array, after: Array) -> MapMotion:
+    """From anchors [S, 4, 4] to others. (Submap 0 has no place of its own.)"""
+    first = min(1, len(before) - 1)
+    motion = after[first:] @ geometry.inverse(before[first:])
+    return MapMotion(before[first:, :3, 3], np.asarray(motion, np.float64))
 
 
 def _best(scores: Array, among: NDArray[np.bool_], count: int) -> list[int]:
@@ -608,17 +640,6 @@ def _nothing(era: int, trouble: str) -> _Done:
     zero = np.zeros((6, 6))
     task = _Task(era, 0, none, np.eye(4), np.eye(4)[None], 0.0, False, None, False, zero)
     return _Done(task, None, None, 0, False, 0, trouble)
-
-
-def _nearest(frames: Sequence[Keyframe], T_map_base: Array, count: int) -> list[int]:
-    """Indices of the keyframes nearest to a pose; ten degrees of heading are as far as a metre."""
-    if not frames:
-        return []
-    poses = np.stack([frame.T_map_base for frame in frames])
-    distance = np.linalg.norm(poses[:, :3, 3] - T_map_base[:3, 3], axis=1)
-    cosine = np.clip(poses[:, :3, 0] @ T_map_base[:3, 0], -1.0, 1.0)
-    distance += np.degrees(np.arccos(cosine)) / 10.0
-    return np.argsort(distance, kind="stable")[:count].tolist()
 
 
 def _snapshot(frame: Frame, engine: Geometry | None, mask: NDArray[np.bool_]) -> Snapshot:

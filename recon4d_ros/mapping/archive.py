@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -108,7 +108,8 @@ class VoxelArchive:
         self._file, self._squares, self._name = file, squares, name
         self._header = len(ply_header(squares.points))
         self._middle = (squares.corner + 0.5) * SQUARE
-        self._here = np.ones(len(squares.count), np.bool_)
+        self._kept = np.ones(len(squares.count), np.bool_)
+        self._here = self._kept.copy()
 
     @staticmethod
     def set_aside(chunks: Chunks) -> VoxelArchive | None:
@@ -154,8 +155,12 @@ class VoxelArchive:
         return VoxelArchive(self._file, self._squares, self._name)
 
     def all_back(self) -> None:
-        """As if nothing had been asked for."""
-        self._here[:] = True
+        """As if nothing had been asked for since the last `without_those_read`."""
+        self._here[:] = self._kept
+
+    def without_those_read(self) -> None:
+        """What was asked for is elsewhere now, for good."""
+        self._kept[:] = self._here
 
     def close(self) -> None:
         self._file.close()
@@ -172,6 +177,49 @@ class VoxelArchive:
         if len(data) != wanted:
             raise MapError(f"map {self._name} can no longer be read: its voxels are truncated")
         return np.frombuffer(data, PLY_POINT)
+
+
+class Archive:
+    """Voxels at rest in several files, as one. A map that is set aside keeps what lies in its files
+    where it is, and gets another one for what was in memory."""
+
+    def __init__(self, layers: Sequence[VoxelArchive]) -> None:
+        self._layers = list(layers)
+
+    def and_another(self) -> Archive:
+        """What is here still, as a new one, to which a layer can be added."""
+        for layer in self._layers:
+            layer.without_those_read()
+        return Archive(self._layers)
+
+    def add(self, layer: VoxelArchive) -> None:
+        self._layers.append(layer)
+
+    @property
+    def count(self) -> int:
+        """As `VoxelArchive.count`."""
+        return sum(layer.count for layer in self._layers)
+
+    def near(
+        self, position: NDArray[np.float64], radius: float, budget: int
+    ) -> Iterator[NDArray[np.void]]:
+        """As `VoxelArchive.near`, layer by layer."""
+        for layer in self._layers:
+            for points in layer.near(position, radius, budget):
+                yield points
+                budget -= len(points)
+            if budget <= 0:
+                return
+
+    def rest(self) -> Iterator[NDArray[np.void]]:
+        """Raises MapError."""
+        for layer in self._layers:
+            yield from layer.rest()
+
+    def all_back(self) -> None:
+        """As `VoxelArchive.all_back`."""
+        for layer in self._layers:
+            layer.all_back()
 
 
 def read_squares(folder: Path, table: str, points: str) -> tuple[BinaryIO, Squares]:

@@ -10,7 +10,7 @@ than the grid) and of their colours, and is part of the map while its evidence s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recon4d_ros.errors import MapError
 from recon4d_ros.geometry import inverse, transform
 from recon4d_ros.mapping import submaps
-from recon4d_ros.mapping.archive import Chunks, VoxelArchive
+from recon4d_ros.mapping.archive import Archive, Chunks, VoxelArchive
 from recon4d_ros.mapping.cloud_files import PLY_POINT, check_suffix, write_points
 from recon4d_ros.mapping.keys import pack, unpack_relative
 from recon4d_ros.mapping.spill import Spill
@@ -169,8 +169,8 @@ class Mapper:
         ):
             array.fill(0)  # touch every page now: memory does not grow later
         self._submap = np.zeros(capacity, np.int32)  # -1: came from the archive as it is
-        self._spill = Spill(p.voxel_size) if p.keep_outside == "file" else None
-        self._archive: VoxelArchive | None = None
+        self._spill = self._new_spill()
+        self._archive: Archive | None = None
         self._attached = False
         self.trouble = ""
         """Why the archive cannot be read any more; empty while it can."""
@@ -253,26 +253,12 @@ class Mapper:
         points. Raises OutputError."""
         check_suffix(Path(path))
         inside = np.flatnonzero(self._published)
-        keep = self._kept_outside()
+        keep = _kept(self._spill, self._table.keys[inside])
         count = int(np.count_nonzero(keep)) + len(inside)
         if self._attached and self._archive is not None:
             count += self._archive.count
         write_points(path, self.chunks()(), count)
         return count
-
-    def _kept_outside(self) -> NDArray[np.bool_]:
-        """[S] which of the records outside the radius are the map's: the last of each voxel, and
-        none that came back into the radius."""
-        if self._spill is None or self._spill.count == 0:
-            return np.zeros(0, bool)
-        keep = np.zeros(self._spill.count, bool)
-        keep[self._spill.latest()] = True
-        start = 0
-        for keys, _ in self._spill.blocks():
-            slots = self._table.find(np.ascontiguousarray(keys))
-            keep[start : start + len(keys)] &= ~((slots >= 0) & self._published[slots])
-            start += len(keys)
-        return keep
 
     # ---- another map: loaded, or set aside
 
@@ -283,7 +269,8 @@ class Mapper:
 
     def use(self, archive: VoxelArchive | None) -> None:
         """Another map, in which the car is not found yet: see `attach`."""
-        self._archive, self._attached, self.trouble = archive, False, ""
+        self._archive = Archive([archive]) if archive is not None else None
+        self._attached, self.trouble = False, ""
 
     def attach(self, T_archive_map: NDArray[np.float64]) -> None:
         """Where the map of until now lies in the archive's is known: it goes there, and from now on
@@ -361,23 +348,50 @@ class Mapper:
         self._placed = anchors
         self._set_anchors(anchors)
 
-    def set_aside(self) -> None:
+    def set_aside(self) -> Callable[[], str]:
         """The next frame is the first of another map; that of until now becomes the archive, if it
-        is the archive's, or there is none."""
-        if self._archive is None or self._attached:
-            self._archive = VoxelArchive.set_aside(self.chunks())
+        is the archive's, or there is none. What is returned writes it to disk, in any thread,
+        before `attach` or `chunks`: a sentence where that cannot be done, else empty."""
+        if self._archive is not None and not self._attached:
+            self.reset()
+            return lambda: ""
+        inside = np.flatnonzero(self._published)
+        points, keys = self._pack_points(inside), self._table.keys[inside]
+        spill, self._spill = self._spill, self._new_spill()
+        archive = self._archive.and_another() if self._archive is not None else Archive([])
+        self._archive = archive
         self.reset()
+
+        def write() -> str:
+            keep = _kept(spill, keys)
+            layer = VoxelArchive.set_aside(lambda: _all_blocks(spill, keep, points))
+            if spill is not None:
+                spill.close()
+            if layer is None:
+                return (
+                    "the voxels of the map so far are lost: no disk takes them (expected a"
+                    " temporary folder, TMPDIR, with room)"
+                )
+            archive.add(layer)
+            return ""
+
+        return write
+
+    def _new_spill(self) -> Spill | None:
+        p = self._parameters
+        return Spill(p.voxel_size) if p.keep_outside == "file" else None
 
     def chunks(self) -> Chunks:
         """The whole map as `write_squares` takes it: what was seen, and where the car was found in
         the archive, the archive."""
         inside = np.flatnonzero(self._published)
-        keep = self._kept_outside()
+        points = self._pack_points(inside)
+        keep = _kept(self._spill, self._table.keys[inside])
 
         def blocks() -> Iterator[NDArray[np.void]]:
             if self._attached and self._archive is not None:
                 yield from self._archive.rest()
-            yield from self._all_blocks(self._spill, keep, inside)
+            yield from _all_blocks(self._spill, keep, points)
 
         return blocks
 
@@ -431,15 +445,6 @@ class Mapper:
         self._submap[slots] = submap[fits]
         self._published[slots], self._sent_weight[slots] = False, 0
         self._publish(slots[rows[:, EVIDENCE] >= self._enough()])
-
-    def _all_blocks(
-        self, spill: Spill | None, keep: NDArray[np.bool_], inside: NDArray[np.int64]
-    ) -> Iterator[NDArray[np.void]]:
-        start = 0
-        for keys, points in spill.blocks() if spill and len(keep) else ():
-            yield points[keep[start : start + len(keys)]]
-            start += len(keys)
-        yield self._pack_points(inside)
 
     # ---- adding
 
@@ -695,6 +700,31 @@ class Mapper:
         out["rgb"] = np.clip(np.rint(row[:, COLOR]), 0, 255)
         out["weight"] = row[:, WEIGHT]
         return out
+
+
+def _kept(spill: Spill | None, inside: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[S] which of the records outside the radius are the map's: the last of each voxel, and none
+    that is also inside (keys)."""
+    if spill is None or spill.count == 0:
+        return np.zeros(0, bool)
+    keep = np.zeros(spill.count, bool)
+    keep[spill.latest()] = True
+    start = 0
+    for keys, _ in spill.blocks():
+        keep[start : start + len(keys)] &= ~np.isin(keys, inside)
+        start += len(keys)
+    return keep
+
+
+def _all_blocks(
+    spill: Spill | None, keep: NDArray[np.bool_], inside: NDArray[np.void]
+) -> Iterator[NDArray[np.void]]:
+    """Those of the records outside the radius that are kept, and the points inside."""
+    start = 0
+    for keys, points in spill.blocks() if spill and len(keep) else ():
+        yield points[keep[start : start + len(keys)]]
+        start += len(keys)
+    yield inside
 
 
 def _observations(

@@ -99,6 +99,10 @@ class Spill:
         self.count += kept
         self.lost += len(keys) - kept
 
+    def close(self) -> None:
+        """It is not asked again."""
+        self._file.close()
+
     def clear(self) -> None:
         if not self._refuses:
             self._file.truncate(0)

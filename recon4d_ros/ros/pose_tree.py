@@ -34,14 +34,18 @@ def edges(
     map_odom_base: we are the odometry; map -> odom is T_map_odom, the identity unless the
     car was found in another map. in_map: whether it is known where it is in map: otherwise nobody
     is told where. map_odom: another node owns odom -> base (T_odom_base at the
-    stamp), so T_map_odom = T_map_base T_odom_base^-1.
+    stamp), so T_map_odom = T_map_base T_odom_base^-1; while it is not known where the car is in
+    map, what it is known in instead (Frames.apart) is sent below odom.
     """
     if mode == "map_odom_base":
         above = [transform_msg(T_map_odom, stamp_ns, frames.map, frames.odom)] if in_map else []
         T = inverse(T_map_odom) @ T_map_base
         return [*above, transform_msg(T, stamp_ns, frames.odom, frames.base)]
-    if mode == "map_odom" and T_odom_base is not None and in_map:
-        return [transform_msg(T_map_base @ inverse(T_odom_base), stamp_ns, frames.map, frames.odom)]
+    if mode == "map_odom" and T_odom_base is not None:
+        T = T_map_base @ inverse(T_odom_base)
+        if in_map:
+            return [transform_msg(T, stamp_ns, frames.map, frames.odom)]
+        return [transform_msg(inverse(T), stamp_ns, frames.odom, frames.apart)]
     return []
 
 

@@ -132,8 +132,9 @@ OUTPUTS = (
         Image,
         "32FC1 metres, NaN = none, rectified, at working size, stamped as the source image",
     ),
-    Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth and mask"),
+    Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth, mask and image"),
     Output("~/<camera>/dynamic_mask", Image, "mono8, 255 = moving, same geometry as the depth"),
+    Output("~/<camera>/image", Image, "rgb8, the working image, same geometry as the depth"),
 )
 
 
@@ -184,6 +185,12 @@ class Frames:
     base: str
     pose: str
 
+    @property
+    def apart(self) -> str:
+        """Of what is said while the car is not found in the map that is loaded: odom, where we are
+        the odometry; else one of our own below it, for odom is another's."""
+        return self.odom if self.pose == self.odom else f"{self.map}_apart"
+
 
 class Publishers:
     """The node's lifecycle publishers. `show` publishes one Reconstruction; `show_map` the whole
@@ -211,6 +218,7 @@ class Publishers:
         self._path_stamps: deque[int] = deque(maxlen=path_length)
         self._path_spacing = path_spacing
         self._path_sent = 0
+        self._segment = 0  # of odometry, that the path is of
         self._last_stamp: int | None = None
         self._calibration: Calibration | None = None
         self._upright: dict[str, NDArray[np.float64]] = {}  # of rolled cameras: T_frame_upright
@@ -288,6 +296,9 @@ class Publishers:
             self._images_kept[f"~/{name}/dynamic_mask"] = conversions.image_msg(
                 one.astype(np.uint8), "mono8", 0, ""
             )
+            self._images_kept[f"~/{name}/image"] = conversions.image_msg(
+                np.zeros((*one.shape, 3), np.uint8), "rgb8", 0, ""
+            )
         for topic in ("~/points", "~/dynamic_points"):
             self._clouds_kept[topic] = conversions.rows_msg(
                 np.empty((0, 5), np.float32), 0, "", "confidence"
@@ -295,12 +306,13 @@ class Publishers:
 
     @property
     def map_frame(self) -> str:
-        """The frame of what is said in map, in the last `show`: odometry's while the car is not
+        """The frame of what is said in map, in the last `show`: Frames.apart while the car is not
         found in the map that is loaded."""
         return self._fixed
 
     def reset(self) -> None:
         """A new drive begins: the path starts anew."""
+        self._segment = 0
         self._path.clear()
         self._path_stamps.clear()
         self._path_sent = 0
@@ -311,8 +323,8 @@ class Publishers:
 
     def show(self, result: Reconstruction, T_parent_base: NDArray[np.float64]) -> None:
         """Publish what is listened to. T_parent_base: the car's pose in Frames.pose."""
-        own = self._frames.pose == self._frames.odom  # we are the odometry
-        self._fixed = self._frames.map if result.in_map or not own else self._frames.odom
+        self._fixed = self._frames.map if result.in_map else self._frames.apart
+        parent = self._fixed if self._frames.pose == self._frames.map else self._frames.pose
         stamp = result.frame_set.stamp_ns
         self._images(result)
         self._clouds(result, stamp)
@@ -327,7 +339,7 @@ class Publishers:
         self.send(
             "~/odometry",
             conversions.odometry_msg(
-                result.pose, T_parent_base, dt, stamp, self._frames.pose, self._frames.base
+                result.pose, T_parent_base, dt, stamp, parent, self._frames.base
             ),
         )
         self._trail(result, stamp)
@@ -358,8 +370,8 @@ class Publishers:
             if not result.frame.present[i]:
                 continue
             stamp, frame = int(result.frame.stamps_ns[i]), self._frame_of(name)
-            depth, mask, info = (
-                f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info")
+            depth, mask, info, color = (
+                f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info", "image")
             )
             if self.wanted(depth):
                 conversions.repaint(
@@ -374,6 +386,11 @@ class Publishers:
                     frame,
                 )
                 self.send(mask, self._images_kept[mask])
+            if self.wanted(color):
+                conversions.repaint(
+                    self._images_kept[color], result.geometry.color[i], stamp, frame
+                )
+                self.send(color, self._images_kept[color])
             if self.wanted(info):
                 conversions.restamp(self._infos_kept[info], stamp, frame)
                 self.send(info, self._infos_kept[info])
@@ -472,6 +489,14 @@ class Publishers:
 
     def _trail(self, result: Reconstruction, stamp: int) -> None:
         pose = result.pose.T_map_base
+        if result.pose.segment != self._segment:  # where that lies from here is not known
+            self._segment = result.pose.segment
+            self._path.clear()
+            self._path_stamps.clear()
+        if result.map_motion is not None and self._path:
+            old = np.stack(self._path)
+            self._path.clear()
+            self._path.extend(result.map_motion.at(old[:, :3, 3]) @ old)
         if (
             not self._path
             or np.linalg.norm(pose[:3, 3] - self._path[-1][:3, 3]) >= self._path_spacing

@@ -139,6 +139,8 @@ class Session:
         self._findings_said = 0
         self._notes_said = self._map_notes_said = 0
         self._reconstructor: Reconstructor | None = None
+        # the map to be found in, with each engine anew, and its mode (empty: the parameter's)
+        self._map = (user_path(own.map), "") if own.map else None
         self._start = EngineStart(own, self._log)
         self._loading: Future | None = None
         self._beside: dict[str, SideEngine] = {}
@@ -393,7 +395,10 @@ class Session:
             f"the engine has not ended its step for {self._worker.busy:.0f} s (parameter watchdog):"
             " another one is started, and map, memory, tracks and pose begin anew"
         )
-        rig, self._reconstructor = self._reconstructor.rig, None
+        old, self._reconstructor = self._reconstructor, None
+        rig = old.rig
+        if old.places is not None:
+            old.places.unlock()  # for the next one
         self._count_forgotten(self._worker.discard())
         self._worker.abandon()
         self._worker = self._make_worker()
@@ -472,13 +477,13 @@ class Session:
 
     def save_map_folder(self, path: Path) -> tuple[int, int, str]:
         """Write the map as a folder; as `Places.save`, and what `save_map` raises."""
-        places = self._reconstructor.places if self._reconstructor else None
-        if places is None:
+        reconstructor = self._reconstructor
+        if reconstructor is None or reconstructor.places is None:
             raise Recon4dError(
                 "no keyframes are kept: set localization.mode to mapping to save a map as a folder,"
                 " or give a path that ends with .ply or .pcd"
             )
-        return self._call(lambda: places.save(path), "the map is written")
+        return self._call(lambda: reconstructor.save_map(path), "the map is written")
 
     def load_map(self, path: Path, mode: str) -> int:
         """The car is to be found in a map folder; returns its keyframes. Raises MapError,
@@ -496,12 +501,15 @@ class Session:
                 folder.close()
                 raise Recon4dError("the engine began anew meanwhile: load the map again")
             reconstructor.use_map(folder, mode)
+            self._map = path, mode
             self._map_notes_said = min(self._map_notes_said, len(reconstructor.map_notes))
             self._era += 1
             self._publishers.reset()
             self._publish_map()
 
-        self._call(use, "the map is loaded")
+        future = self._worker.call(use)
+        future.add_done_callback(lambda done: folder.close() if done.cancelled() else None)
+        self._await(future, "the map is loaded")
         return count
 
     def status_msg(self) -> Status:
@@ -672,9 +680,10 @@ class Session:
         reconstructor = Reconstructor(
             rig, want.folder, self._setup.algorithm, want.runtime, Background()
         )
-        if self._setup.own.map:
+        if self._map is not None:
+            path, mode = self._map
             try:
-                reconstructor.use_map(open_map(user_path(self._setup.own.map), rig))
+                reconstructor.use_map(open_map(path, rig), mode)
             except MapError as error:
                 self._tell(f"{error}; what is seen goes into a new map", lossy=True)
         self._notes_said = self._map_notes_said = 0

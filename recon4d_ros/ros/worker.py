@@ -118,21 +118,23 @@ class Worker(Generic[Work]):
                     self._condition.wait(self._idle_period)
                 if self._stop:
                     return
-                calls, self._calls = self._calls, []
+                call = self._calls.pop(0) if self._calls else None  # the others can be cancelled
                 frame_set = None
-                if not calls:
+                if call is None:
                     frame_set, self._slot = self._slot, None
-            for future, function in calls:
+            if call is not None:
+                future, function = call
                 if future.set_running_or_notify_cancel():
                     try:
                         future.set_result(function())
                     except Exception as error:
                         future.set_exception(error)
+                continue
             try:
                 if frame_set is not None:
                     self._began = time.monotonic()
                     self._process(frame_set)
-                elif not calls:
+                else:
                     self._idle()
             except Exception as error:
                 self._failed(error)

@@ -23,11 +23,12 @@ from recon4d_ros.sim.progress import (
 )
 from recon4d_ros.sim.road import LANE, Road
 from recon4d_ros.sim.scenario import Course
-from recon4d_ros.sim.traffic import CITY, Column, Company, Pace, Traffic
+from recon4d_ros.sim.traffic import CITY, Column, Company, Pace, Traffic, TrafficPlan
 from recon4d_ros.sim.world import World
 
 _CITY_SPEED = 14.0  # m/s: a city's road is planned for it
 _MOTORWAY_SPEED = 40.0
+_FOLLOW_SPEED = 20.0
 _SLOW = (2.5, 6.5)  # m/s, among people
 
 
@@ -174,6 +175,49 @@ def _eight(seed: int, horizon_s: float, traffic_seed: int) -> Place:
     return _closed(road, seed, horizon_s, traffic_seed)
 
 
+_FRONT = 3.7  # metres from the rear axle to the front bumper
+_HALF_LENGTH = {"car": 2.4, "van": 2.8, "truck": 3.9, "lorry": 8.0, "cyclist": 0.9}
+_LEADS = ("car", "car", "car", "car", "car", "van", "van", "truck", "lorry", "cyclist")
+_BESIDE = ("car", "car", "car", "van", "truck")
+
+
+def _follow(seed: int, horizon_s: float, traffic_seed: int) -> Place:
+    """Behind a vehicle or a cyclist 5 to 28 m ahead that keeps its distance; in the lanes beside
+    others at nearly the same speed; at the kerb parked cars. Every third seed on a motorway."""
+    rng = np.random.default_rng([traffic_seed, 51])
+    fast = traffic_seed % 3 == 2
+    kind = _LEADS[int(rng.integers(len(_LEADS) - fast))]
+    gap = float(np.exp(rng.uniform(np.log(9.0 if fast else 5.0), np.log(28.0))))
+    lead = Company(
+        kind, _FRONT + gap + _HALF_LENGTH[kind], rng.uniform(0.1, 0.4), rng.uniform(0.0, 0.15)
+    )
+    tail = Company("car", -rng.uniform(8.0, 16.0), -0.3, 0.1)
+
+    def beside(number: int, lateral: float) -> Column:
+        """A lane whose column passes at walking pace at most."""
+        faster, apart = rng.uniform(0.05, 1.2), rng.uniform(16.0, 34.0)
+        return Column(number, _BESIDE, lateral, faster, apart, 2.0, 0.8, Pace.OVERTAKES)
+
+    if fast:
+        others = [column for column in motorway.TRAFFIC.columns if column.speed < 0]
+        near = [beside(11, -motorway.LANES[0]), beside(12, -motorway.LANES[2])]
+        road = motorway.motorway_road(seed, _MOTORWAY_SPEED * (horizon_s + 60.0))
+        world: World = motorway.MotorwayWorld(seed, road, traffic_seed)
+        low = rng.uniform(18.0, 32.0)
+        speeds = cruise_speeds(rng, horizon_s, low, low + 3.0)
+        ground: GroundPlan = motorway.MotorwayGround()
+        plan = replace(motorway.TRAFFIC, columns=(*others, *near), lead=lead, tail=tail)
+    else:
+        road = Road(seed, _FOLLOW_SPEED * (horizon_s + 60.0))
+        world, ground = World(seed, road, traffic_seed), CityGround(road.crossings)
+        low = rng.uniform(3.0, 5.0) if kind == "cyclist" else rng.uniform(5.0, 15.0)
+        speeds = city_speeds(road, traffic_seed, horizon_s, (low, 1.3 * low))
+        own, other = (-LANE, 0.0) if rng.random() < 0.6 else (0.0, -LANE)
+        others = [column for column in CITY.columns if column.pace is not Pace.OVERTAKES]
+        plan = TrafficPlan(own, (*others, beside(11, other)), lead, tail, weaves=True)
+    return Place(world, Traffic(world, Progress(speeds, horizon_s, START_S), plan), ground)
+
+
 _MAKERS: Mapping[Course, Callable[[int, float, int], Place]] = {
     Course.CITY: _city,
     Course.QUEUE: _queue,
@@ -184,4 +228,5 @@ _MAKERS: Mapping[Course, Callable[[int, float, int], Place]] = {
     Course.PEDESTRIANS: _pedestrians,
     Course.BLOCK: _block,
     Course.EIGHT: _eight,
+    Course.FOLLOW: _follow,
 }

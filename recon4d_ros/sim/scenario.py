@@ -31,6 +31,7 @@ class Course(Enum):
     PEDESTRIANS = "pedestrians"
     BLOCK = "block"
     EIGHT = "eight"
+    FOLLOW = "follow"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ _COURSES: Mapping[str, tuple[Course, str]] = {
     "pedestrians": (Course.PEDESTRIANS, "a slow street full of people who walk and cross"),
     "block": (Course.BLOCK, "the city round a block of 960 m, again and again"),
     "eight": (Course.EIGHT, "the city in a figure of eight of 960 m, again and again"),
+    "follow": (
+        Course.FOLLOW,
+        "close behind another at its speed, in a street or on a motorway",
+    ),
 }
 _CONDITIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "night": (

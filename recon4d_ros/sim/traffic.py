@@ -199,7 +199,8 @@ class Traffic:
         ):
             s = float(self._company_s(company, t))
             sway = 0.1 * np.sin((rate * t if self.plan.weaves else 0.05 * s) + phase)
-            yield Mover(number, body, self.world.on_road(s, self.plan.ego_lateral + sway))
+            pose = self.world.on_road(s, self.plan.ego_lateral + sway)
+            yield Mover(number, body, pose, _stride(body, s))
 
     def _company_s(self, company: Company, t: NDArray | float) -> NDArray[np.float64]:
         wobble = company.wobble * np.sin(2 * np.pi * np.asarray(t) / 17.0)

@@ -22,28 +22,51 @@ from torch import Tensor
 
 from recon4d_ros.dynamics.motion_inputs import FARTHEST
 from recon4d_ros.errors import EngineError
-from recon4d_ros.networks.motion import STATE, Look, MotionNetwork, cues, remembered
+from recon4d_ros.networks.motion import (
+    STATE,
+    Look,
+    MotionNetwork,
+    cues,
+    load_network,
+    remembered,
+)
+from recon4d_ros.training.motion_data import NEAR_WALLS
 
 HELD_OUT = 10
 """Every so many-th shard is for validation."""
 
 RATE, WEIGHT_DECAY, LAST_RATE = 1.5e-3, 1e-3, 0.02
+RATE_ON = 6e-4
+"""The highest rate of a run that starts from another's weights."""
+
 WARM_UP = 60
+AVERAGED = 0.998
+"""Share of the averaged weights that stays at each step (Polyak and Juditsky, 1992): single steps
+are far apart in what they mark, their mean is not."""
+
+OFTEN = 3.0
+"""How many times more often a piece from NEAR_WALLS on is looked at than one before it."""
+
 CLIP = 2.0
 FROM_START, FORGET, WRONG_BELIEF = 0.4, 0.04, 0.2
 NO_GREY, NO_DEPTH = 0.4, 0.12
+TONE = 0.25
+"""Standard deviation of the logarithm of a stream's gamma."""
+
 POSE_TURN, POSE_LENGTH = 3e-4, 0.01
 """rad, and share of the way, by which a stream's poses are off (standard deviation)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """minutes: of processor time. streams, images: of each step. seed: of everything random."""
+    """minutes: of processor time. streams, images: of each step. seed: of everything random.
+    start: a checkpoint whose weights the run starts from; None: from nothing."""
 
     minutes: float = 60.0
     streams: int = 4
     images: int = 3
     seed: int = 0
+    start: Path | None = None
 
 
 @dataclass(eq=False)
@@ -56,6 +79,7 @@ class Stream:
     mirror: bool
     gain: float
     gain_before: float
+    gamma: float
     noise: float
     no_grey: bool
     no_depth: bool
@@ -85,21 +109,24 @@ class Shards:
             self._seen.add(file.name)
             with np.load(file) as data:
                 shard = dict(data)
+            often = OFTEN if int(file.stem) >= NEAR_WALLS else 1.0
+            shard["often"] = np.array(often * np.sqrt(shard["label"].shape[1]))
             self.by_size.setdefault(shard["label"].shape[-2:], []).append(shard)
         return len(self._seen)
 
     def choose_size(self, rng: np.random.Generator) -> tuple[int, int]:
         sizes = list(self.by_size)
         count = np.array(
-            [sum(np.sqrt(s["label"].shape[1]) for s in self.by_size[size]) for size in sizes]
+            [sum(float(shard["often"]) for shard in self.by_size[size]) for size in sizes]
         )
         return sizes[int(rng.choice(len(sizes), p=count / count.sum()))]
 
 
 def start_stream(shards: list[dict[str, NDArray]], images: int, rng: np.random.Generator) -> Stream:
-    """A new stream, rather of a camera that sees something move."""
-    weights = np.array([np.sqrt(s["label"].shape[1]) for s in shards])
-    for _ in range(3):
+    """A new stream, in two of three cases rather of a camera that sees something move: one that
+    looks aside at a wall sees nothing move, and has to be learned, too."""
+    weights = np.array([float(shard["often"]) for shard in shards])
+    for _ in range(3 if rng.random() < 2 / 3 else 1):
         shard = shards[int(rng.choice(len(shards), p=weights / weights.sum()))]
         camera = int(rng.integers(shard["label"].shape[1]))
         if (shard["label"][:, camera] > 127).mean() > 0.003:
@@ -112,6 +139,7 @@ def start_stream(shards: list[dict[str, NDArray]], images: int, rng: np.random.G
         bool(rng.random() < 0.5),
         float(np.exp(rng.normal(0, 0.15))),
         float(np.exp(rng.normal(0, 0.03))),
+        float(np.exp(rng.normal(0, TONE))),
         float(rng.choice([0.0, 1.0, 3.0])),
         bool(rng.random() < NO_GREY),
         bool(rng.random() < NO_DEPTH),
@@ -138,7 +166,8 @@ def read(stream: Stream, rng: np.random.Generator | None) -> dict[str, NDArray]:
             ("grey_before", stream.gain * stream.gain_before),
         ):
             noise = rng.normal(0, stream.noise, one[name].shape) if stream.noise else 0.0
-            one[name] = np.clip(one[name] * gain + noise, 0, 255)
+            toned = 255 * (one[name] / 255) ** np.float32(stream.gamma)
+            one[name] = np.clip(toned * gain + noise, 0, 255)
         T = one["T_before_now"]
         turn = stream.turn
         skew = np.array(
@@ -214,7 +243,10 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self._rng = np.random.default_rng(recipe.seed)
-        self.network = MotionNetwork()
+        self.network, self.averaged = MotionNetwork(), MotionNetwork().eval()
+        if recipe.start is not None:
+            self.network.load_state_dict(load_network(recipe.start).state_dict())
+        self.averaged.load_state_dict(self.network.state_dict())
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY
         )
@@ -234,6 +266,7 @@ class Trainer:
                     f"{out / 'last.pt'}: is no checkpoint of this run ({type(error).__name__})"
                 ) from None
             self.network.load_state_dict(kept["network"])
+            self.averaged.load_state_dict(kept["averaged"])
             self._optimizer.load_state_dict(kept["optimizer"])
             self._step, self._spent = kept["step"], kept["spent"]
             self._rng = np.random.default_rng([recipe.seed, self._step])
@@ -261,7 +294,8 @@ class Trainer:
         recipe, rng = self.recipe, self._rng
         rate = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
         for group in self._optimizer.param_groups:
-            group["lr"] = float(RATE * rate * min(1.0, (self._step + 1) / WARM_UP))
+            highest = RATE if recipe.start is None else RATE_ON
+            group["lr"] = float(highest * rate * min(1.0, (self._step + 1) / WARM_UP))
         size = self._train.choose_size(rng)
         shards = self._train.by_size[size]
         streams, belief = self._streams.get(size) or ([], torch.zeros(0, 1 + STATE, *size))
@@ -290,21 +324,33 @@ class Trainer:
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         self._optimizer.step()
+        self._average()
         self._streams[size] = streams, belief.detach()
         return float(total.detach())
 
     @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights, and what batch normalisation has counted, on by one step."""
+        stays = min(AVERAGED, (1 + self._step) / (10 + self._step))
+        for mean, one in zip(
+            self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True
+        ):
+            if mean.is_floating_point():
+                mean.lerp_(one, 1 - stays)
+            else:
+                mean.copy_(one)
+
+    @torch.no_grad()
     def validate(self, most: int) -> dict[str, float]:
-        """IoU, and the share of what is static that is marked, on the grid of up to so many cameras
-        of the shards held out, each from its first image on."""
-        self.network.eval()
+        """IoU, and the share of what is static that is marked, by the averaged weights on the grid
+        of up to so many cameras of the shards held out, each from its first image on."""
         hit = said = true = static = 0
         for one in _cameras(self._valid, most):
             belief = torch.zeros(1, 1 + STATE, *one.shard["label"].shape[-2:])
             while one.left(1):
                 look, label, weight = batch([read(one, None)])
                 known, carried = cues(look, belief)
-                logit, state = self.network.decide(known, carried)
+                logit, state = self.averaged.decide(known, carried)
                 belief = remembered(logit, state)
                 found, moves, asked = logit > 0, label > 0.5, weight > 0
                 hit += int((found & moves & asked).sum())
@@ -323,6 +369,7 @@ class Trainer:
         torch.save(
             {
                 "network": self.network.state_dict(),
+                "averaged": self.averaged.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "step": self._step,
                 "spent": self._spent,
@@ -346,5 +393,5 @@ def _cameras(shards: Shards, most: int) -> Iterator[Stream]:
     step = max(1, len(every) // most)
     for shard, camera in every[::step]:
         yield Stream(
-            shard, camera, 0, False, 1.0, 1.0, 0.0, False, False, np.zeros(3, np.float32), 1.0
+            shard, camera, 0, False, 1.0, 1.0, 1.0, 0.0, False, False, np.zeros(3, np.float32), 1.0
         )
