@@ -99,6 +99,18 @@ SITUATIONS: dict[str, dict[str, Any]] = {
         edges=(),
         extra=on_tf("/car/tf_static", [[("base_link", "left", OPTICAL)]]),
     ),
+    "a frame that only the images know": one(Info(frame="cam")),
+    "the body's frame in camera_info, not in the images": one(
+        Info(frame="body"), edges=[("base_link", "body", BODY), ("base_link", "left", OPTICAL)]
+    ),
+    "another camera's frame in camera_info": {
+        "infos": {"/c/left/camera_info": [Info()], "/c/right/camera_info": [Info()]},
+        "images": {"/c/left/image_raw": "left", "/c/right/image_raw": "right"},
+        "edges": [("base_link", "left", OPTICAL), ("left", "right", RIGHT)],
+    },
+    "two parents": one(
+        Info(), edges=[("base_link", "left", OPTICAL), ("camera_mount", "left", np.eye(4))]
+    ),
 }
 
 
@@ -275,6 +287,27 @@ def test_an_edge_of_tf_counts_once_it_has_stood_still(monkeypatch: pytest.Monkey
     transforms.add_sent(sent(OPTICAL @ RIGHT))
     with pytest.raises(CalibrationError):
         transforms.lookup("base_link", "left")
+
+
+def test_frames_that_move_together_count_after_a_second() -> None:
+    notes: list[str] = []
+    transforms = LiveTransforms(notes.append)
+    for index in range(14):
+        stamp = 10**9 + index * 10**8
+        world = exp(np.array([index, 0, 0, 0, 0, 0.1 * index]))
+        pairs = ((world, "base_link"), (world @ OPTICAL, "left"))
+        edges = [transform_msg(pose, stamp, "map", child) for pose, child in pairs]
+        transforms.add_sent(TFMessage(transforms=edges))
+        if index > 1:
+            try:
+                found = transforms.lookup("base_link", "left")
+            except CalibrationError:
+                assert index < 13
+    np.testing.assert_allclose(found, OPTICAL, atol=1e-6)
+    assert notes == [
+        "frames base_link and left move on /tf and stay together: their transform is taken from"
+        " there"
+    ]
 
 
 @pytest.mark.parametrize("how", ["add_static", "add_sent"])

@@ -512,7 +512,10 @@ _STAMP_END = 12  # bytes of CDR: its own header, seconds and nanoseconds
 
 
 def _header_ns(data: bytes) -> int:
-    """The stamp of a message that begins with its header, or a time, from its CDR bytes."""
+    """The stamp of a message that begins with its header, or a time, from its CDR bytes; 0 where
+    it is too short for one."""
+    if len(data) < _STAMP_END:
+        return 0
     order = "little" if data[1] & 1 else "big"
     seconds = int.from_bytes(data[4:8], order, signed=True)  # type: ignore[arg-type]
     return seconds * 1_000_000_000 + int.from_bytes(data[8:12], order)  # type: ignore[arg-type]

@@ -75,9 +75,9 @@ class RigOfBag:
                 faults[name] = error
                 continue
             places[name] = ros.mount(infos[name], place, camera.rectified)
-        for name, error in faults.items():
+        for name, fault in faults.items():
             remedy = self._remedy(frames[name], list(places))
-            raise CalibrationError(f"{self._where(name)}: {error}{remedy}") from error
+            raise CalibrationError(f"{self._where(name)}: {fault}{remedy}") from fault
         partners = self._partners(every, used, set(frames.values()), first) if named else {}
         poses, notes = ros.stereo_poses({**places, **partners})
         for note in notes:

@@ -94,7 +94,7 @@ class FixedTransforms:
         if len(stamps) != 1:
             return
         try:
-            together.add(*stamps, ros.lookup(edges, base, frame))
+            together.add(stamps.pop(), ros.lookup(edges, base, frame))
         except CalibrationError:
             return  # not whole yet
 

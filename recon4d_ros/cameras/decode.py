@@ -216,8 +216,8 @@ def _plainly_named(image: RawImage) -> RawImage:
     if not whole or width % 2 or height % 2:
         return image
     luma = image.data[: step * height].reshape(height, step)[:, :width]
-    color = image.data[step * height :].reshape(height, 2 * step // columns)
-    color = color[:, : 2 * width // columns].reshape(height // rows, width // columns, 2)
+    table = image.data[step * height :].reshape(height, 2 * step // columns)
+    color = table[:, : 2 * width // columns].reshape(height // rows, width // columns, 2)
     half = cv2.resize(color, (width // 2, height // 2), interpolation=AREA)
     data = np.concatenate([luma.ravel(), np.asarray(half, np.uint8).ravel()])
     return replace(image, encoding=name, data=data, step=width)

@@ -70,8 +70,8 @@ def unpacked(image: RawImage) -> RawImage:
     padded = np.zeros((rows.shape[0], groups * size), np.uint8)
     padded[:, : rows.shape[1]] = rows
     upper = _upper_eight(padded.reshape(rows.shape[0], groups, size), bits, how, pixels)
-    flat = upper.reshape(rows.shape[0], -1)
-    out = flat[0, : width * height].reshape(height, width) if len(flat) == 1 else flat[:, :width]
+    lines = upper.reshape(rows.shape[0], -1)
+    out = lines[0, : width * height].reshape(height, width) if len(lines) == 1 else lines[:, :width]
     return replace(image, encoding=encoding, data=np.ascontiguousarray(out).reshape(-1), step=width)
 
 

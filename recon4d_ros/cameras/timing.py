@@ -28,6 +28,8 @@ from recon4d_ros.geometry import inverse
 from recon4d_ros.types import Camera, Frame, Rig
 
 Array = NDArray[np.float64]
+Grey = NDArray[np.uint8]
+Points = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class TimingCheck:
         self._count = 0
         self._last: dict[int, _Look] = {}
         if self._pairs:
-            self._orb = cv2.ORB_create(nfeatures=thresholds.features, fastThreshold=10)
+            self._orb = cv2.ORB.create(nfeatures=thresholds.features, fastThreshold=10)
             self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
 
     def look(self, frame: Frame) -> list[str]:
@@ -184,30 +186,16 @@ class TimingCheck:
         if points is None:
             return None
         here, there = points
-        finer, kept, _ = cv2.calcOpticalFlowPyrLK(
-            first.image,
-            second.image,
-            here[:, None],
-            there[:, None].copy(),
-            winSize=(15, 15),
-            maxLevel=0,
-            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
-        )
-        near = np.linalg.norm(finer[:, 0] - there, axis=1) < self._t.moved
-        kept = (kept[:, 0] > 0) & near
-        here, there = here[kept], finer[kept, 0]
+        finer, kept = _followed(first.image, second.image, here, there)
+        kept &= np.linalg.norm(finer - there, axis=1) < t.moved
+        here, there = here[kept], finer[kept]
         if len(here) < t.least:
             return None
-        past, found, _ = cv2.calcOpticalFlowPyrLK(
-            second.image, before.image, there[:, None], None, winSize=(15, 15), maxLevel=4
-        )
-        back, again, _ = cv2.calcOpticalFlowPyrLK(
-            before.image, second.image, past, None, winSize=(15, 15), maxLevel=4
-        )
-        sound = (found[:, 0] > 0) & (again[:, 0] > 0)
-        sound &= np.linalg.norm(back[:, 0] - there, axis=1) < 0.5
+        past, found = _followed(second.image, before.image, there)
+        back, again = _followed(before.image, second.image, past)
+        sound = found & again & (np.linalg.norm(back - there, axis=1) < 0.5)
         one = self._rays(pair.first, here[sound])
-        now, then = (self._rays(pair.second, points[sound]) for points in (there, past[:, 0]))
+        now, then = (self._rays(pair.second, points[sound]) for points in (there, past))
         camera = self._rig.cameras[pair.second]
         pixel = self._reduce[pair.second] * self._scale(pair.second) / float(camera.k[0, 0])
         later = exposed_later(one, now, now - then, elapsed, pair.E, pixel, t)
@@ -229,6 +217,22 @@ class TimingCheck:
         here = np.array([one[m.queryIdx].pt for m in matches], np.float32)
         there = np.array([other[m.trainIdx].pt for m in matches], np.float32)
         return here, there
+
+
+def _followed(
+    one: Grey, other: Grey, points: Points, start: Points | None = None
+) -> tuple[Points, NDArray[np.bool_]]:
+    """Points [K, 2] of one image in another, and which were found. start: about where."""
+    out, found, _ = cv2.calcOpticalFlowPyrLK(
+        one,
+        other,
+        points,
+        points.copy() if start is None else start.copy(),
+        winSize=(15, 15),
+        maxLevel=4 if start is None else 0,
+        flags=0 if start is None else cv2.OPTFLOW_USE_INITIAL_FLOW,
+    )
+    return np.asarray(out, np.float32), np.asarray(found).ravel() > 0
 
 
 def exposed_later(

@@ -31,7 +31,7 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from recon4d_ros import messages
-from recon4d_ros.cameras.decode import ENCODINGS, KNOWN
+from recon4d_ros.cameras.decode import ENCODINGS, is_known
 from recon4d_ros.errors import ImageError, MessageError
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.types import (
@@ -132,13 +132,13 @@ def raw_image(message: Any, received_ns: int) -> RawImage:
         return messages.raw_compressed_image(message, received_ns)
     if not isinstance(message, Image):
         return messages.raw_video(message, received_ns)
-    if message.encoding.lower() not in KNOWN:
+    if not is_known(message.encoding.lower()):
         return _bridged(message, received_ns)
     return messages.raw_image(message, received_ns)
 
 
 def _bridged(message: Image, received_ns: int) -> RawImage:
-    """An encoding that only cv_bridge knows (of floats, for one), converted by it to rgb8."""
+    """An encoding that only cv_bridge knows, converted by it to rgb8."""
     try:
         pixels = np.ascontiguousarray(_BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8"))
     except (CvBridgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
