@@ -271,6 +271,14 @@ def lookup(edges: Mapping[str, StaticTransform], base: str, frame: str) -> NDArr
     connected."""
     from_base, from_frame = _to_root(edges, base), _to_root(edges, frame)
     common = next((name for name in from_frame if name in from_base), None)
+    for chain in (list(from_base), list(from_frame)):
+        if chain[-1] in edges:  # its parent was met before
+            loop = chain[chain.index(edges[chain[-1]].parent) :]
+            if common is None or common in loop:
+                raise CalibrationError(
+                    "the transforms form a loop, in which each frame is the next one's child:"
+                    f" {', '.join([*loop, loop[0]])}"
+                )
     if common is None:
         known = ", ".join(sorted({*edges, *(edge.parent for edge in edges.values())})) or "no frame"
         raise CalibrationError(
@@ -287,8 +295,11 @@ def lookup(edges: Mapping[str, StaticTransform], base: str, frame: str) -> NDArr
 
 def is_rectified(image_topic: str) -> bool:
     """Whether an image topic says by its name that its images are rectified (image_rect,
-    image_rect_color, in whichever transport)."""
-    return "rect" in image_topic.removesuffix("/compressed").rsplit("/", 1)[-1].lower()
+    image_rect_color, rect/image, in whichever transport)."""
+    above, _, base = image_topic.removesuffix("/compressed").rpartition("/")
+    if above.rsplit("/", 1)[-1].lower() in ("rect", "rectified"):
+        return True
+    return "rect" in base.lower() and "unrect" not in base.lower()
 
 
 def image_size(message: Any) -> tuple[int, int]:
@@ -366,6 +377,12 @@ def read_camera_info(
         notes.append(
             f"camera {name}: its camera_info names no distortion model: {len(message.d)}"
             f" coefficients are taken as {model}'s"
+        )
+    if np.any(k[2, :2]):
+        row = ", ".join(f"{value:g}" for value in k[2])
+        raise CalibrationError(
+            f"camera {name}: the last row of K in its camera_info is {row}: expected 0, 0, 1 (is it"
+            " transposed?)"
         )
     offset, divide, (width, height), note = _sampling(message, size)
     if note:

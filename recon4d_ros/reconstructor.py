@@ -26,6 +26,7 @@ import numpy as np
 from recon4d_ros import engine as engines
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.cameras.timing import TimingCheck
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.errors import EngineError, ParameterError
@@ -40,6 +41,7 @@ from recon4d_ros.localization import (
 )
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
+from recon4d_ros.sync.clocks import parse_offsets
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import (
     Detections,
@@ -90,6 +92,9 @@ class Reconstructor:
         spec = self.engine.spec
         self.calibration = make_calibration(rig, spec.input_size, spec.working_size)
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
+        self._timing = TimingCheck(
+            rig, spec.input_size, parse_offsets(parameters.sync.offset, rig.names)
+        )
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
             self.grids = Grids(self.calibration, parameters.grids)
@@ -105,6 +110,7 @@ class Reconstructor:
         self._still = np.zeros((len(rig.cameras), *spec.working_size), bool)
         self._moving_before = self._still
         self._segment = 0
+        self._grids_moved = False  # by what a save took up between two steps
         self._undecodable = Tally()
 
     def step(self, frame_set: FrameSet) -> Reconstruction:
@@ -120,6 +126,7 @@ class Reconstructor:
             frame, dropped = self.preprocessor(frame_set)
             for camera, reason in dropped.items():
                 self._undecodable.count(camera, reason)
+            self.preprocessor.notes.extend(self._timing.look(frame))
         with _timed(latency, cpu, "egomotion"):
             pose = self.egomotion.estimate(
                 frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist
@@ -183,6 +190,11 @@ class Reconstructor:
     def _begin_in_map(self, places: Places) -> None:
         """What was found out of the map since, before the step."""
         places.begin()
+        if not self._grids_moved:
+            self._move_grids(places)
+        self._grids_moved = False
+
+    def _move_grids(self, places: Places) -> None:
         if places.anew:
             self._use_grid(places)
         elif places.motion is not None:
@@ -251,7 +263,12 @@ class Reconstructor:
 
     def save_map(self, path: Path) -> tuple[int, int, str]:
         """Writes the map that the car is in, its lasting grid too; as `Places.save`."""
-        return self.keep_places().save(path, self.grids.tiles())
+        places = self.keep_places()
+        if not self._grids_moved:
+            places.settle()
+            self._move_grids(places)
+            self._grids_moved = True
+        return places.save(path, self.grids.tiles())
 
     def _use_grid(self, places: Places) -> None:
         """The grid of the loaded map, where there is one."""

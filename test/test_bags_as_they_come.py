@@ -40,6 +40,7 @@ from recon4d_ros.errors import BagError, CalibrationError, ImageError
 from recon4d_ros.evaluation import format_report, nothing_tracked
 from recon4d_ros.geometry import exp, inverse
 from recon4d_ros.messages import camera_from_info
+from recon4d_ros.runs.replay import MotionTopics
 from recon4d_ros.types import Camera, RawImage, Rig
 
 START = 1_700_000_000_000_000_000
@@ -297,10 +298,28 @@ def test_what_is_unlikely_about_a_rig_is_told() -> None:
         (rig_of(look("ahead", 0.0)), "the camera stands at the height of the car's frame"),
         (rig_of(look("ahead", 0.0), look("ahead", 0.0, 1)), "all cameras stand at the height"),
         (rig_of(look("ahead"), look("ahead", -0.5, 1)), "c1 is 0.50 m below the car's frame"),
-        (rig_of(look("ahead", 1400.0)), "1400.0 m above the car's frame: in metres?"),
+        (rig_of(look("ahead", 8.0)), "8.0 m above the car's frame: in metres?"),
+        (rig_of(look("ahead", 1400.0)), "1400.0 m from the car's frame: in metres?"),
+        (rig_of(look("ahead"), look("ahead", x=537.0)), "c1 is 537.0 m from the car's frame"),
+        (rig_of(look("down")), "the camera looks straight down"),
+        (rig_of(look("ahead"), k=[K / 2]), "is this K for images of about 32x24?"),
+        (rig_of(look("ahead"), k=[K_SHIFTED]), "are they cut from a larger image?"),
     ):
         (note,) = check_rig(rig)
         assert sentence in note
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.4, np.pi])
+def test_transforms_the_other_way_round_are_told(yaw: float) -> None:
+    """Parent and child exchanged: the cameras of a rig that is upright lie on their side."""
+    turned = [exp(np.r_[0, 0, 0, 0, 0, yaw + a]) @ look("ahead") for a in (0.0, -0.5, 0.5)]
+    assert not check_rig(rig_of(*(pose @ RIGHT for pose in turned)))
+    with pytest.raises(CalibrationError, match=r"are parent and child exchanged\?"):
+        check_rig(rig_of(*(inverse(pose @ RIGHT) for pose in turned)))
+    (note,) = check_rig(rig_of(inverse(turned[0])))[:1]
+    assert "are parent and child exchanged?" in note
+    portrait = look("ahead") @ exp(np.r_[0, 0, 0, 0, 0, np.pi / 2])
+    assert not check_rig(rig_of(portrait))
 
 
 def test_a_frame_of_the_body_with_an_optical_one_below_it(tmp_path: Path) -> None:
@@ -410,7 +429,207 @@ def test_a_transform_on_tf_that_moves_is_not_taken_for_fixed(tmp_path: Path) -> 
             bag.rig()
 
 
+def test_frames_that_move_together_on_tf(tmp_path: Path) -> None:
+    """A simulator that sends every frame in the world's; and a camera on a gimbal."""
+    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
+    drive = [exp(np.array([i, 0, 0, 0, 0, 0.1 * i])) for i in range(4)]
+    together = [[("map", "base_link", T), ("map", "left", T @ OPTICAL)] for T in drive]
+    with BagReader(write(tmp_path / "a", infos, (), images, extra=on_tf("/tf", together))) as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, OPTICAL)
+        assert said(bag, "base_link and left move on /tf and stay together")
+    gimbal = [
+        [("base_link", "mount", exp(np.r_[0, 0, 0, 0, 0, 0.1 * i])), ("mount", "left", OPTICAL)]
+        for i in range(4)
+    ]
+    with BagReader(write(tmp_path / "b", infos, (), images, extra=on_tf("/tf", gimbal))) as bag:
+        with pytest.raises(CalibrationError, match=r"mount moves on /tf.*17\.2 degrees") as it:
+            bag.rig()
+        assert "mount moves" in str(it.value) and "--base-frame" not in str(it.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_frame_with_two_parents(tmp_path: Path, order: int) -> None:
+    edges = [("base_link", "left", OPTICAL), ("camera_mount", "left", np.eye(4))][::order]
+    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
+    with BagReader(write(tmp_path / "bag", infos, edges, images)) as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, OPTICAL)
+        assert said(bag, "has two parents", "base_link is taken") == (order > 0)
+
+
+def test_a_transform_that_is_sent_again_and_a_loop(tmp_path: Path) -> None:
+    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
+    edges = [("base_link", "left", OPTICAL), ("base_link", "left", OPTICAL @ RIGHT)]
+    with BagReader(write(tmp_path / "a", infos, edges, images)) as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, OPTICAL @ RIGHT)
+        assert said(bag, "from base_link to left is sent again", "the last is taken")
+    loop = [("base_link", "left", OPTICAL), ("left", "base_link", OPTICAL)]
+    with BagReader(write(tmp_path / "b", infos, loop, images)) as bag:
+        with pytest.raises(CalibrationError, match="form a loop"):
+            bag.rig()
+    above = [("map", "base_link", RIGHT), ("odom", "map", RIGHT), ("map", "odom", RIGHT)]
+    above.append(("base_link", "left", OPTICAL))
+    with BagReader(write(tmp_path / "c", infos, above, images)) as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, OPTICAL)
+
+
+def test_a_camera_that_no_transform_leads_to_is_named_beside_the_others(tmp_path: Path) -> None:
+    lost = Info(frame="right")
+    with BagReader(write(tmp_path / "bag", **pair(Info(), lost))) as bag:
+        with pytest.raises(CalibrationError, match=r"right: .*`--cameras left` leaves it out"):
+            bag.rig()
+
+
+def test_the_cars_frame_is_not_the_worlds(tmp_path: Path) -> None:
+    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
+    edges = [("map", "ego_vehicle", np.eye(4)), ("ego_vehicle", "left", OPTICAL), ("a", "b", RIGHT)]
+    with BagReader(write(tmp_path / "bag", infos, edges, images)) as bag:
+        with pytest.raises(CalibrationError, match="`--base-frame ego_vehicle` names"):
+            bag.rig()
+
+
+@pytest.mark.parametrize(
+    ("info", "image", "place", "words"),
+    [
+        ("cam", "left", OPTICAL, "'cam', is not among the transforms: that of its images, 'left'"),
+        ("body", "left", OPTICAL, "is the body's (z up): that of its images, 'left', is taken"),
+        ("other", "left", OPTICAL @ RIGHT, "is elsewhere than that of its images, 'left'"),
+        ("left", "cam", OPTICAL, ""),
+        ("same", "left", OPTICAL, ""),
+    ],
+)
+def test_camera_info_and_images_of_different_frames(
+    tmp_path: Path, info: str, image: str, place: np.ndarray, words: str
+) -> None:
+    body = np.eye(4)
+    body[:3, 3] = OPTICAL[:3, 3]
+    frames = {"left": OPTICAL, "body": body, "other": OPTICAL @ RIGHT, "same": OPTICAL}
+    edges = [("base_link", frame, pose) for frame, pose in frames.items()]
+    infos = {"/left/camera_info": [Info(frame=info)]}
+    with BagReader(write(tmp_path / "bag", infos, edges, {"/left/image_raw": image})) as bag:
+        assert np.allclose(bag.rig().cameras[0].T_base_camera, place)
+        assert said(bag, words) if words else not bag.notes
+
+
+def test_a_camera_info_with_another_cameras_frame(tmp_path: Path) -> None:
+    edges = [("base_link", "left", OPTICAL), ("left", "right", RIGHT)]
+    bag_of = pair(Info(), Info(), "image_raw")
+    bag_of["images"]["/stereo/right/image_raw"] = "right"
+    with BagReader(write(tmp_path / "bag", edges=edges, **bag_of)) as bag:
+        assert np.allclose(bag.rig().cameras[1].T_base_camera, OPTICAL @ RIGHT)
+        assert said(bag, "camera right", "is another camera's, too")
+
+
+def test_a_transposed_matrix_is_told(tmp_path: Path) -> None:
+    infos = {"/left/camera_info": [Info(k=K.T)]}
+    with BagReader(write(tmp_path / "bag", infos, images={"/left/image_raw": "left"})) as bag:
+        with pytest.raises(CalibrationError, match=r"last row of K .*is it transposed"):
+            bag.rig()
+
+
+def test_a_camera_info_that_changes_is_told(tmp_path: Path) -> None:
+    infos = {"/left/camera_info": [Info(), Info(), Info(k=K * 1.1), Info(k=K * 1.2)]}
+    with BagReader(write(tmp_path / "bag", infos, images={"/left/image_raw": "left"})) as bag:
+        assert sum(isinstance(event, ImageEvent) for event in bag.events()) == 2
+        assert said(bag, "camera_info of left changed its K", "the first one is used throughout")
+        assert len(bag.notes) == 1
+
+
 # --- which camera_info belongs to which image
+
+
+def test_topics_that_say_what_was_done_to_the_images() -> None:
+    """ZED's: a camera has raw and rectified images, in colour and grey, each with a camera_info."""
+    topics = [
+        f"/zed/{camera}/{color}/{done}/image{info}"
+        for camera in ("left", "right")
+        for color in ("color", "gray")
+        for done in ("rect", "raw")
+        for info in ("", "/camera_info")
+    ]
+    found = find_cameras({t: TopicInfo(CAMERA_INFO if "info" in t else IMAGE, 3) for t in topics})
+    assert list(found) == ["left", "right"] and not any(one.rectified for one in found.values())
+    assert {one.camera_info for one in found.values()} == {
+        f"/zed/{name}/color/raw/image/camera_info" for name in found
+    }
+    rect = {t: TopicInfo(CAMERA_INFO if "info" in t else IMAGE, 3) for t in topics if "rect" in t}
+    assert all(one.rectified for one in find_cameras(rect).values())
+
+
+def test_colour_images_of_a_camera_that_is_called_depth(tmp_path: Path) -> None:
+    infos = {"/r200_depth/camera_info": [Info()], "/r200_depth/depth/camera_info": [Info()]}
+
+    def extra(writer: BagWriter) -> None:
+        writer.write_image("/r200_depth/image_raw", START, "left", np.dstack([GREY] * 3), "rgb8")
+        deep = GREY.astype(np.uint16)
+        writer.write_image("/r200_depth/depth/image_raw", START, "left", deep, "16UC1")
+
+    with BagReader(write(tmp_path / "bag", infos, extra=extra)) as bag:
+        assert bag.rig().names == ("r200_depth",)
+        assert said(bag, "/r200_depth/image_raw is taken for a camera: it is called depth")
+
+
+def test_several_odometries_are_told(tmp_path: Path) -> None:
+    topics = {one: TopicInfo("nav_msgs/msg/Odometry", 1) for one in ("/wheel/odom", "/gps/odom")}
+    path = write(tmp_path / "bag", {"/left/camera_info": [Info()]}, images={"/left/image_raw": "x"})
+    with BagReader(path) as bag, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BagReader, "topics", topics)
+        assert MotionTopics.of(bag).odometry is None
+        assert said(bag, "odometry on /wheel/odom, /gps/odom: none is used (`--odometry TOPIC`")
+
+
+def test_times_of_reception_that_are_a_converters(tmp_path: Path) -> None:
+    """Topic by topic, a millisecond apart: their headers' stamps order the messages."""
+    infos = {"/left/camera_info": [Info()], "/right/camera_info": [Info()]}
+
+    def extra(writer: BagWriter) -> None:
+        for late, name in enumerate(("left", "right")):
+            for index in range(6):
+                message = writer.type(IMAGE)(
+                    writer.header(START + index * TENTH, name), 48, 64, "mono8", 0, 64, GREY.ravel()
+                )
+                writer.write(f"/{name}/image_raw", IMAGE, message, START + late * 10**9 + index)
+
+    with BagReader(write(tmp_path / "bag", infos, extra=extra)) as bag:
+        events = [event for event in bag.events() if isinstance(event, ImageEvent)]
+        assert [event.camera for event in events] == ["left", "right"] * 6
+        assert all(event.receive_ns == event.image.stamp_ns for event in events)
+        assert said(bag, "times of reception are not those of the recording")
+
+
+def test_folders_and_metadata_are_pointed_to(tmp_path: Path, small_bag: Path) -> None:
+    shutil.copytree(small_bag, tmp_path / "drives" / "monday")
+    with pytest.raises(BagError, match="as those in it: monday"):
+        BagReader(tmp_path / "drives")
+    with BagReader(tmp_path / "drives" / "monday" / "metadata.yaml") as bag:
+        assert bag.path == tmp_path / "drives" / "monday"
+
+
+def test_a_write_ahead_log_that_was_not_merged_is_told(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag", "sqlite3") as writer:
+        writer.write_image("/left/image_raw", START, "left", GREY, "mono8")
+    (file,) = (tmp_path / "bag").glob("*.db3")
+    file.with_name(f"{file.name}-wal").write_bytes(bytes(40))
+    with BagReader(tmp_path / "bag") as bag:
+        assert said(bag, "write-ahead log", "wal_checkpoint")
+
+
+def test_an_mcap_without_an_index_whose_messages_are_not_in_order(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        for index in (0, 2, 1, 3):
+            stamp = START + index * TENTH
+            writer.write_image("/left/image_raw", stamp, "left", GREY, "mono8")
+    (file,) = (tmp_path / "bag").glob("*.mcap")
+    data, out, position = file.read_bytes(), bytearray(b"\x89MCAP0\r\n"), 8
+    while data[position] != 0x0F:  # up to the end of the data, without what indexes it
+        size = 9 + int.from_bytes(data[position + 1 : position + 9], "little")
+        if data[position] != 0x07:
+            out += data[position : position + size]
+        position += size
+    out += bytes([0x0F, 4, *bytes(7), *bytes(4), 0x02, 20, *bytes(7), *bytes(20)])
+    file.write_bytes(out + b"\x89MCAP0\r\n")
+    with BagReader(tmp_path / "bag") as bag:
+        stamps = [message.header.stamp.nanosec // TENTH for _, _, message in bag.messages()]
+    assert stamps == [0, 2, 1, 3]
 
 
 def cameras_of(*topics: str) -> dict[str, tuple[str, str | None]]:

@@ -444,6 +444,11 @@ def test_a_loop_moves_both_grids() -> None:
     run(grids, 1, blind, voxels=Voxels(np.array([[5.1, 1.1, 1.0]])))
     grids.moved(MapMotion.whole(se3(np.eye(3), np.array([2.0, 0.0, 0.0]))))
     assert value(grids.lasting.whole(), 7.1, 1.1) == OCCUPIED
+    reach = Voxels(np.array([[60.1, 1.1, 1.0]]))  # of the map around where the car is now
+    reach.reach = 6.0
+    grids.read(reach)
+    assert not (grids.lasting.whole().values == OCCUPIED).any()
+    grids.read(Voxels(np.array([[7.1, 1.1, 1.0]])))
     local = run(grids, 1, blind, voxels=Voxels(np.array([[8.1, 1.1, 1.0]])), start=1)
     assert value(local, 8.1, 1.1) == OCCUPIED and value(local, 5.1, 1.1) != OCCUPIED
     assert value(local, 7.1, 1.1) != OCCUPIED  # the moved voxels are the map's word

@@ -570,6 +570,7 @@ def test_a_damaged_map_is_one_sentence(map_dir, tmp_path, name, how):
         open_map(path, small_rig())
     sentence = str(error.value)
     assert str(path) in sentence and "\n" not in sentence
+    assert how != "missing" or name in sentence
 
 
 @settings(max_examples=25)
@@ -935,3 +936,43 @@ def test_a_map_keeps_its_grid(tmp_path):
     folder = open_map(tmp_path / "bare", small_rig())
     assert folder.grid is None
     folder.close()
+
+
+def test_where_a_map_cannot_be_saved_is_said_before_the_drive(small_bag, tmp_path, capsys):
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "letter.txt").write_text("dear")
+
+    def said(path: Path, *more: str) -> str:
+        arguments = ["replay", small_bag, "--out", tmp_path / "run", "--save-map", path, *more]
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert not (tmp_path / "run").exists(), "nothing has run yet"
+        return sentence
+
+    assert "the folder has other things in it" in said(tmp_path / "things")
+    assert "a file of that name is there" in said(tmp_path / "things" / "letter.txt")
+    assert "cannot be written: No such file" in said(tmp_path / "no" / "street")
+    assert "is not saved: File name too long" in said(tmp_path / ("a" * 300))
+    street = tmp_path / "street"
+    for mode in ("none", "localization"):
+        sentence = said(street, "-p", f"localization.mode={mode}")
+        assert f"localization.mode is {mode}, which keeps no keyframes" in sentence
+    lock = folders.Lock(street)
+    assert "another process has it open for writing" in said(street)
+    lock.close()
+
+
+def test_a_map_that_cannot_be_saved_after_all_costs_no_run(
+    small_bag, tmp_path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.np, "savez", full)
+    arguments = ["replay", small_bag, "--out", tmp_path / "run", "--save-map", tmp_path / "street"]
+    arguments += ["-p", "localization.keyframe_distance=1.0"]
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is not saved: No space left on device" in sentence
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert any("No space left" in note for note in summary["notes"]) and summary["frames"] == 8

@@ -15,6 +15,7 @@ from recon4d_ros.types import (
     FrameSet,
     Geometry,
     Jump,
+    MapMotion,
     Pointers,
     PoseEstimate,
     RawImage,
@@ -101,6 +102,35 @@ def test_a_new_segment_forgets_map_and_memory_once(one):
     for _ in range(8):
         say(one, Tracking.TRACKING, 1, 0.0)
     assert one.mapper.size > 0 and one.engine.resets == 1
+
+
+class FoundWhileSaved:
+    """Places that find the car while a map is saved."""
+
+    motion: MapMotion | None = None
+    entered = anew = False
+    found, T_map_odom = True, np.eye(4)
+
+    def begin(self) -> None:
+        """Says the same again after a `settle`."""
+
+    def settle(self) -> None:
+        self.motion = MapMotion.whole(geometry.se3(np.eye(3), np.array([5.0, 0.0, 0.0])))
+
+    def save(self, path: Path, grid: object) -> tuple[int, int, str]:
+        return 1, 1, ""
+
+    def take(self, *_: object) -> None: ...
+
+
+def test_what_a_save_takes_up_moves_the_grid_once_and_is_told(one, monkeypatch):
+    moved = []
+    monkeypatch.setattr(one.grids, "moved", moved.append)
+    one.places = FoundWhileSaved()
+    for _ in range(2):
+        assert one.save_map(Path("street")) == (1, 1, "")
+    assert len(moved) == 1
+    assert say(one, Tracking.TRACKING, 0, 0.0).map_motion is moved[0] and len(moved) == 1
 
 
 def test_time_that_jumps_forward_is_told_to_ego_motion(one):

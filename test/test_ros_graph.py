@@ -183,7 +183,7 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
     expected += [
         f"/recon4d/{name}/{what}"
         for name in CAMERAS
-        for what in ("depth", "camera_info", "dynamic_mask")
+        for what in ("depth", "camera_info", "dynamic_mask", "image")
     ]
 
     def complete() -> bool:
@@ -196,9 +196,12 @@ def test_outputs_have_the_contracts_types_frames_and_stamps(car):
 
     car.wait(complete, "all outputs of one frame set")
     for name in CAMERAS:
-        depth, info, mask = (
-            last[f"/recon4d/{name}/{what}"] for what in ("depth", "camera_info", "dynamic_mask")
+        depth, info, mask, image = (
+            last[f"/recon4d/{name}/{what}"]
+            for what in ("depth", "camera_info", "dynamic_mask", "image")
         )
+        assert image.encoding == "rgb8" and (image.height, image.width) == (mask.height, mask.width)
+        assert len(image.data) == 3 * image.height * image.width and np.ptp(image.data) > 50
         assert (
             depth.encoding == "32FC1" and mask.encoding == "mono8" and depth.header.frame_id == name
         )

@@ -150,7 +150,9 @@ def test_a_running_node_is_shown(tmp_path, ros) -> None:
     node._on_map(conversions.cloud_msg(xyz, rgb, ns, "map", weight=np.ones(3, np.float32)))
     node._on_depth("front", conversions.image_msg(depth, "32FC1", ns, "front"))
     node._on_mask("front", conversions.image_msg(np.zeros((H, W), np.uint8), "mono8", ns, "front"))
-    assert node.heard == 7
+    rgb8 = conversions.image_msg(np.zeros((H, W, 3), np.uint8), "rgb8", ns, "front")
+    node._on_image("front", rgb8)
+    assert node.heard == 8
     node.destroy_node()
     other.destroy_node()
     view.close()
@@ -162,6 +164,7 @@ def test_a_running_node_is_shown(tmp_path, ros) -> None:
         "/world/map",
         "/world/car/front/depth",
         "/world/car/front/dynamic_mask",
+        "/world/car/front/image",
         "/latency/engine",
         "/tracking",
     ):

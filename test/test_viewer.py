@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from rrd import rows
 
 from recon4d_ros.cli import main
 from recon4d_ros.errors import OutputError, Recon4dError
+from recon4d_ros.runs.files import read_tracking
+from recon4d_ros.types import Tracking
 from recon4d_ros.viewer.sinks import Sinks, view_to
 
 
@@ -68,7 +71,33 @@ def test_a_runs_folder_is_shown_as_it_is(tmp_path, small_bag) -> None:
     assert main(["view", str(run), "--save", str(path)]) == 0
     counts = rows(path)
     assert counts["/world/car"] == counts["/world/car/left/depth"] == 3
+    assert counts["/world/car/left/image"] == counts["/world/car/right/image"] == 3
+    states = read_tracking(run / "tracking.jsonl")
+    assert next(state for state, _ in states.values()) is Tracking.STARTING
+    assert counts["/tracking"] == len(states) >= 2
     assert counts["/world/map"] == counts["/world/occupancy_grid"] == counts["/summary"] == 1
+
+
+def test_a_run_whose_bag_is_gone_is_shown_without_images(tmp_path, small_bag, capsys) -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    bag, run = tmp_path / "bag", tmp_path / "run"
+    shutil.copytree(small_bag, bag)
+    assert main(["replay", str(bag), "--out", str(run), "--max-frames", "2"]) == 0
+    shutil.rmtree(bag)
+    capsys.readouterr()
+    assert main(["view", str(run), "--save", str(tmp_path / "run.rrd")]) == 0
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "no images are shown: " in said and str(bag) in said
+    counts = rows(tmp_path / "run.rrd")
+    assert counts["/world/car"] == 2 and not counts["/world/car/left/image"]
+
+
+def test_what_is_damaged_in_a_run_is_one_sentence(tmp_path) -> None:
+    for text in ("{", '{"stamp_ns": 1, "tracking": "happy", "reason": ""}', "[]"):
+        (tmp_path / "tracking.jsonl").write_text(text)
+        with pytest.raises(Recon4dError, match=r"tracking.jsonl, line 1 is damaged"):
+            read_tracking(tmp_path / "tracking.jsonl")
+    assert read_tracking(tmp_path / "none") == {}
 
 
 def test_the_page_is_served_here_alone() -> None:

@@ -28,7 +28,8 @@ def check_files(path: Path) -> None:
     named = path.is_file() or (path / "metadata.yaml").exists()
     if not files and not named and not list(path.glob("*.zstd")):
         raise BagError(
-            f"bag {path} holds no .mcap or .db3 file: expected a rosbag2 folder{_ros1_hint(path)}"
+            f"bag {path} holds no .mcap or .db3 file: expected a rosbag2"
+            f" folder{_folders_hint(path)}{_ros1_hint(path)}"
         )
     for file in files:
         try:
@@ -41,6 +42,12 @@ def check_files(path: Path) -> None:
 
 def _storage_files(path: Path) -> list[Path]:
     return sorted([*path.glob("*.mcap"), *path.glob("*.db3")]) if path.is_dir() else [path]
+
+
+def _folders_hint(path: Path) -> str:
+    inside = sorted(file.parent.name for file in path.glob("*/metadata.yaml"))
+    more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+    return f", as those in it: {', '.join(inside[:5])}{more}" if inside else ""
 
 
 def _ros1_hint(path: Path) -> str:
@@ -77,5 +84,8 @@ def _sqlite_fault(file: Path) -> str:
     page = int.from_bytes(header[16:18], "big")
     expected = int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
     if size < max(expected, 100):
-        return f"is truncated: it has {size} of {expected} bytes"
+        return (
+            f"is truncated: it has {size} of {expected} bytes (`sqlite3 FILE .recover` saves what"
+            " is there)"
+        )
     return ""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from heapq import merge
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +24,19 @@ from recon4d_ros.bags.topics import CameraTopic, TopicInfo
 from recon4d_ros.bags.transforms import Transforms
 from recon4d_ros.bags.types import typestore
 from recon4d_ros.cameras import video
+from recon4d_ros.cameras.rig_check import contradiction
 from recon4d_ros.errors import BagError, CalibrationError, ImageError, Recon4dError
 from recon4d_ros.geometry import inverse
 from recon4d_ros.paths import user_path
-from recon4d_ros.types import ImageBoxes, ImuSample, OdometrySample, RawImage, Rig, TwistSample
+from recon4d_ros.types import (
+    Camera,
+    ImageBoxes,
+    ImuSample,
+    OdometrySample,
+    RawImage,
+    Rig,
+    TwistSample,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,9 @@ class BoxesEvent:
     receive_ns: int
 
 
+METADATA = "metadata.yaml"
+STAMPS = 5  # messages of each topic that tell whether the times of reception are a recording's
+UNREAL = 0.05  # of the time that the stamps span: nobody drives, and records, that fast
 Event = ImageEvent | OdometryEvent | ImuEvent | TwistEvent | BoxesEvent
 
 
@@ -106,6 +120,8 @@ class BagReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
+        if self.path.name == METADATA:
+            self.path = self.path.parent
         self.stamps_replaced: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -218,6 +234,11 @@ class BagReader:
         topics = self.topics
         every = bag_topics.find_cameras(topics)
         found = {name: camera for name, camera in every.items() if camera.count}
+        for topic in topics:
+            if topics[topic].type in bag_topics.UNREAD_IMAGES:
+                self.tell(f"{topic} is not used: {topics[topic].type} is not read")
+        if not found and not image_topics:
+            found = self._colour_called_depth()
         for name, topic in (image_topics or {}).items():
             info = self._topic(topic)
             if info.type not in bag_topics.IMAGES:
@@ -243,6 +264,21 @@ class BagReader:
                 f"bag {self.path} has no camera {unknown[0]!r}: it has {', '.join(found)}"
             )
         return {name: found[name] for name in names} if names is not None else found
+
+    def _colour_called_depth(self) -> dict[str, CameraTopic]:
+        """Colour images beside which a depth camera's name is all that speaks against them."""
+        topics, found = self.topics, {}
+        for topic in bag_topics.called_depth(topics):
+            name = bag_topics.split(topic)[0].rsplit("/", 1)[-1]
+            camera = bag_topics.camera_at(name, topic, topics)
+            try:
+                image = raw_image(camera, self.first(topic))
+            except BagError:
+                continue
+            if image.encoding == "jpeg" or image.encoding[:3] in ("rgb", "bgr", "bay", "yuv"):
+                self.tell(f"{topic} is taken for a camera: it is called depth, and has colours")
+                found[name] = camera
+        return found
 
     def rig(
         self,
@@ -315,8 +351,18 @@ class BagReader:
         }
         motion = [topic for topic in (odometry_topic, imu_topic, twist_topic) if topic]
         decoders = {name: video.VideoDecoder() for name in (one.name for one in chosen.values())}
+        infos = {
+            camera.camera_info: _FirstInfo(self, camera)
+            for camera in chosen.values()
+            if camera.camera_info
+        }
         held: list[ImageEvent] = []
-        for topic, kind, receive_ns, data in self.raw_messages([*chosen, *motion, *boxes]):
+        for topic, kind, receive_ns, data in self._in_order(
+            list(chosen), [*motion, *boxes, *infos]
+        ):
+            if topic in infos:
+                infos[topic](data, kind)
+                continue
             if held and held[0].receive_ns != receive_ns:
                 yield from held
                 held.clear()
@@ -349,6 +395,37 @@ class BagReader:
         for name, decoder in decoders.items():
             for image in decoder.rest():
                 yield ImageEvent(name, image, self._storage.end_ns)
+
+    def _in_order(
+        self, images: list[str], others: list[str]
+    ) -> Iterator[tuple[str, str, int, bytes]]:
+        """The messages of these topics in order of reception; where that is not the recording's
+        (a converter that writes topic by topic, and the time at which it did), in order of their
+        headers' stamps, which then also stand for it."""
+        if not any(self._received_at_once(topic) for topic in images):
+            yield from self.raw_messages([*images, *others])
+            return
+        self.tell(
+            "the times of reception are not those of the recording: its messages are taken in the"
+            " order of their headers' stamps"
+        )
+        streams = [self._by_stamp(topic) for topic in dict.fromkeys((*others, *images))]
+        for stamp_ns, topic, kind, data in merge(*streams, key=lambda one: one[0]):
+            yield topic, kind, stamp_ns, data
+
+    def _by_stamp(self, topic: str) -> Iterator[tuple[int, str, str, bytes]]:
+        for _, kind, _, data in self.raw_messages([topic]):
+            yield _header_ns(data), topic, kind, data
+
+    def _received_at_once(self, topic: str) -> bool:
+        """Whether a topic's first messages were received in far less time than their stamps say."""
+        first = list(islice(self.raw_messages([topic]), STAMPS))
+        if len(first) < STAMPS:
+            return False
+        stamps = [_header_ns(data) for _, _, _, data in first]
+        spans = [b - a for a, b in pairwise(stamps)]
+        received = first[-1][2] - first[0][2]
+        return min(spans) > 0 and received < UNREAL * sum(spans)
 
     def _check_detections(self, camera: str, topic: str) -> None:
         if topic in self.unreadable:
@@ -401,6 +478,44 @@ class BagReader:
             for channel in self._storage.channels
             if channel.topic not in self.unreadable and (topics is None or channel.topic in topics)
         ]
+
+
+class _FirstInfo:
+    """Holds a camera's later camera_info against its first one, which its calibration is of."""
+
+    def __init__(self, reader: BagReader, camera: CameraTopic) -> None:
+        self._reader, self._camera = reader, camera
+        self._bytes: bytes | None = None
+        self._first: Camera | None = None
+        self._told = False
+
+    def __call__(self, data: bytes, kind: str) -> None:
+        if self._told or data[_STAMP_END:] == self._bytes:
+            return
+        try:
+            message = self._reader.deserialize(data, kind)
+            if not (ros.is_calibrated(message) and ros.is_finite(message)):
+                return
+            now = ros.camera_from_info(
+                self._camera.name, message, np.eye(4), self._camera.rectified
+            )
+        except Recon4dError:
+            return  # told where the rig is read
+        if self._first is None:
+            self._first, self._bytes = now, data[_STAMP_END:]
+        elif fault := contradiction(self._first, now, "the first one is used throughout"):
+            self._reader.tell(fault)
+            self._told = True
+
+
+_STAMP_END = 12  # bytes of CDR: its own header, seconds and nanoseconds
+
+
+def _header_ns(data: bytes) -> int:
+    """The stamp of a message that begins with its header, or a time, from its CDR bytes."""
+    order = "little" if data[1] & 1 else "big"
+    seconds = int.from_bytes(data[4:8], order, signed=True)  # type: ignore[arg-type]
+    return seconds * 1_000_000_000 + int.from_bytes(data[8:12], order)  # type: ignore[arg-type]
 
 
 class _FrameOfBase:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import messages as ros
 from recon4d_ros.bags import topics as bag_topics
+from recon4d_ros.bags.frames import Said, camera_frames
 from recon4d_ros.bags.topics import CameraTopic
 from recon4d_ros.bags.transforms import check_height
 from recon4d_ros.cameras import video
@@ -63,15 +64,20 @@ class RigOfBag:
         is left out. Raises BagError, CalibrationError."""
         used = dict(chosen) if named else self._with_info(chosen)
         infos = {name: self._info(camera) for name, camera in used.items()}
-        frames = {name: self._frame(camera, infos[name]) for name, camera in used.items()}
+        frames = self._frames(used, infos)
         first = next(iter(frames.values()))
         places: dict[str, ros.Mount] = {}
+        faults: dict[str, CalibrationError] = {}
         for name, camera in used.items():
             try:
                 place = self._place(name, frames[name], first)
             except CalibrationError as error:
-                raise CalibrationError(f"{self._where(name)}: {error}") from error
+                faults[name] = error
+                continue
             places[name] = ros.mount(infos[name], place, camera.rectified)
+        for name, error in faults.items():
+            remedy = self._remedy(frames[name], list(places))
+            raise CalibrationError(f"{self._where(name)}: {error}{remedy}") from error
         partners = self._partners(every, used, set(frames.values()), first) if named else {}
         poses, notes = ros.stereo_poses({**places, **partners})
         for note in notes:
@@ -160,30 +166,57 @@ class RigOfBag:
             )
         return found
 
-    def _frame(self, camera: CameraTopic, info: Any) -> str:
-        """The frame that camera_info names, else the image; turned optical where it has a child
-        that is."""
-        frame = ros.frame_name(info.header.frame_id)
-        if not frame:
+    def _frames(
+        self, cameras: Mapping[str, CameraTopic], infos: Mapping[str, Any]
+    ) -> dict[str, str]:
+        said = {name: self._said(camera, infos[name]) for name, camera in cameras.items()}
+        if self._height is not None:
+            return {name: one.info or one.image or name for name, one in said.items()}
+        second = [
+            name
+            for name, camera in cameras.items()
+            if ros.is_second(ros.mount(infos[name], np.eye(4), camera.rectified))
+        ]
+        frames, notes = camera_frames(said, self._known, second)
+        for note in notes:
+            self._reader.tell(note)
+        return frames
+
+    def _said(self, camera: CameraTopic, info: Any) -> Said:
+        """The frames that a camera's messages name."""
+        try:
             message = self._reader.first(camera.image)
-            header = getattr(message, "header", None)
-            frame = ros.frame_name(header.frame_id if header else message.frame_id)
-        return frame or camera.name
+        except BagError:  # a first image that is broken says nothing of the others
+            return Said(ros.frame_name(info.header.frame_id), "")
+        header = getattr(message, "header", None)
+        image = ros.frame_name(header.frame_id if header else message.frame_id)
+        return Said(ros.frame_name(info.header.frame_id), image)
+
+    def _known(self, frame: str) -> NDArray[np.float64] | None:
+        try:
+            return self._reader.transforms.lookup(self._base_frame, frame)
+        except CalibrationError:
+            return None
 
     def _place(self, name: str, frame: str, first: str) -> NDArray[np.float64]:
         """T_base_frame. Raises CalibrationError."""
         transforms = self._reader.transforms
         if self._height is not None:
             return transforms.ahead(first, frame, self._height)
-        try:
-            frame = transforms.optical(self._base_frame, frame, name)
-            return transforms.lookup(self._base_frame, frame)
-        except CalibrationError as error:
-            raise CalibrationError(f"{error}{self._remedy()}") from error
+        frame = transforms.optical(self._base_frame, frame, name)
+        return transforms.lookup(self._base_frame, frame)
 
-    def _remedy(self) -> str:
-        roots = [root for root in self._reader.transforms.roots() if root != self._base_frame]
-        base = f"`--base-frame {roots[0]}` names the car's frame, " if len(roots) == 1 else ""
+    def _remedy(self, frame: str, placed: list[str]) -> str:
+        """What helps where no transform leads to a camera's frame. placed: cameras that one leads
+        to."""
+        if self._height is not None:
+            return ""
+        if placed:
+            return f"; `--cameras {' '.join(placed)}` leaves it out, a rig file says where it is"
+        transforms = self._reader.transforms
+        root = transforms.root(frame)
+        unknown = not transforms.knows(self._base_frame)
+        base = f"`--base-frame {root}` names the car's frame, " if root and unknown else ""
         return (
             f"; {base}`--height METRES` puts {self._base_frame} below a camera that looks straight"
             " ahead, a rig file says all"
@@ -204,7 +237,8 @@ class RigOfBag:
                 continue
             try:
                 info = self._info(camera)
-                frame = self._frame(camera, info)
+                said = self._said(camera, info)
+                frame = said.info or said.image or name
                 if frame in frames:
                     place = self._place(name, frame, first)
                     found[name] = ros.mount(info, place, camera.rectified)

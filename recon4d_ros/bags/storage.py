@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -91,7 +92,7 @@ class Storage:
                 if (connection.topic, connection.msgtype) in wanted and _is_cdr(connection)
             }
             connections = [one for one in file.connections if one.id in here]
-            for connection, receive_ns, data in file.messages(connections) if here else ():
+            for connection, receive_ns, data in _messages(file, connections) if here else ():
                 packed = data[:4] == _ZSTD_MAGIC
                 yield here[connection.id], receive_ns, zstd.decompress(data) if packed else data
 
@@ -149,6 +150,13 @@ class Storage:
             if said == [""]:
                 self.notes.append(f"bag {file} names no profile: it is read as ROS 2's")
         else:
+            log = file.with_name(f"{file.name}-wal")
+            if log.exists() and log.stat().st_size:
+                self.notes.append(
+                    f"bag {file} has a write-ahead log that its recorder did not merge: the"
+                    " messages in it are missing (`sqlite3 FILE 'PRAGMA wal_checkpoint(TRUNCATE)'`"
+                    " merges it)"
+                )
             reader = Sqlite3Reader(Path(quote(str(file))))  # it becomes part of a URI
             reader.open()
         self._closing.callback(reader.close)
@@ -181,6 +189,20 @@ class Storage:
                     one.msgcount + (before.count if before else 0),
                 )
         return list(found.values())
+
+
+def _messages(
+    file: McapReader | Sqlite3Reader, connections: list[Connection]
+) -> Iterator[tuple[Connection, int, bytes]]:
+    """By an index in order of reception. Without one in the file's own order, in which rosbags
+    refuses what is not sorted; read apart, so that several may read at once."""
+    if isinstance(file, Sqlite3Reader) or file.chunks:
+        yield from file.messages(connections)
+        return
+    with file.path.open("rb") as stream:
+        apart = copy(file)
+        apart.bio = stream
+        yield from apart.messages_scan(connections)
 
 
 def _is_cdr(connection: Connection) -> bool:

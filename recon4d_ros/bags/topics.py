@@ -21,6 +21,14 @@ DETECTIONS_2D = "vision_msgs/msg/Detection2DArray"
 TF_MESSAGE = "tf2_msgs/msg/TFMessage"
 TF_STATIC = "/tf_static"
 TRUTH = "/ground_truth/"
+# pictures of types that are not read here, which are named
+UNREAD_IMAGES = frozenset(
+    (
+        "theora_image_transport/msg/Packet",
+        "foxglove_msgs/msg/CompressedImage",
+        "foxglove_msgs/msg/RawImage",
+    )
+)
 VIDEOS = (FFMPEG_PACKET, COMPRESSED_VIDEO)
 IMAGES = (IMAGE, COMPRESSED_IMAGE, *VIDEOS)  # best first, where one camera has several
 _TRANSPORTS = ("compressed", "compressedDepth", "ffmpeg", "foxglove", "zstd", "video", "h264")
@@ -40,6 +48,12 @@ _HOW = frozenset(
     "image img raw rect rectified color colour mono gray grey rgb bgr compressed video picture"
     " stream frame camera_info info scene".split()
 )
+
+
+# Parts of a namespace that say what was done to a camera's images, not which camera's they are
+# (/zed/left/color/rect/image), and what may be above these.
+_DONE = frozenset(("rect", "rectified", "raw", "unrectified"))
+_COLORS = frozenset(("color", "colour", "gray", "grey", "mono"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,8 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
     /camera/left/image_raw/compressed), the whole namespace where two cameras would share it, and
     what the topic itself is called where several are in one namespace (`front` in /front_image).
     Of a camera's several image topics the one with most messages is taken, raw before compressed
-    before video. Depth, masks and /ground_truth/* are not cameras.
+    before video, as it comes from the lens before rectified. Depth, masks and /ground_truth/* are
+    not cameras.
     """
     groups: dict[tuple[str, str], str] = {}  # namespace and what tells it apart there -> topic
     for topic, info in topics.items():
@@ -79,8 +94,8 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
         namespace, base = split(topic)
         if any(word in f"{namespace.rsplit('/', 1)[-1]}/{base}".lower() for word in _NO_PICTURES):
             continue
-        key = (namespace, "_".join(_which(base)))
-        if key not in groups or _preference(info) > _preference(topics[groups[key]]):
+        key = (_camera_space(namespace), "_".join(_which(base)))
+        if key not in groups or _preference(topic, topics) > _preference(groups[key], topics):
             groups[key] = topic
     infos = pair_camera_infos(list(groups.values()), topics)
     spaces = [namespace for namespace, _ in groups]
@@ -99,6 +114,19 @@ def find_cameras(topics: Mapping[str, TopicInfo]) -> dict[str, CameraTopic]:
             name = "_".join(filter(None, (whole, "" if alone and whole else which))) or "camera"
         cameras[name] = _camera(name, topic, topics, infos.get(topic))
     return cameras
+
+
+def called_depth(topics: Mapping[str, TopicInfo]) -> list[str]:
+    """Image topics that are left out for the one reason that the last part of their namespace says
+    depth: a depth camera's colour images may lie there (/r200_depth/image_raw)."""
+    found = []
+    for topic, info in topics.items():
+        namespace, base = split(topic)
+        last = namespace.rsplit("/", 1)[-1].lower()
+        words = (word for word in _NO_PICTURES if word in f"{last.replace('depth', '')}/{base}")
+        if info.type in IMAGES and info.count and "depth" in last and not any(words):
+            found.append(topic)
+    return found
 
 
 def camera_at(name: str, topic: str, topics: Mapping[str, TopicInfo]) -> CameraTopic:
@@ -162,6 +190,18 @@ def split(topic: str) -> tuple[str, str]:
     return parts[0], parts[-1]
 
 
+def _camera_space(namespace: str) -> str:
+    """A namespace without the parts at its end that say what was done to the images."""
+    parts = namespace.split("/")
+    if len(parts) < 3 or parts[-1] not in _DONE:
+        return namespace
+    while len(parts) > 2 and parts[-1] in _DONE:
+        parts.pop()
+    if len(parts) > 2 and parts[-1] in _COLORS:
+        parts.pop()
+    return "/".join(parts)
+
+
 def _which(base: str) -> tuple[str, ...]:
     """The words of a base name that say which camera it is."""
     words = re.split(r"[_\-]+", base.lower())
@@ -177,6 +217,8 @@ def _words(topic: str) -> tuple[str, ...]:
     return tuple(sorted(words))
 
 
-def _preference(info: TopicInfo) -> tuple[bool, int, int]:
+def _preference(topic: str, topics: Mapping[str, TopicInfo]) -> tuple[bool, int, int, bool]:
+    info = topics[topic]
     still = info.type not in VIDEOS  # video takes a decoder of its own
-    return still and info.count > 0, info.count, -IMAGES.index(info.type)
+    plain = not is_rectified(topic)
+    return still and info.count > 0, info.count, -IMAGES.index(info.type), plain

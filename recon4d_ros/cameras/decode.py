@@ -20,6 +20,15 @@ from recon4d_ros.cameras.image_header import (
     is_complete,
     is_wide,
 )
+from recon4d_ros.cameras.packed import (
+    FLOATS,
+    SURPLUS,
+    float_range,
+    float_values,
+    in_bytes,
+    packed_kind,
+    unpacked,
+)
 from recon4d_ros.errors import ImageError
 from recon4d_ros.types import RawImage
 
@@ -28,6 +37,7 @@ REDUCTIONS = (1, 2, 4, 8)
 # larger than any camera's: a header that claims more is damaged, and decoding would take the memory
 MOST_PIXELS = 1 << 25
 DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
+_BLOCK = 16
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -43,12 +53,13 @@ _JPEG_COLOR = {
 @dataclass(frozen=True)
 class _Layout:
     """How a raw encoding lies in memory, and OpenCV's conversions to grey and RGB (None: it already
-    is)."""
+    is). shared: whether two pixels share a colour."""
 
     channels: int
     bytes_per_channel: int
     to_grey: int | None
     to_rgb: int | None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,15 @@ _LAYOUTS = {
     **{f"mono{bits}": _MONO16 for bits in NAMED_BITS},
     **{f"{name}{bits}": _Layout(1, 2, *_BAYER[name]) for name in _BAYER for bits in NAMED_BITS},
     **dict.fromkeys(
-        ("yuv422", "uyvy"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY, cv2.COLOR_YUV2RGB_UYVY)
+        ("yuv422", "uyvy"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_UYVY, cv2.COLOR_YUV2RGB_UYVY, True)
     ),
     **dict.fromkeys(
-        ("yuv422_yuy2", "yuyv"), _Layout(2, 1, cv2.COLOR_YUV2GRAY_YUY2, cv2.COLOR_YUV2RGB_YUY2)
+        ("yuv422_yuy2", "yuyv"),
+        _Layout(2, 1, cv2.COLOR_YUV2GRAY_YUY2, cv2.COLOR_YUV2RGB_YUY2, True),
     ),
-    "yvyu": _Layout(2, 1, cv2.COLOR_YUV2GRAY_YVYU, cv2.COLOR_YUV2RGB_YVYU),
+    "yvyu": _Layout(2, 1, cv2.COLOR_YUV2GRAY_YVYU, cv2.COLOR_YUV2RGB_YVYU, True),
+    # OpenCV names the 565 formats from the lowest bits, all others from the highest
+    "rgb565": _Layout(2, 1, cv2.COLOR_BGR5652GRAY, cv2.COLOR_BGR5652RGB),
     # arrays of numbers, as OpenCV's own names go through cv_bridge: colours in OpenCV's order
     "8uc1": _MONO8,
     "8uc3": _Layout(3, 1, cv2.COLOR_BGR2GRAY, cv2.COLOR_BGR2RGB),
@@ -111,18 +125,41 @@ _PLANES = {
     **dict.fromkeys(("yuv420", "yuv420p", "i420"), _Planes(cv2.COLOR_YUV2RGB_I420, True)),
     "yv12": _Planes(cv2.COLOR_YUV2RGB_YV12, True),
 }
-# The same by the names of video4linux, GenICam (PFNC) and others; packed bits are not among them.
+# Semi-planar with more colour than NV12 and NV21, to which they are averaged down: rows and columns
+# of colour for each of its own.
+_FINER = {"nv24": ("nv12", 1, 1), "nv16": ("nv12", 1, 2), "nv61": ("nv21", 1, 2)}
+# The same by the names of video4linux, GenICam (PFNC) and others; `packed.py` has packed bits.
 _OTHER_NAMES = {
     **dict.fromkeys(("y8", "grey", "gray", "gray8", "grey8", "l8"), "mono8"),
     **dict.fromkeys(("y10", "gray10"), "mono10"),
     **dict.fromkeys(("y12", "gray12"), "mono12"),
-    **dict.fromkeys(("y16", "gray16", "grey16", "l16"), "mono16"),
+    **dict.fromkeys(("y16", "gray16", "grey16", "l16", "gray16le"), "mono16"),
     **dict.fromkeys(("rgb", "rgb24", "rgb888", "r8g8b8"), "rgb8"),
     **dict.fromkeys(("bgr", "bgr24", "bgr888", "b8g8r8"), "bgr8"),
-    **dict.fromkeys(("rgba", "rgba32", "rgba8888", "r8g8b8a8"), "rgba8"),
-    **dict.fromkeys(("bgra", "bgra32", "bgra8888", "b8g8r8a8"), "bgra8"),
-    **dict.fromkeys(("yuv422_uyvy", "yuv422_8_uyvy", "yuv422packed", "ycbcr422_8_cbycry"), "uyvy"),
-    **dict.fromkeys(("yuy2", "yuv422_yuyv", "yuv422_8", "ycbcr422_8"), "yuyv"),
+    **dict.fromkeys(("rgb48", "rgb48le"), "rgb16"),
+    **dict.fromkeys(("bgr48", "bgr48le"), "bgr16"),
+    # a name of 8888 counts from the highest byte of a word (DRM, libcamera), the others do not
+    **dict.fromkeys(
+        ("rgba", "rgba32", "r8g8b8a8", "rgbx", "rgbx8", "xbgr8888", "abgr8888"), "rgba8"
+    ),
+    **dict.fromkeys(
+        ("bgra", "bgra32", "b8g8r8a8", "bgrx", "bgrx8", "xrgb8888", "argb8888"), "bgra8"
+    ),
+    "rgba8888": "rgba8",
+    "bgra8888": "bgra8",
+    **dict.fromkeys(
+        ("yuv422_uyvy", "yuv422_8_uyvy", "yuv422packed", "ycbcr422_8_cbycry", "uyvy422"), "uyvy"
+    ),
+    **dict.fromkeys(("yuy2", "yuv422_yuyv", "yuv422_8", "ycbcr422_8", "yuyv422"), "yuyv"),
+    "rgb16_565": "rgb565",
+    **dict.fromkeys(("mjpeg", "mjpg", "jpg"), "jpeg"),
+    **{
+        f"{prefix}{ros}{bits}": f"bayer_{ros}{bits}"
+        for prefix in ("", "s")
+        for ros in ("rggb", "bggr", "gbrg", "grbg")
+        for bits in (8, *NAMED_BITS, 16)
+    },
+    "ba81": "bayer_bggr8",
     **{
         f"bayer{between}{genicam}{bits}": f"bayer_{ros}{bits}"
         for genicam, ros in (("rg", "rggb"), ("bg", "bggr"), ("gb", "gbrg"), ("gr", "grbg"))
@@ -130,8 +167,12 @@ _OTHER_NAMES = {
         for between in ("", "_")
     },
 }
-ENCODINGS = (*_LAYOUTS, *_PLANES, "nv24", *COMPRESSED)
-KNOWN = frozenset({*ENCODINGS, *_OTHER_NAMES})
+ENCODINGS = (*_LAYOUTS, *_PLANES, *_FINER, *FLOATS, *COMPRESSED)
+
+
+def is_known(encoding: str) -> bool:
+    """Whether an encoding, in lower case, can be decoded, by whichever of its names."""
+    return encoding in ENCODINGS or encoding in _OTHER_NAMES or packed_kind(encoding) is not None
 
 
 def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> NDArray[np.uint8]:
@@ -149,6 +190,8 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
             f"reduce is {reduce}, channels {channels}: expected 1, 2, 4 or 8, and 1 or 3"
         )
     image = _plainly_named(image)
+    if image.encoding in FLOATS:
+        image, bits = in_bytes(image, bits), 0
     if image.encoding in COMPRESSED:
         pixels = _decode_compressed(image, channels, reduce, bits)
     elif image.encoding in _PLANES:
@@ -159,25 +202,32 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
 
 
 def _plainly_named(image: RawImage) -> RawImage:
-    """With the name of its encoding that is used here. NV24, with colour at full size, becomes
-    NV12."""
+    """With the name of its encoding that is used here. Packed bits become eight bits, semi-planar
+    images of finer colour NV12 or NV21."""
     if name := _OTHER_NAMES.get(image.encoding):
         return replace(image, encoding=name)
+    if packed_kind(image.encoding):
+        return unpacked(image)
+    if image.encoding not in _FINER:
+        return image
+    name, rows, columns = _FINER[image.encoding]
     width, height, step = image.width, image.height, image.step or image.width
-    whole = len(image.data) == 3 * step * height and step >= width > 0 and height > 0
-    if image.encoding != "nv24" or not whole or width % 2 or height % 2:
+    whole = len(image.data) == (1 + 2 // columns) * step * height and step >= width > 0 < height
+    if not whole or width % 2 or height % 2:
         return image
     luma = image.data[: step * height].reshape(height, step)[:, :width]
-    color = image.data[step * height :].reshape(height, 2 * step)[:, : 2 * width]
-    half = cv2.resize(color.reshape(height, width, 2), None, fx=0.5, fy=0.5, interpolation=AREA)
+    color = image.data[step * height :].reshape(height, 2 * step // columns)
+    color = color[:, : 2 * width // columns].reshape(height // rows, width // columns, 2)
+    half = cv2.resize(color, (width // 2, height // 2), interpolation=AREA)
     data = np.concatenate([luma.ravel(), np.asarray(half, np.uint8).ravel()])
-    return replace(image, encoding="nv12", data=data, step=width)
+    return replace(image, encoding=name, data=data, step=width)
 
 
 def source_size(image: RawImage) -> tuple[int, int]:
     """(width, height) without decoding. Raises ImageError if the image does not say, or says more
     than any camera has."""
-    image = image if image.encoding == "nv24" else _plainly_named(image)
+    if image.encoding not in _FINER and not packed_kind(image.encoding):
+        image = _plainly_named(image)
     size: tuple[int, int] | None = (image.width, image.height)
     if image.encoding in COMPRESSED:
         size = compressed_size(image.data)
@@ -199,12 +249,16 @@ def source_size(image: RawImage) -> tuple[int, int]:
 
 def significant_bits(image: RawImage) -> int:
     """Of an image of sixteen bits how many its values need, one of DEPTHS: cameras of 10 or 12 bits
-    often leave the upper ones empty; where the encoding's name says how many, at least these. 0
-    for other images.
+    often leave the upper ones empty; where the encoding's name says how many, at least these. Of
+    an image of floats how many its white takes: 1 (white is 1), 8 or 16. 0 for other images.
 
     Of one image only: a dark one needs fewer than its camera has. Raises ImageError.
     """
+    if packed_kind(image.encoding):
+        return 0
     image = _plainly_named(image)
+    if image.encoding in FLOATS:
+        return float_range(float_values(image))
     values = _values16(image)
     if values is None or not values.size:
         return 0
@@ -330,7 +384,7 @@ def _decode_raw(image: RawImage, channels: int, reduce: int, bits: int) -> NDArr
         raise ImageError(
             f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}"
         )
-    if layout.channels == 2 and image.width % 2:
+    if layout.shared and image.width % 2:
         raise ImageError(
             f"{image.encoding} of {image.width}x{image.height} pixels: two pixels share a colour,"
             " expected an even width"
@@ -362,21 +416,37 @@ def _row_step(image: RawImage, layout: _Layout) -> int:
     if image.width <= 0 or image.height <= 0:
         raise ImageError(f"image size is {image.width}x{image.height}: expected above zero")
     row = image.width * layout.channels * layout.bytes_per_channel
-    step = image.step or row
-    if len(image.data) == row * image.height:
+    step, have = image.step or row, len(image.data)
+    if have == row * image.height:
+        if step != row and step * image.width == have:
+            raise ImageError(
+                f"{image.encoding} of {image.width}x{image.height} pixels has a step of {step}"
+                " bytes: expected width and height the other way round"
+            )
         return row  # whatever the step says: there is room for no other
     if step < row:
         raise ImageError(
             f"{image.encoding} of {image.width} pixels needs {row} bytes per row: step is {step}"
         )
-    if (
-        not step * (image.height - 1) + row <= len(image.data) <= step * image.height
-    ):  # some drivers leave the last row's padding away
-        raise ImageError(
-            f"{image.encoding} of {image.width}x{image.height} pixels, step {step}, needs"
-            f" {step * image.height} bytes: got {len(image.data)}"
-        )
-    return step
+    least, most = step * (image.height - 1) + row, step * image.height
+    if least <= have <= most:  # some drivers leave the last row's padding away
+        return step
+    # a buffer that is longer than the image: its size is some block's
+    if most < have <= most + most // SURPLUS and have % _BLOCK == 0:
+        real, odd = divmod(have, image.height)
+        if odd:
+            return step
+        if _alignment(real) > max(_alignment(step), 8):  # rows are padded, and step is not told
+            return real
+    raise ImageError(
+        f"{image.encoding} of {image.width}x{image.height} pixels, step {step}, needs"
+        f" {most} bytes: got {have}"
+    )
+
+
+def _alignment(size: int) -> int:
+    """The largest power of two that divides a number of bytes."""
+    return size & -size
 
 
 def _wide(image: RawImage, layout: _Layout) -> NDArray[np.uint16]:

@@ -20,12 +20,13 @@ from recon4d_ros.cameras.decode import (
     COMPRESSED,
     DEPTHS,
     ENCODINGS,
-    KNOWN,
     decode,
+    is_known,
     significant_bits,
     source_size,
 )
 from recon4d_ros.cameras.distortion import to_rays
+from recon4d_ros.cameras.packed import FLOATS
 from recon4d_ros.errors import CalibrationError, ImageError
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Calibration, Camera, Frame, FrameSet, RawImage, Rig
@@ -136,7 +137,7 @@ class Preprocessor:
 
     def _decode_into(self, index: int, image: RawImage, out: NDArray[np.uint8]) -> None:
         camera, reduce = self._rig.cameras[index], self._reductions[index]
-        if image.encoding not in KNOWN:
+        if not is_known(image.encoding):
             raise ImageError(
                 f"encoding {image.encoding!r} is not known: expected one of {', '.join(ENCODINGS)}"
             )
@@ -169,13 +170,18 @@ class Preprocessor:
         bits = significant_bits(image)
         if bits > known:
             self._bits[index] = bits
-            if known or bits < DEPTHS[-1]:
-                self.notes.append(
-                    f"camera {self._rig.cameras[index].name}: {image.encoding} with values of"
-                    f" {bits} bits{f', no longer {known}' if known else ''}: the upper eight of"
-                    " these are taken"
-                )
+            if known or bits < DEPTHS[-1] or image.encoding in FLOATS:
+                self.notes.append(self._told(index, image.encoding, bits, known))
         return max(bits, known)
+
+    def _told(self, index: int, encoding: str, bits: int, before: int) -> str:
+        where = f"camera {self._rig.cameras[index].name}: {encoding} with values"
+        if encoding in FLOATS:
+            whites = {one: (1 << one) - 1 for one in (bits, before)}
+            longer = f", no longer {whites[before]}" if before else ""
+            return f"{where} up to {whites[bits]}{longer}: this is taken for white"
+        longer = f", no longer {before}" if before else ""
+        return f"{where} of {bits} bits{longer}: the upper eight of these are taken"
 
 
 def _source_map(

@@ -18,6 +18,15 @@ SKY = np.sin(np.deg2rad(45.0))  # an optical axis this far up is no car's camera
 UPWARD = np.sin(np.deg2rad(20.0))
 GROUND = 0.15  # metres above base_link below which no camera of a car is
 HIGH = 5.0  # and above which none is
+FAR = 30.0  # metres from base_link beyond which no camera of a vehicle is
+DOWN = np.sin(np.deg2rad(75.0))  # an optical axis this far down may be a body's z in NED
+TWICE = 2.2  # where the principal point is if K is of images twice as large
+ON_SIDE = np.cos(np.deg2rad(45.0))
+EXCHANGED = (
+    "the cameras lie on their side or upside down, and would be upright if the transforms were"
+    " taken the other way round: are parent and child exchanged?"
+)
+OFF_MIDDLE = 0.35  # of half the image, of the principal point: more is a cut or another size's
 SHORT = (
     1 / 12
 )  # focal length over the longer side below which there is no lens: a fisheye has 1 / 4
@@ -29,8 +38,13 @@ def check_rig(rig: Rig) -> list[str]:
     for camera in rig.cameras:
         _has_a_lens(camera)
         _looks_at_the_sky(camera)
-    for one, other in combinations(rig.cameras, 2):
-        _in_one_place(one, other)
+    try:
+        for one, other in combinations(rig.cameras, 2):
+            _in_one_place(one, other)
+    except CalibrationError:
+        if _turned_round(rig):
+            raise CalibrationError(EXCHANGED) from None
+        raise
     return list(_unlikely(rig))
 
 
@@ -89,9 +103,21 @@ def _unlikely(rig: Rig) -> Iterator[str]:
                 f"camera {camera.name} looks {np.rad2deg(np.arcsin(upward)):.0f} degrees up: is"
                 " its frame that of its images?"
             )
+        yield from _principal_point(camera)
+    if (rig.T_base_camera[:, 2, 2] < -DOWN).all():
+        yield (
+            f"{'the camera looks' if len(rig.cameras) == 1 else 'all cameras look'} straight down:"
+            " expected frames of their images (z forward, x right, y down), not a body's (z down)"
+        )
+    if _turned_round(rig):
+        yield EXCHANGED
     heights = rig.T_base_camera[:, 2, 3]
+    distances = np.linalg.norm(rig.T_base_camera[:, :3, 3], axis=1)
     alone = len(rig.cameras) == 1
-    if (np.abs(heights) < GROUND).all():
+    far = int(np.argmax(distances))
+    if distances[far] > FAR:
+        yield f"camera {rig.names[far]} is {distances[far]:.1f} m from the car's frame: in metres?"
+    elif (np.abs(heights) < GROUND).all():
         what = "the camera stands" if alone else "all cameras stand"
         yield (
             f"{what} at the height of the car's frame (z = {heights[0]:.2f} m): expected that frame"
@@ -106,3 +132,49 @@ def _unlikely(rig: Rig) -> Iterator[str]:
     elif heights.max() > HIGH:
         high = rig.names[int(np.argmax(heights))]
         yield f"camera {high} is {heights.max():.1f} m above the car's frame: in metres?"
+
+
+def _turned_round(rig: Rig) -> bool:
+    """Whether all cameras would be upright and look about level with the inverse of their rotation,
+    and not all are as it is."""
+    rotations = rig.T_base_camera[:, :3, :3]
+    # y down and z level, as rows: those of the inverse
+    inverse_is = (-rotations[:, 1, 2] > ON_SIDE) & (np.abs(rotations[:, 2, 2]) < ON_SIDE)
+    upright = -rotations[:, 2, 1] > ON_SIDE
+    return bool(inverse_is.all() and not upright.all())
+
+
+def _principal_point(camera: Camera) -> Iterator[str]:
+    """K of images of another size is silent otherwise: the scale is wrong, and nothing else."""
+    middle = (np.array([camera.width, camera.height]) - 1) / 2
+    share = camera.k[:2, 2] / middle
+    if np.abs(share - 1).max() <= OFF_MIDDLE or share.max() > TWICE:
+        return  # farther out it is a part of a view that was cut on purpose
+    where = (
+        f"camera {camera.name}: the principal point of its K, ({camera.k[0, 2]:.0f},"
+        f" {camera.k[1, 2]:.0f}), is far from the middle of its images of"
+        f" {camera.width}x{camera.height}"
+    )
+    if abs(share[0] - share[1]) < 0.15 * share.mean():
+        of = np.rint(share.mean() * np.array([camera.width, camera.height])).astype(int)
+        yield f"{where}: is this K for images of about {of[0]}x{of[1]}?"
+    else:
+        yield f"{where}: are they cut from a larger image?"
+
+
+def contradiction(used: Camera, new: Camera, stays: str) -> str:
+    """ "" or the sentence that says how a new calibration differs from the one in use (size, or K
+    by more than a hundredth of a pixel). stays: the end of the sentence: what is used."""
+    where = f"camera_info of {used.name}"
+    if (used.width, used.height) != (new.width, new.height):
+        return (
+            f"{where} is for images of {new.width}x{new.height}: the rig in use is for"
+            f" {used.width}x{used.height}"
+        )
+    change = float(np.abs(used.k - new.k).max())
+    if change > 0.01:
+        return f"{where} changed its K by {change:.2f} px: {stays}"
+    same_d = len(used.d) == len(new.d) and np.allclose(used.d, new.d, atol=1e-6)
+    if not same_d and (any(used.d) or any(new.d)):
+        return f"{where} changed its distortion: {stays}"
+    return ""

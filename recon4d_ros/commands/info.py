@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recon4d_ros.bags import BagReader
+from recon4d_ros.bags.reader import METADATA
 from recon4d_ros.bags.rig import camera_topics
 from recon4d_ros.cameras.rig import load_rig, load_rig_file, save_rig
 from recon4d_ros.cameras.rig_check import check_rig
@@ -92,7 +93,7 @@ def describe_path(path: Path, **found: Any) -> str:
         raise BagError(f"{path}: no such file or folder")
     if (path / "engine.yaml").is_file():
         return describe_engine(path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") and path.name != METADATA:
         return "\n".join(rig_lines(load_rig(path)))
     if path.suffix in (".pth", ".pt", ".safetensors"):
         return "\n".join(_checkpoint_lines(path))

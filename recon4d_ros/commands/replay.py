@@ -27,9 +27,9 @@ from recon4d_ros.commands.common import (
 )
 from recon4d_ros.dynamics.one_list import OneList
 from recon4d_ros.engine.choose import choose_engine
-from recon4d_ros.errors import BagError, ParameterError
+from recon4d_ros.errors import BagError, MapError, OutputError, ParameterError, Recon4dError
 from recon4d_ros.evaluation import Evaluator, format_report, nothing_tracked, nothing_usable
-from recon4d_ros.localization import open_map
+from recon4d_ros.localization import check_place, open_map
 from recon4d_ros.paths import user_path
 from recon4d_ros.perception import ImageDetector, Look, Objects, OccupiedSpace, all_objects
 from recon4d_ros.reconstructor import Parameters, Reconstructor
@@ -43,6 +43,7 @@ from recon4d_ros.types import Reconstruction, Tracking
 EPILOG = """writes to --out:
   trajectory.tum   seconds x y z qx qy qz qw, base_link in map, one line per frame set
   map.ply          the static map        objects.jsonl   tracked objects per frame set
+  tracking.jsonl   state of the pose and its reason, one line where they change
   summary.json     frames, drops, rates, latency percentiles per stage, memory, and the metrics where the bag has /ground_truth/*
   overview.png     the run in one picture
   occupancy_grid.pgm, .yaml  free and occupied ground, as Nav2's map_server reads it
@@ -227,15 +228,13 @@ def replay(
         unlikely = check_rig(rig)
         if progress:
             warn("replay", [*reader.notes, *unlikely])
+        if save_map:
+            _check_saving(save_map, parameters.localization.mode)
         opened = open_map(map_folder, rig) if map_folder else None
         reconstructor = Reconstructor(rig, choose_engine(engine, rig), parameters)
         if opened:
             reconstructor.use_map(opened)
         elif save_map and reconstructor.places is None:
-            if parameters.localization.mode == "off":
-                raise ParameterError(
-                    "--save-map: localization.mode is off: expected mapping or auto"
-                )
             reconstructor.keep_places()
         shared = reconstructor.calibration
         detect = Objects(object_engine, rig, shared=shared) if object_engine else None
@@ -256,6 +255,7 @@ def replay(
         localization: dict[str, Any] = {"map": str(map_folder or ""), "found": 0}
         localization["first_found_s"] = None
         first_ns = 0
+        not_saved: Recon4dError | None = None
         for frame_set in tqdm(
             frame_sets(
                 reader,
@@ -362,12 +362,28 @@ def replay(
             localization["loops"] = reconstructor.places.loops
             summary["localization"] = localization
             if save_map:
-                voxels, keyframes, aside = reconstructor.save_map(save_map)
-                localization |= {"saved": {"voxels": voxels, "keyframes": keyframes}}
-                summary["notes"] += [aside] if aside else []
+                try:
+                    voxels, keyframes, aside = reconstructor.save_map(save_map)
+                    localization |= {"saved": {"voxels": voxels, "keyframes": keyframes}}
+                    summary["notes"] += [aside] if aside else []
+                except (MapError, OutputError) as error:  # the run's folder is written all the same
+                    not_saved = error
+                    summary["notes"].append(str(error))
         summary = writer.finish(reconstructor.mapper, summary, grid=reconstructor.whole_grid())
         for one in (reconstructor, *beside):
             one.close()
     if reason := nothing_usable(summary):
         raise BagError(reason)
+    if not_saved is not None:
+        raise not_saved
     return summary
+
+
+def _check_saving(path: Path, mode: str) -> None:
+    """Before the drive, what would be said after it. Raises ParameterError, OutputError."""
+    if mode not in ("auto", "mapping"):
+        raise ParameterError(
+            f"--save-map {path}: localization.mode is {mode}, which keeps no keyframes: expected"
+            " mapping or auto"
+        )
+    check_place(path)

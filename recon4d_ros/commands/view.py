@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from recon4d_ros.bags import BagReader
+from recon4d_ros.bags.reader import ImageEvent
+from recon4d_ros.cameras.decode import decode
 from recon4d_ros.commands.common import (
     add_bag_rig,
     add_engine_and_parameters,
@@ -19,14 +25,20 @@ from recon4d_ros.commands.common import (
     parameters_from,
 )
 from recon4d_ros.commands.replay import replay
-from recon4d_ros.errors import ParameterError, Recon4dError
+from recon4d_ros.errors import BagError, ImageError, ParameterError, Recon4dError
 from recon4d_ros.evaluation import format_report
 from recon4d_ros.grids import read_map
 from recon4d_ros.mapping import read_cloud
 from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Reconstructor
 from recon4d_ros.ros.node_parameters import NODE_NAME
-from recon4d_ros.runs.files import read_depth, read_mask, read_objects, read_trajectory
+from recon4d_ros.runs.files import (
+    read_depth,
+    read_mask,
+    read_objects,
+    read_tracking,
+    read_trajectory,
+)
 from recon4d_ros.runs.writer import GRID
 from recon4d_ros.types import DynamicObject, Reconstruction, Tracking
 from recon4d_ros.viewer import Sinks, View, ViewLog, view_to
@@ -39,11 +51,12 @@ The page is served at localhost alone, unless --address says otherwise, and unti
 
 examples:
   recon4d view drive/                      reconstruct a bag, and see it while it runs
-  recon4d view run/                        what `recon4d replay` left there (its images are in the bag, not in the run)
+  recon4d view run/                        what `recon4d replay` left there (with images where its bag still is where it was)
   recon4d view --live                      the node that runs now
   recon4d view drive/ --save drive.rrd     into a file, for `rerun drive.rrd` or for others
 """  # noqa: E501
 MAP_EVERY = 10  # frame sets between two copies of the map
+NEAR_NS = 50_000_000  # between an image and the frame set it belongs to
 UNKNOWN = np.full((3, 3), np.nan)
 
 
@@ -146,8 +159,9 @@ def show_bag(arguments: argparse.Namespace, view: View) -> None:
 def show_run(folder: Path, view: View) -> None:
     """What a run left. Raises Recon4dError."""
     stamps, poses = read_trajectory(folder / "trajectory.tum")
+    summary = _summary(folder / "summary.json")
     names = sorted(path.name for path in folder.glob("depth/*") if path.is_dir())
-    log = ViewLog(view.recording, names)
+    log = ViewLog(view.recording, sorted({*names, *summary.get("cameras", ())}))
     if len(poses):
         log.at(int(stamps[0]))
     for name in ("map.ply", "map.pcd"):
@@ -162,9 +176,12 @@ def show_run(folder: Path, view: View) -> None:
         name: np.sort([int(path.stem) for path in (folder / "depth" / name).glob("*.png")])
         for name in names
     }
+    states = read_tracking(folder / "tracking.jsonl")
+    state = Tracking.TRACKING, "" if states else "this run does not tell the state per frame set"
     for index, (stamp, pose) in enumerate(zip(stamps.tolist(), poses, strict=True)):
         log.at(stamp, index)
-        log.pose(pose, Tracking.TRACKING, "a run's folder does not tell the state per frame set")
+        state = states.get(stamp, state)
+        log.pose(pose, *state)
         if (one := objects.get(stamp)) is not None:
             log.objects(
                 DynamicObject(
@@ -185,7 +202,7 @@ def show_run(folder: Path, view: View) -> None:
             if not len(images[name]):
                 continue
             own = images[name][np.argmin(np.abs(images[name] - stamp))]
-            if abs(int(own) - stamp) < 50_000_000:
+            if abs(int(own) - stamp) < NEAR_NS:
                 log.camera(
                     name,
                     None,
@@ -194,13 +211,42 @@ def show_run(folder: Path, view: View) -> None:
                 )
     if len(poses):
         log.trajectory(poses[:, :3, 3])
+    if summary:
+        log.text("summary", _as_text(summary))
+    if "bag" not in summary:
+        return
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        log.text("summary", _as_text(_with_nan(summary)))
+        _show_images(Path(summary["bag"]), log, stamps, summary.get("cameras", ()))
+    except BagError as error:
+        print(f"recon4d view: no images are shown: {error}", file=sys.stderr)
+
+
+def _show_images(bag: Path, log: ViewLog, stamps: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Those of a run's bag, as they were taken, as its depth files are. Raises BagError where it is
+    not there any more, or is read another way than by its own topics."""
+    with BagReader(bag) as reader:
+        for event in reader.events(names):
+            if not isinstance(event, ImageEvent) or not len(stamps):
+                continue
+            index = int(np.argmin(np.abs(stamps - event.image.stamp_ns)))
+            if abs(int(stamps[index]) - event.image.stamp_ns) > NEAR_NS:
+                continue
+            with suppress(ImageError):  # the run's summary tells of it
+                log.at(int(stamps[index]), index)
+                log.camera(event.camera, decode(event.image, 3))
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Empty where a run was stopped before it had one. Raises Recon4dError."""
+    try:
+        summary = _with_nan(json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(summary, dict):
+            raise ValueError("it is no summary")
+        return summary
     except OSError:
-        pass  # a run that was stopped has none
+        return {}
     except (ValueError, TypeError) as error:
-        raise Recon4dError(f"{folder / 'summary.json'} is damaged: {error}") from None
+        raise Recon4dError(f"{path} is damaged: {error}") from None
 
 
 def _as_text(summary: dict) -> str:

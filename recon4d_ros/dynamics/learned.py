@@ -20,7 +20,7 @@ from recon4d_ros.dynamics.motion_inputs import (
 )
 from recon4d_ros.dynamics.pairs import Pair, comparable
 from recon4d_ros.dynamics.parameters import DynamicsParameters
-from recon4d_ros.dynamics.static_world import road_in_camera, see_road
+from recon4d_ros.dynamics.static_world import road_in_camera
 from recon4d_ros.dynamics.views import View
 from recon4d_ros.engine.motion import MotionEngine, load_motion
 from recon4d_ros.geometry import inverse
@@ -133,7 +133,7 @@ class LearnedMotion:
             return None
         before, last = shots[0], shots[-1]
         view = self._views[i]
-        flow = measure_flow(view, self._meters[i], now, before, see_road(view, ground))
+        flow = measure_flow(view, self._meters[i], now, before, ground)
         share = (now.stamp_ns - last.stamp_ns) / (now.stamp_ns - before.stamp_ns)
         return NetworkPair(now, before, flow, share)
 

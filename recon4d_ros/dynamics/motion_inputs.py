@@ -19,7 +19,7 @@ from recon4d_ros.cameras.calibration import make_calibration, sizes_for
 from recon4d_ros.dynamics.flow import Flow, FlowMeter, make_picture
 from recon4d_ros.dynamics.infill import fill_in
 from recon4d_ros.dynamics.pairs import Shot
-from recon4d_ros.dynamics.static_world import inverse_depth, static_flow
+from recon4d_ros.dynamics.static_world import inverse_depth, see_road, static_flow
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.engine.base import is_rectified_rig
 from recon4d_ros.geometry import inverse
@@ -53,8 +53,10 @@ class NetworkGrid:
 
     def pad(self, plane: NDArray) -> NDArray:
         """[..., h, w] with zeros added below and to the right."""
-        (h, w), (ph, pw) = plane.shape[-2:], self.padded
-        return np.pad(plane, [(0, 0)] * (plane.ndim - 2) + [(0, ph - h), (0, pw - w)])
+        h, w = plane.shape[-2:]
+        out = np.zeros((*plane.shape[:-2], *self.padded), plane.dtype)
+        out[..., :h, :w] = plane
+        return out
 
     def take(self, plane: NDArray) -> NDArray:
         """[..., h, w] of the motion grid at the network's pixels, padded."""
@@ -123,11 +125,13 @@ def make_shot(
     )
 
 
-def measure_flow(view: View, meter: FlowMeter, now: Shot, before: Shot, road_q: Plane) -> Flow:
-    """Flow from `now` to `before` on the motion grid. road_q: [h, w] 1/m on the motion grid. The
-    search starts at the rigid flow."""
+def measure_flow(
+    view: View, meter: FlowMeter, now: Shot, before: Shot, plane: Array | None
+) -> Flow:
+    """Flow from `now` to `before` on the motion grid. plane: [4] the road in base_link, or None.
+    The search starts at the rigid flow, without any depth at the road's."""
     T = inverse(before.T_map_camera) @ now.T_map_camera
-    guess = fill_in(now.q) if np.isfinite(now.q).any() else road_q
+    guess = fill_in(now.q) if np.isfinite(now.q).any() else see_road(view, plane)
     return meter(now.picture, before.picture, np.stack(static_flow(view, guess, T), -1))
 
 

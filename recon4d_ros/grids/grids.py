@@ -143,6 +143,9 @@ class Grids:
         grid saw is forgotten."""
         self.lasting.moved(motion)
         self._local.reset()
+        if self._position is not None:
+            T = motion.at(self._position[None])[0]
+            self._position = T[:3, :3] @ self._position + T[:3, 3]
         self._read_ns = self._looked_at = None
 
     def read(self, static_map: StaticMap) -> None:

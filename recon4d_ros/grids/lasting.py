@@ -16,9 +16,9 @@ bytes to some kilobytes). The farthest are dropped beyond MOST_TILES.
 
 When the map moves (a loop closes), `moved` carries the canvas' tiles by their own rigid motions; of
 those that are packed it only notes the motion, and they are put in their place when the car comes
-near: its time and memory do not grow with the drive. What is within the map's reach is read from
-the moved voxels again at the next `read_map` (`Grids.moved` does both). `tiles` gives all of it, to
-be saved; `add` takes such tiles of another drive.
+near: a drive of kilometres costs hardly more than one of metres. What is within the map's reach is
+read from the moved voxels again at the next `read_map` (`Grids.moved` does both). `tiles` gives all
+of it, to be saved; `add` takes such tiles of another drive.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.refused = ""
         self._descriptor = -1
+        folder = folder.absolute()
         path = folder.parent / f".{folder.name}.lock"
         try:
             if folder.exists() and not os.access(folder, os.W_OK):
@@ -138,6 +139,11 @@ def open_map(path: Path, rig: Rig) -> MapFolder:
     except MapError:
         raise
     except OSError as error:
+        file = Path(str(error.filename or path))
+        if file.parent == path and is_map(path):
+            raise MapError(
+                f"map {path} is damaged: {file.name} cannot be read: {error.strerror}"
+            ) from None
         raise MapError(
             f"map {path} cannot be read: {error.strerror or error} (expected a folder that"
             " ~/save_map or `recon4d replay --save-map` wrote)"
@@ -308,16 +314,13 @@ def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
     """Writes a map folder, in the place of one that is there; returns how many voxels. lock: of
     this folder, if the caller has it. Raises OutputError, and leaves what was there as it was."""
     mine = None
-    if lock is None:
-        lock = mine = Lock(path)
+    path = path.absolute()
     beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        if lock is None:
+            lock = mine = _lock_to_write(path)
         if lock.refused:
             raise OutputError(f"map {path} is not saved: {lock.refused}")
-        if path.is_dir() and any(path.iterdir()) and not is_map(path):
-            raise OutputError(f"map {path} is not saved: the folder has other things in it")
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"map {path} is not saved: a file of that name is there")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         count = _write(beside, contents)
@@ -332,6 +335,26 @@ def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
         shutil.rmtree(beside, ignore_errors=True)
         if mine is not None:
             mine.close()
+
+
+def check_place(path: Path) -> None:
+    """Raises OutputError where a map could not be saved there now."""
+    _lock_to_write(path.absolute()).close()
+
+
+def _lock_to_write(path: Path) -> Lock:
+    """Raises OutputError where something else is there, or it may not be written."""
+    try:
+        if path.is_dir() and any(path.iterdir()) and not is_map(path):
+            raise OutputError(f"map {path} is not saved: the folder has other things in it")
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"map {path} is not saved: a file of that name is there")
+    except OSError as error:
+        raise OutputError(f"map {path} is not saved: {error.strerror or error}") from None
+    lock = Lock(path)
+    if lock.refused:
+        raise OutputError(f"map {path} is not saved: {lock.refused}")
+    return lock
 
 
 def _write(folder: Path, contents: Contents) -> int:

@@ -14,8 +14,9 @@ class LocalizationParameters:
     mode: str = parameter(
         "auto",
         "mapping: keyframes are kept, and a loaded map is extended; localization: a loaded map is"
-        " not changed; off; auto = mapping where a map is loaded or saved as a folder, else off",
-        choices=("auto", "off", "mapping", "localization"),
+        " not changed; none; auto = mapping where a map is loaded or saved as a folder, else none",
+        # `off` would be a boolean in YAML
+        choices=("auto", "none", "mapping", "localization"),
     )
     keyframe_distance: float = parameter(
         3.0, "metres driven from one keyframe to the next", minimum=0.2, maximum=100.0

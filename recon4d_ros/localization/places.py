@@ -295,7 +295,7 @@ class Places:
     def save(self, path: Path, grid: GridTiles | None = None) -> tuple[int, int, str]:
         """Writes the map the car is in as a folder; returns voxels, keyframes, and what has to be
         said beside. grid: its lasting grid. Raises OutputError or MapError."""
-        self._settle()
+        self.settle()
         own = self._folder
         same = own is not None and path.resolve() == own.path.resolve()
         if own is not None and not self._extends:
@@ -330,6 +330,17 @@ class Places:
             own.lock if same and own is not None else None,
         )
         return voxels, len(frames), aside
+
+    def settle(self) -> None:
+        """A `begin` outside a step that also takes up what runs now; the next `begin` says the same
+        again."""
+        if self._settled:
+            return
+        self._runner.wait()
+        if self._writing is not None:
+            self._write_aside()
+        self.begin()
+        self._settled = True
 
     def unlock(self) -> None:
         """Another one may write the loaded map."""
@@ -515,14 +526,6 @@ class Places:
         self._mapper.reset()
         self.motion, self.anew = MapMotion.whole(geometry.inverse(self.T_map_odom)), True
         self._start_looking()
-
-    def _settle(self) -> None:
-        """Takes up what runs now."""
-        self._runner.wait()
-        if self._writing is not None:
-            self._write_aside()
-        self.begin()
-        self._settled = True
 
     def _write_aside(self) -> None:
         """In the runner's thread, or while it waits."""

@@ -114,15 +114,17 @@ class MotionNetwork(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """(fields of Look..., belief) -> (probability [n, h, w], new belief)."""
-        look, belief = Look(*tensors[:-1]), tensors[-1]
-        known, carried = cues(look, belief)
-        logit, state = self.decide(known, carried)
+        planes, carried = cue_planes(Look(*tensors[:-1]), tensors[-1])
+        # one copy: each plane is clamped where it is made
+        logit, state = self._judge(torch.cat([*(_clamped(one) for one in planes), carried], 1))
         return torch.sigmoid(logit), remembered(logit, state)
 
     def decide(self, known: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """known: [n, CUES, h, w]; carried: [n, 1 + STATE, h, w] -> (logit [n, h, w], state [n,
         STATE, h, w])."""
-        x = torch.cat([known, carried], 1)
+        return self._judge(torch.cat([known, carried], 1))
+
+    def _judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip = self.skip(x)
         x1 = self.down1(x)
         x2 = self.down2(x1)
@@ -173,27 +175,39 @@ def _twice(x: Tensor) -> Tensor:
 
 def cues(look: Look, belief: Tensor) -> tuple[Tensor, Tensor]:
     """[n, CUES, h, w] in -8..8, and the memory [n, 1 + STATE, h, w] carried to this image."""
+    planes, carried = cue_planes(look, belief)
+    return torch.cat([_clamped(one) for one in planes], 1), carried
+
+
+def _clamped(plane: Tensor) -> Tensor:
+    return plane.clamp(-8, 8)[:, None]
+
+
+def cue_planes(look: Look, belief: Tensor) -> tuple[list[Tensor], Tensor]:
+    """CUES times [n, h, w], and the memory [n, 1 + STATE, h, w] carried to this image."""
     now, before = look.grey.float(), look.grey_before.float()
     h, w = now.shape[-2:]
     fx, fy = (look.k[:, i, i, None, None] for i in (0, 1))
     u = torch.arange(w, device=now.device, dtype=torch.float32)[None, None, :]
     v = torch.arange(h, device=now.device, dtype=torch.float32)[None, :, None]
+    # rays (x, y, 1), and R times them: x is the same in each row, y in each column
     x, y = (u - look.k[:, 0, 2, None, None]) / fx, (v - look.k[:, 1, 2, None, None]) / fy
-    x, y = x.expand(-1, h, -1), y.expand(-1, -1, w)
-    rays = torch.stack([x, y, torch.ones_like(x)], 1)
-    R, t = look.T_before_now[:, :3, :3], look.T_before_now[:, :3, 3, None, None]
-    a = torch.matmul(R, rays.flatten(2)).unflatten(2, (h, w))
+    R, (tx, ty, tz) = look.T_before_now, (look.T_before_now[:, i, 3, None, None] for i in range(3))
+    ax, ay, az = (
+        R[:, i, 0, None, None] * x + (R[:, i, 1, None, None] * y + R[:, i, 2, None, None])
+        for i in range(3)
+    )
     flow_u, flow_v = look.flow[:, 0], look.flow[:, 1]
 
     def static(q: Tensor) -> tuple[Tensor, Tensor]:
         """Flow of a static point at inverse depth q, pixels."""
-        z = (a[:, 2] + q * t[:, 2]).clamp_min(NEAR)
-        return ((a[:, 0] + q * t[:, 0]) / z - x) * fx, ((a[:, 1] + q * t[:, 1]) / z - y) * fy
+        z = (az + q * tz).clamp_min(NEAR)
+        return ((ax + q * tx) / z - x) * fx, ((ay + q * ty) / z - y) * fy
 
     # the road along each ray, and the engine's depth with the road in its gaps
-    normal, height = look.road[:, :3, None, None], look.road[:, 3, None, None]
+    nx, ny, nz, height = (look.road[:, i, None, None] for i in range(4))
     road_known = (height > 0).float()
-    up = (normal * rays).sum(1)
+    up = nx * x + (ny * y + nz)
     q_road = (-up / height.clamp_min(0.1)).clamp_min(0) * road_known
     known = (look.q > 0).float()
     q = torch.where(look.q > 0, look.q, q_road)
@@ -203,37 +217,35 @@ def cues(look: Look, belief: Tensor) -> tuple[Tensor, Tensor]:
     road_u, road_v = static(q_road)
     rigid_u, rigid_v = static(q)
     # epipolar direction: where flow goes as a point comes nearer; pixels per 1/m
-    away = a[:, :2] / a[:, 2:3].clamp_min(NEAR)
-    lead = (t[:, :2] - away * t[:, 2:3]) / a[:, 2:3].clamp_min(NEAR)
-    lead = torch.stack([lead[:, 0] * fx, lead[:, 1] * fy], 1)
-    parallax = (lead.square().sum(1) + 1e-8).sqrt()
-    along_u, along_v = lead[:, 0] / parallax, lead[:, 1] / parallax
+    ahead = az.clamp_min(NEAR)
+    lead_u, lead_v = (tx - ax / ahead * tz) / ahead * fx, (ty - ay / ahead * tz) / ahead * fy
+    parallax = (lead_u * lead_u + lead_v * lead_v + 1e-8).sqrt()
+    along_u, along_v = lead_u / parallax, lead_v / parallax
     off_u, off_v = flow_u - far_u, flow_v - far_v
     along = off_u * along_u + off_v * along_v
     across = off_v * along_u - off_u * along_v
     road_along = (road_u - far_u) * along_u + (road_v - far_v) * along_v
     rigid_along = (rigid_u - far_u) * along_u + (rigid_v - far_v) * along_v
 
-    # inverse depth that explains the flow (least squares along the epipolar line; residual.py)
+    # inverse depth that explains the flow (least squares along the epipolar line)
     px, py = x + flow_u / fx, y + flow_v / fy
-    bx, by = a[:, 0] - px * a[:, 2], a[:, 1] - py * a[:, 2]
-    cx, cy = t[:, 0] - px * t[:, 2], t[:, 1] - py * t[:, 2]
+    bx, by = ax - px * az, ay - py * az
+    cx, cy = tx - px * tz, ty - py * tz
     q_flow = (-(bx * cx + by * cy) / (cx * cx + cy * cy + 1e-8)).clamp(-2, 4)
 
     # the image that each of them predicts
-    errors = photometric(
-        now,
-        before,
-        [(flow_u, flow_v), (rigid_u, rigid_v), (road_u, road_v), (far_u, far_v)],
-    )
+    at_flow = _place(flow_u, flow_v)
+    others = [_place(*to) for to in ((rigid_u, rigid_v), (road_u, road_v), (far_u, far_v))]
+    errors = photometric(now, before, [at_flow, *others])
     mean, deviation = _moments(now, 5)
     around, spread = _moments(now, 25)
 
     # where the flow leads: depth there, and what was believed
-    carried = sample(belief, flow_u * look.share[:, None, None], flow_v * look.share[:, None, None])
+    share = look.share[:, None, None]
+    carried = _fetch(belief, _place(flow_u * share, flow_v * share))
     carried = carried * look.keep[:, None, None, None]
-    q_there = sample(look.q_before[:, None], flow_u, flow_v, nearest=True)[:, 0]
-    expected = q / (a[:, 2] + q * t[:, 2]).clamp_min(NEAR)
+    q_there = _fetch(look.q_before[:, None], at_flow, nearest=True)[:, 0]
+    expected = q / (az + q * tz).clamp_min(NEAR)
     change = torch.where(
         (q_there > 0) & (look.q > 0), (q_there - expected) / (expected.abs() + 0.02), 0.0
     )
@@ -245,10 +257,10 @@ def cues(look: Look, belief: Tensor) -> tuple[Tensor, Tensor]:
         """Height over the road of a point at inverse depth `depth`, in camera heights."""
         return (1 - q_road / depth.clamp_min(1e-3)).clamp(-3, 3) * road_known
 
-    moved = (t.square().sum(1) + 1e-8).sqrt()
-    toward = (rays * t).sum(1) / (rays.square().sum(1).sqrt() * moved)
+    moved = (tx * tx + ty * ty + tz * tz + 1e-8).sqrt()
+    toward = (x * tx + (y * ty + tz)) / ((x * x + (y * y + 1)).sqrt() * moved)
     seconds = look.seconds[:, None, None]
-    flat = torch.zeros_like(x)
+    flat = torch.zeros_like(now)
     planes = [
         _signed(along),
         _signed(across),
@@ -272,7 +284,7 @@ def cues(look: Look, belief: Tensor) -> tuple[Tensor, Tensor]:
         inside.float(),
         look.covered.float(),
         torch.log1p(parallax * 0.1),
-        torch.asinh(road_along / 0.5) * road_known,
+        _asinh(road_along / 0.5) * road_known,
         toward,
         up * road_known,
         moved + flat,
@@ -284,32 +296,44 @@ def cues(look: Look, belief: Tensor) -> tuple[Tensor, Tensor]:
         (now - around) / (spread + 8),
         (now - mean) / (spread + 8),
     ]
-    return torch.stack(planes, 1).clamp(-8, 8), carried
+    return planes, carried
 
 
-def photometric(now: Tensor, before: Tensor, flows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """For each flow the root mean square over 5x5 of what the image before, fetched along it,
-    leaves unexplained, the local mean taken out (exposure); grey levels, each [n, h, w]."""
-    fetched = torch.cat([sample(before[:, None], u, v) for u, v in flows], 1)
+def photometric(now: Tensor, before: Tensor, places: list[Tensor]) -> list[Tensor]:
+    """For each of `places` (as `_place` gives them) the root mean square over 5x5 of what the image
+    before, fetched there, leaves unexplained, the local mean taken out (exposure); grey levels,
+    each [n, h, w]."""
+    fetched = torch.cat([_fetch(before[:, None], place) for place in places], 1)
     difference = now[:, None] - fetched
     mean = _mean(difference, 5)
     square = _mean(difference.square(), 5)
     return list(((square - mean.square()).clamp_min(0) + 1e-4).sqrt().unbind(1))
 
 
-def sample(planes: Tensor, u: Tensor, v: Tensor, nearest: bool = False) -> Tensor:
-    """planes [n, c, h, w] at each pixel moved by u, v [n, h, w]; 0 outside."""
-    h, w = planes.shape[-2:]
+def _place(u: Tensor, v: Tensor) -> Tensor:
+    """[n, h, w, 2] each pixel moved by u, v [n, h, w], as grid_sample counts."""
+    h, w = u.shape[-2:]
     x = torch.arange(w, device=u.device, dtype=torch.float32)[None, None, :] + u
     y = torch.arange(h, device=u.device, dtype=torch.float32)[None, :, None] + v
-    place = torch.stack([(x * 2 + 1) / w - 1, (y * 2 + 1) / h - 1], -1).clamp(-3, 3)
+    x, y = ((x * 2 + 1) / w - 1).clamp(-3, 3), ((y * 2 + 1) / h - 1).clamp(-3, 3)
+    return torch.stack([x, y], -1)
+
+
+def _fetch(planes: Tensor, place: Tensor, nearest: bool = False) -> Tensor:
+    """planes [n, c, h, w] at place [n, h, w, 2]; 0 outside."""
     return F.grid_sample(
         planes, place, mode="nearest" if nearest else "bilinear", align_corners=False
     )
 
 
 def _signed(pixels: Tensor) -> Tensor:
-    return torch.asinh(pixels / 0.3)
+    return _asinh(pixels / 0.3)
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """By its logarithm: runtimes have that in vectors, and asinh one by one."""
+    size = x.abs()
+    return torch.sign(x) * torch.log(size + (size * size + 1).sqrt())
 
 
 def _mean(x: Tensor, side: int) -> Tensor:

@@ -171,7 +171,7 @@ def _buffer(values: NDArray) -> array.array:
 
 
 def image_msg(values: NDArray, encoding: str, ns: int, frame_id: str) -> Image:
-    """[h, w] float32 (32FC1) or uint8 (mono8) as an Image."""
+    """[h, w] float32 (32FC1) or uint8 (mono8), or [h, w, 3] uint8 (rgb8), as an Image."""
     height, width = values.shape[:2]
     return Image(
         header=header(ns, frame_id),
@@ -191,7 +191,8 @@ def restamp(message: Any, ns: int, frame_id: str) -> None:
 
 
 def repaint(message: Image, values: NDArray, ns: int, frame_id: str) -> None:
-    """New values [h, w] into an Image of their size and type that is kept, in its own memory."""
+    """New values [h, w] or [h, w, 3] into an Image of their size and type that is kept, in its own
+    memory."""
     restamp(message, ns, frame_id)
     np.frombuffer(message.data, values.dtype).reshape(values.shape)[...] = values
 

@@ -69,6 +69,7 @@ class LiveView(Node):
             for kind, what, show in (
                 (Image, "depth", self._on_depth),
                 (Image, "dynamic_mask", self._on_mask),
+                (Image, "image", self._on_image),
                 (CameraInfo, "camera_info", self._on_info),
             ):
                 self.create_subscription(kind, f"{start}{name}/{what}", partial(show, name), 5)
@@ -121,6 +122,10 @@ class LiveView(Node):
     def _on_mask(self, name: str, message: Image) -> None:
         mask = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
         self._at(message).camera(name, mask=mask > 127)
+
+    def _on_image(self, name: str, message: Image) -> None:
+        color = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+        self._at(message).camera(name, color=color)
 
     def _on_info(self, name: str, message: CameraInfo) -> None:
         if name not in self._posed:

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from functools import wraps
-from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
@@ -24,6 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from recon4d_ros.cameras.rig import CameraTopics, chosen, load_rig_file
 from recon4d_ros.errors import ParameterError, Recon4dError
+from recon4d_ros.paths import user_path
 from recon4d_ros.ros import parameters
 from recon4d_ros.ros.bond import ManagerBond
 from recon4d_ros.ros.diagnostics import Health
@@ -402,9 +402,9 @@ class Recon4dNode(LifecycleNode):
     def _on_save_map(
         self, request: SaveMap.Request, response: SaveMap.Response
     ) -> SaveMap.Response:
-        folder = Path(self.get_parameter("output_folder").value or ".").expanduser()
+        folder = user_path(self.get_parameter("output_folder").value or ".")
         path = (
-            Path(request.path).expanduser()
+            user_path(request.path)
             if request.path
             else folder / f"map_{self.get_clock().now().nanoseconds}.ply"
         )
@@ -436,7 +436,7 @@ class Recon4dNode(LifecycleNode):
     def _on_load_map(
         self, request: LoadMap.Request, response: LoadMap.Response
     ) -> LoadMap.Response:
-        session, path = self._session, Path(request.path).expanduser()
+        session, path = self._session, user_path(request.path)
         try:
             if session is None:
                 raise Recon4dError(f"the node is {self._state}: no map can be loaded")

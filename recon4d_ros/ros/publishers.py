@@ -132,8 +132,9 @@ OUTPUTS = (
         Image,
         "32FC1 metres, NaN = none, rectified, at working size, stamped as the source image",
     ),
-    Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth and mask"),
+    Output("~/<camera>/camera_info", CameraInfo, "pinhole intrinsics of depth, mask and image"),
     Output("~/<camera>/dynamic_mask", Image, "mono8, 255 = moving, same geometry as the depth"),
+    Output("~/<camera>/image", Image, "rgb8, the working image, same geometry as the depth"),
 )
 
 
@@ -295,6 +296,9 @@ class Publishers:
             self._images_kept[f"~/{name}/dynamic_mask"] = conversions.image_msg(
                 one.astype(np.uint8), "mono8", 0, ""
             )
+            self._images_kept[f"~/{name}/image"] = conversions.image_msg(
+                np.zeros((*one.shape, 3), np.uint8), "rgb8", 0, ""
+            )
         for topic in ("~/points", "~/dynamic_points"):
             self._clouds_kept[topic] = conversions.rows_msg(
                 np.empty((0, 5), np.float32), 0, "", "confidence"
@@ -366,8 +370,8 @@ class Publishers:
             if not result.frame.present[i]:
                 continue
             stamp, frame = int(result.frame.stamps_ns[i]), self._frame_of(name)
-            depth, mask, info = (
-                f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info")
+            depth, mask, info, color = (
+                f"~/{name}/{what}" for what in ("depth", "dynamic_mask", "camera_info", "image")
             )
             if self.wanted(depth):
                 conversions.repaint(
@@ -382,6 +386,11 @@ class Publishers:
                     frame,
                 )
                 self.send(mask, self._images_kept[mask])
+            if self.wanted(color):
+                conversions.repaint(
+                    self._images_kept[color], result.geometry.color[i], stamp, frame
+                )
+                self.send(color, self._images_kept[color])
             if self.wanted(info):
                 conversions.restamp(self._infos_kept[info], stamp, frame)
                 self.send(info, self._infos_kept[info])

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo
 
-from recon4d_ros.bags.transforms import FixedTransforms, check_height
-from recon4d_ros.cameras.rig_check import check_rig
+from recon4d_ros.bags.frames import Said, camera_frames
+from recon4d_ros.bags.transforms import LOOKS_UP, FixedTransforms, check_height
+from recon4d_ros.cameras.rig_check import check_rig, contradiction
 from recon4d_ros.errors import CalibrationError
 from recon4d_ros.messages import (
     BASELINE,
@@ -29,13 +30,14 @@ from recon4d_ros.messages import (
     size_fault,
     stereo_poses,
 )
-from recon4d_ros.types import Camera, Rig
+from recon4d_ros.types import Rig
 
 DOUBT = 1.5  # seconds until a rig that cannot be one is said to be none: frames may be on their way
 HEIGHT_REMEDY = (
     " (nothing is on /tf_static; parameter camera_height puts the car's frame below a camera that"
     " looks straight ahead)"
 )
+STAYS = "the one in use stays until the node is configured again"
 ZEROS = "has no focal length: all zeros"
 
 
@@ -99,7 +101,7 @@ class RigSource:
                 self._faults[name] = str(error)
             return str(error)
         if self._known is not None:
-            return contradiction(self._known.cameras[self._known.names.index(name)], camera)
+            return contradiction(self._known.cameras[self._known.names.index(name)], camera, STAYS)
         return self._keep(name, message)
 
     def _keep(self, name: str, message: CameraInfo) -> str:
@@ -180,7 +182,9 @@ class RigSource:
     def wants_images(self, name: str) -> bool:
         """Whether an image would help: some drivers send camera_info only while somebody reads
         their images, and some camera_info lacks what an image says."""
-        return self._known is None and (name not in self._infos or self._lacks_image(name))
+        if self._known is not None:
+            return False
+        return name not in self._infos or self._lacks_image(name) or self._frame_in_doubt(name)
 
     def lacks_info(self, name: str) -> bool:
         """Whether a camera's camera_info is still awaited."""
@@ -275,8 +279,42 @@ class RigSource:
         unnamed = not frame_name(info.header.frame_id) or 0 in image_size(info)
         return unnamed and name not in self._sizes
 
+    def _frame_in_doubt(self, name: str) -> bool:
+        """Whether an image of the camera would say of which frame it is, better than its
+        camera_info: that one is unknown, the body's, or another camera's, too."""
+        if name in self._frames or self._height is not None:
+            return False
+        frame = frame_name(self._infos[name].header.frame_id)
+        others = [one for other, one in self._infos.items() if other != name]
+        if frame in [frame_name(one.header.frame_id) for one in others] and not self._is_second(
+            name
+        ):
+            return True
+        place = self._where(frame)
+        return place is None or bool(place[2, 2] > LOOKS_UP)
+
+    def _is_second(self, name: str) -> bool:
+        return is_second(mount(self._infos[name], np.eye(4), name in self._rectified))
+
+    def _where(self, frame: str) -> NDArray[np.float64] | None:
+        try:
+            return self._transforms.lookup(self._base_frame, frame)
+        except CalibrationError:
+            return None
+
     def _frame(self, name: str) -> str:
-        return frame_name(self._infos[name].header.frame_id) or self._frames.get(name, "") or name
+        said = {
+            one: Said(frame_name(info.header.frame_id), self._frames.get(one, ""))
+            for one, info in self._infos.items()
+        }
+        if self._height is not None or said[name].image in ("", said[name].info):
+            return said[name].info or said[name].image or name
+        second = [one for one in said if self._is_second(one)]
+        frames, notes = camera_frames(said, self._where, second)
+        for note in notes:
+            if note.startswith(f"camera {name}:"):
+                self._tell(note)
+        return frames[name]
 
     def _optical(self, name: str) -> str:
         """Raises CalibrationError as `FixedTransforms.optical`."""
@@ -294,36 +332,13 @@ class RigSource:
             wanted, known = f"tf {base}->{self._frame(name)}", self._transforms.frames()
             if not known:
                 return wanted + HEIGHT_REMEDY if self._height is None else wanted
-            if {base, self._frame(name)} <= set(known) or self._height is not None:
+            both = {base, self._frame(name)} <= set(known)
+            if both or self._height is not None or "fixed to the car" in str(error):
                 return f"{wanted} ({error})"
-        roots = [root for root in self._transforms.roots() if root != self._base_frame]
+        root = self._transforms.root(self._frame(name))
         remedy = (
-            f"; parameter base_frame: {roots[0]} names the car's frame"
-            if len(roots) == 1 and self._base_frame not in known
+            f"; parameter base_frame: {root} names the car's frame"
+            if root and not self._transforms.knows(self._base_frame)
             else ""
         )
         return f"{wanted} (known are {', '.join(known)}{remedy})"
-
-
-def contradiction(used: Camera, new: Camera) -> str:
-    """ "" or the sentence that says how a new calibration differs from the one in use (size, or K
-    by more than a hundredth of a pixel)."""
-    where = f"camera_info of {used.name}"
-    if (used.width, used.height) != (new.width, new.height):
-        return (
-            f"{where} is for images of {new.width}x{new.height}: the rig in use is for"
-            f" {used.width}x{used.height}"
-        )
-    change = float(np.abs(used.k - new.k).max())
-    if change > 0.01:
-        return (
-            f"{where} changed its K by {change:.2f} px: the one in use stays until the node is"
-            " configured again"
-        )
-    same_d = len(used.d) == len(new.d) and np.allclose(used.d, new.d, atol=1e-6)
-    if not same_d and (any(used.d) or any(new.d)):
-        return (
-            f"{where} changed its distortion: the one in use stays until the node is configured"
-            " again"
-        )
-    return ""

@@ -39,9 +39,17 @@ class LiveTransforms(FixedTransforms):
         self._watched: dict[str, messages.StaticTransform] = {}
         self._settled = False
 
+    least_together = round(SEEN_FOR * 1e9)
+
     def add_static(self, message: TFMessage, topic: str = TF_STATIC) -> None:
         super().add_static(message, topic)
         self._compare(message)
+
+    def _replaced(
+        self, child: str, before: messages.StaticTransform, edge: messages.StaticTransform
+    ) -> None:
+        if not self._settled:
+            super()._replaced(child, before, edge)
 
     def add_sent(self, message: TFMessage) -> None:
         if self._settled:  # nothing else is asked of /tf, which comes often

@@ -17,7 +17,7 @@ from recon4d_ros.depth_png import decode_depth, encode_depth
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.evaluation.objects import ObjectsAt
 from recon4d_ros.geometry import quaternion
-from recon4d_ros.types import DynamicObject
+from recon4d_ros.types import DynamicObject, Tracking
 
 
 def tum_line(stamp_ns: int, pose: NDArray[np.float64]) -> str:
@@ -110,6 +110,26 @@ def read_objects(path: Path) -> Iterator[ObjectsAt]:
                     ) from None
     except OSError as error:
         raise Recon4dError(f"objects {path} cannot be read: {error.strerror}") from None
+
+
+def read_tracking(path: Path) -> dict[int, tuple[Tracking, str]]:
+    """Stamp (ns) -> state of the pose from there on, and its reason, of tracking.jsonl; empty where
+    there is none. Raises Recon4dError."""
+    states: dict[int, tuple[Tracking, str]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return states
+    except (OSError, ValueError) as error:
+        raise Recon4dError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            state = Tracking(entry["tracking"]), str(entry["reason"])
+            states[int(entry["stamp_ns"])] = state
+        except (ValueError, KeyError, TypeError) as error:
+            raise Recon4dError(f"{path}, line {number} is damaged: {error}") from None
+    return states
 
 
 def write_depth(path: Path, depth: NDArray[np.float32]) -> None:

@@ -47,6 +47,11 @@ def _motion_topic(reader: BagReader, wanted: str, kind: str, what: str) -> str |
             )
         return wanted
     candidates = [topic for topic in there if not topic.startswith(TRUTH)]
+    if len(candidates) > 1:
+        reader.tell(
+            f"the bag has {what} on {', '.join(candidates)}: none is used (`--{what} TOPIC` names"
+            " one)"
+        )
     return candidates[0] if len(candidates) == 1 else None
 
 

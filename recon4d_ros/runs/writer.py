@@ -34,6 +34,7 @@ GRID = "occupancy_grid"
 FILES = (
     "trajectory.tum",
     "objects.jsonl",
+    "tracking.jsonl",
     "map.ply",
     "summary.json",
     "overview.png",
@@ -81,6 +82,8 @@ class RunWriter:
         with writing(self.out):
             self._trajectory = open(self.out / "trajectory.tum", "w", 1, "utf-8")
             self._objects = open(self.out / "objects.jsonl", "w", 1, "utf-8")
+            self._tracking = open(self.out / "tracking.jsonl", "w", 1, "utf-8")
+        self._state = ""
 
     def add(
         self,
@@ -88,12 +91,17 @@ class RunWriter:
         preprocessor: Preprocessor,
         objects: tuple[DynamicObject, ...] | None = None,
     ) -> None:
-        """One frame set: a line of the trajectory and of the objects, its images if they are kept,
-        and its scores. objects: what objects.jsonl gets, where that is not the movers alone."""
+        """One frame set: a line of the trajectory and of the objects, one of tracking where it is
+        another than before, its images if they are kept, and its scores. objects: what
+        objects.jsonl gets, where that is not the movers alone."""
         stamp = result.frame.stamp_ns
         with writing(self.out):
             self._trajectory.write(tum_line(stamp, result.pose.T_map_base))
             listed = result.motion.objects if objects is None else objects
+            state = {"tracking": result.pose.tracking.value, "reason": result.pose.reason}
+            if json.dumps(state) != self._state:
+                self._state = json.dumps(state)
+                self._tracking.write(json.dumps({"stamp_ns": stamp, **state}) + "\n")
             entry = {"stamp_ns": stamp, "objects": [object_entry(o) for o in listed]}
             self._objects.write(json.dumps(entry, separators=(",", ":")) + "\n")
             if self._save_frames:
@@ -133,6 +141,7 @@ class RunWriter:
         with writing(self.out):
             self._trajectory.close()
             self._objects.close()
+            self._tracking.close()
         summary = summary | {"map_points": mapper.save(self.out / "map.ply")}
         cloud = read_cloud(self.out / "map.ply")
         if grid is not None:

@@ -27,6 +27,11 @@ SENSOR_APART = SECOND // 2
 PATIENCE = 3 * SECOND
 # Cameras that fire within this share of a period of each other are taken to fire at once.
 TOGETHER = 0.25
+# Stamps that go so much slower or faster than the images come are not seconds and nanoseconds; a
+# bag that was recorded while another was played slowly is within.
+PACE = 20
+PACED = 10  # images it is told from
+LEAST = 3 * SECOND // 10  # over which these have to come
 
 
 def parse_offsets(text: str, names: Sequence[str]) -> dict[str, float | None]:
@@ -63,8 +68,12 @@ class _Clock:
 
     ahead: deque[int] = field(default_factory=lambda: deque(maxlen=LEARNED_FROM))
     stamps: deque[int] = field(default_factory=lambda: deque(maxlen=LEARNED_FROM))
+    first: tuple[int, int] = (0, 0)  # stamp and reception
+    count: int = 0
 
     def add(self, stamp_ns: int, now_ns: int) -> None:
+        self.first = self.first if self.count else (stamp_ns, now_ns)
+        self.count += 1
         self.ahead.append(stamp_ns - now_ns)
         self.stamps.append(stamp_ns)
 
@@ -125,7 +134,10 @@ class ClockOffsets:
     def image(self, camera: str, image: RawImage, now_ns: int) -> list[Received]:
         """Take an image; what may go on, in order of reception."""
         self._since = now_ns if self._since is None else self._since
-        self._clocks[camera].add(image.stamp_ns - self._offset.get(camera, 0), now_ns)
+        clock = self._clocks[camera]
+        clock.add(image.stamp_ns - self._offset.get(camera, 0), now_ns)
+        if clock.count == PACED:
+            self._pace(camera, image.stamp_ns - self._offset.get(camera, 0), now_ns)
         learning = self._unknown - SENSORS
         if not learning:
             self._watch(camera)
@@ -198,6 +210,17 @@ class ClockOffsets:
             else f"sync.offset.{name} is learned: one clock with {self._reference}"
         )
         return True
+
+    def _pace(self, camera: str, stamp_ns: int, now_ns: int) -> None:
+        """Says that a camera's stamps do not go as time does."""
+        stamp, now = self._clocks[camera].first
+        stamped, came = stamp_ns - stamp, now_ns - now
+        if came > LEAST and stamped >= 0 and not came < PACE * stamped < PACE**2 * came:
+            self.findings.append(
+                f"stamps of {camera} advance by {stamped * 1e-6 / (PACED - 1):.3f} ms from image to"
+                f" image though they arrive {came * 1e-6 / (PACED - 1):.0f} ms apart: expected"
+                " seconds and nanoseconds of one clock (milliseconds or ticks in their place?)"
+            )
 
     def _watch(self, camera: str) -> None:
         """Says, once, that a camera's clock is another one."""

@@ -28,7 +28,7 @@ from recon4d_ros.dynamics.motion_inputs import (
     on_grid,
 )
 from recon4d_ros.dynamics.pairs import comparable
-from recon4d_ros.dynamics.static_world import road_in_camera, see_road
+from recon4d_ros.dynamics.static_world import road_in_camera
 from recon4d_ros.dynamics.views import STRIDE, View, make_views
 from recon4d_ros.engine.choose import choose_engine
 from recon4d_ros.geometry import inverse
@@ -327,7 +327,7 @@ def _example(
     share = (now[0].stamp_ns - earlier[0][-1].stamp_ns) / apart
     flows, roads, motions = [], [], []
     for view, shot, old in zip(views, now, before, strict=True):
-        flow = measure_flow(view, meter, shot, old, see_road(view, plane))
+        flow = measure_flow(view, meter, shot, old, plane)
         flows.append(on_grid(grid, flow))
         roads.append(road_in_camera(view, plane))
         motions.append(inverse(old.T_map_camera) @ shot.T_map_camera)

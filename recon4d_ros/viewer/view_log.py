@@ -52,6 +52,7 @@ class ViewLog:
         self._names = tuple(names)
         self._way: list[NDArray[np.float64]] = []
         self._sets = 0
+        self._segment = 0
         self._tracking: tuple[Tracking, str] | None = None
         rr = self._rr
         self._log("world", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
@@ -94,6 +95,12 @@ class ViewLog:
         """One frame set."""
         self.at(result.frame_set.stamp_ns, self._sets)
         self._sets += 1
+        if result.pose.segment != self._segment:
+            self._segment, self._way = result.pose.segment, []
+        if result.map_motion is not None and self._way:
+            way = np.stack(self._way)
+            T = result.map_motion.at(way)
+            self._way = list(np.einsum("kij,kj->ki", T[:, :3, :3], way) + T[:, :3, 3])
         self.pose(result.pose.T_map_base, result.pose.tracking, result.pose.reason)
         self._scalar("speed", float(np.linalg.norm(result.pose.velocity[:3])))
         for n in np.flatnonzero(result.frame.present).tolist():
