@@ -31,7 +31,7 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from recon4d_ros import messages
-from recon4d_ros.cameras.decode import ENCODINGS, KNOWN
+from recon4d_ros.cameras.decode import ENCODINGS, is_known
 from recon4d_ros.errors import ImageError, MessageError
 from recon4d_ros.ros.message_types import message_class
 from recon4d_ros.types import (
@@ -132,7 +132,7 @@ def raw_image(message: Any, received_ns: int) -> RawImage:
         return messages.raw_compressed_image(message, received_ns)
     if not isinstance(message, Image):
         return messages.raw_video(message, received_ns)
-    if message.encoding.lower() not in KNOWN:
+    if not is_known(message.encoding.lower()):
         return _bridged(message, received_ns)
     return messages.raw_image(message, received_ns)
 
