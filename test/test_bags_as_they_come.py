@@ -1241,3 +1241,13 @@ def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert bag.path == tmp_path / "drive"
     with pytest.raises(BagError, match="does not exist"):
         BagReader("~nobody_of_this_name/drive")
+
+
+def test_info_takes_the_cameras_that_a_sentence_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "bag", **pair(Info(), Info(frame="right")))
+    assert cli.main(["info", str(path)]) == 0
+    assert "`--cameras left` leaves it out" in capsys.readouterr().out
+    assert cli.main(["info", str(path), "--cameras", "left"]) == 0
+    assert "1 cameras" in capsys.readouterr().out
