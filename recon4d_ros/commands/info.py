@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " .safetensors)"
         ),
     )
+    parser.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="a bag: only these cameras, in this order"
+    )
     add_bag_rig(parser)
     parser.add_argument(
         "--save-rig",
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.path is None:
         raise Recon4dError("expected a path, or --parameters (see `recon4d info --help`)")
     else:
-        found = bag_rig(arguments)
+        found = {"cameras": arguments.cameras, **bag_rig(arguments)}
         print(describe_path(arguments.path, **found))
         if arguments.layers:
             print("\n".join(layer_lines(arguments.path)))
