@@ -502,6 +502,9 @@ def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fine = [*given[:-2], "--kind", "detection", "--init", str(out / "last.pt")]
     assert main([*fine, "--out", str(tmp_path / "fine"), "--model", "decoders=1,queries=8"]) == 0
     assert "171 of 187 tensors carry over" in capsys.readouterr().out
+    theirs = [*given, "--labels", "published", "--out", str(tmp_path / "published")]
+    assert main([*theirs, "--steps", "1"]) == 0
+    assert "--option lidar_x=1 --option lidar_y=0 --option lidar_z=1.8" in capsys.readouterr().out
     assert main([*given, "--out", str(tmp_path / "x"), "--size", "30x64"]) == 2
     assert "multiples of 32" in capsys.readouterr().err
     assert main([*common, "--out", str(tmp_path / "x"), "--init", str(tmp_path / "none.pt")]) == 2

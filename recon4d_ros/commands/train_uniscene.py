@@ -167,9 +167,13 @@ def run(arguments: argparse.Namespace, pieces: int | None) -> int:
     with tqdm(total=recipe.steps, initial=trainer.step, desc=c.kind) as bar:
         score = trainer.run(lambda step: bar.update(step - bar.n) and None)
     print(", ".join(f"{name} {value:.3g}" for name, value in score.items()))
+    place = ""
+    if c.geometry == "published":  # voxels and the detector's grid lie around the lidar
+        found = zip("xyz", trainer.drives[0][0].lidar, strict=True)
+        place = "".join(f" --option lidar_{axis}={value:g}" for axis, value in found)
     print(
         f"recon4d export --network uniscene --checkpoint {trainer.folder.checkpoint} --rig RIG"
-        f" --size {arguments.size} --out DIR"
+        f" --size {arguments.size}{place} --out DIR"
     )
     return 0
 

@@ -79,13 +79,13 @@ class Shard:
         self, arrays: dict[str, NDArray], c: Configuration, mirrored: bool = False
     ) -> None:
         a = mirror(arrays) if mirrored else arrays
-        self.count = len(a["images"])
+        self.count, self.lidar = len(a["images"]), a["lidar"]
         self._a, self._c = a, c
         height, width = a["images"].shape[2:4]
         names = tuple(str(i) for i in range(len(a["k"])))
         grid = np.zeros((len(names), 1, 1, 2), np.float32)
         rig = Calibration(names, grid, a["k"], a["T_base_camera"], (height, width), (height, width))
-        matrix = bev.image_from_grid(rig, a["lidar"] if c.in_lidar else None)
+        matrix = bev.image_from_grid(rig, self.lidar if c.in_lidar else None)
         tables = bev.cells_in_view(*bev.project_pillars(c.grid, matrix, (height, width)))
         place = bev.trained_places(rig.T_base_camera, TRAINED_CAMERAS[: c.cameras])
         cell, point, slot = (
@@ -113,7 +113,7 @@ class Shard:
     def targets(self, t: int) -> Targets:
         here = self._a["box_frame"] == t
         boxes, kinds = self._a["boxes"][here], self._a["box_class"][here]
-        return targets_of(boxes, kinds, self._c, self._a["lidar"])
+        return targets_of(boxes, kinds, self._c, self.lidar)
 
 
 def mirror(arrays: dict[str, NDArray]) -> dict[str, NDArray]:
