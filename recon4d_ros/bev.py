@@ -218,6 +218,20 @@ def history_shift_in_base(given: NDArray[np.float64], grid: BevGrid) -> NDArray[
     return np.array([forward, -right]) / grid.extent[:2]
 
 
+def history_shifts(
+    given: NDArray[np.float64], grid: BevGrid, in_lidar: bool, mended: bool
+) -> NDArray[np.float64]:
+    """[2, 2] the shifts of history and of present that the network is given. in_lidar: the grid's
+    x points right and y forward. mended: of a grid in base_link, shifted along the car's path and
+    the present left where it is; else as published (networks/uniscene.py: History)."""
+    shift = history_shift(given, grid)
+    if in_lidar:
+        return np.stack([shift, np.zeros(2)])
+    if mended:
+        return np.stack([history_shift_in_base(given, grid), np.zeros(2)])
+    return np.stack([shift, shift])
+
+
 def turned_cells(degrees: float, grid: BevGrid) -> NDArray[np.int32]:
     """[cells] which cell of the history each cell shows after the car turned left by an angle:
     nearest neighbour, `cells` where it lies outside. About the middle of the grid."""

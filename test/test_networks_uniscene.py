@@ -68,10 +68,15 @@ def views_of(tables: bev.CellsInView, cameras: int) -> uniscene.Views:
     [
         ("uniscene_full", uniscene.Configuration()),
         ("uniscene_full_detection", uniscene.Configuration("detection")),
-        ("uniscene_small", uniscene.Configuration("occupancy", 50, 50, 50, encoders=3)),
+        (
+            "uniscene_small",
+            uniscene.Configuration("occupancy", 50, rows=50, columns=50, encoders=3),
+        ),
         (
             "uniscene_small_detection",
-            uniscene.Configuration("detection", 50, 50, 50, encoders=3, decoders=3, queries=100),
+            uniscene.Configuration(
+                "detection", 50, rows=50, columns=50, encoders=3, decoders=3, queries=100
+            ),
         ),
     ],
 )
@@ -94,13 +99,13 @@ def test_the_authors_outputs_frame_by_frame(kind: str, golden: dict[str, np.ndar
     matrix = golden["lidar2img"] if lidar else golden["lidar2img"] @ golden["ego2lidar"]
     points, seen = bev.project_pillars(grid, matrix, (96, 192))
     views, prefix = views_of(bev.cells_in_view(points, seen), 6), "det/" * lidar
-    history, before, worst = torch.zeros(grid.cells, uniscene.WIDTH), None, {}
+    history, before, worst = torch.zeros(grid.cells, 256), None, {}
     for t in range(3):
         np.testing.assert_array_equal(seen.sum(1), golden[f"{t}/{prefix}pillars_seen"])
         told = bev.streamed(golden[f"{t}/can_bus"], before)
         np.testing.assert_array_equal(told, golden[f"{t}/can_bus_seen"])
         before = golden[f"{t}/can_bus"]
-        turned = torch.cat([history, torch.zeros(1, uniscene.WIDTH)])[
+        turned = torch.cat([history, torch.zeros(1, 256)])[
             torch.from_numpy(bev.turned_cells(told[bev.YAW_DEGREES], grid))
         ]
         # the two kinds' difference: the present is shifted along, or it is not
@@ -374,7 +379,7 @@ def plainly(drive: Drive) -> list[tuple[torch.Tensor, torch.Tensor | uniscene.Bo
     trained = drive.step.described["trained_cameras"]
     place = bev.trained_places(drive.calibration.T_base_camera, tuple(trained))
     views = views._replace(place=torch.from_numpy(place))
-    history, results = torch.zeros(grid.cells, uniscene.WIDTH), []
+    history, results = torch.zeros(grid.cells, 256), []
     for index, told in enumerate(drive.states()):
         x = torch.from_numpy(drive.images[index]).permute(0, 3, 1, 2).float()
         place_in = torch.from_numpy(drive.calibration.grid)
@@ -384,7 +389,7 @@ def plainly(drive: Drive) -> list[tuple[torch.Tensor, torch.Tensor | uniscene.Bo
         )
         x = x.flip(1) - torch.tensor(uniscene.MEAN)[:, None, None]
         x = x * (place_in[..., 0] > -2)[:, None]
-        turned = torch.cat([history, torch.zeros(1, uniscene.WIDTH)])[
+        turned = torch.cat([history, torch.zeros(1, 256)])[
             torch.from_numpy(bev.turned_cells(told[bev.YAW_DEGREES], grid))
         ]
         shift = torch.from_numpy(bev.history_shift(told, grid)).float()
@@ -569,8 +574,9 @@ def test_tensorrt_takes_every_operator(built: tuple[Drive, Path]) -> None:
 def test_export_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from recon4d_ros.cli import main
 
-    for kind in uniscene.KINDS:
-        given = f"stand-in:kind={kind},{TINY},decoders=2,queries=30"
+    small = TINY.replace("depth=50", "depth=18,width=64,geometry=mended,reach=25.6")
+    for kind, sizes in zip(uniscene.KINDS, (TINY, small), strict=True):
+        given = f"stand-in:kind={kind},{sizes},decoders=2,queries=30"
         arguments = ["--network", "uniscene", "--checkpoint", given, "--size", "64x96"]
         out = tmp_path / kind
         rig = str(rigs() / "nuscenes_like.yaml")
@@ -578,6 +584,7 @@ def test_export_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert f"its {kind} means nothing" in capsys.readouterr().out
         spec = engines.load_spec(out)
         assert spec.config == kind and set(spec.parity) == {"openvino", "onnxruntime"}
+        assert spec.options["grid_frame"] == "base_link" and spec.options["high"][0] in (51.2, 25.6)
         assert all(report["worst"] < 1e-3 for report in spec.parity.values())
     engine = occupancy_engine.load_occupancy(tmp_path / "occupancy", load_rig(Path(rig)))
     engine.close()

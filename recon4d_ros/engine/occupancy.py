@@ -160,11 +160,18 @@ def grid_of(spec: EngineSpec) -> bev.BevGrid:
     return bev.BevGrid(int(o["rows"]), int(o["columns"]), low, high)
 
 
+def in_lidar(spec: EngineSpec) -> bool:
+    """Whether the grid lies in the lidar's frame, and not in base_link. Engines from before it was
+    written down are of the published geometry."""
+    published = "base_link" if spec.config == OCCUPANCY else "lidar"
+    return spec.options.get("grid_frame", published) == "lidar"
+
+
 def rig_inputs(spec: EngineSpec, calibration: Calibration) -> dict[str, NDArray]:
     """Those inputs of the graph that stay as they are over a drive. Raises EngineError if the rig's
     cameras see more of the grid than the engine's tables hold."""
     grid = grid_of(spec)
-    lidar = spec.options["lidar"] if spec.config != OCCUPANCY else None
+    lidar = spec.options["lidar"] if in_lidar(spec) else None
     points, seen = bev.project_pillars(
         grid, bev.image_from_grid(calibration, lidar), spec.working_size
     )
@@ -201,15 +208,10 @@ def motion_inputs(
     spec: EngineSpec, given: NDArray[np.float64], grid: bev.BevGrid
 ) -> dict[str, NDArray]:
     """What the graph is told of the car's motion since the step before; given: bev.streamed."""
-    history = bev.history_shift(given, grid)
-    present = np.zeros(2)
-    if spec.config == OCCUPANCY and spec.options["mended_shift"]:
-        history = bev.history_shift_in_base(given, grid)
-    elif spec.config == OCCUPANCY:
-        present = history  # as published: see networks/uniscene.py: History
+    mended = bool(spec.options["mended_shift"])
     return {
         "can_bus": given.astype(np.float32),
-        "shift": np.stack([history, present]).astype(np.float32),
+        "shift": bev.history_shifts(given, grid, in_lidar(spec), mended).astype(np.float32),
         "from_cell": bev.turned_cells(given[bev.YAW_DEGREES], grid),
     }
 

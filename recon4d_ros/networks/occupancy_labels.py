@@ -97,10 +97,17 @@ def accumulated_points(
 
 
 def without_ego_vehicle(points: Points, rule: LabelRule = LabelRule()) -> Points:
+    return points[~is_ego_vehicle(points, rule)]
+
+
+def is_ego_vehicle(
+    points: NDArray[np.floating], rule: LabelRule = LabelRule()
+) -> NDArray[np.bool_]:
+    """[n]"""
     own = np.zeros(len(points), bool)
     for across, along in rule.own:
         own |= (np.abs(points[:, 0]) < across) & (np.abs(points[:, 1]) < along)
-    return points[~own]
+    return own
 
 
 def within(points: Points, rule: LabelRule = LabelRule()) -> Points:

@@ -12,7 +12,7 @@ How the authors' code differs from the paper, and these two encoders from each o
 it happens. What depends on the rig and on the car's motion comes as tables (../bev.py); how the
 memory lives on is uniscene_step.py's matter.
 
-Shapes: N cameras; Q = rows * columns cells; C = 256 channels, in HEADS heads.
+Shapes: N cameras; Q = rows * columns cells; C = 256 channels (published), in HEADS heads.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from recon4d_ros.bev import CAN_BUS, HEIGHTS, BevGrid
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks.checkpoint import ModelText
+from recon4d_ros.networks.resnet import BasicBlock
 from recon4d_ros.networks.sizes import depth_of
 
-WIDTH = 256  # channels of everything after the backbone
 HEADS = 8
-HIDDEN = 512  # of the feed-forward networks
 LEVELS = 4  # of the feature pyramid, at strides 8, 16, 32 and 64
 TEMPORAL_POINTS, SPATIAL_POINTS, BOX_POINTS = (
     4,
@@ -42,9 +41,10 @@ TEMPORAL_POINTS, SPATIAL_POINTS, BOX_POINTS = (
 )  # that a head samples (spatial: of each level)
 VOLUME_WIDTH = 32  # channels of the occupancy head
 BOX = 10  # numbers of a box: cx, cy, log w, log l, cz, log h, sin yaw, cos yaw, vx, vy
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 MEAN = (103.530, 116.280, 123.675)  # of blue, green, red; the deviation is 1
 KINDS = ("occupancy", "detection")
+PUBLISHED, MENDED = GEOMETRIES = ("published", "mended")
 HEAD = "pts_bbox_head"
 
 
@@ -52,14 +52,23 @@ HEAD = "pts_bbox_head"
 class Configuration:
     """The published one, but for the sizes that a checkpoint's parameters tell.
 
-    kind: of the head, `occupancy` or `detection`. depth: of the ResNet. rows, columns: of the grid
-    (rows along y). cameras: that have an embedding of their own, by their order. queries, decoders,
-    classes: detection only; levels_z: voxels of the volume's height, occupancy only. reach, bottom,
-    top: metres; the grid's range is [-reach, reach]^2 x [bottom, top], which no checkpoint tells.
+    kind: of the head, `occupancy` or `detection`. depth: of the ResNet (18: without deformable
+    convolutions; not published). width: channels of everything after the backbone. rows, columns:
+    of the grid (rows along y). cameras: that have an embedding of their own, by their order.
+    queries, decoders, classes: detection only; levels_z: voxels of the volume's height, occupancy
+    only.
+
+    What no parameter tells; `recon4d train` writes it beside them (`text`). reach, bottom, top:
+    metres; the grid's range is [-reach, reach]^2 x [bottom, top]. geometry: `published`, or
+    `mended`: the grid lies in base_link for both kinds (the published detector's lies in the
+    lidar's frame, a quarter of a turn from the one it was pre-trained in), only the history is
+    shifted, along the car's path, the voxels lie around base_link, and a box's yaw is its heading
+    counter-clockwise from x.
     """
 
     kind: str = "occupancy"
     depth: int = 101
+    width: int = 256
     rows: int = 200
     columns: int = 200
     cameras: int = 6
@@ -71,15 +80,22 @@ class Configuration:
     reach: float = 51.2
     bottom: float = -5.0
     top: float = 3.0
+    geometry: str = PUBLISHED
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise EngineError(f"kind {self.kind!r} is not known: expected {' or '.join(KINDS)}")
         if self.depth not in BLOCKS:
-            raise EngineError(f"ResNet-{self.depth} is not known: expected 50 or 101")
-        if not (self.levels_z >= 1 and WIDTH % self.levels_z == 0):
+            raise EngineError(f"ResNet-{self.depth} is not known: expected 18, 50 or 101")
+        if self.geometry not in GEOMETRIES:
             raise EngineError(
-                f"{self.levels_z} voxels of height: expected a number that divides {WIDTH}"
+                f"geometry {self.geometry!r} is not known: expected {' or '.join(GEOMETRIES)}"
+            )
+        if not (self.width >= HEADS and self.width % HEADS == 0):
+            raise EngineError(f"width {self.width}: expected a multiple of {HEADS}")
+        if not (self.levels_z >= 1 and self.width % self.levels_z == 0):
+            raise EngineError(
+                f"{self.levels_z} voxels of height: expected a number that divides {self.width}"
             )
         if not (0 < self.reach < math.inf and -math.inf < self.bottom < self.top < math.inf):
             raise EngineError(
@@ -88,12 +104,26 @@ class Configuration:
 
     @property
     def grid(self) -> BevGrid:
-        """In base_link for occupancy, in the lidar's frame for detection."""
+        """In base_link, or in the lidar's frame (`in_lidar`)."""
         return BevGrid(
             self.rows,
             self.columns,
             (-self.reach, -self.reach, self.bottom),
             (self.reach, self.reach, self.top),
+        )
+
+    @property
+    def in_lidar(self) -> bool:
+        """Whether the grid lies in the lidar's frame (x right, y forward): the published detector's
+        does."""
+        return self.kind == "detection" and self.geometry == PUBLISHED
+
+    @property
+    def text(self) -> str:
+        """A model string (checkpoint.ModelText) of what no parameter tells."""
+        return (
+            f"UniScene(reach={self.reach!r}, bottom={self.bottom!r}, top={self.top!r},"
+            f" geometry={self.geometry!r})"
         )
 
 
@@ -105,8 +135,10 @@ def configuration_of(
     blocks = tuple(depth_of(shapes, f"img_backbone.layer{stage}") for stage in (1, 2, 3, 4))
     depth = next((depth for depth, known in BLOCKS.items() if known == blocks), None)
     if depth is None:
-        raise EngineError(f"a backbone of {blocks} blocks is not known: expected ResNet-50 or -101")
-    if "img_backbone.layer3.0.conv2.conv_offset.weight" not in shapes:
+        raise EngineError(
+            f"a backbone of {blocks} blocks is not known: expected ResNet-50 or -101 (or -18)"
+        )
+    if depth > 18 and "img_backbone.layer3.0.conv2.conv_offset.weight" not in shapes:
         raise EngineError(
             "its backbone has no deformable convolutions in stage 3 (BEVFormer-tiny and -small?):"
             " expected those of stages 3 and 4"
@@ -117,7 +149,8 @@ def configuration_of(
 
     detection = f"{HEAD}.query_embedding.weight" in shapes
     embeddings = f"{HEAD}.positional_encoding"
-    found = {
+    found: dict[str, Any] = {
+        "width": (*shapes.get(f"{HEAD}.bev_embedding.weight", ()), 0, 0)[1] or Configuration.width,
         "rows": first(f"{embeddings}.row_embed.weight", Configuration.rows),
         "columns": first(f"{embeddings}.col_embed.weight", Configuration.columns),
         "cameras": first(f"{transformer}.cams_embeds", Configuration.cameras),
@@ -131,8 +164,14 @@ def configuration_of(
         }
     else:
         volume = shapes.get(f"{transformer}.decoder.0.conv.weight", ())
-        if len(volume) == 5 and volume[1] and WIDTH % volume[1] == 0:
-            found["levels_z"] = WIDTH // volume[1]
+        if len(volume) == 5 and volume[1] and found["width"] % volume[1] == 0:
+            found["levels_z"] = found["width"] // volume[1]
+    told = model.arguments if model is not None else {}
+    for name in ("reach", "bottom", "top"):
+        if isinstance(told.get(name), int | float):
+            found[name] = float(told[name])
+    if isinstance(told.get("geometry"), str):
+        found["geometry"] = told["geometry"]
     return Configuration("detection" if detection else "occupancy", depth, **found)
 
 
@@ -179,7 +218,7 @@ class UniScene(nn.Module):
         super().__init__()
         self.configuration = configuration
         self.img_backbone = ResNet(configuration.depth)
-        self.img_neck = FeaturePyramid()
+        self.img_neck = FeaturePyramid(self.img_backbone.channels, configuration.width)
         self.add_module(HEAD, BevHead(configuration))
 
     @property
@@ -205,20 +244,26 @@ class UniScene(nn.Module):
 
 class ResNet(nn.Module):
     """He et al., CVPR 2016, as Caffe has it: a stage's stride lies in its first block's first
-    convolution. Deformable convolutions in stages 3 and 4; stages 2, 3 and 4 are given out."""
+    convolution. Deformable convolutions in stages 3 and 4; stages 2, 3 and 4 are given out. Of 18
+    layers it has neither bottlenecks nor deformable convolutions."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        before = 64
+        before, wider = 64, 1 if depth == 18 else 4
+        self.channels = tuple(wider * channels for channels in (128, 256, 512))
         for stage, count in enumerate(BLOCKS[depth], 1):
             channels = 64 << (stage - 1)
-            blocks = []
+            blocks: list[nn.Module] = []
             for index in range(count):
                 stride = 2 if stage > 1 and index == 0 else 1
-                blocks.append(Bottleneck(before, channels, stride, deformable=stage > 2))
-                before = 4 * channels
+                blocks.append(
+                    BasicBlock(before, channels, stride)
+                    if depth == 18
+                    else Bottleneck(before, channels, stride, deformable=stage > 2)
+                )
+                before = wider * channels
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -300,11 +345,11 @@ class FeaturePyramid(nn.Module):
     """Lin et al., CVPR 2017. The fourth level is a convolution of the third, without a rectifier
     between."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(_Conv(before, 1) for before in (512, 1024, 2048))
+        self.lateral_convs = nn.ModuleList(_Conv(before, width, 1) for before in channels)
         self.fpn_convs = nn.ModuleList(
-            [*(_Conv(WIDTH, 3) for _ in range(3)), _Conv(WIDTH, 3, stride=2)]
+            [*(_Conv(width, width, 3) for _ in range(3)), _Conv(width, width, 3, stride=2)]
         )
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
@@ -316,9 +361,9 @@ class FeaturePyramid(nn.Module):
 
 
 class _Conv(nn.Module):
-    def __init__(self, before: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, before: int, after: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, WIDTH, kernel, stride, kernel // 2)
+        self.conv = nn.Conv2d(before, after, kernel, stride, kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -336,16 +381,18 @@ class BevHead(nn.Module):
         self.configuration = c
         self.positional_encoding = nn.ModuleDict(
             {
-                "row_embed": nn.Embedding(c.rows, WIDTH // 2),
-                "col_embed": nn.Embedding(c.columns, WIDTH // 2),
+                "row_embed": nn.Embedding(c.rows, c.width // 2),
+                "col_embed": nn.Embedding(c.columns, c.width // 2),
             }
         )
         self.transformer = Transformer(c)
-        self.bev_embedding = nn.Embedding(c.rows * c.columns, WIDTH)
+        self.bev_embedding = nn.Embedding(c.rows * c.columns, c.width)
         if c.kind == "detection":
-            self.query_embedding = nn.Embedding(c.queries, 2 * WIDTH)
-            self.cls_branches = nn.ModuleList(_class_branch(c.classes) for _ in range(c.decoders))
-            self.reg_branches = nn.ModuleList(_box_branch() for _ in range(c.decoders))
+            self.query_embedding = nn.Embedding(c.queries, 2 * c.width)
+            self.cls_branches = nn.ModuleList(
+                _class_branch(c.width, c.classes) for _ in range(c.decoders)
+            )
+            self.reg_branches = nn.ModuleList(_box_branch(c.width) for _ in range(c.decoders))
             # of the loss: in every checkpoint, of no use here
             self.code_weights = nn.Parameter(torch.ones(BOX), requires_grad=False)
 
@@ -358,7 +405,7 @@ class BevHead(nn.Module):
             cast(nn.Embedding, self.positional_encoding[name]).weight
             for name in ("row_embed", "col_embed")
         )
-        size = (c.rows, c.columns, WIDTH // 2)
+        size = (c.rows, c.columns, c.width // 2)
         position = torch.cat([columns[None].expand(size), rows[:, None].expand(size)], -1)
         query = self.bev_embedding.weight + t.can_bus_mlp(can_bus[None])
         embedding = (
@@ -370,7 +417,7 @@ class BevHead(nn.Module):
         centre = cell_places(c.rows, c.columns, query.device)
         x = query
         for layer in cast(nn.ModuleList, t.encoder["layers"]):
-            x = layer(x, query, position.reshape(-1, WIDTH), centre, images, views, history)
+            x = layer(x, query, position.reshape(-1, c.width), centre, images, views, history)
         return x
 
     def decode(self, bev: Tensor) -> Tensor | Boxes:
@@ -380,7 +427,7 @@ class BevHead(nn.Module):
         """bev [Q, C] -> logits [X = columns, Y = rows, Z, 2] of free and of occupied."""
         c, t = self.configuration, self.transformer
         # the height is the fast index of the channels
-        volume = bev.t().reshape(1, WIDTH // c.levels_z, c.levels_z, c.rows, c.columns)
+        volume = bev.t().reshape(1, c.width // c.levels_z, c.levels_z, c.rows, c.columns)
         for block in t.decoder:
             volume = block(volume)
         return t.predicter(volume[0].permute(3, 2, 1, 0))
@@ -389,13 +436,13 @@ class BevHead(nn.Module):
         """bev [Q, C] -> boxes, refined layer by layer (Deformable DETR, Zhu et al., ICLR
         2021)."""
         c, t = self.configuration, self.transformer
-        position, content = self.query_embedding.weight.split(WIDTH, 1)
+        position, content = self.query_embedding.weight.split(c.width, 1)
         reference = t.reference_points(position).sigmoid()  # [queries, 3] in units of the range
         low, extent = (
             torch.tensor(values, dtype=torch.float32, device=bev.device)
             for values in (c.grid.low, c.grid.extent.tolist())
         )
-        grid = bev.t().reshape(1, WIDTH, c.rows, c.columns)
+        grid = bev.t().reshape(1, c.width, c.rows, c.columns)
         scores, boxes = [], []
         branches = zip(t.decoder["layers"], self.cls_branches, self.reg_branches, strict=True)
         for layer, classify, regress in branches:
@@ -416,28 +463,28 @@ class Transformer(nn.Module):
 
     def __init__(self, c: Configuration) -> None:
         super().__init__()
-        self.level_embeds = nn.Parameter(torch.zeros(LEVELS, WIDTH))
-        self.cams_embeds = nn.Parameter(torch.zeros(c.cameras, WIDTH))
+        self.level_embeds = nn.Parameter(torch.zeros(LEVELS, c.width))
+        self.cams_embeds = nn.Parameter(torch.zeros(c.cameras, c.width))
         self.encoder = nn.ModuleDict(
             {"layers": nn.ModuleList(EncoderLayer(c) for _ in range(c.encoders))}
         )
         self.can_bus_mlp = nn.Sequential()
         for name, part in (
-            ("0", nn.Linear(CAN_BUS, WIDTH // 2)),
+            ("0", nn.Linear(CAN_BUS, c.width // 2)),
             ("1", nn.ReLU()),
-            ("2", nn.Linear(WIDTH // 2, WIDTH)),
+            ("2", nn.Linear(c.width // 2, c.width)),
             ("3", nn.ReLU()),
-            ("norm", nn.LayerNorm(WIDTH)),
+            ("norm", nn.LayerNorm(c.width)),
         ):
             self.can_bus_mlp.add_module(name, part)
         if c.kind == "detection":
             self.decoder = nn.ModuleDict(
-                {"layers": nn.ModuleList(DecoderLayer() for _ in range(c.decoders))}
+                {"layers": nn.ModuleList(DecoderLayer(c.width) for _ in range(c.decoders))}
             )
-            self.reference_points = nn.Linear(WIDTH, 3)
+            self.reference_points = nn.Linear(c.width, 3)
         else:
             self.decoder = nn.Sequential(
-                VolumeBlock(WIDTH // c.levels_z), VolumeBlock(VOLUME_WIDTH)
+                VolumeBlock(c.width // c.levels_z), VolumeBlock(VOLUME_WIDTH)
             )
             self.predicter = nn.Sequential(  # the authors' spelling
                 nn.Linear(VOLUME_WIDTH, 2 * VOLUME_WIDTH),
@@ -451,9 +498,9 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, c: Configuration) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([TemporalSelfAttention(c), SpatialCrossAttention()])
-        self.ffns = nn.ModuleList([FeedForward()])
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.attentions = nn.ModuleList([TemporalSelfAttention(c), SpatialCrossAttention(c.width)])
+        self.ffns = nn.ModuleList([FeedForward(c.width)])
+        self.norms = nn.ModuleList(nn.LayerNorm(c.width) for _ in range(3))
 
     def forward(
         self,
@@ -484,16 +531,16 @@ class TemporalSelfAttention(nn.Module):
         super().__init__()
         self.size = c.rows, c.columns
         samples = self.QUEUE * HEADS * TEMPORAL_POINTS
-        self.sampling_offsets = nn.Linear(self.QUEUE * WIDTH, 2 * samples)
-        self.attention_weights = nn.Linear(self.QUEUE * WIDTH, samples)
-        self.value_proj = nn.Linear(WIDTH, WIDTH)
-        self.output_proj = nn.Linear(WIDTH, WIDTH)
+        self.sampling_offsets = nn.Linear(self.QUEUE * c.width, 2 * samples)
+        self.attention_weights = nn.Linear(self.QUEUE * c.width, samples)
+        self.value_proj = nn.Linear(c.width, c.width)
+        self.output_proj = nn.Linear(c.width, c.width)
 
     def forward(
         self, x: Tensor, query: Tensor, position: Tensor, centre: Tensor, history: History
     ) -> Tensor:
         """x, query, position [Q, C], centre [Q, 2] -> [Q, C]"""
-        cells, (rows, columns) = x.shape[0], self.size
+        (cells, width), (rows, columns) = x.shape, self.size
         there = history.started > 0.5
         before, present = torch.where(there, history.bev, x), torch.where(there, query, x)
         both = torch.cat([before, x + position], 1)
@@ -504,11 +551,11 @@ class TemporalSelfAttention(nn.Module):
         place = (centre + history.shift[:, None])[:, None, None] + offsets / size
         value = self.value_proj(torch.stack([before, present])).transpose(1, 2)
         got = attend(
-            value.reshape(self.QUEUE * HEADS, WIDTH // HEADS, rows, columns),
+            value.reshape(self.QUEUE * HEADS, width // HEADS, rows, columns),
             place.flatten(0, 1),
             weights.flatten(0, 1),
         )
-        mean = got.reshape(self.QUEUE, WIDTH, cells).mean(0)
+        mean = got.reshape(self.QUEUE, width, cells).mean(0)
         return self.output_proj(mean.t()) + x
 
 
@@ -517,22 +564,22 @@ class SpatialCrossAttention(nn.Module):
     fall (BEVFormer, section 3.3, equation 4). A cell that no camera sees is left as it is, but for
     a bias."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         samples = HEADS * LEVELS * SPATIAL_POINTS
         self.deformable_attention = nn.ModuleDict(
             {
-                "sampling_offsets": nn.Linear(WIDTH, 2 * samples),
-                "attention_weights": nn.Linear(WIDTH, samples),
-                "value_proj": nn.Linear(WIDTH, WIDTH),
+                "sampling_offsets": nn.Linear(width, 2 * samples),
+                "attention_weights": nn.Linear(width, samples),
+                "value_proj": nn.Linear(width, width),
             }
         )
-        self.output_proj = nn.Linear(WIDTH, WIDTH)
+        self.output_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, images: list[Tensor], views: Views) -> Tensor:
         """x [Q, C], images of LEVELS [N, C, h, w] -> [Q, C]"""
         parts: Any = self.deformable_attention
-        n, k = views.cell.shape
+        (n, k), width = views.cell.shape, x.shape[1]
         asked = x.index_select(0, views.cell.reshape(-1))  # [N * K, C]
         split = (n, k, HEADS, LEVELS, SPATIAL_POINTS)
         offsets = parts["sampling_offsets"](asked).reshape(*split, 2).permute(3, 0, 2, 4, 1, 5)
@@ -547,26 +594,26 @@ class SpatialCrossAttention(nn.Module):
             value = F.conv2d(image, projection.weight[:, :, None, None], projection.bias)
             size = torch.tensor([float(w), float(h)], device=x.device)
             seen = seen + attend(
-                value.reshape(n * HEADS, WIDTH // HEADS, h, w),
+                value.reshape(n * HEADS, width // HEADS, h, w),
                 (pillar[:, None] + offsets[level] / size).flatten(0, 1),
                 weights[level].flatten(0, 1),
             )
-        told = seen.reshape(n, WIDTH, k).transpose(1, 2) * views.present[:, None, None]
+        told = seen.reshape(n, width, k).transpose(1, 2) * views.present[:, None, None]
         # one row more, of zeros, for what fewer than V cameras see
-        rows = F.pad(told.reshape(n * k, WIDTH), (0, 0, 0, 1))
+        rows = F.pad(told.reshape(n * k, width), (0, 0, 0, 1))
         counts = F.pad(views.present[:, None].expand(n, k).reshape(-1), (0, 1))
         slot = views.slot.reshape(-1)
         cells = views.slot.shape[0]
-        total = rows.index_select(0, slot).reshape(cells, -1, WIDTH).sum(1)
+        total = rows.index_select(0, slot).reshape(cells, -1, width).sum(1)
         cameras = counts.index_select(0, slot).reshape(cells, -1).sum(1, keepdim=True)
         return self.output_proj(total / cameras.clamp_min(1.0)) + x
 
 
 class FeedForward(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU()), nn.Linear(HIDDEN, WIDTH)
+            nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU()), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -610,14 +657,20 @@ class VolumeBlock(nn.Module):
 
 def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:
     """Focal loss (Lin et al., ICCV 2017, equation 5; gamma 2, alpha 0.25) of logits [..., 2]
-    against occupied [...] (0 or 1): each channel is a sigmoid of its own, and the mean goes over
-    voxels and channels."""
-    target = F.one_hot(occupied.long(), 2).to(logits.dtype)
+    against occupied [...] (0 or 1; else: not known, and not asked): each channel is a sigmoid of
+    its own, and the mean goes over the voxels that are known, and channels."""
+    known = occupied < 2
+    return focal_loss(logits[known], F.one_hot(occupied[known].long(), 2)).mean()
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Of each logit against 0 or 1, of one shape."""
+    target = target.to(logits.dtype)
     chance = logits.sigmoid()
     miss = torch.where(target > 0, 1 - chance, chance)
     alpha = torch.where(target > 0, 0.25, 0.75)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (alpha * miss.square() * entropy).mean()
+    return alpha * miss.square() * entropy
 
 
 # --- detection
@@ -626,11 +679,11 @@ def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:
 class DecoderLayer(nn.Module):
     """Box queries talk to each other, look at the grid, think."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([SelfAttention(), GridCrossAttention()])
-        self.ffns = nn.ModuleList([FeedForward()])
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.attentions = nn.ModuleList([SelfAttention(width), GridCrossAttention(width)])
+        self.ffns = nn.ModuleList([FeedForward(width)])
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, grid: Tensor) -> Tensor:
         x = self.norms[0](self.attentions[0](x, position))
@@ -639,60 +692,60 @@ class DecoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attn: Any = nn.ModuleDict({"out_proj": nn.Linear(WIDTH, WIDTH)})
-        weight = nn.init.xavier_uniform_(torch.empty(3 * WIDTH, WIDTH))
+        self.attn: Any = nn.ModuleDict({"out_proj": nn.Linear(width, width)})
+        weight = nn.init.xavier_uniform_(torch.empty(3 * width, width))
         self.attn.register_parameter("in_proj_weight", nn.Parameter(weight))
-        self.attn.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * WIDTH)))
+        self.attn.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * width)))
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x, position [queries, C]"""
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        asked = x + position
-        q, k = F.linear(asked, weight[: 2 * WIDTH], bias[: 2 * WIDTH]).chunk(2, -1)
-        v = F.linear(x, weight[2 * WIDTH :], bias[2 * WIDTH :])
+        asked, width = x + position, x.shape[1]
+        q, k = F.linear(asked, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
+        v = F.linear(x, weight[2 * width :], bias[2 * width :])
         q, k, v = (
-            part.reshape(-1, HEADS, WIDTH // HEADS).transpose(0, 1)[None] for part in (q, k, v)
+            part.reshape(-1, HEADS, width // HEADS).transpose(0, 1)[None] for part in (q, k, v)
         )
         got = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
-        return x + self.attn["out_proj"](got.reshape(-1, WIDTH))
+        return x + self.attn["out_proj"](got.reshape(-1, width))
 
 
 class GridCrossAttention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.sampling_offsets = nn.Linear(WIDTH, 2 * HEADS * BOX_POINTS)
-        self.attention_weights = nn.Linear(WIDTH, HEADS * BOX_POINTS)
-        self.value_proj = nn.Linear(WIDTH, WIDTH)
-        self.output_proj = nn.Linear(WIDTH, WIDTH)
+        self.sampling_offsets = nn.Linear(width, 2 * HEADS * BOX_POINTS)
+        self.attention_weights = nn.Linear(width, HEADS * BOX_POINTS)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, grid: Tensor) -> Tensor:
         """x, position [queries, C], reference [queries, 3], grid [1, C, rows, columns]"""
-        rows, columns = grid.shape[-2:]
+        width, rows, columns = grid.shape[1:]
         asked, split = x + position, (-1, HEADS, BOX_POINTS)
         offsets = self.sampling_offsets(asked).reshape(*split, 2).permute(1, 2, 0, 3)
         weights = self.attention_weights(asked).reshape(split).softmax(-1).permute(1, 2, 0)
         size = torch.tensor([float(columns), float(rows)], device=x.device)
         value = F.conv2d(grid, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
         got = attend(
-            value.reshape(HEADS, WIDTH // HEADS, rows, columns),
+            value.reshape(HEADS, width // HEADS, rows, columns),
             reference[:, :2] + offsets / size,
             weights,
         )
-        return self.output_proj(got.reshape(WIDTH, -1).t()) + x
+        return self.output_proj(got.reshape(width, -1).t()) + x
 
 
-def _class_branch(classes: int) -> nn.Sequential:
+def _class_branch(width: int, classes: int) -> nn.Sequential:
     hidden = (
-        part for _ in range(2) for part in (nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU())
+        part for _ in range(2) for part in (nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
     )
-    return nn.Sequential(*hidden, nn.Linear(WIDTH, classes))
+    return nn.Sequential(*hidden, nn.Linear(width, classes))
 
 
-def _box_branch() -> nn.Sequential:
-    hidden = (part for _ in range(2) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU()))
-    return nn.Sequential(*hidden, nn.Linear(WIDTH, BOX))
+def _box_branch(width: int) -> nn.Sequential:
+    hidden = (part for _ in range(2) for part in (nn.Linear(width, width), nn.ReLU()))
+    return nn.Sequential(*hidden, nn.Linear(width, BOX))
 
 
 def _logit(x: Tensor) -> Tensor:
@@ -705,8 +758,8 @@ class Detections(NamedTuple):
     """K boxes in the grid's frame, best first: box [K, 9] centre of the bottom face x, y, z, width,
     length, height in metres, yaw, velocity x, y in m/s over ground; score [K] 0..1; label [K].
 
-    yaw: as the published model means it (mmdet3d before 1.0): the heading, counter-clockwise from
-    the lidar's x, is -yaw - pi / 2.
+    yaw: of the published geometry as that model means it (mmdet3d before 1.0): the heading,
+    counter-clockwise from the lidar's x, is -yaw - pi / 2. Of the mended one: the heading.
     """
 
     box: Tensor

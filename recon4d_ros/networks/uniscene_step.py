@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from recon4d_ros.bev import CAN_BUS, HEIGHTS, image_from_grid, needed, project_pillars
 from recon4d_ros.errors import EngineError
 from recon4d_ros.networks import step
-from recon4d_ros.networks.uniscene import MEAN, WIDTH, History, UniScene, Views
+from recon4d_ros.networks.uniscene import MEAN, MENDED, History, UniScene, Views
 from recon4d_ros.networks.working_image import as_rgb, working_images
 from recon4d_ros.types import Calibration
 
@@ -31,10 +31,12 @@ CAMERAS_PER_CELL = 3  # that see a cell at most if no rig says it
 TRAINED_CAMERAS = (0.0, -55.0, 55.0, 180.0, 110.0, -110.0)
 # of the training (nuScenes): its lidar, to which the labels' voxels are put, in its base_link
 LIDAR = (0.943713, 0.0, 1.84023)
+# options of a step whose network's geometry is mended
+OF_MENDED = {"mended_shift": 1.0, "lidar_x": 0.0, "lidar_y": 0.0, "lidar_z": 0.0}
 
 
 class Memory(NamedTuple):
-    """Float32, all zeros at first: bev [Q, 256] features of the grid, as the last step left them;
+    """Float32, all zeros at first: bev [Q, C] features of the grid, as the last step left them;
     started [1], 1 once a camera was there."""
 
     bev: Tensor
@@ -55,7 +57,8 @@ class UniSceneStep(nn.Module):
     history along the car's path, and nothing else. The published pre-training shifts it at right
     angles to it, and the present with it, and published weights have learned with that: 0.
     lidar_x, lidar_y, lidar_z: metres, the training's lidar in its base_link. The labels' voxels are
-    laid around it.
+    laid around it. Weights whose geometry is mended (uniscene.Configuration) have other defaults
+    of these four (OF_MENDED).
     """
 
     extra_outputs: tuple[str, ...] = ()
@@ -102,6 +105,7 @@ class UniSceneStep(nn.Module):
             "cells_in_view": self.slots,
             "cameras_per_cell": self.views,
             "mended_shift": int(mended_shift),
+            "grid_frame": "lidar" if c.in_lidar else "base_link",
             "lidar": [float(lidar_x), float(lidar_y), float(lidar_z)],
             "trained_cameras": list(TRAINED_CAMERAS[: c.cameras]),
         }
@@ -131,7 +135,7 @@ class UniSceneStep(nn.Module):
 
     def memory_shapes(self) -> Mapping[str, tuple[int, ...]]:
         cells = self.described["rows"] * self.described["columns"]
-        return {"bev": (cells, WIDTH), "started": (1,)}
+        return {"bev": (cells, self.network.configuration.width), "started": (1,)}
 
     def forward(
         self,
@@ -175,10 +179,11 @@ def options_for(
     lidar = [
         float(own.get(f"lidar_{axis}", known)) for axis, known in zip("xyz", LIDAR, strict=True)
     ]
-    matrix = image_from_grid(calibration, None if c.kind == "occupancy" else lidar)
+    matrix = image_from_grid(calibration, lidar if c.in_lidar else None)
     slots, views = needed(project_pillars(c.grid, matrix, calibration.working_size)[1])
     return {"cells_in_view": slots, "cameras_per_cell": views}
 
 
 def make_step(network: UniScene, options: step.StepOptions, **own: float) -> UniSceneStep:
-    return UniSceneStep(network, options, **own)
+    known = OF_MENDED if network.configuration.geometry == MENDED else {}
+    return UniSceneStep(network, options, **(known | own))

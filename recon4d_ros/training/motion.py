@@ -8,7 +8,6 @@ there, and a belief that is wrong, without which false alarms feed themselves.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from recon4d_ros.networks.motion import (
     remembered,
 )
 from recon4d_ros.training.motion_data import NEAR_WALLS
+from recon4d_ros.training.run_folder import RunFolder, cosine, warmed_up
 
 HELD_OUT = 10
 """Every so many-th shard is for validation."""
@@ -239,8 +239,7 @@ class Trainer:
     on."""
 
     def __init__(self, shards: Path, out: Path, recipe: Recipe) -> None:
-        self.recipe, self._out, self._folder = recipe, out, shards
-        out.mkdir(parents=True, exist_ok=True)
+        self.recipe, self._run = recipe, RunFolder(out)
         torch.manual_seed(recipe.seed)
         self._rng = np.random.default_rng(recipe.seed)
         self.network, self.averaged = MotionNetwork(), MotionNetwork().eval()
@@ -258,13 +257,7 @@ class Trainer:
                 " pieces"
             )
         self._streams: dict[tuple[int, int], tuple[list[Stream], Tensor]] = {}
-        if (out / "last.pt").is_file():
-            try:
-                kept = torch.load(out / "last.pt", weights_only=True)
-            except Exception as error:
-                raise EngineError(
-                    f"{out / 'last.pt'}: is no checkpoint of this run ({type(error).__name__})"
-                ) from None
+        if (kept := self._run.load()) is not None:
             self.network.load_state_dict(kept["network"])
             self.averaged.load_state_dict(kept["averaged"])
             self._optimizer.load_state_dict(kept["optimizer"])
@@ -292,10 +285,10 @@ class Trainer:
 
     def _one_step(self, progress: float) -> float:
         recipe, rng = self.recipe, self._rng
-        rate = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
+        rate = cosine(progress, LAST_RATE) * warmed_up(self._step, WARM_UP)
         for group in self._optimizer.param_groups:
             highest = RATE if recipe.start is None else RATE_ON
-            group["lr"] = float(highest * rate * min(1.0, (self._step + 1) / WARM_UP))
+            group["lr"] = highest * rate
         size = self._train.choose_size(rng)
         shards = self._train.by_size[size]
         streams, belief = self._streams.get(size) or ([], torch.zeros(0, 1 + STATE, *size))
@@ -365,22 +358,18 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        part = self._out / "last.part"
-        torch.save(
+        self._run.save(
             {
                 "network": self.network.state_dict(),
                 "averaged": self.averaged.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "step": self._step,
                 "spent": self._spent,
-            },
-            part,
+            }
         )
-        part.rename(self._out / "last.pt")
 
     def _log(self, entry: dict[str, float]) -> None:
-        with (self._out / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"shards": self._train.look()} | entry) + "\n")
+        self._run.log({"shards": self._train.look()} | entry)
 
 
 def _cameras(shards: Shards, most: int) -> Iterator[Stream]:
