@@ -41,7 +41,8 @@ class TimingThresholds:
     wide: int = 640  # pixels: larger images are made smaller
     features: int = 400
     every: int = 3  # frame sets between looks until it is known
-    later: int = 100  # and afterwards: clocks drift
+    later: int = 100  # and afterwards, since clocks drift; and where `tries` looks said nothing
+    tries: int = 100
     reach: float = 0.3  # s: the largest offset looked for
     longest: float = 0.5  # s between two images of a camera that a speed is taken from
     inlier: float = 1.5  # pixels of the image made smaller
@@ -91,7 +92,7 @@ class TimingCheck:
         self._t, self._rig, self._given = thresholds, rig, given
         self._reduce = [reduction(camera, input_size) for camera in rig.cameras]
         self._pairs = _pairs(rig, thresholds)
-        self._count = 0
+        self._count = self._looks = 0
         self._last: dict[int, _Look] = {}
         if self._pairs:
             self._orb = cv2.ORB.create(nfeatures=thresholds.features, fastThreshold=10)
@@ -100,15 +101,17 @@ class TimingCheck:
     def look(self, frame: Frame) -> list[str]:
         """A frame; sentences about clocks that differ, each once."""
         t, self._count = self._t, self._count + 1
-        known = all(pair.known for pair in self._pairs)
-        step = self._count % (t.later if known else t.every)
+        seldom = self._looks >= t.tries or all(pair.known for pair in self._pairs)
+        period = t.later if seldom else t.every
+        step = self._count % period
         said = []
         if step == 0:
+            self._looks += 1
             for pair in self._pairs:
                 if (offset := self._offset(pair, frame)) is not None:
                     pair.offsets.append(offset)
                     said += self._say(pair)
-        if step == (t.later if known else t.every) - 1:  # the image before the next look
+        if step == period - 1:  # the image before the next look
             self._last = {}
             for index in {pair.second for pair in self._pairs}:
                 if frame.present[index]:
