@@ -635,6 +635,18 @@ def test_a_rolling_shutter_costs_no_accuracy_where_the_rig_tells_it(name: str, r
     assert error(wrong[-1].T_map_base, truth)[0] > 3 * error(right[-1].T_map_base, truth)[0]
 
 
+def test_rows_of_the_first_frame_are_placed_by_odometry_too() -> None:
+    """The second frame is dark, odometry alone says the motion, and ends there: what the first
+    frame saw lies where its rows saw it, and the images go on from it."""
+    told = replace(STEREO, cameras=tuple(replace(c, rolling_shutter=0.03) for c in STEREO.cameras))
+    shots = list(rolling_street(told, 4, 30.0, 0.0))
+    frame, engine, pose = shots[1]
+    shots[1] = replace(frame, images=np.zeros_like(frame.images)), engine, pose
+    told_motion = {index: said for index, said in wheel(shots).items() if index < 2}
+    poses = run(told, tuple(shots), told_motion, depth=False)
+    assert all(one.tracking is Tracking.TRACKING for one in poses[1:]), [p.reason for p in poses]
+
+
 @pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("mono", MONO)])
 def test_stands_while_it_stands(name: str, rig: Rig) -> None:
     """Noisy images of one place, after a drive: no millimetre."""

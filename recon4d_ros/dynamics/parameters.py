@@ -9,7 +9,7 @@ from recon4d_ros.parameters import parameter
 
 @dataclass(frozen=True)
 class DynamicsParameters:
-    """Thresholds in standard deviations, metres or seconds, so that they hold for any camera and
+    """Thresholds in metres or seconds where they can be, so that they hold for any camera and
     resolution."""
 
     source: str = parameter(

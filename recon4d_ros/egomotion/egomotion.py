@@ -231,7 +231,7 @@ class Egomotion:
             prior = self._first(now, prior)
             self._hang(now.velocity(prior.T_map_base))
         attempt = measure.attempt(now, prior)
-        if not self._velocity_known and self._cameras.read_out:
+        if not self._velocity_known and self._cameras.read_out and not attempt.problem:
             self._hang(now.velocity(attempt.solution.T_map_base))
             seen = measure.rescaled(now, attempt, self._landmarks).sightings
             attempt = measure.solved(now, seen, prior)
@@ -339,6 +339,8 @@ class Egomotion:
     def _follow_odometry(self, now: Instant, prior: Prior) -> PoseEstimate:
         """The odometry's motion as it is; the images only keep the landmarks alive."""
         velocity = now.velocity(prior.T_map_base)
+        if not self._velocity_known:
+            self._hang(velocity)
         seen, T_camera_base = now.sight(prior, velocity), now.T_camera_base(velocity)
         seen = replace(seen, observations=seen.observations.moving(velocity))
         distance = pnp.evaluate(prior.T_map_base[None], T_camera_base, seen.observations)[0]
@@ -513,7 +515,10 @@ class Egomotion:
         self._calibration_covariance = errors @ errors.T + give
         self._covariance = carry @ self._covariance @ carry.T + found.covariance + give
         self._motion_covariance = found.covariance + self._calibration_covariance
-        self._velocity, self._velocity_known = geometry.log(motion) / now.seconds, True
+        velocity = geometry.log(motion) / now.seconds
+        if not self._velocity_known:  # odometry may have said it, without a try
+            self._hang(velocity)
+        self._velocity, self._velocity_known = velocity, True
         self._velocity_covariance = found.covariance / now.seconds**2
         self._pose, self._stamp_ns = found.T_map_base, now.frame.stamp_ns
         table, seen = self._landmarks, attempt.sightings

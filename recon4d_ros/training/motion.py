@@ -258,10 +258,17 @@ class Trainer:
             )
         self._streams: dict[tuple[int, int], tuple[list[Stream], Tensor]] = {}
         if (kept := self._run.load()) is not None:
-            self.network.load_state_dict(kept["network"])
-            self.averaged.load_state_dict(kept["averaged"])
-            self._optimizer.load_state_dict(kept["optimizer"])
-            self._step, self._spent = kept["step"], kept["spent"]
+            try:
+                self.network.load_state_dict(kept["network"])
+                self.averaged.load_state_dict(kept["averaged"])
+                self._optimizer.load_state_dict(kept["optimizer"])
+                self._step, self._spent = kept["step"], kept["spent"]
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise EngineError(
+                    f"{self._run.checkpoint}: is of another version of this training ({reason}):"
+                    " another --out begins anew"
+                ) from None
             self._rng = np.random.default_rng([recipe.seed, self._step])
 
     def run(self) -> None:
