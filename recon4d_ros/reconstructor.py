@@ -26,7 +26,6 @@ import numpy as np
 from recon4d_ros import engine as engines
 from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.cameras.rig_check import check_rig
-from recon4d_ros.cameras.timing import TimingCheck
 from recon4d_ros.dynamics import Dynamics, DynamicsParameters
 from recon4d_ros.egomotion import Egomotion, EgomotionParameters
 from recon4d_ros.errors import EngineError, ParameterError
@@ -41,7 +40,6 @@ from recon4d_ros.localization import (
 )
 from recon4d_ros.mapping import Mapper, MappingParameters
 from recon4d_ros.sync import SyncParameters
-from recon4d_ros.sync.clocks import parse_offsets
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import (
     Detections,
@@ -92,9 +90,6 @@ class Reconstructor:
         spec = self.engine.spec
         self.calibration = make_calibration(rig, spec.input_size, spec.working_size)
         self.preprocessor = Preprocessor(rig, self.calibration, spec.channels)
-        self._timing = TimingCheck(
-            rig, spec.input_size, parse_offsets(parameters.sync.offset, rig.names)
-        )
         self.egomotion = Egomotion(rig, self.calibration, parameters.egomotion)
         try:
             self.grids = Grids(self.calibration, parameters.grids)
@@ -126,7 +121,6 @@ class Reconstructor:
             frame, dropped = self.preprocessor(frame_set)
             for camera, reason in dropped.items():
                 self._undecodable.count(camera, reason)
-            self.preprocessor.notes.extend(self._timing.look(frame))
         with _timed(latency, cpu, "egomotion"):
             pose = self.egomotion.estimate(
                 frame, frame_set.odometry, frame_set.jump, frame_set.imu, frame_set.twist

@@ -725,3 +725,17 @@ def test_one_cameras_clock_is_not_time(ahead: float) -> None:
     assert all(one.jump is Jump.NONE for one in sets)
     lost = sum(n for (camera, _), n in sync.statistics.dropped.items() if camera == "b")
     assert used["b"] + lost == 60
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.0, False), (0.5, False), (1e-3, True), (1e3, True)]
+)
+def test_stamps_that_do_not_go_as_time_does(factor: float, told: bool) -> None:
+    """Milliseconds or ticks in place of nanoseconds."""
+    synchronizer = Synchronizer(["left"])
+    for index in range(12):
+        now = START + index * 100 * MS
+        stamp = START + round(index * factor * 100 * MS)
+        synchronizer.add_image("left", RawImage(stamp, "mono8", np.zeros(4, np.uint8), 2, 2), now)
+    words = [one for one in synchronizer.findings if "stamps of left advance by" in one]
+    assert len(words) == told
