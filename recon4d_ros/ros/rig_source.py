@@ -291,7 +291,9 @@ class RigSource:
         ):
             return True
         place = self._where(frame)
-        return place is None or bool(place[2, 2] > LOOKS_UP)
+        if place is None:  # of a car whose transforms have not come yet nothing is in doubt
+            return self._transforms.knows(self._base_frame)
+        return bool(place[2, 2] > LOOKS_UP)
 
     def _is_second(self, name: str) -> bool:
         return is_second(mount(self._infos[name], np.eye(4), name in self._rectified))
