@@ -479,11 +479,13 @@ def test_a_camera_that_no_transform_leads_to_is_named_beside_the_others(tmp_path
             bag.rig()
 
 
-def test_the_cars_frame_is_not_the_worlds(tmp_path: Path) -> None:
-    infos, images = {"/left/camera_info": [Info()]}, {"/left/image_raw": "left"}
-    edges = [("map", "ego_vehicle", np.eye(4)), ("ego_vehicle", "left", OPTICAL), ("a", "b", RIGHT)]
+@pytest.mark.parametrize(("world", "robot"), [("map", ""), ("robot1/odom", "robot1/")])
+def test_the_cars_frame_is_not_the_worlds(tmp_path: Path, world: str, robot: str) -> None:
+    car, left = f"{robot}ego_vehicle", f"{robot}left"
+    infos, images = {"/left/camera_info": [Info(left)]}, {"/left/image_raw": left}
+    edges = [(world, car, np.eye(4)), (car, left, OPTICAL), ("a", "b", RIGHT)]
     with BagReader(write(tmp_path / "bag", infos, edges, images)) as bag:
-        with pytest.raises(CalibrationError, match="`--base-frame ego_vehicle` names"):
+        with pytest.raises(CalibrationError, match=f"`--base-frame {car}` names"):
             bag.rig()
 
 
@@ -594,6 +596,55 @@ def test_times_of_reception_that_are_a_converters(tmp_path: Path) -> None:
         assert [event.camera for event in events] == ["left", "right"] * 6
         assert all(event.receive_ns == event.image.stamp_ns for event in events)
         assert said(bag, "times of reception are not those of the recording")
+
+
+@pytest.mark.parametrize("how", ["milliseconds", "ticks", "queue", "one queue", "one at once"])
+def test_times_of_reception_that_are_the_recordings(tmp_path: Path, how: str) -> None:
+    """Stamps in other units, a queue that the recorder emptied at its start, and one camera of two
+    that came at once."""
+    infos = {"/left/camera_info": [Info()], "/right/camera_info": [Info()]}
+    unit = {"milliseconds": 1000, "ticks": 90}.get(how, 1)
+
+    def received(name: str, index: int) -> int:
+        queued = how == "queue" or (how == "one queue" and name == "left")
+        if how == "one at once" and name == "left":
+            return START + index
+        return START + (4 * TENTH + index if queued and index < 5 else index * TENTH)
+
+    def extra(writer: BagWriter) -> None:
+        for name in ("left", "right"):
+            for index in range(8):
+                header = writer.header(START + index * TENTH * unit, name)
+                message = writer.type(IMAGE)(header, 48, 64, "mono8", 0, 64, GREY.ravel())
+                writer.write(f"/{name}/image_raw", IMAGE, message, received(name, index))
+
+    with BagReader(write(tmp_path / "bag", infos, extra=extra)) as bag:
+        events = [event for event in bag.events() if isinstance(event, ImageEvent)]
+        assert len(events) == 16 and not said(bag, "times of reception")
+        for event in events:
+            index = (event.image.stamp_ns - START) // (TENTH * unit)
+            assert event.receive_ns == received(event.camera, index)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_an_empty_message_costs_itself_alone(tmp_path: Path, converted: bool) -> None:
+    infos = {"/left/camera_info": [Info()]}
+
+    def extra(writer: BagWriter) -> None:
+        for index in range(7):
+            message = writer.type(IMAGE)(
+                writer.header(START + index * TENTH, "left"), 48, 64, "mono8", 0, 64, GREY.ravel()
+            )
+            received = START + (index if converted else index * TENTH)
+            writer.write("/left/image_raw", IMAGE, message, received)
+            if index in (0, 3):
+                writer.write_raw("/left/image_raw", IMAGE, b"", received)
+
+    with BagReader(write(tmp_path / "bag", infos, extra=extra)) as bag:
+        events = [event for event in bag.events() if isinstance(event, ImageEvent)]
+        assert [event.image.stamp_ns for event in events] == [START + i * TENTH for i in range(7)]
+        assert sum(bag.lost.values()) == 2
+        assert said(bag, "times of reception") == converted
 
 
 def test_folders_and_metadata_are_pointed_to(tmp_path: Path, small_bag: Path) -> None:

@@ -71,7 +71,7 @@ def raw(encoding: str, rgb: np.ndarray, padding: int = 0, big_endian: bool = Fal
     if encoding == "rgb565":
         r, g, b = (rgb[..., index].astype(np.uint16) for index in range(3))
         words = (r >> 3) << 11 | (g >> 2) << 5 | b >> 3
-        pixels = words.astype("<u2")[..., None].view(np.uint8)
+        pixels = words.astype(">u2" if big_endian else "<u2")[..., None].view(np.uint8)
     elif encoding.startswith("mono") or encoding in ("8uc1", "16uc1"):
         pixels = grey[..., None]
     elif encoding in ("nv24", "nv16", "nv61"):
@@ -242,6 +242,39 @@ def test_floats_by_the_range_of_their_values(white: float, bits: int) -> None:
     assert decode(dark, 1, bits=bits).max() <= 1  # as the camera's others say
 
 
+def floats(values: np.ndarray) -> RawImage:
+    height, width = values.shape
+    return RawImage(1, "32fc1", values.astype(np.float32).view(np.uint8).ravel(), width, height)
+
+
+@pytest.mark.parametrize(("white", "bits"), [(1, 1), (255, 8), (65535, 16)])
+@pytest.mark.parametrize("stretch", [1, 5])
+def test_floats_that_a_filter_overshot(white: float, bits: int, stretch: int) -> None:
+    """As bicubic interpolation does at edges; and one pixel is hot."""
+    board = np.kron(np.indices((6, 8)).sum(0) % 2, np.ones((8 * stretch, 8 * stretch))) * white
+    values = cv2.resize(board, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
+    assert values.max() > 1.06 * white and values.min() < -0.06 * white
+    hot = values.copy()
+    hot[3, 3] = 20 * white
+    for one in (values, hot, values * 1.2):
+        image = floats(one)
+        assert significant_bits(image) == bits
+        expected = np.clip(np.rint(one * (255 / white)), 0, 255)
+        assert np.abs(decode(image, 1)[..., 0] - expected).max() <= 1
+
+
+def test_floats_of_a_night_with_lamps() -> None:
+    """White is told by few pixels."""
+    values = np.full((48, 64), 1.5)
+    values[10:13, 20:24] = 255
+    assert significant_bits(floats(values)) == 8
+    below = np.full((48, 64), 100.0)
+    below[:2] = -80
+    with pytest.raises(ImageError, match="values down to -80"):
+        decode(floats(below), 1)
+    assert decode(floats(np.maximum(below, -70)), 1)[0, 0, 0] == 0
+
+
 def test_floats_that_are_no_picture_are_told() -> None:
     depth = np.full((48, 64), np.nan, np.float32)
     depth[20:] = 7.0
@@ -287,10 +320,32 @@ def test_buffers_longer_than_a_raw_image() -> None:
         decode(three, 3)
 
 
-def test_width_and_height_exchanged_are_told() -> None:
-    image = replace(raw("rgb8", scene()), width=48, height=64)
-    with pytest.raises(ImageError, match="width and height the other way round"):
-        decode(image, 3)
+def test_a_step_of_the_height_changes_nothing() -> None:
+    image = replace(raw("rgb8", scene()), step=3 * 48)
+    np.testing.assert_array_equal(decode(image, 3), scene())
+
+
+def test_a_big_endian_565_is_one_word() -> None:
+    red = np.tile(np.array([0xF8, 0x00], np.uint8), 8)
+    image = RawImage(1, "rgb565", red, 4, 2, 8, True)
+    assert decode(image, 3).min(axis=(0, 1)).tolist() == [248, 0, 0]
+    assert decode(replace(image, big_endian=False), 3)[0, 0].tolist() == [0, 28, 192]
+
+
+@pytest.mark.parametrize("encoding", ["nv12", "nv16", "nv24", "nv61", "i420"])
+@pytest.mark.parametrize("padding", [0, 8])
+def test_planes_of_another_size(encoding: str, padding: int) -> None:
+    """A surplus of an eighth is passed over; less, or more, is told in bytes."""
+    image = raw(encoding, scene(), padding)
+    size = len(image.data)
+    longer = replace(image, data=np.concatenate([image.data, np.full(size // 8, 9, np.uint8)]))
+    assert source_size(longer) == (64, 48)
+    np.testing.assert_array_equal(decode(longer, 3), decode(image, 3))
+    for data in (image.data[:-2], np.concatenate([longer.data, longer.data[:1]])):
+        with pytest.raises(ImageError, match=f"{encoding} .*needs {size} bytes: got {len(data)}"):
+            decode(replace(image, data=data), 3)
+    with pytest.raises(ImageError, match="expected an even width and height"):
+        decode(replace(image, width=63), 3)
 
 
 def test_bmp() -> None:
@@ -493,7 +548,7 @@ PNG = cv2.imencode(".png", scene())[1].ravel()
             RawImage(1, "rgb8", np.zeros(100, np.uint8), 4, 8, 11),
             "needs 12 bytes per row: step is 11",
         ),
-        (RawImage(1, "nv12", np.zeros(100, np.uint8), 8, 8, 8), "needs 96 bytes: got 100"),
+        (RawImage(1, "nv12", np.zeros(110, np.uint8), 8, 8, 8), "needs 96 bytes: got 110"),
         (RawImage(1, "nv21", np.zeros(96, np.uint8), 7, 8, 8), "even width and height"),
         (RawImage(1, "mono8", np.zeros(0, np.uint8), 0, 8, 0), "image size is 0x8"),
         (RawImage(1, "yuv422", np.zeros(30, np.uint8), 5, 3, 10), "expected an even width"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any
 
@@ -83,8 +84,10 @@ class BoxesEvent:
 
 
 METADATA = "metadata.yaml"
-STAMPS = 5  # messages of each topic that tell whether the times of reception are a recording's
+STAMPS = 5  # first messages of each topic, by which most recordings are known to be one
+SUSPECTED = 100  # messages that are looked at where those came at once: a queue may have held them
 UNREAL = 0.05  # of the time that the stamps span: nobody drives, and records, that fast
+SLOWEST_NS, FASTEST_NS = 1_000_000_000, 5_000_000  # from image to image, where stamps are seconds
 Event = ImageEvent | OdometryEvent | ImuEvent | TwistEvent | BoxesEvent
 
 
@@ -402,7 +405,9 @@ class BagReader:
         """The messages of these topics in order of reception; where that is not the recording's
         (a converter that writes topic by topic, and the time at which it did), in order of their
         headers' stamps, which then also stand for it."""
-        if not any(self._received_at_once(topic) for topic in images):
+        counts = self.topics
+        speaking = [topic for topic in images if counts[topic].count >= STAMPS]
+        if not speaking or not all(self._received_at_once(topic) for topic in speaking):
             yield from self.raw_messages([*images, *others])
             return
         self.tell(
@@ -414,18 +419,28 @@ class BagReader:
             yield topic, kind, stamp_ns, data
 
     def _by_stamp(self, topic: str) -> Iterator[tuple[int, str, str, bytes]]:
+        stamp_ns = 0
         for _, kind, _, data in self.raw_messages([topic]):
-            yield _header_ns(data), topic, kind, data
+            stamp_ns = _header_ns(data) or stamp_ns  # without one it stays where it was written
+            yield stamp_ns, topic, kind, data
 
     def _received_at_once(self, topic: str) -> bool:
-        """Whether a topic's first messages were received in far less time than their stamps say."""
-        first = list(islice(self.raw_messages([topic]), STAMPS))
-        if len(first) < STAMPS:
-            return False
-        stamps = [_header_ns(data) for _, _, _, data in first]
-        spans = [b - a for a, b in pairwise(stamps)]
-        received = first[-1][2] - first[0][2]
-        return min(spans) > 0 and received < UNREAL * sum(spans)
+        """Whether a topic's messages were received in far less time than their stamps say, and the
+        stamps go as a camera's do: in other units than nanoseconds they say nothing."""
+        messages = self.raw_messages([topic])
+        times: list[tuple[int, int]] = []  # header's, of reception
+        for count in (STAMPS, SUSPECTED):
+            more = islice(messages, count - len(times))
+            times.extend((_header_ns(data), receive_ns) for _, _, receive_ns, data in more)
+            if len(times) < STAMPS:
+                return False
+            period = median(after[0] - before[0] for before, after in pairwise(times))
+            received = times[-1][1] - times[0][1]
+            if not (
+                FASTEST_NS <= period <= SLOWEST_NS and received < UNREAL * period * (len(times) - 1)
+            ):
+                return False
+        return True
 
     def _check_detections(self, camera: str, topic: str) -> None:
         if topic in self.unreadable:

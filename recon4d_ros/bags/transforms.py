@@ -257,10 +257,15 @@ class FixedTransforms:
         edges = {**self.still, **self.static}
         top = frame = self._named(frame)
         seen = set()
-        while top in edges and top not in seen and edges[top].parent not in WORLD:
+        while top in edges and top not in seen and not _is_worlds(edges[top].parent):
             seen.add(top)
             top = edges[top].parent
         return "" if top in seen or top == frame else top
+
+
+def _is_worlds(frame: str) -> bool:
+    """Whether a frame is the world's by its name, behind a robot's or without it (`car1/odom`)."""
+    return frame.rsplit("/", 1)[-1] in WORLD
 
 
 @dataclass(frozen=True)

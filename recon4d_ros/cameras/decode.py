@@ -212,11 +212,12 @@ def _plainly_named(image: RawImage) -> RawImage:
         return image
     name, rows, columns = _FINER[image.encoding]
     width, height, step = image.width, image.height, image.step or image.width
-    whole = len(image.data) == (1 + 2 // columns) * step * height and step >= width > 0 < height
-    if not whole or width % 2 or height % 2:
-        return image
+    _check_even(image, width, height)
+    need = (1 + 2 // columns) * step * height
+    if step < width or not _holds(image, need):
+        raise _wrong_planes(image, width, height, step, need)
     luma = image.data[: step * height].reshape(height, step)[:, :width]
-    table = image.data[step * height :].reshape(height, 2 * step // columns)
+    table = image.data[step * height : need].reshape(height, 2 * step // columns)
     color = table[:, : 2 * width // columns].reshape(height // rows, width // columns, 2)
     half = cv2.resize(color, (width // 2, height // 2), interpolation=AREA)
     data = np.concatenate([luma.ravel(), np.asarray(half, np.uint8).ravel()])
@@ -345,18 +346,11 @@ def _bayer_inside(image: RawImage) -> str:
 
 def _decode_planes(image: RawImage, channels: int, reduce: int) -> NDArray[np.uint8]:
     width, height = source_size(image)
-    if width <= 0 or height <= 0 or width % 2 or height % 2:
-        raise ImageError(
-            f"{image.encoding} of {width}x{height} pixels: four pixels share a colour, expected an"
-            " even width and height"
-        )
+    _check_even(image, width, height)
     step = image.step or width
     apart = _PLANES[image.encoding].apart
     if step < width or not _has_planes(image, height) or (apart and step % 2):
-        raise ImageError(
-            f"{image.encoding} of {width}x{height} pixels, step {step}, needs"
-            f" {step * height * 3 // 2} bytes: got {len(image.data)}"
-        )
+        raise _wrong_planes(image, width, height, step, step * height * 3 // 2)
     if channels == 1:
         grey = np.ndarray(
             (height, width), np.uint8, np.ascontiguousarray(image.data), strides=(step, 1)
@@ -375,7 +369,28 @@ def _decode_planes(image: RawImage, channels: int, reduce: int) -> NDArray[np.ui
 
 
 def _has_planes(image: RawImage, height: int) -> bool:
-    return len(image.data) == (image.step or image.width) * height * 3 // 2
+    return _holds(image, (image.step or image.width) * height * 3 // 2)
+
+
+def _holds(image: RawImage, need: int) -> bool:
+    """Whether the buffer has so many bytes, and not so many more that it is another image."""
+    return need <= len(image.data) <= need + need // SURPLUS
+
+
+def _check_even(image: RawImage, width: int, height: int) -> None:
+    """Raises ImageError."""
+    if width <= 0 or height <= 0 or width % 2 or height % 2:
+        raise ImageError(
+            f"{image.encoding} of {width}x{height} pixels: four pixels share a colour, expected an"
+            " even width and height"
+        )
+
+
+def _wrong_planes(image: RawImage, width: int, height: int, step: int, need: int) -> ImageError:
+    return ImageError(
+        f"{image.encoding} of {width}x{height} pixels, step {step}, needs {need} bytes: got"
+        f" {len(image.data)}"
+    )
 
 
 def _decode_raw(image: RawImage, channels: int, reduce: int, bits: int) -> NDArray[np.uint8]:
@@ -400,7 +415,9 @@ def _decode_raw(image: RawImage, channels: int, reduce: int, bits: int) -> NDArr
         pixels = np.ndarray(
             (image.height, image.width, layout.channels), np.uint8, data, strides=strides
         )
-        if layout.bytes_per_channel > 1 or step % layout.channels:
+        if image.encoding == "rgb565" and image.big_endian:
+            pixels = np.ascontiguousarray(pixels[..., ::-1])  # its two bytes are one word
+        elif layout.bytes_per_channel > 1 or step % layout.channels:
             pixels = np.ascontiguousarray(pixels)  # strides that OpenCV's matrices cannot express
     code = layout.to_grey if channels == 1 else layout.to_rgb
     # where averaging commutes with conversion, it makes it cheaper
@@ -418,11 +435,6 @@ def _row_step(image: RawImage, layout: _Layout) -> int:
     row = image.width * layout.channels * layout.bytes_per_channel
     step, have = image.step or row, len(image.data)
     if have == row * image.height:
-        if step != row and step * image.width == have:
-            raise ImageError(
-                f"{image.encoding} of {image.width}x{image.height} pixels has a step of {step}"
-                " bytes: expected width and height the other way round"
-            )
         return row  # whatever the step says: there is room for no other
     if step < row:
         raise ImageError(

@@ -25,7 +25,12 @@ FLOATS = {
 }
 UNIT, BYTE, WORD = 1, 8, 16  # what a float's white is: 1, 255, 65535
 _WHITE = {UNIT: 1.0, BYTE: 255.0, WORD: 65535.0}
-_ROUNDING = 1.05  # filters and interpolation overshoot
+# Filters overshoot and single pixels are hot, so that the largest value says little: 1 % of the
+# values may lie above twice their white, and 0.1 % (lamps at night) above 16 times. The whites are
+# 255 times apart.
+_MOST = ((0.99, 2.0), (0.999, 16.0))
+_LEAST = (0.01, -0.3)  # and 1 % below this part of white: filters stay above -0.25
+_SAMPLED = 1 << 16  # pixels that quantiles are taken of
 SURPLUS = 8  # a buffer longer by more than this part is another image than is said
 _HOLES = 0.02  # share of values that may be not finite (dead pixels)
 
@@ -94,8 +99,8 @@ def _upper_eight(groups: NDArray[np.uint8], bits: int, how: str, pixels: int) ->
 
 def float_values(image: RawImage) -> NDArray[np.floating]:
     """[height, width, channels] of an image of floats, a view where its rows allow it. Raises
-    ImageError where it cannot be a picture: values that are not finite (depth, disparity) or below
-    zero."""
+    ImageError where it cannot be a picture: values that are not finite (depth, disparity) or larger
+    than any white."""
     size, channels = FLOATS[image.encoding]
     row = image.width * channels * size
     step = image.step if image.step >= row else row
@@ -118,25 +123,39 @@ def float_values(image: RawImage) -> NDArray[np.floating]:
             " expected brightness (is it a depth image?)"
         )
     values = values if finite.all() else np.where(finite, values, 0)
-    if (low := float(values.min(initial=0.0))) < -_ROUNDING:
-        raise ImageError(f"{image.encoding}: values down to {low:g}: expected none below zero")
-    if (high := float(values.max(initial=0.0))) > _ROUNDING * _WHITE[WORD]:
+    share, times = _MOST[0]
+    if (high := _quantile(values, share)) > times * _WHITE[WORD]:
         raise ImageError(f"{image.encoding}: values up to {high:g}: expected 65535 at most")
     return values
 
 
 def float_range(values: NDArray[np.floating]) -> int:
-    """UNIT, BYTE or WORD: the least white that the values do not exceed."""
-    high = float(values.max(initial=0.0))
-    return next(kind for kind, white in _WHITE.items() if high <= _ROUNDING * white)
+    """UNIT, BYTE or WORD: the least white that all but a few of the values do not exceed."""
+    high = [(_quantile(values, share), times) for share, times in _MOST]
+    fitting = (
+        kind
+        for kind, white in _WHITE.items()
+        if all(value <= times * white for value, times in high)
+    )
+    return next(fitting, WORD)
+
+
+def _quantile(values: NDArray[np.floating], share: float) -> float:
+    """One of the values: a part `share` of them, as far as a regular sample tells, is not above."""
+    every = max(1, int((values.shape[0] * values.shape[1] / _SAMPLED) ** 0.5))
+    return float(np.quantile(values[::every, ::every], share, method="lower"))
 
 
 def in_bytes(image: RawImage, range_: int) -> RawImage:
-    """An image of floats in eight bits, colours in OpenCV's order. range_: UNIT, BYTE or WORD; 0:
-    as its own values are. Raises ImageError."""
+    """An image of floats in eight bits, colours in OpenCV's order. What is above white is white,
+    what is below zero is black. range_: UNIT, BYTE or WORD; 0: as its own values are. Raises
+    ImageError."""
     values = float_values(image)
-    scale = 255.0 / _WHITE[range_ or float_range(values)]
-    pixels = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    white = _WHITE[range_ or float_range(values)]
+    share, part = _LEAST
+    if (low := _quantile(values, share)) < part * white:
+        raise ImageError(f"{image.encoding}: values down to {low:g}: expected none below zero")
+    pixels = np.rint(np.clip(values * (255.0 / white), 0, 255)).astype(np.uint8)
     channels = values.shape[2]
     return replace(
         image,
