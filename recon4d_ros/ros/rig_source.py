@@ -302,8 +302,8 @@ class RigSource:
         """Whether an image of the camera would say of which frame it is, better than its
         camera_info: that one is unknown, the body's, or another camera's, too. Of a pair in one
         frame whose second says its baseline, neither is."""
-        if name in self._frames or self._height is not None:
-            return False
+        if name in self._frames or self._height is not None or not self._transforms.frames():
+            return False  # without any transform, no frame helps
         frame = frame_name(self._infos[name].header.frame_id)
         sharing = [
             one
