@@ -83,7 +83,7 @@ class Worker(Generic[Work]):
         future: Future = Future()
         with self._condition:
             if self._stop:
-                future.cancel()
+                _cancel(future)
             else:
                 self._calls.append((future, function))
                 self._condition.notify()
@@ -105,7 +105,7 @@ class Worker(Generic[Work]):
             self._stop = True
             self._slot = None
             for future, _ in self._calls:
-                future.cancel()
+                _cancel(future)
             self._calls.clear()
             self._condition.notify()
         if threading.current_thread() is not self._thread:
@@ -139,3 +139,9 @@ class Worker(Generic[Work]):
             except Exception as error:
                 self._failed(error)
             self._began = None
+
+
+def _cancel(future: Future) -> None:
+    """So that who waits for it hears of it at once, which `cancel` alone does not do."""
+    if future.cancel():
+        future.set_running_or_notify_cancel()
