@@ -250,10 +250,17 @@ class Reconstructor:
 
     def use_map(self, folder: MapFolder, mode: str = "") -> None:
         """The car is to be found in a map; what was seen until now is forgotten. mode: as in
-        `Places.use`."""
+        `Places.use`. Where this raises, the folder is closed, and there is no map."""
         places = self.keep_places()
-        places.use(folder, mode)
-        self._use_grid(places)
+        self._grids_moved = False
+        try:
+            places.use(folder, mode)
+            self._use_grid(places)
+        except Exception:
+            folder.close()
+            places.drop()
+            self.grids.reset()
+            raise
 
     def save_map(self, path: Path) -> tuple[int, int, str]:
         """Writes the map that the car is in, its lasting grid too; as `Places.save`."""
@@ -280,6 +287,7 @@ class Reconstructor:
 
     def _forget_the_world(self, new_segment: bool = False) -> None:
         """Map, memory and tracks start anew."""
+        self._grids_moved = False
         self.engine.reset()
         self.dynamics.reset()
         if self.places is None:

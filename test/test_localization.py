@@ -650,6 +650,23 @@ def test_the_second_who_opens_a_map_may_only_read_it(map_dir, tmp_path):
     third.lock.close()
 
 
+def test_who_gave_up_the_lock_of_a_map_no_longer_writes_it(tmp_path, monkeypatch):
+    """As an engine that the watchdog has left, and that goes on after all."""
+    path = tmp_path / "street"
+    lock = folders.Lock(path)
+
+    def write(folder: Path, _: object) -> int:
+        (folder / "map").write_text("of the one that was left")
+        lock.close()  # while it writes
+        return 1
+
+    monkeypatch.setattr(folders, "_write", write)
+    for _ in range(2):  # the second time it is closed from the beginning
+        with pytest.raises(OutputError, match="is not saved: its lock was given up"):
+            folders.save_map(path, None, lock)
+        assert {one.name for one in tmp_path.iterdir()} == {".street.lock"}
+
+
 def test_without_permission_nothing_is_lost(map_dir, tmp_path, monkeypatch):
     path = tmp_path / "street"
     shutil.copytree(map_dir, path)

@@ -96,7 +96,8 @@ def test_it_starts_where_nothing_can_be_kept(started, tmp_path, monkeypatch) -> 
 
 
 def test_the_folder_keeps_what_was_used_last(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(openvino_cache, "KEPT", 3)
+    size = 32 + 1  # a checksum, and a byte
+    monkeypatch.setattr(openvino_cache, "KEPT", 3 * size + 5)
     for index in range(5):
         file = tmp_path / f"{index}.blob"
         openvino_cache._write(file, b"x")
@@ -104,3 +105,7 @@ def test_the_folder_keeps_what_was_used_last(tmp_path, monkeypatch) -> None:
         if index == 3:
             assert openvino_cache._read(tmp_path / "1.blob") == b"x"
     assert {path.name for path in tmp_path.iterdir()} == {"1.blob", "3.blob", "4.blob"}
+    openvino_cache._write(tmp_path / "5.blob", b"x" * (size + 1))  # takes the room of two
+    assert {path.name for path in tmp_path.iterdir()} == {"1.blob", "5.blob"}
+    openvino_cache._write(tmp_path / "6.blob", b"x" * 9 * size)
+    assert {path.name for path in tmp_path.iterdir()} == {"6.blob"}, "the new one stays"

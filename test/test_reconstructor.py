@@ -122,6 +122,12 @@ class FoundWhileSaved:
 
     def take(self, *_: object) -> None: ...
 
+    def use(self, *_: object) -> None: ...
+
+    def reset(self) -> None: ...
+
+    grid, folder = None, None
+
 
 def test_what_a_save_takes_up_moves_the_grid_once_and_is_told(one, monkeypatch):
     moved = []
@@ -131,6 +137,37 @@ def test_what_a_save_takes_up_moves_the_grid_once_and_is_told(one, monkeypatch):
         assert one.save_map(Path("street")) == (1, 1, "")
     assert len(moved) == 1
     assert say(one, Tracking.TRACKING, 0, 0.0).map_motion is moved[0] and len(moved) == 1
+
+
+@pytest.mark.parametrize("forget", [lambda one: one.use_map(None), lambda one: one.reset()])
+def test_a_map_that_is_begun_after_a_save_moves_its_grid_again(one, monkeypatch, forget):
+    moved = []
+    monkeypatch.setattr(one.grids, "moved", moved.append)
+    one.places = FoundWhileSaved()
+    one.save_map(Path("street"))
+    forget(one)
+    say(one, Tracking.TRACKING, 0, 0.0)
+    assert len(moved) == 2
+
+
+@pytest.mark.parametrize("where", ["_adopt", "_begin_map"])
+def test_a_map_that_cannot_be_used_is_closed_and_the_drive_goes_on(one, monkeypatch, where):
+    places = one.keep_places()
+    closed, begin = [], getattr(places, where)
+
+    def fails(*_):
+        monkeypatch.setattr(places, where, begin)
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(places, where, fails)
+    lock = SimpleNamespace(held=True, close=lambda: setattr(lock, "held", False))
+    folder = SimpleNamespace(path=Path("street"), lock=lock, close=lambda: closed.append(1))
+    with pytest.raises(ValueError, match="no such thing"):
+        one.use_map(folder, "mapping")
+    assert closed and not lock.held and places.folder is None
+    for _ in range(8):
+        say(one, Tracking.TRACKING, 0, 0.0)
+    assert one.mapper.size > 0 and places.found
 
 
 def test_time_that_jumps_forward_is_told_to_ego_motion(one):

@@ -33,6 +33,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
+from recon4d_ros.errors import MapError
 from recon4d_ros.ros import session as session_module
 from recon4d_ros.ros.conversions import transform_msg
 from recon4d_ros.ros.graph import graph_environment
@@ -581,6 +582,24 @@ def test_a_map_that_is_loaded_late_or_never_is_not_left_open(make, monkeypatch, 
     session._worker.abandon()  # as the watchdog does
     assert folders[1].closed and len(used) == 1
     stuck.set()
+
+
+def test_a_map_that_cannot_be_used_is_not_left_open(make, monkeypatch, tmp_path):
+    folder = Folder()
+    monkeypatch.setattr(session_module, "open_map", lambda *_: folder)
+    node = make()
+    node.start()
+    session = node._session
+    session._reconstructor = loaded = Reconstructor()
+    loaded.rig, loaded.map_notes = None, []
+
+    def fails(*_: object) -> None:
+        raise MapError("map street: it broke")
+
+    loaded.use_map = fails
+    response = node._on_load_map(LoadMap.Request(path=str(tmp_path)), LoadMap.Response())
+    assert not response.success and "it broke" in response.message
+    assert folder.closed and session._map != (tmp_path, "")
 
 
 def test_a_step_that_does_not_end_is_left_and_another_engine_started(make, monkeypatch):

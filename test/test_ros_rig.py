@@ -103,6 +103,14 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "the body's frame in camera_info, not in the images": one(
         Info(frame="body"), edges=[("base_link", "body", BODY), ("base_link", "left", OPTICAL)]
     ),
+    "the body's frame in camera_info, which has an optical one": one(
+        Info(frame="body"),
+        edges=[
+            ("base_link", "body", BODY),
+            ("body", "body_optical", OPTICAL_CHILD),
+            ("base_link", "left", OPTICAL),
+        ],
+    ),
     "another camera's frame in camera_info": {
         "infos": {"/c/left/camera_info": [Info()], "/c/right/camera_info": [Info()]},
         "images": {"/c/left/image_raw": "left", "/c/right/image_raw": "right"},
@@ -257,6 +265,63 @@ def test_what_cannot_be_a_rig_is_said_once_its_frames_had_time_to_come(
     monkeypatch.setattr(rig_source, "DOUBT", 0.0)
     with pytest.raises(CalibrationError, match="in one place and look the same way"):
         source.rig()
+
+
+AN_IMAGE = "an image of {}, to tell its frame"
+
+
+def without_images(path: Path, situation: str) -> RigSource:
+    """What is known as long as only camera_info and transforms have come."""
+    with BagReader(write(path, **SITUATIONS[situation])) as reader:
+        names = reader.rig().names
+    _, _, source = live(path, names)
+    fresh = RigSource(names, source._transforms, "base_link")
+    fresh._infos = source._infos
+    return fresh
+
+
+def test_an_image_is_awaited_where_camera_info_names_the_bodys_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    situation = "the body's frame in camera_info, which has an optical one"
+    source = without_images(tmp_path / "bag", situation)
+    assert source.missing() == [AN_IMAGE.format("left")] and source.rig() is None
+    assert source.wants_images("left") and source.rig() is None
+    assert source.image("left", (64, 48), "left") == "" and not source.missing()
+    np.testing.assert_allclose(source.rig().cameras[0].T_base_camera, OPTICAL, atol=1e-9)
+    assert not source.changed and not source.wants_images("left")
+    # not for ever, once somebody listens; an image that comes later still counts
+    late = without_images(tmp_path / "late", situation)
+    monkeypatch.setattr(rig_source, "FRAME_WAIT", 0.0)
+    assert late.rig() is None, "nobody has asked for an image yet"
+    assert late.wants_images("left") and not late.missing()
+    there = late.rig().cameras[0].T_base_camera
+    np.testing.assert_allclose(there, BODY @ OPTICAL_CHILD, atol=1e-9)
+    assert late.image("left", (64, 48), "left") == "" and late.changed
+    np.testing.assert_allclose(late.rig().cameras[0].T_base_camera, OPTICAL, atol=1e-9)
+
+
+def test_cameras_whose_camera_info_shares_a_frame_are_no_bad_rig_before_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = without_images(tmp_path / "bag", "another camera's frame in camera_info")
+    both = [AN_IMAGE.format(name) for name in ("left", "right")]
+    assert source.missing() == both and source.rig() is None
+    assert all(source.wants_images(name) for name in ("left", "right"))
+    for name in ("FRAME_WAIT", "DOUBT"):
+        monkeypatch.setattr(rig_source, name, 0.0)
+    for _ in range(2):
+        assert source.rig() is None
+    assert source.missing() == both, "without them there is no rig"
+    for name in ("left", "right"):
+        assert source.image(name, (64, 48), name) == ""
+    rig = source.rig()
+    assert rig is not None and not source.missing()
+    np.testing.assert_allclose(rig.cameras[1].T_base_camera, OPTICAL @ RIGHT, atol=1e-9)
+    # a pair that says its baseline has to wait for nothing
+    plain = without_images(tmp_path / "pair", "a pair in one frame")
+    plain._rectified = {"left", "right"}
+    assert not plain.missing() and not any(plain.wants_images(name) for name in ("left", "right"))
 
 
 def test_what_is_missing_says_what_there_is(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import openvino as ov
 from recon4d_ros import paths
 
 LARGEST = 32 << 20  # bytes of model: a larger one is run, not started, for long
-KEPT = 24  # files, of 2 to 6 MB for the shipped engines; those used last stay
+KEPT = 256 << 20  # bytes of all files, of 2 to 6 MB each for the shipped engines
 _DIGEST = 32  # bytes: SHA-256 of what follows
 
 
@@ -82,8 +82,8 @@ def _read(file: Path) -> bytes:
 
 
 def _write(file: Path, blob: bytes) -> None:
-    """Whole or not at all, also where another process writes the same; those unused the longest
-    go."""
+    """Whole or not at all, also where another process writes the same; where there are more bytes
+    than KEPT, those unused the longest go, and this one stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -91,7 +91,9 @@ def _write(file: Path, blob: bytes) -> None:
         new.replace(file)
     finally:
         new.unlink(missing_ok=True)
-    others = [path for path in file.parent.iterdir() if path != file]
-    others.sort(key=lambda path: path.stat().st_mtime)
-    for path in others[: max(0, len(others) + 1 - KEPT)]:
-        path.unlink(missing_ok=True)
+    room = KEPT - file.stat().st_size
+    others = [(path.stat(), path) for path in file.parent.iterdir() if path != file]
+    for stat, path in sorted(others, key=lambda one: one[0].st_mtime, reverse=True):
+        room -= stat.st_size
+        if room < 0:
+            path.unlink(missing_ok=True)

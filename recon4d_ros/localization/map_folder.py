@@ -319,11 +319,11 @@ def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
     try:
         if lock is None:
             lock = mine = _lock_to_write(path)
-        if lock.refused:
-            raise OutputError(f"map {path} is not saved: {lock.refused}")
+        _check_held(lock, path)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         count = _write(beside, contents)
+        _check_held(lock, path)  # writing takes a while, in which it may be given to another
         _put_in_place(beside, path)
         return count
     except OSError as error:
@@ -335,6 +335,13 @@ def save_map(path: Path, contents: Contents, lock: Lock | None = None) -> int:
         shutil.rmtree(beside, ignore_errors=True)
         if mine is not None:
             mine.close()
+
+
+def _check_held(lock: Lock, path: Path) -> None:
+    """Raises OutputError."""
+    if not lock.held:
+        why = lock.refused or "its lock was given up, so that another one may write it"
+        raise OutputError(f"map {path} is not saved: {why}")
 
 
 def check_place(path: Path) -> None:

@@ -283,14 +283,20 @@ class Places:
             folder, old = replace(folder, lock=old.lock), None
         if not self._extends:
             folder.lock.close()
+        if old is not None:
+            old.lock.close()
         self._folder = folder
         self._begin_map()
         self._adopt(folder)
         self._mapper.reset()
-        if old is not None:
-            old.lock.close()
         if self._extends and folder.read_only:
             self._note(f"map {folder.path} is used, but cannot be saved there: {folder.read_only}")
+
+    def drop(self) -> None:
+        """There is no loaded map any more, and nothing is known."""
+        self.unlock()
+        self._folder = None
+        self.reset()
 
     def save(self, path: Path, grid: GridTiles | None = None) -> tuple[int, int, str]:
         """Writes the map the car is in as a folder; returns voxels, keyframes, and what has to be

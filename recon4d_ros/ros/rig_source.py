@@ -33,6 +33,9 @@ from recon4d_ros.messages import (
 from recon4d_ros.types import Rig
 
 DOUBT = 1.5  # seconds until a rig that cannot be one is said to be none: frames may be on their way
+FRAME_WAIT = (
+    5.0  # seconds that an image is waited for to tell its frame; then camera_info's is taken
+)
 HEIGHT_REMEDY = (
     " (nothing is on /tf_static; parameter camera_height puts the car's frame below a camera that"
     " looks straight ahead)"
@@ -45,8 +48,9 @@ class RigSource:
     """Collects one calibration per camera; `rig()` is the rig as soon as all of it is there.
 
     A camera's first image says of which size its images are, which tells whether binning and region
-    of interest are applied already. Once used, a calibration is not replaced: `offer` says in a
-    sentence when a later camera_info contradicts it.
+    of interest are applied already, and of which frame, where camera_info leaves that in doubt.
+    Once used, a calibration is not replaced: `offer` says in a sentence when a later camera_info
+    contradicts it.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class RigSource:
         self._frames: dict[str, str] = {}  # as the images say them
         self.changed = False
         """Whether a rig that `rig()` gave is no longer the one: whoever uses it sets this back."""
+        self._asked: dict[str, float] = {}  # monotonic time: an image is wanted to tell its frame
+        self._needs_frames = False  # with the frames of camera_info there is no rig
         self._whole: float | None = None  # monotonic time at which nothing was missing any more
 
     def offer(self, name: str, message: CameraInfo) -> str:
@@ -117,6 +123,7 @@ class RigSource:
         sentence why its camera_info is not for such images. `rig()` may be another one now."""
         if name in self._sizes or self._from_file:
             return ""
+        before = self._frame(name) if self._known is not None else ""
         self._sizes[name], self._frames[name] = size, frame
         if name not in self._infos:
             return ""
@@ -130,6 +137,7 @@ class RigSource:
         if self._known is not None:
             used = self._known.cameras[self._known.names.index(name)]
             same = (used.width, used.height) == (camera.width, camera.height)
+            same = same and self._frame(name) == before
             if not (same and np.allclose(used.k, camera.k, atol=1e-6)):
                 self._forget()
         return ""
@@ -175,16 +183,24 @@ class RigSource:
                 phrases.append(f"camera_info of {name}")
             elif self._lacks_image(name):
                 phrases.append(f"an image of {name}, for its camera_info names no frame or no size")
+            elif self._awaits_frame(name):  # first: extrinsics would tell of a frame not used
+                phrases.append(f"an image of {name}, to tell its frame")
             elif fault := self._fault_of_extrinsics(name):
                 phrases.append(fault)
         return phrases
 
     def wants_images(self, name: str) -> bool:
         """Whether an image would help: some drivers send camera_info only while somebody reads
-        their images, and some camera_info lacks what an image says."""
+        their images, and some camera_info lacks what an image says. Where an image is to tell its
+        frame, it is waited for FRAME_WAIT seconds from the first time that this is asked: before,
+        nobody subscribes to it."""
         if self._known is not None:
             return False
-        return name not in self._infos or self._lacks_image(name) or self._frame_in_doubt(name)
+        if name not in self._infos or self._lacks_image(name):
+            return True
+        if doubt := self._frame_in_doubt(name):
+            self._asked.setdefault(name, time.monotonic())
+        return doubt
 
     def lacks_info(self, name: str) -> bool:
         """Whether a camera's camera_info is still awaited."""
@@ -202,6 +218,9 @@ class RigSource:
                 rig = self._assembled()
                 check_rig(rig)
             except CalibrationError:
+                if any(self._frame_in_doubt(name) for name in self._names):
+                    self._needs_frames, self._whole = True, None
+                    return None
                 if time.monotonic() - self._whole < DOUBT:
                     return None
                 raise
@@ -281,19 +300,33 @@ class RigSource:
 
     def _frame_in_doubt(self, name: str) -> bool:
         """Whether an image of the camera would say of which frame it is, better than its
-        camera_info: that one is unknown, the body's, or another camera's, too."""
-        if name in self._frames or self._height is not None:
-            return False
+        camera_info: that one is unknown, the body's, or another camera's, too. Of a pair in one
+        frame whose second says its baseline, neither is."""
+        if name in self._frames or self._height is not None or not self._transforms.frames():
+            return False  # without any transform, no frame helps
         frame = frame_name(self._infos[name].header.frame_id)
-        others = [one for other, one in self._infos.items() if other != name]
-        if frame in [frame_name(one.header.frame_id) for one in others] and not self._is_second(
-            name
-        ):
+        sharing = [
+            one
+            for one, info in self._infos.items()
+            if frame_name(info.header.frame_id) == frame and not self._is_second(one)
+        ]
+        if name in sharing and len(sharing) > 1:
             return True
         place = self._where(frame)
         if place is None:  # of a car whose transforms have not come yet nothing is in doubt
             return self._transforms.knows(self._base_frame)
         return bool(place[2, 2] > LOOKS_UP)
+
+    def _awaits_frame(self, name: str) -> bool:
+        """Whether there is no rig until an image has said its frame, or was waited for in vain. Not
+        where camera_info's frame is not known yet: that is what is missing then."""
+        frame = frame_name(self._infos[name].header.frame_id)
+        if not self._frame_in_doubt(name) or self._where(frame) is None:
+            return False
+        asked = self._asked.get(name)
+        if asked is None or self._needs_frames:
+            return True
+        return time.monotonic() - asked < FRAME_WAIT
 
     def _is_second(self, name: str) -> bool:
         return is_second(mount(self._infos[name], np.eye(4), name in self._rectified))

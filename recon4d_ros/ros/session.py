@@ -500,7 +500,11 @@ class Session:
             if reconstructor is not self._reconstructor:
                 folder.close()
                 raise Recon4dError("the engine began anew meanwhile: load the map again")
-            reconstructor.use_map(folder, mode)
+            try:
+                reconstructor.use_map(folder, mode)
+            except Exception:
+                folder.close()
+                raise
             self._map = path, mode
             self._map_notes_said = min(self._map_notes_said, len(reconstructor.map_notes))
             self._era += 1
