@@ -20,6 +20,15 @@ def user_path(path: str | Path) -> Path:
         return Path(path)
 
 
+def make_folder(path: Path) -> Path:
+    """`path`, which is a folder now. Raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
 @contextmanager
 def beside(path: Path, what: str) -> Iterator[Path]:
     """A file beside `path` to be written, which is then put into its place (atomic), or taken away

@@ -138,6 +138,19 @@ def warn(command: str, notes: Iterable[str]) -> None:
         print(f"recon4d {command}: warning: {note}", file=sys.stderr, flush=True)
 
 
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """(height, width) of HEIGHTxWIDTH. Raises ParameterError."""
+    height, _, width = text.lower().partition("x")
+    if not (
+        height.isdecimal()
+        and width.isdecimal()
+        and 0 < int(height) < 2**16
+        and 0 < int(width) < 2**16
+    ):
+        raise ParameterError(f"{option} is {text!r}: expected HEIGHTxWIDTH, e.g. 370x1226")
+    return int(height), int(width)
+
+
 def parameters_from(arguments: argparse.Namespace) -> Parameters:
     """Parameters of the file and of -p, the latter on top. Raises ParameterError."""
     return build(Parameters, parameter_values(arguments.parameters, arguments.parameter))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from recon4d_ros.cameras.calibration import input_size_for
 from recon4d_ros.cameras.rig_check import check_rig
-from recon4d_ros.commands.common import add_bag_rig, bag_rig, warn
+from recon4d_ros.commands.common import add_bag_rig, bag_rig, parse_size, warn
 from recon4d_ros.errors import ParameterError
 from recon4d_ros.export import (
     GEOMETRIC,
@@ -202,8 +202,8 @@ def _arguments(arguments: argparse.Namespace) -> ExportArguments:
         )
     rig = _find_rig(arguments.rig, bag_rig(arguments)) if arguments.rig else None
     size, image_size = (
-        _parse_size("--size", arguments.size),
-        _parse_size("--image-size", arguments.image_size),
+        _size("--size", arguments.size),
+        _size("--image-size", arguments.image_size),
     )
     learned = arguments.network != GEOMETRIC
     chosen: dict[str, Any] = asdict(default_export_arguments(rig)) if rig and not learned else {}
@@ -219,7 +219,7 @@ def _arguments(arguments: argparse.Namespace) -> ExportArguments:
         given = {
             "config": arguments.config,
             "input_size": size,
-            "working_size": _parse_size("--working-size", arguments.working_size),
+            "working_size": _size("--working-size", arguments.working_size),
         }
     given |= {
         "cameras": arguments.cameras,
@@ -257,18 +257,8 @@ def _option(text: str) -> tuple[str, Any]:
         raise ParameterError(f"--option {name} is {value!r}: expected a number") from None
 
 
-def _parse_size(name: str, text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (
-        height.isdecimal()
-        and width.isdecimal()
-        and 0 < int(height) < 2**16
-        and 0 < int(width) < 2**16
-    ):
-        raise ParameterError(f"{name} is {text!r}: expected HEIGHTxWIDTH, e.g. 370x1226")
-    return int(height), int(width)
+def _size(name: str, text: str) -> tuple[int, int] | None:
+    return parse_size(name, text) if text else None
 
 
 def _find_rig(name: str, found: Mapping[str, Any]) -> Rig:

@@ -113,8 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find_rig(name: str) -> Rig:
     """A rig from a file or by the name of a shipped one. Raises CalibrationError."""
-    if Path(name).suffix in (".yaml", ".yml"):
-        return load_rig(Path(name))
+    path = user_path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return load_rig(path)
     file = paths.rigs() / f"{name}.yaml"
     if not file.is_file():
         shipped = ", ".join(sorted(path.stem for path in paths.rigs().glob("*.yaml")))

@@ -1,4 +1,4 @@
-"""`recon4d train`: the motion network from nothing, on the procedural world; or UniScene
+"""`recon4d train`: the motion network on the procedural world; or UniScene
 (train_uniscene.py)."""
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recon4d_ros.commands import train_uniscene
-from recon4d_ros.errors import ExporterMissing, OutputError, ParameterError
-from recon4d_ros.paths import user_path
+from recon4d_ros.errors import ExporterMissing, ParameterError
+from recon4d_ros.paths import make_folder, user_path
 
 EPILOG = """examples:
-  recon4d train --out motion                              as the shipped one was made: hours on two cores
+  recon4d train --out motion                              hours on two cores (docs/motion.md: how the shipped one was made)
   recon4d train --out motion --pieces 20 --minutes 5      a try
   recon4d train --out motion --first 60 --pieces 60 --minutes 0   the second half of the shards, on another machine
   recon4d train --network uniscene --out pre                                            occupancy, on the procedural world
@@ -95,11 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.network == "uniscene":
         return train_uniscene.run(arguments, arguments.pieces)
     out: Path = arguments.out
-    shards = out / "shards"
-    try:
-        shards.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    shards = make_folder(out / "shards")
     for number in tqdm(range(arguments.first, arguments.first + pieces), desc="shards"):
         file, empty = shards / f"{number:05d}.npz", shards / f"{number:05d}.none"
         if not file.exists() and not empty.exists() and not write_piece(make_piece(number), file):

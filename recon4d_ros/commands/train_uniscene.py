@@ -4,17 +4,18 @@ its detector."""
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from recon4d_ros import paths
-from recon4d_ros.cameras.rig import load_rig
-from recon4d_ros.errors import EngineError, OutputError, ParameterError
-from recon4d_ros.paths import user_path
+from recon4d_ros.cameras.rig import chosen
+from recon4d_ros.commands.common import parse_size
+from recon4d_ros.commands.simulate import find_rig
+from recon4d_ros.errors import EngineError, ParameterError
+from recon4d_ros.paths import make_folder, user_path
 
 if TYPE_CHECKING:
     from recon4d_ros.networks.uniscene import Configuration
@@ -189,10 +190,7 @@ def _make_shards(
     from recon4d_ros.training import uniscene_bags as bags
     from recon4d_ros.training import uniscene_data as data
 
-    try:
-        shards.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{shards}: cannot be written: {error.strerror or error}") from None
+    make_folder(shards)
     if arguments.data:
         topics = bags.BagTopics(arguments.lidar_topic, arguments.odometry, arguments.boxes)
         for number, bag in enumerate(tqdm(arguments.data, desc="shards")):
@@ -202,31 +200,16 @@ def _make_shards(
                 for note in notes:
                     tqdm.write(f"{bag}: {note}")
         return
-    rig = load_rig(_rig_file(arguments.rig))
-    if arguments.cameras:
-        by_name = {camera.name: camera for camera in rig.cameras}
-        if unknown := [name for name in arguments.cameras if name not in by_name]:
-            raise ParameterError(
-                f"--cameras {unknown[0]}: rig {rig.name} has {', '.join(rig.names)}"
-            )
-        rig = replace(rig, cameras=tuple(by_name[name] for name in arguments.cameras))
+    rig = chosen(find_rig(arguments.rig), arguments.cameras)
     for number in tqdm(range(arguments.first, arguments.first + pieces), desc="shards"):
         if not (file := shards / f"{number:05d}.npz").exists():
             piece = data.make_piece(number)
             data.write_shard(data.simulated_drive(piece, rig, size, c, lidar), file)
 
 
-def _rig_file(given: str) -> Path:
-    shipped = paths.rigs() / f"{given}.yaml"
-    return shipped if shipped.is_file() else user_path(given)
-
-
 def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ParameterError(f"--size is {text!r}: expected HEIGHTxWIDTH, such as 64x128")
-    size = int(height), int(width)
-    if min(size) < MULTIPLE or size[0] % MULTIPLE or size[1] % MULTIPLE:
+    size = parse_size("--size", text)
+    if size[0] % MULTIPLE or size[1] % MULTIPLE:
         raise ParameterError(f"--size is {text}: expected multiples of {MULTIPLE} pixels")
     return size
 

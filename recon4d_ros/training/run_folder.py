@@ -10,18 +10,15 @@ from typing import Any
 
 import torch
 
-from recon4d_ros.errors import EngineError, OutputError
+from recon4d_ros.errors import EngineError
+from recon4d_ros.paths import make_folder
 
 CHECKPOINT, LOG = "last.pt", "log.jsonl"
 
 
 class RunFolder:
     def __init__(self, out: Path) -> None:
-        self.path = out
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        self.path = make_folder(out)
 
     @property
     def checkpoint(self) -> Path:
