@@ -55,7 +55,7 @@ class LocalGrid:
         self._spare = np.zeros_like(self._memory)
         self._origin: NDArray[np.int64] | None = None
         self._stamp_ns = 0
-        self._rest = np.zeros(2)  # of both, what is less than one and not taken away yet
+        self._rest = np.zeros(2)  # of both, the part of a step that is not taken away yet
 
     def __call__(
         self,
@@ -79,7 +79,7 @@ class LocalGrid:
             MOST,
             TICKS,
         )
-        faded, late = np.floor(self._rest)
+        faded, late = np.rint(self._rest)
         self._rest -= faded, late
         seen, shown = self._memory  # OpenCV's sums end at 0 and 255
         shown[:] = cv2.max(cv2.subtract(shown, late), free * np.uint8(TICKS))
