@@ -16,11 +16,10 @@ said, is in map. The two are one unless the car was found in another map (`Place
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -52,9 +51,6 @@ from recon4d_ros.types import (
     Reconstruction,
     Rig,
 )
-
-Done = TypeVar("Done")
-Besides = TypeVar("Besides")
 
 
 @dataclass(frozen=True)
@@ -142,26 +138,30 @@ class Reconstructor:
             )
         with _timed(latency, cpu, "dynamics"):
             motion = self.dynamics(frame, pose, geometry)
-        in_map, motion_in_map = pose, motion
-        if self.places:
-            in_map = moved_pose(pose, T_map_odom)
-            objects = moved_objects(motion.objects, T_map_odom)
-            motion_in_map = replace(motion, objects=objects)
-        road = self.dynamics.ground
-        delta, sight = _with_grids(
-            "mapping",
-            lambda: self.mapper(in_map, geometry, motion.mask, frame.stamp_ns),
-            lambda: self.grids.see(in_map, geometry, motion_in_map, road),
-            latency,
-            cpu,
-        )
-        _, local_grid = _with_grids(
-            "landmarks",
-            lambda: self.egomotion.observe(frame, geometry, pose, motion.mask),
-            lambda: self.grids.show(sight, motion_in_map, self.mapper, frame.stamp_ns),
-            latency,
-            cpu,
-        )
+        with _timed(latency, cpu, "mapping"):
+            in_map, motion_in_map = pose, motion
+            if self.places:
+                in_map = moved_pose(pose, T_map_odom)
+                objects = moved_objects(motion.objects, T_map_odom)
+                motion_in_map = replace(motion, objects=objects)
+            delta = self.mapper(in_map, geometry, motion.mask, frame.stamp_ns)
+        # Neither needs the other. `grids` is then the time for which the frame waits for them.
+        road, grids_cpu = self.dynamics.ground, 0.0
+
+        def grids() -> OccupancyGrid | None:
+            nonlocal grids_cpu
+            start = time.thread_time()
+            grid = self.grids(in_map, geometry, motion_in_map, road, self.mapper, frame.stamp_ns)
+            grids_cpu = time.thread_time() - start
+            return grid
+
+        with Beside(grids) as beside:
+            with _timed(latency, cpu, "landmarks"):
+                self.egomotion.observe(frame, geometry, pose, motion.mask)
+            with _timed(latency, cpu, "grids"):
+                local_grid = beside.result()
+        both = cpu["landmarks"] + cpu["grids"]
+        cpu["landmarks"], cpu["grids"] = max(both - grids_cpu, 0.0), grids_cpu
         if self.places:
             with _timed(latency, cpu, "localization"):
                 self.places.take(frame, pose, geometry, motion.mask)
@@ -324,33 +324,3 @@ def _timed(latency: dict[str, float], cpu: dict[str, float], stage: str) -> Iter
     start, worked = time.perf_counter(), time.process_time()
     yield
     latency[stage], cpu[stage] = time.perf_counter() - start, time.process_time() - worked
-
-
-def _with_grids(
-    stage: str,
-    work: Callable[[], Done],
-    grids: Callable[[], Besides],
-    latency: dict[str, float],
-    cpu: dict[str, float],
-) -> tuple[Done, Besides]:
-    """What a stage gives, and a part of the grids that is done beside it: neither needs the other.
-    latency of the grids is the time for which the frame waits for them."""
-    spent = 0.0
-
-    def beside() -> Besides:
-        nonlocal spent
-        start = time.thread_time()
-        result = grids()
-        spent = time.thread_time() - start
-        return result
-
-    worked, start = time.process_time(), time.perf_counter()
-    with Beside(beside) as part:
-        done = work()
-        between = time.perf_counter()
-        result = part.result()
-    latency[stage] = between - start
-    latency["grids"] = latency.get("grids", 0.0) + time.perf_counter() - between
-    cpu[stage] = max(time.process_time() - worked - spent, 0.0)
-    cpu["grids"] = cpu.get("grids", 0.0) + spent
-    return done, result

@@ -11,7 +11,7 @@ from recon4d_ros.errors import ParameterError
 from recon4d_ros.grids.lasting import SURE, LastingGrid
 from recon4d_ros.grids.local import LocalGrid
 from recon4d_ros.grids.parameters import GridParameters
-from recon4d_ros.grids.sight import Looker, Sight
+from recon4d_ros.grids.sight import Looker
 from recon4d_ros.types import (
     Calibration,
     Geometry,
@@ -91,39 +91,19 @@ class Grids:
     ) -> OccupancyGrid | None:
         """road: [4] plane in base_link. None where the pose is not usable or no road is known: the
         grids then stay as they are."""
-        sight = self.see(pose, geometry, motion, road)
-        return self.show(sight, motion, static_map, stamp_ns)
-
-    def see(
-        self,
-        pose: PoseEstimate,
-        geometry: Geometry,
-        motion: Motion,
-        road: NDArray[np.float64] | None,
-    ) -> Sight | None:
-        """The first half of a call, which needs no static map: the lasting grid takes what is
-        seen."""
-        if not self._parameters.enabled or not pose.usable or road is None:
+        p = self._parameters
+        if not p.enabled or not pose.usable or road is None:
             return None
         position = self._position = pose.T_map_base[:3, 3]
         sight = self._look(geometry, motion.mask, pose.T_map_base, pose.T_map_camera, road)
         self.lasting.see(sight, self._gain(position), pose.T_map_base, road)
-        self._height = float(pose.T_map_base[2, 3] - road[3] / (pose.T_map_base[2, :3] @ road[:3]))
-        return sight
-
-    def show(
-        self, sight: Sight | None, motion: Motion, static_map: StaticMap, stamp_ns: int
-    ) -> OccupancyGrid | None:
-        """The second half: the grid around the car."""
-        if sight is None:
-            return None
-        p = self._parameters
         if self._read_ns is None or abs(stamp_ns - self._read_ns) >= p.map_period * 1e9:
             self._read_ns = stamp_ns
             self.read(static_map)
         edge = self._look.half - self._local.half
         under = self.lasting.window(sight.origin + edge, self._local.n)
         values, origin = self._local(sight, under, motion.objects, stamp_ns)
+        self._height = float(pose.T_map_base[2, 3] - road[3] / (pose.T_map_base[2, :3] @ road[:3]))
         corner = np.asarray(origin * p.resolution, np.float64)
         return OccupancyGrid(stamp_ns, values, p.resolution, corner, self._height)
 
