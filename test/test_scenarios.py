@@ -219,7 +219,17 @@ def world_points(frame: SimFrame, camera: Camera, number: int) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("name", [course.value for course in Course])
+# a street, things that move aside and ahead, walls close by; the others hold less that is new
+TRUTH = (Course.CITY, Course.QUEUE, Course.PARKING)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(course.value, marks=[] if course in TRUTH else [pytest.mark.full])
+        for course in Course
+    ],
+)
 def test_static_depth_falls_on_itself_between_frames(name: str) -> None:
     """Static points of one frame lie on the other's surface, and boxes hold their own pixels."""
     simulator = Simulator(SURROUND, 5.0, seed=3, name=name)
