@@ -284,7 +284,7 @@ def test_a_roundabout_is_gone_around_and_left_on_the_right() -> None:
 @pytest.mark.parametrize("course", list(Course))
 def test_nobody_drives_into_the_ego_vehicle(course: Course) -> None:
     drive = drive_of(course)
-    for t in np.arange(0.0, 24.0, 0.8):
+    for t in np.arange(0.0, 24.0, 1.5):
         ego = drive.T_world_base(t)
         for mover in drive.traffic.movers(t):
             x, y = (inverse(ego) @ mover.pose)[:2, 3]
