@@ -40,6 +40,7 @@ class LeanThresholds:
     bend_keep: float = 0.97  # of it from frame to frame
     least: float = 0.05  # m: a shorter way says nothing
     wild: float = 9.0  # squared deviation of a slope from which it counts less
+    stretch: float = 10.0  # m of road that cameras measure by at once
 
 
 THRESHOLDS = LeanThresholds()
@@ -122,9 +123,14 @@ class Lean:
         gain = spread / total
         return Lean(self.mean + gain * off, self.covariance - np.outer(gain, spread))
 
-    def found(self, slope: Array, spread: Array) -> Lean:
+    def found(self, slope: Array, spread: Array, way: float = np.inf) -> Lean:
         """The slope has turned out to be this [2], with covariance [2, 2]: what is said of the rest
-        follows."""
+        follows. way: m since it was last measured; the bumps of a road that is seen again are the
+        same, and say so much less."""
+        fresh = min(1.0, way / THRESHOLDS.stretch)
+        before, after = np.linalg.inv(self.spread), np.linalg.inv(spread)
+        spread = np.asarray(np.linalg.inv(before + fresh * (after - before)), np.float64)
+        slope = self.slope + fresh * spread @ after @ (slope - self.slope)
         gain = np.linalg.solve(self.spread, self.covariance[:2]).T  # [5, 2]
         covariance = self.covariance - gain @ (self.spread - spread) @ gain.T
         return Lean(self.mean + gain @ (slope - self.slope), covariance)

@@ -247,7 +247,7 @@ class Road:
         for grid in self._grids:
             grid.stayed[:] = 0
         self.lean = Lean.unknown()
-        self._found = self.lean  # by the last measurement
+        self._found = self.lean, self.lean.slope, self.lean.spread  # by the last measurement
 
     @property
     def visible(self) -> bool:
@@ -442,8 +442,8 @@ class Road:
         if agreeing < t.agree * textured:
             return None
         known = np.linalg.inv(normal)
-        self._found = lean.found(slope_of, known[6:, 6:])
-        score = float(self.score(views, motion[None], self._found)[0][0])
+        self._found = lean, slope_of, known[6:, 6:]
+        score = float(self.score(views, motion[None], lean.found(slope_of, known[6:, 6:]))[0][0])
         pull = gradient[:6] - across @ pulled
         by_lean = known[0, 6:] @ nuisance
         turned = float(by_lean @ lean.lasting @ by_lean)
@@ -493,7 +493,9 @@ class Road:
             seen = view.use[moved]
             step = np.where(view.stays[moved], 1, -1)
             view.grid.stayed[seen] = np.clip(view.grid.stayed[seen] + step, 0, most)
-        self.lean = self._found.carried()
+        lean, slope_of, spread = self._found
+        way = float(np.linalg.norm(motion[:3, 3]))
+        self.lean = lean.found(slope_of, spread, way).carried()
 
     def rolled(self, motion: Array, covariance: Array, seconds: float) -> None:
         """The car has moved by this [4, 4], covariance [6, 6], and nothing measured the road."""
