@@ -118,7 +118,8 @@ class Egomotion:
         self._velocity = np.zeros(6)
         self._velocity_covariance = np.zeros((6, 6))
         self._velocity_known = False
-        self._hung = np.zeros(6)  # the twist by which late rows of the first frame were placed
+        self._hung = np.zeros(6)  # the twist by which what the first frame saw late was placed
+        self._skew: Array = np.zeros(len(self._cameras))  # s that its cameras fired after its stamp
         self._believed_speed: measure.Speed | None = None
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
@@ -262,18 +263,26 @@ class Egomotion:
         return Prior(self._pose @ motion, np.diag(deviation**2))
 
     def _hang(self, twist: Array) -> None:
-        """The landmarks of a segment's first frame, found before any motion was known, where rows
-        that are read out one after another saw them from while the car moved with this twist
-        [6]."""
-        table = self._landmarks
-        late = self._cameras.late(table.camera, table.pixel)
-        if late is None:
+        """The landmarks of a segment's first frame, found before any motion was known, where
+        cameras that fired one after another, and rows that are read out so, saw them from while the
+        car moved with this twist [6]."""
+        table, images = self._landmarks, self._images
+        rows = self._cameras.late(table.camera, table.pixel)
+        late = self._skew[table.camera] + (0.0 if rows is None else rows)
+        if not late.any():
             return
-        moved = geometry.along(twist, late) @ geometry.inverse(geometry.along(self._hung, late))
-        moved = self._pose @ moved @ geometry.inverse(self._pose)
+        skewed = self._moved_on(twist, self._skew)
+        images.T_map_camera = skewed @ images.T_map_camera
+        moved = self._moved_on(twist, late)
         table.origin[:] = (moved[:, :3, :3] @ table.origin[..., None])[..., 0] + moved[:, :3, 3]
         table.bearing[:] = (moved[:, :3, :3] @ table.bearing[..., None])[..., 0]
         self._hung = twist
+
+    def _moved_on(self, twist: Array, late: Array) -> Array:
+        """[M, 4, 4] in map: from where the car was thought to be `late` [M] seconds after the first
+        frame to where it was, if it moved with a twist [6]."""
+        moved = geometry.along(twist, late) @ geometry.inverse(geometry.along(self._hung, late))
+        return np.asarray(self._pose @ moved @ geometry.inverse(self._pose), np.float64)
 
     def _lay(self, now: Instant, attempt: Attempt) -> None:
         """The landmarks of a segment's first frame that are taken to lie on the road, whose slope
@@ -310,6 +319,7 @@ class Egomotion:
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
         self._stamp_ns = frame.stamp_ns
+        self._skew = np.where(frame.present, (frame.stamps_ns - frame.stamp_ns) * 1e-9, 0.0)
         every = np.ones(len(self._cameras), np.bool_)
         self._images.adopt(frame, every, self._pose, self._T_map_camera(frame))
         reason = (

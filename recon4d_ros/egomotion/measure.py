@@ -103,6 +103,7 @@ class Instant:
             self.landmarks,
             prior.T_map_base,
             self.T_camera_base(velocity),
+            velocity,
             noise,
         )
 
@@ -163,9 +164,10 @@ def attempt(now: Instant, prior: Prior) -> Attempt:
     if first.solution.inliers < 8 or not (few or not now.moving):
         return first
     nearer = Prior(first.solution.T_map_base, prior.covariance)
-    if klt.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base) <= t.far:
+    place, twist = nearer.T_map_base, now.velocity(nearer.T_map_base)
+    if klt.shift(now.cameras, now.landmarks, seen, place, first.T_camera_base, twist) <= t.far:
         return first
-    again = now.sight(nearer, now.velocity(nearer.T_map_base))
+    again = now.sight(nearer, twist)
     return solved(now, again, nearer) if again.found.sum() > seen.found.sum() else first
 
 

@@ -75,6 +75,9 @@ class MountCheck:
         weight = linear.ahead[0] * np.square(t.wide / (t.wide + distance[0])) / np.square(o.sigma)
         by_motion, by_turn = linear.jacobian[0, :3], linear.jacobian[0, 3:]  # [3, 2, M]
         centre = geometry.inverse(T_camera_base)[:, :3, 3][o.camera]
+        if o.row is not None:  # where the camera was when the row was read out
+            there = geometry.inverse(o.row)
+            centre = (there[:, :3, :3] @ centre[..., None])[..., 0] + there[:, :3, 3]
         since = (geometry.transform(geometry.inverse(T_map_base), o.origin) - centre) * -1.0
         lever = np.where(own[:, None], since, centre)
         old = np.linalg.norm(since, axis=1) > t.young * np.linalg.norm(motion[:3, 3])
