@@ -45,8 +45,8 @@ from recon4d_ros.bags import BagReader  # noqa: E402
 from recon4d_ros.commands.bench import machine  # noqa: E402
 from recon4d_ros.commands.simulate import find_rig  # noqa: E402
 from recon4d_ros.depth_png import decode_depth  # noqa: E402
+from recon4d_ros.egomotion.calibration import CALIBRATION, GIVE  # noqa: E402
 from recon4d_ros.egomotion.local_ba import MOUNT  # noqa: E402
-from recon4d_ros.egomotion.measure import CALIBRATION, GIVE  # noqa: E402
 from recon4d_ros.engine.choose import choose_engine  # noqa: E402
 from recon4d_ros.errors import Recon4dError  # noqa: E402
 from recon4d_ros.evaluation.evaluator import Evaluator  # noqa: E402
@@ -101,8 +101,8 @@ class Job:
 
 def drawn(rig: Rig, rng: np.random.Generator) -> Rig:
     """The rig as somebody may have measured it: its height, how it is turned against the car's
-    axis, focal length, and how the second camera of a pair is turned are off by one standard
-    deviation each of what ego-motion states (`CalibrationThresholds`, `MOUNT`)."""
+    axis, focal length, and how the second camera of a pair, or each of more, is turned are off by
+    one standard deviation each of what ego-motion states (`CalibrationThresholds`, `MOUNT`)."""
     c, off = CALIBRATION, rng.standard_normal
     middle = se3(np.eye(3), np.mean([camera.T_base_camera[:3, 3] for camera in rig.cameras], 0))
     turn = middle @ exp(c.mount * np.array([0, 0, 0, 0, off(), off()])) @ inverse(middle)
@@ -112,8 +112,12 @@ def drawn(rig: Rig, rng: np.random.Generator) -> Rig:
         place, k = turn @ camera.T_base_camera, camera.k.copy()
         place[2, 3] *= height
         k[[0, 1], [0, 1]] *= focal
-        if number and len(rig.cameras) == 2:
-            place = place @ exp(np.concatenate([np.zeros(3), MOUNT * off(3)]))
+        if len(rig.cameras) == 2:
+            each = MOUNT if number else 0.0
+        else:  # one camera is turned as its rig is
+            each = c.single if len(rig.cameras) > 1 else 0.0
+        if each:
+            place = place @ exp(np.concatenate([np.zeros(3), each * off(3)]))
         cameras.append(replace(camera, T_base_camera=place, k=k))
     return Rig(rig.name, tuple(cameras))
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from recon4d_ros import geometry
 from recon4d_ros.cameras import health
 from recon4d_ros.cameras.health import CameraHealth
-from recon4d_ros.egomotion import klt, landmarks, measure, motion_prior, pnp
+from recon4d_ros.egomotion import ground_scale, klt, landmarks, measure, motion_prior, pnp
+from recon4d_ros.egomotion.calibration import GIVE, calibration_errors
 from recon4d_ros.egomotion.camera_rig import Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.ground_scale import Scale
 from recon4d_ros.egomotion.imu import Imu
@@ -93,10 +94,10 @@ class Egomotion:
         self._odometry_followed = False  # in the last frame, as it is
         self._stamp_ns: int | None = None
         self._pose = np.eye(4)
-        self._scale = Scale()
         self._road.reset()
         self._health = CameraHealth(len(self._cameras))
         self._mount_check = MountCheck(self._cameras)
+        self._road_doubt = self._road.turned(self._road.lean.lasting)
         self._believed = 0  # motions
         self.health: tuple[tuple[str, ...], ...] = ((),) * len(self._cameras)
         self._seconds = 0.0  # between the last two frames
@@ -109,6 +110,7 @@ class Egomotion:
         self._landmarks = Landmarks.empty()
         self._images.forget()
         self._mounts.start_segment()
+        self._scale = Scale(self._road.turned(self._road.lean.spread))
         self._covariance = np.eye(6) * 1e-8
         self._motion_covariance = np.eye(6) * 1e-8
         self._calibration = np.zeros((6, 3))  # what calibration adds to the pose's error
@@ -116,7 +118,8 @@ class Egomotion:
         self._velocity = np.zeros(6)
         self._velocity_covariance = np.zeros((6, 6))
         self._velocity_known = False
-        self._hung = np.zeros(6)  # the twist by which late rows of the first frame were placed
+        self._hung = np.zeros(6)  # the twist by which what the first frame saw late was placed
+        self._skew: Array = np.zeros(len(self._cameras))  # s that its cameras fired after its stamp
         self._believed_speed: measure.Speed | None = None
         self._unconfirmed = motion_prior.Unconfirmed()
         self._tracked_once = False
@@ -161,6 +164,7 @@ class Egomotion:
             self._velocity if self._velocity_known else None,
             now.seconds,
             self._velocity_covariance,
+            float(self._road.lean.stays[0]),
         )
         turn = self._imu.turn(self._stamp_ns, frame.stamp_ns)
         steady = plain if turn is None else motion_prior.turned(plain, self._pose, *turn)
@@ -231,8 +235,9 @@ class Egomotion:
             prior = self._first(now, prior)
             self._hang(now.velocity(prior.T_map_base))
         attempt = measure.attempt(now, prior)
-        if not self._velocity_known and self._cameras.read_out and not attempt.problem:
+        if not self._velocity_known and not attempt.problem:
             self._hang(now.velocity(attempt.solution.T_map_base))
+            self._lay(now, attempt)
             seen = measure.rescaled(now, attempt, self._landmarks).sightings
             attempt = measure.solved(now, seen, prior)
         said = measure.metres(now, attempt, prior, self._road)
@@ -253,21 +258,45 @@ class Egomotion:
             return prior
         deviation = np.array([0.1, 0.05, 0.05, 0.01, 0.01, 0.03])
         deviation[:3] += 0.03 * abs(motion[0, 3])
+        # the search takes the road to lie as it did
+        deviation[0] += self._road.turned(self._road.lean.spread) * abs(motion[0, 3])
         return Prior(self._pose @ motion, np.diag(deviation**2))
 
     def _hang(self, twist: Array) -> None:
-        """The landmarks of a segment's first frame, found before any motion was known, where rows
-        that are read out one after another saw them from while the car moved with this twist
-        [6]."""
-        table = self._landmarks
-        late = self._cameras.late(table.camera, table.pixel)
-        if late is None:
+        """The landmarks of a segment's first frame, found before any motion was known, where
+        cameras that fired one after another, and rows that are read out so, saw them from while the
+        car moved with this twist [6]."""
+        table, images = self._landmarks, self._images
+        rows = self._cameras.late(table.camera, table.pixel)
+        late = self._skew[table.camera] + (0.0 if rows is None else rows)
+        if not late.any():
             return
-        moved = geometry.along(twist, late) @ geometry.inverse(geometry.along(self._hung, late))
-        moved = self._pose @ moved @ geometry.inverse(self._pose)
+        skewed = self._moved_on(twist, self._skew)
+        images.T_map_camera = skewed @ images.T_map_camera
+        moved = self._moved_on(twist, late)
         table.origin[:] = (moved[:, :3, :3] @ table.origin[..., None])[..., 0] + moved[:, :3, 3]
         table.bearing[:] = (moved[:, :3, :3] @ table.bearing[..., None])[..., 0]
         self._hung = twist
+
+    def _moved_on(self, twist: Array, late: Array) -> Array:
+        """[M, 4, 4] in map: from where the car was thought to be `late` [M] seconds after the first
+        frame to where it was, if it moved with a twist [6]."""
+        moved = geometry.along(twist, late) @ geometry.inverse(geometry.along(self._hung, late))
+        return np.asarray(self._pose @ moved @ geometry.inverse(self._pose), np.float64)
+
+    def _lay(self, now: Instant, attempt: Attempt) -> None:
+        """The landmarks of a segment's first frame that are taken to lie on the road, whose slope
+        the first motion says."""
+        motion = geometry.inverse(self._pose) @ attempt.solution.T_map_base
+        lean = self._road.lean.by_way(motion, attempt.covariance, now.seconds)
+        table, mounts = self._landmarks, self._cameras.T_base_camera
+        for camera in np.unique(table.camera[table.assumed]).tolist():
+            mine = np.flatnonzero(table.assumed & (table.camera == camera))
+            toward = table.bearing[mine] @ self._images.T_map_camera[camera, :3, :3]
+            rays = toward[:, :2] / toward[:, 2:]
+            rho, variance = ground_scale.inverse_depth(rays, mounts[camera], lean)
+            on = mine[np.isfinite(rho)]
+            table.rho[on], table.variance[on] = rho[np.isfinite(rho)], variance[np.isfinite(rho)]
 
     def _stand(self, now: Instant, attempt: Attempt, reason: str) -> PoseEstimate:
         """The car has not moved (zero-velocity update)."""
@@ -284,12 +313,13 @@ class Egomotion:
     def _imu_learns(self, now: Instant, turn: Array, covariance: Array) -> None:
         """The turn [3] that the images say, with the motion's covariance [6, 6]."""
         end = now.frame.stamp_ns
-        unsure = covariance[3:, 3:] + measure.GIVE[3:, 3:]
+        unsure = covariance[3:, 3:] + GIVE[3:, 3:]
         self._imu.learn(end - round(now.seconds * 1e9), end, turn, unsure)
 
     def _begin(self, frame: Frame) -> PoseEstimate:
         """The segment's first frame: points are followed from its images."""
         self._stamp_ns = frame.stamp_ns
+        self._skew = np.where(frame.present, (frame.stamps_ns - frame.stamp_ns) * 1e-9, 0.0)
         every = np.ones(len(self._cameras), np.bool_)
         self._images.adopt(frame, every, self._pose, self._T_map_camera(frame))
         reason = (
@@ -333,6 +363,8 @@ class Egomotion:
             self._road.views(self._images, self._pose, seconds),
             self._mounts.turn_doubt(),
             self._road.visible,
+            self._mount_check.doubt(),
+            self._road_doubt,
             self.parameters,
         )
 
@@ -395,9 +427,9 @@ class Egomotion:
             # what it would teach is wrong: the next frame searches at all speeds again
             return self._begin_anew(now.frame, now.seconds, few)
         doubt = doubt or few or self._metre()
-        if attempt.road is not None and not doubt:
-            self._road.believe(now.road, geometry.inverse(now.pose) @ attempt.pose)
         motion = geometry.inverse(self._pose) @ attempt.pose
+        if not doubt:
+            self._believe_road(now, attempt, motion)
         self._accept(now, attempt, Prior(attempt.pose, attempt.covariance))
         self._unconfirmed.confirmed()
         self._tracked_once = True
@@ -414,6 +446,16 @@ class Egomotion:
             )
             return self._said(now.frame, Tracking.DEGRADED, attempt.solution.inliers, told)
         return self._said(now.frame, Tracking.TRACKING, attempt.solution.inliers, reason)
+
+    def _believe_road(self, now: Instant, attempt: Attempt, motion: Array) -> None:
+        """How the road lies is learnt of it, or of a motion [4, 4] along it."""
+        if attempt.road is not None:
+            self._road.believe(now.road, motion)
+            self._road_doubt = attempt.turn_error(now)
+        else:
+            self._road.rolled(motion, attempt.covariance, now.seconds)
+            if not self._road.visible:
+                self._road_doubt = self._road.turned(self._road.lean.lasting)
 
     def _believe_speed(self) -> None:
         """The speed is held against what comes: no car changes it at once."""
@@ -507,10 +549,11 @@ class Egomotion:
         by_images = not attempt.problem and not self._odometry_followed
         errors, give = np.zeros((6, 3)), np.zeros((6, 6))
         if by_images:
-            give = measure.GIVE * min(1.0, float(np.linalg.norm(motion[:3, 3])))
-            errors = measure.calibration_errors(
-                motion, attempt.scale_error(now), self._read_out / now.seconds
-            )
+            give = GIVE * min(1.0, float(np.linalg.norm(motion[:3, 3])))
+            scale = attempt.scale_error(now)
+            if self._cameras.all_alone:
+                scale = float(np.hypot(scale, self._scale.deviation))
+            errors = calibration_errors(motion, scale, self._read_out / now.seconds)
         self._calibration = carry @ self._calibration + errors
         self._calibration_covariance = errors @ errors.T + give
         self._covariance = carry @ self._covariance @ carry.T + found.covariance + give
@@ -610,7 +653,8 @@ class Egomotion:
             table = table.keep(~moving)
         camera, pixel = klt.corners(cameras, self._images, looking, table)
         if len(pixel):
-            noise, road = self.parameters.pixel_noise, not self._odometry_followed
+            noise = self.parameters.pixel_noise
+            road = None if self._odometry_followed else self._road.lean
             new = klt.planted(
                 cameras, self._images, camera, pixel, engine, pose, mask, self._born, noise, road
             )

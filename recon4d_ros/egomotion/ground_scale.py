@@ -12,45 +12,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.egomotion import camera_rig
+from recon4d_ros.egomotion.lean import Lean
 
 Array = NDArray[np.float64]
 
 FARTHEST = 20.0  # metres along the optical axis
-TILT, SHARE = (
-    0.006,
-    0.03,
-)  # rad that the car leans against the road, and the share that the road itself is uneven
+SHARE = 0.03  # that the road itself is uneven
 
 
-def inverse_depth(rays: Array, T_base_camera: Array) -> tuple[Array, Array]:
-    """Inverse depth and variance [M] that rays [M, 2] (normalised) have if they end on the ground
-    (base_link z = 0); NaN where none can."""
-    height = float(T_base_camera[2, 3])
-    if height < camera_rig.LOWEST:
+def inverse_depth(rays: Array, T_base_camera: Array, lean: Lean) -> tuple[Array, Array]:
+    """Inverse depth and variance [M] that rays [M, 2] (normalised) have if they end on the road,
+    which lies as `lean` says; NaN where none can."""
+    normal, height = lean.plane(T_base_camera[:3, 3])
+    if min(height, T_base_camera[2, 3]) < camera_rig.LOWEST:
         return np.full(len(rays), np.nan), np.full(len(rays), np.nan)
-    down = -(np.concatenate([rays, np.ones((len(rays), 1))], axis=1) @ T_base_camera[2, :3])
-    rho = down / height
+    toward = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) @ T_base_camera[:3, :3].T
+    rho = -(toward @ normal) / height
     rho = np.where(rho > 1.0 / FARTHEST, rho, np.nan)
-    lean = TILT * np.sqrt(1.0 + (rays**2).sum(-1)) / height
-    return rho, (SHARE * rho) ** 2 + lean**2
+    turned = np.einsum("mi,ij,mj->m", toward[:, :2], lean.spread, toward[:, :2]) / height**2
+    return rho, (SHARE * rho) ** 2 + turned
 
 
 GATE = 25.0  # squared deviation of a measurement that is of something else
-START, WALK = 0.05, 0.004  # deviation of the scale at the start, and what each frame adds
+# deviation of the scale at the start, beside what is not known of how the road lies, and what each
+# frame adds
+START, WALK = 0.02, 0.004
 SLOW = 0.03  # m in a frame: a shorter way says nothing of a scale
 
 
 class Scale:
     """How much too long the lengths of the map are, by the road: a scalar Kalman filter on how far
-    points and road say that the car went. Cameras that look alone have no other metre."""
+    points and road say that the car went. Cameras that look alone have no other metre. turned: what
+    the lengths may be off by since it is not known how the road lies, as a share."""
 
-    def __init__(self) -> None:
-        self._variance = START**2
+    def __init__(self, turned: float) -> None:
+        self._most = START**2 + turned**2
+        self._variance = self._most
+
+    @property
+    def deviation(self) -> float:
+        """Of the lengths, as a share of them, beside what the road itself is off by."""
+        return float(np.sqrt(self._variance))
 
     def excess(self, went: float, variance: float, by_road: float, road_variance: float) -> float:
         """The share by which lengths are too long, as it is to be taken out of them now (0: nothing
         is known). went, by_road: metres along the car's axis in this frame, and their variances."""
-        self._variance = min(self._variance + WALK**2, START**2)
+        self._variance = min(self._variance + WALK**2, self._most)
         if abs(by_road) < SLOW:
             return 0.0
         measured = went / by_road - 1.0

@@ -18,6 +18,7 @@ from recon4d_ros.cameras.lens import Lens
 from recon4d_ros.egomotion import ground_scale, landmarks, patch_alignment, pnp
 from recon4d_ros.egomotion.camera_rig import Cameras, Grey, Images
 from recon4d_ros.egomotion.landmarks import Landmarks
+from recon4d_ros.egomotion.lean import Lean
 from recon4d_ros.egomotion.pnp import Observations
 from recon4d_ros.parallel import each
 from recon4d_ros.types import Geometry, PoseEstimate
@@ -176,18 +177,20 @@ def sight(
     table: Landmarks,
     T_map_base: Array,
     T_camera_base: Array,
+    twist: Array,
     noise: float,
 ) -> Sightings:
     """Follows every camera's points into its new image, and into the images of cameras that look
     the same way.
 
-    T_map_base [4, 4], T_camera_base [N, 4, 4]: where the rig is expected. noise: standard deviation
-    of a sighting in input pixels.
+    T_map_base [4, 4], T_camera_base [N, 4, 4]: where the rig is expected, and twist [6]: how it
+    moves there. noise: standard deviation of a sighting in input pixels.
     """
     pixel, found = table.pixel.copy(), np.zeros(len(table), np.bool_)
     blind = np.zeros(len(cameras), np.bool_)
+    every = np.arange(len(table))
     expected = guess(
-        cameras, table, np.arange(len(table)), table.camera, T_map_base, T_camera_base, table.pixel
+        cameras, table, every, table.camera, T_map_base, T_camera_base, twist, table.pixel
     )
     asked = [
         camera
@@ -209,7 +212,9 @@ def sight(
 
     def beside(camera: int, image: Grey, rows: NDArray, at: NDArray) -> list[Seen]:
         """What the cameras beside one see of its landmarks `rows`, at pixels `at` of its image."""
-        return across(cameras, images, camera, image, table, rows, at, T_map_base, T_camera_base)
+        return across(
+            cameras, images, camera, image, table, rows, at, T_map_base, T_camera_base, twist
+        )
 
     def tell(camera: int) -> list[Seen]:
         """What of one camera's landmarks is seen, by itself and by those beside it."""
@@ -255,12 +260,31 @@ def guess(
     camera: NDArray[np.int64],
     T_map_base: Array,
     T_camera_base: Array,
+    twist: Array,
     otherwise: NDArray,
 ) -> NDArray[np.float32]:
     """Pixels [M, 2] where landmarks should be in cameras [M]; `otherwise` [M, 2] where that is not
-    in the image."""
+    in the image. twist [6]: of the car while rows are read out."""
     T_camera_map = T_camera_base @ geometry.inverse(T_map_base)
     place = T_camera_map[camera]
+    pixels = _shown(cameras, table, index, camera, place, otherwise)
+    if not cameras.read_out:
+        return pixels
+    late = cameras.late(camera, pixels)
+    assert late is not None
+    row = geometry.along(twist, -late) @ geometry.inverse(T_map_base)
+    return _shown(cameras, table, index, camera, T_camera_base[camera] @ row, otherwise)
+
+
+def _shown(
+    cameras: Cameras,
+    table: Landmarks,
+    index: NDArray,
+    camera: NDArray[np.int64],
+    place: Array,
+    otherwise: NDArray,
+) -> NDArray[np.float32]:
+    """As `guess`, with map to camera [M, 4, 4] for each."""
     at = table.bearing[index] + table.rho[index, None] * table.origin[index]
     q = np.einsum("mij,mj->mi", place[:, :3, :3], at) + table.rho[index, None] * place[:, :3, 3]
     ahead = q[:, 2] > 1e-3
@@ -280,9 +304,10 @@ def shift(
     sightings: Sightings,
     T_map_base: Array,
     T_camera_base: Array,
+    twist: Array,
 ) -> float:
     """Pixels, in the median, between where the points were looked for and where they would be by
-    another pose."""
+    another pose and twist [6]."""
     other = guess(
         cameras,
         table,
@@ -290,6 +315,7 @@ def shift(
         table.camera,
         T_map_base,
         T_camera_base,
+        twist,
         sightings.guess,
     )
     there = (sightings.guess != table.pixel).any(-1)
@@ -310,9 +336,10 @@ def across(
     pixel: NDArray,
     T_map_base: Array,
     T_camera_base: Array,
+    twist: Array,
 ) -> list[Seen]:
     """This instant's sightings in the cameras that look the same way, of points at `pixel` in
-    `here`, an image of `camera`."""
+    `here`, an image of `camera`. twist [6]: of the car while rows are read out."""
     parts = []
     for other in cameras.beside[camera].tolist():
         there = images.now[other]
@@ -320,9 +347,8 @@ def across(
             continue
         lens = cameras.lenses[other]
         nowhere = np.full((len(index), 2), -100.0)
-        expected = guess(
-            cameras, table, index, np.full(len(index), other), T_map_base, T_camera_base, nowhere
-        )
+        to = np.full(len(index), other)
+        expected = guess(cameras, table, index, to, T_map_base, T_camera_base, twist, nowhere)
         inside = lens.inside(expected, BORDER)
         place, good = there_and_back(here, there, pixel[inside], expected[inside], TOLERANCE)
         good &= lens.inside(place, BORDER)
@@ -396,13 +422,13 @@ def planted(
     mask: NDArray[np.bool_],
     first: int,
     noise: float,
-    road: bool,
+    road: Lean | None,
 ) -> Landmarks:
     """Landmarks at pixels [M, 2] of cameras [M], but for those on movers (mask [N, h, w]) and those
     that the camera beside contradicts.
 
     first: their identities count from here. noise: standard deviation of a sighting in input
-    pixels. road: whether it may give depth.
+    pixels. road: how it lies; None where it may not give depth.
     """
     rays = cameras.rays(camera, pixel)
     working = landmarks.rays_to_pixels(rays, cameras.k[camera])
@@ -410,8 +436,8 @@ def planted(
     camera, pixel, rays, working = camera[still], pixel[still], rays[still], working[still]
     rho, variance = landmarks.inverse_depth(engine, camera, working)
     assumed = np.zeros(len(rho), np.bool_)
-    if road:
-        rho, variance, assumed = _with_road(cameras, camera, rays, rho, variance)
+    if road is not None:
+        rho, variance, assumed = _with_road(cameras, camera, rays, rho, variance, road)
     count = len(pixel)
     moved = landmarks.carried(pose.T_map_base, pose.velocity, cameras.late(camera, pixel))
     origin, bearing = landmarks.hung(camera, rays, pose.T_map_camera, moved)
@@ -432,9 +458,8 @@ def planted(
     for one in np.unique(camera).tolist():
         image, at = images.now[one], np.flatnonzero(camera == one)
         assert image is not None
-        seen += across(
-            cameras, images, one, image, new, at, pixel[at], pose.T_map_base, T_camera_base
-        )
+        place = pose.T_map_base, T_camera_base, pose.velocity
+        seen += across(cameras, images, one, image, new, at, pixel[at], *place)
     if not seen:
         return new
     o = observations(cameras, new, seen, noise).moving(pose.velocity)
@@ -446,7 +471,12 @@ def planted(
 
 
 def _with_road(
-    cameras: Cameras, camera: NDArray[np.int64], rays: Array, rho: Array, variance: Array
+    cameras: Cameras,
+    camera: NDArray[np.int64],
+    rays: Array,
+    rho: Array,
+    variance: Array,
+    lean: Lean,
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Depths with the road's beside them, of cameras that have no second one to measure with; and
     which are the road's alone."""
@@ -454,7 +484,7 @@ def _with_road(
     for one in np.unique(camera).tolist():
         if cameras.alone(one):
             road[camera == one], doubt[camera == one] = ground_scale.inverse_depth(
-                rays[camera == one], cameras.T_base_camera[one]
+                rays[camera == one], cameras.T_base_camera[one], lean
             )
     with np.errstate(invalid="ignore"):
         assumed = np.isnan(rho) & np.isfinite(road)

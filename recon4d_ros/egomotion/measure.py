@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import klt, pnp
+from recon4d_ros.egomotion.calibration import CALIBRATION
 from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images, at_their_stamps
 from recon4d_ros.egomotion.klt import Sightings
 from recon4d_ros.egomotion.landmarks import Landmarks
@@ -53,6 +54,7 @@ class MeasureThresholds:
     still_deviation: float = 22.5  # squared deviation of standing: six degrees of freedom, 99.9 %
     still_pixels: float = 0.6  # pixels a point may move while the car stands
     still_share: float = 0.5  # of the points that have to stay
+    way: float = 0.1  # m: by a shorter one the road says nothing of shares
 
 
 THRESHOLDS = MeasureThresholds()
@@ -66,7 +68,9 @@ class Instant:
 
     T_base_camera: [N, 4, 4] as adjusted. pose: T_map_base of the last frame, `seconds` ago. moving:
     whether there is a velocity. road: what the images show of it. turn_doubt: of lengths that pairs
-    of cameras measure, see `Mounts.turn_doubt`. lane: whether any camera looks at the lane.
+    of cameras measure, see `Mounts.turn_doubt`. lane: whether any camera looks at the lane. turns
+    [N, 3, 3]: how cameras may be turned against the rig, see `MountCheck.doubt`. road_doubt: what
+    that and the turn of the rig make of lengths, as a share, while this road says nothing of it.
     """
 
     frame: Frame
@@ -80,6 +84,8 @@ class Instant:
     road: list[RoadView]
     turn_doubt: float
     lane: bool
+    turns: Array
+    road_doubt: float
     parameters: EgomotionParameters
 
     def velocity(self, T_map_base: Array) -> Array:
@@ -97,6 +103,7 @@ class Instant:
             self.landmarks,
             prior.T_map_base,
             self.T_camera_base(velocity),
+            velocity,
             noise,
         )
 
@@ -131,13 +138,19 @@ class Attempt:
 
     def scale_error(self, now: Instant) -> float:
         """The same of the motion, of whose length the road says the share `by_road`."""
-        height = CALIBRATION.height
+        by_road = float(np.hypot(CALIBRATION.height, self.turn_error(now)))
         if not now.lane:  # what is taken for the road is the ground beside it
             up = float(np.median(now.cameras.T_base_camera[:, 2, 3]))
-            height = float(np.hypot(height, CALIBRATION.beside / max(up, LOWEST)))
+            by_road = float(np.hypot(by_road, CALIBRATION.beside / max(up, LOWEST)))
         if not np.isfinite(now.turn_doubt):
-            return height
-        return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * height))
+            return by_road
+        return float(np.hypot((1.0 - self.by_road) * self.pair_error(now), self.by_road * by_road))
+
+    def turn_error(self, now: Instant) -> float:
+        """The same of lengths by the road, by how the cameras are turned."""
+        if self.road is None or abs(self.road.T[0, 3]) < THRESHOLDS.way:
+            return now.road_doubt
+        return float(self.road.turned / abs(self.road.T[0, 3]))
 
 
 def attempt(now: Instant, prior: Prior) -> Attempt:
@@ -151,9 +164,10 @@ def attempt(now: Instant, prior: Prior) -> Attempt:
     if first.solution.inliers < 8 or not (few or not now.moving):
         return first
     nearer = Prior(first.solution.T_map_base, prior.covariance)
-    if klt.shift(now.cameras, now.landmarks, seen, nearer.T_map_base, first.T_camera_base) <= t.far:
+    place, twist = nearer.T_map_base, now.velocity(nearer.T_map_base)
+    if klt.shift(now.cameras, now.landmarks, seen, place, first.T_camera_base, twist) <= t.far:
         return first
-    again = now.sight(nearer, now.velocity(nearer.T_map_base))
+    again = now.sight(nearer, twist)
     return solved(now, again, nearer) if again.found.sum() > seen.found.sum() else first
 
 
@@ -233,48 +247,6 @@ def problem(
 
 
 @dataclass(frozen=True)
-class CalibrationThresholds:
-    """How well a car's calibration is known, one standard deviation each. Chosen by what real rigs
-    show (docs/egomotion.md): lengths of kitti0013_a and ddad_surround are off by 1.7 and 4 %."""
-
-    height: float = 0.02  # share: load, tyres, and a height that was measured by hand
-    # m that the ground beside the lane is above it: half of it may be a pavement, 0.12 m up
-    beside: float = 0.06
-    lens: float = 0.004  # share: focal length and base line of a pair
-    typical: float = 12.0  # m that points are away, where none are known
-    farthest: float = 60.0  # m: what is farther says nothing of a length
-    mount: float = 0.010  # rad that all cameras together are turned against the car's axis
-    # m and rad that body, mounts and lenses give between two frames, beside the images' noise
-    give: float = 0.006
-    give_turn: float = 0.0005
-    # share of the image's height that points move by between two frames (0.15), times that by which
-    # the speed of the read-out and that of the car within it may be off
-    rows: float = 0.015
-
-
-CALIBRATION = CalibrationThresholds()
-# covariance [6, 6] of one motion that comes of what gives; it averages out
-GIVE = np.diag([CALIBRATION.give**2] * 3 + [CALIBRATION.give_turn**2] * 3)
-
-
-def calibration_errors(motion: Array, scale_error: float, read_out: float = 0.0) -> Array:
-    """Errors [6, 3] of a motion [4, 4] by one standard deviation each of what the calibration may
-    be off by: all lengths, and the rig turned about z and about y. scale_error: share of the
-    lengths (`Attempt.scale_error`). read_out: of a rolling shutter, as a share of the time between
-    two frames. None of it averages out.
-    """
-    c, twist = CALIBRATION, geometry.log(motion)
-    scale = float(np.hypot(scale_error, c.rows * read_out))
-    out = np.zeros((6, 3))
-    out[:3, 0] = scale * twist[:3]
-    for column, axis in ((1, 2), (2, 1)):
-        turn = np.zeros(3)
-        turn[axis] = c.mount
-        out[:3, column], out[3:, column] = np.cross(turn, twist[:3]), np.cross(turn, twist[3:])
-    return out
-
-
-@dataclass(frozen=True)
 class Metres:
     """How far the car went along its own axis by the road, and the variance of that; `motion`: all
     that the road said."""
@@ -296,16 +268,19 @@ def metres(now: Instant, tried: Attempt, prior: Prior, road: Road) -> Metres | N
     turned = expected.copy()
     turned[:3, :3] = found[:3, :3]
     starts = np.stack([found, turned, expected])
-    scores, _ = road.score(views, starts)
+    lean = road.lean
+    if not tried.problem:  # where the points go says how the road lies
+        lean = lean.by_way(found, tried.covariance, now.seconds)
+    scores, _ = road.score(views, starts, lean)
     best = int(np.argmax(scores - np.array([0.0, t.road_better, t.road_better])))
     start = starts[best]
     free = max(0.05, 2.0 * float(np.sqrt(prior.covariance[0, 0])))
     if scores[best] < t.fits:
-        start, _ = road.along(views, start, free)
+        start, _ = road.along(views, start, free, lean)
     # the points know the rotation, if there are points
     turn = t.turn_known if not tried.problem else t.turn_unknown
     around = Prior(start, np.diag([free, 0.03, 0.03, turn, turn, turn]) ** 2)
-    said = road.measure(views, around, start)
+    said = road.measure(views, around, start, lean, now.turns)
     if said is None or said.score < road.thresholds.score:
         return None
     spread = np.linalg.inv(said.agreed / t.patches + around.strength)[0, 0]
@@ -326,7 +301,7 @@ def joined(now: Instant, tried: Attempt, prior: Prior, said: Metres) -> Attempt:
         points = tried.covariance.copy()
         if np.isfinite(now.turn_doubt):
             points[0, 0] += (tried.pair_error(now) * went) ** 2
-            road += (CALIBRATION.height * went) ** 2
+            road += (CALIBRATION.height * went) ** 2 + said.motion.turned**2
         both = float(points[0, 0]) + road
         if off**2 < t.contradiction * both:
             gain = points[:, 0] / both

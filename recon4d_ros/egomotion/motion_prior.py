@@ -50,14 +50,20 @@ class Unconfirmed:
         )  # what those seconds have added to the pose's covariance
 
     def prior(
-        self, pose: Array, velocity: Array | None, seconds: float, unsure: Array | None = None
+        self,
+        pose: Array,
+        velocity: Array | None,
+        seconds: float,
+        unsure: Array | None = None,
+        slope: float = 0.0,
     ) -> Prior:
         """Where the car is expected `seconds` after `pose` [4, 4].
 
         velocity: the last twist [6]; None if there is none. unsure: its covariance [6, 6]; a motion
-        known badly does not become known by being carried on. A car rolls along its own axis and
-        turns about its rear axle: what of the last twist no car does (sideways, up, nodding) is
-        noise of its measurement and not carried on, and it turns only as it rolls.
+        known badly does not become known by being carried on. slope: of the car's axis in
+        base_link, as far as it is known. A car rolls along its own axis and turns about its rear
+        axle: what of the last twist no car does (sideways, up, nodding) is noise of its measurement
+        and not carried on, and it turns only as it rolls.
         """
         s, t = seconds + self.seconds, THRESHOLDS
         if velocity is None:
@@ -65,7 +71,7 @@ class Unconfirmed:
             deviation += s * np.array([t.any_speed, 3.0, 2.0, 0.2, 0.2, 0.7])
             return Prior(pose, np.diag(np.minimum(deviation, 100.0) ** 2))
         speed, turn = abs(float(velocity[0])), abs(float(velocity[5]))
-        steady = np.array([velocity[0], 0.0, 0.0, 0.0, 0.0, velocity[5]])
+        steady = np.array([velocity[0], 0.0, slope * velocity[0], 0.0, 0.0, velocity[5]])
         yaw = min(
             t.yaw_noise + t.yaw_acceleration * s**2,
             t.still_yaw + (speed + t.acceleration * s) * s / t.tightest,

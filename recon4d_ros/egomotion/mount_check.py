@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import pnp
+from recon4d_ros.egomotion.calibration import CALIBRATION
 from recon4d_ros.egomotion.camera_rig import Cameras
 from recon4d_ros.egomotion.pnp import Observations
 
@@ -74,6 +75,9 @@ class MountCheck:
         weight = linear.ahead[0] * np.square(t.wide / (t.wide + distance[0])) / np.square(o.sigma)
         by_motion, by_turn = linear.jacobian[0, :3], linear.jacobian[0, 3:]  # [3, 2, M]
         centre = geometry.inverse(T_camera_base)[:, :3, 3][o.camera]
+        if o.row is not None:  # where the camera was when the row was read out
+            there = geometry.inverse(o.row)
+            centre = (there[:, :3, :3] @ centre[..., None])[..., 0] + there[:, :3, 3]
         since = (geometry.transform(geometry.inverse(T_map_base), o.origin) - centre) * -1.0
         lever = np.where(own[:, None], since, centre)
         old = np.linalg.norm(since, axis=1) > t.young * np.linalg.norm(motion[:3, 3])
@@ -108,13 +112,20 @@ class MountCheck:
         self._slip_information = t.keep * self._slip_information + np.outer(row, row) / scatter
         self._slip_pull = t.keep * self._slip_pull + row * twist[1] / scatter
 
-    def turns(self) -> tuple[Array, Array]:
-        """Rotation vectors [N, 3] and covariances [N, 3, 3]."""
+    def turns(self, expected: float = THRESHOLDS.expected) -> tuple[Array, Array]:
+        """Rotation vectors [N, 3] and covariances [N, 3, 3]. expected: deviation of a turn before
+        anything is seen."""
         t = THRESHOLDS
-        prior = np.eye(3) / t.expected**2
+        prior = np.eye(3) / expected**2
         covariance = np.linalg.inv(self._information / t.together + prior)
         turns = (covariance @ (self._pull / t.together)[..., None])[..., 0]
         return turns, np.asarray(covariance, np.float64)
+
+    def doubt(self) -> Array:
+        """How the cameras may be turned against the rig as a whole, [N, 3, 3]: what is not known of
+        it, and what is, since nothing is corrected by it."""
+        found, covariance = self.turns(CALIBRATION.single)
+        return np.asarray(covariance + found[:, :, None] * found[:, None], np.float64)
 
     def rig_yaw(self) -> tuple[float, float]:
         """Turn of the whole rig about z and its standard deviation, rad."""

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from recon4d_ros import geometry
 from recon4d_ros.egomotion import patch_alignment
+from recon4d_ros.egomotion.calibration import CALIBRATION
 from recon4d_ros.egomotion.camera_rig import LOWEST, Cameras, Images
+from recon4d_ros.egomotion.lean import Lean
 from recon4d_ros.egomotion.patch_alignment import Pair, Reference
 from recon4d_ros.egomotion.pnp import Prior
 
@@ -46,9 +48,6 @@ class RoadThresholds:
     basin: float = (
         2.5  # pixels in the nearest row: as far as patches find their place by themselves
     )
-    lean: float = 0.008  # rad: how far the car leans against the road
-    middle: float = 1.35  # m before the rear axle: half a wheelbase, about which a car nods
-    lean_keep: float = 0.95  # of it from frame to frame: brakes and bumps pass
     uneven: float = 0.010  # m that one patch of the road is off the plane
     patch_noise: float = 0.15  # pixels, beside what the image's noise makes
     gate: float = 9.0  # squared deviation of a patch that does not move as the road does
@@ -72,7 +71,8 @@ class RoadMotion:
 
     information, pull [6, 6], [6]: of steps xi at T (T exp(xi)), the road's lean taken out; for the
     cameras' height as calibrated. score: mean correlation of the patches at T; agreeing: patches
-    that move as the road does; textured: patches that could.
+    that move as the road does; textured: patches that could. turned: standard deviation of the way
+    along x by how the cameras are turned, m; it does not average out.
     """
 
     T: Array
@@ -81,6 +81,7 @@ class RoadMotion:
     score: float
     agreeing: int
     textured: int
+    turned: float = 0.0
 
     @property
     def agreed(self) -> Array:
@@ -205,10 +206,11 @@ class RoadView:
 class _Found:
     """M patches found along rays [M, 2] of the images before, with covariance [M, 2, 2].
 
-    T_camera_base [M, 4, 4]: of their cameras; toward, centre [M, 3]: rays of now in base_link, and
-    where they begin. shares [M]: as `Road._shares` gives them.
+    camera [M]: which shows them. T_camera_base [M, 4, 4]: of their cameras; toward, centre [M, 3]:
+    rays of now in base_link, and where they begin. shares [M]: as `Road._shares` gives them.
     """
 
+    camera: NDArray[np.int64]
     T_camera_base: Array
     toward: Array
     centre: Array
@@ -226,8 +228,7 @@ class _Found:
 
 
 class Road:
-    """lean: [2] slope of the road along x and y in base_link, and its covariance: the package's one
-    estimate of it."""
+    """lean: how the road lies under the rig, the package's one estimate of it."""
 
     def __init__(self, cameras: Cameras, thresholds: RoadThresholds = THRESHOLDS) -> None:
         self._cameras, self.thresholds = cameras, thresholds
@@ -236,19 +237,32 @@ class Road:
             for camera in range(len(cameras))
             if (grid := _grid(cameras, camera, thresholds)) is not None
         ]
+        seen = [grid.camera for grid in self._grids] or list(range(len(cameras)))
+        arms = [_arm(cameras, camera, thresholds) for camera in seen]
+        self._arms = np.array([arm for arm in arms if arm is not None]).reshape(-1, 2)
         self.reset()
 
     def reset(self) -> None:
         """Forget how the car leans, and what of it its cameras show."""
         for grid in self._grids:
             grid.stayed[:] = 0
-        self.lean = np.zeros(2)
-        self._covariance = np.eye(2) * self.thresholds.lean**2
+        self.lean = Lean.unknown()
+        self._found = self.lean, self.lean.slope, self.lean.spread  # by the last measurement
 
     @property
     def visible(self) -> bool:
         """Whether any camera looks at the lane from a known height."""
         return bool(self._grids)
+
+    def turned(self, lean: Array) -> float:
+        """Standard deviation of the lengths that the road gives, as a share of them, by a
+        covariance [2, 2] of its lean, and by how each camera may be turned: an angle, times how far
+        what is seen of the road is, over the height it is seen from."""
+        if not len(self._arms):
+            return 0.0
+        rig = self._arms.mean(0)
+        each = CALIBRATION.single**2 * np.square(self._arms).sum() / len(self._arms) ** 2
+        return float(np.sqrt(rig @ lean @ rig + each))
 
     def views(self, images: Images, T_map_base: Array, seconds: float) -> list[RoadView]:
         """What of the road the newest images show and those taken at the last pose T_map_base [4,
@@ -272,18 +286,21 @@ class Road:
             out.append(RoadView(grid, reference, now, before, place, use, stays, seconds))
         return out
 
-    def score(self, views: list[RoadView], motions: Array) -> tuple[Array, NDArray[np.int64]]:
+    def score(
+        self, views: list[RoadView], motions: Array, lean: Lean | None = None
+    ) -> tuple[Array, NDArray[np.int64]]:
         """Mean correlation [K] of the patches with the images before, for motions [K, 4, 4], and of
-        how many patches that is."""
+        how many patches that is. lean: if it is not the last one."""
+        lean = lean or self.lean
         total, count = np.zeros(len(motions)), np.zeros(len(motions), np.int64)
         for view in views:
             if len(view.use) < self.thresholds.fewest:
                 continue
-            ground = self._ground(view.grid, view.use)
+            ground = _ground(view.grid, view.use, lean)
             some = max(1, AT_ONCE // len(view.use))
             for first in range(0, len(motions), some):
                 tried = motions[first : first + some]
-                seen = self._moved(view, view.use, ground, tried)
+                seen = self._moved(view, view.use, ground, tried, lean)
                 inside = seen.inside & ~self._no_road(view, seen.place)
                 which = np.tile(view.use, len(tried))[inside]
                 alike = np.clip(view.alike(which, seen.only(inside)), 0.0, 1.0)
@@ -320,37 +337,48 @@ class Road:
         top = int(np.argmax(finer))
         return motions[top], float(finer[top]), float(scores[rival].max(initial=0.0))
 
-    def along(self, views: list[RoadView], start: Array, reach: float) -> tuple[Array, float]:
+    def along(
+        self, views: list[RoadView], start: Array, reach: float, lean: Lean | None = None
+    ) -> tuple[Array, float]:
         """The motion within `reach` metres of `start` [4, 4], along the car's axis, that the road
         fits best, and its score."""
         step = min(self._pixel_travel(view) for view in views) * self.thresholds.basin
         count = int(np.clip(np.ceil(reach / step), 1, 8))
         motions = np.tile(start, (2 * count + 1, 1, 1))
         motions[:, 0, 3] += step * np.arange(-count, count + 1)
-        scores, _ = self.score(views, motions)
+        scores, _ = self.score(views, motions, lean)
         best = int(np.argmax(scores))
         return motions[best], float(scores[best])
 
     def _pixel_travel(self, view: RoadView) -> float:
         """Metres that move the nearest patches by a pixel."""
         every = np.arange(len(view.grid.pixel))
-        ground = self._ground(view.grid, every)
+        ground = _ground(view.grid, every, self.lean)
         forward = np.eye(4)
         forward[0, 3] = 0.01
-        seen = self._moved(view, every, ground, np.stack([np.eye(4), forward]))
+        seen = self._moved(view, every, ground, np.stack([np.eye(4), forward]), self.lean)
         still, moved = np.split(seen.place, 2)
         pixels = np.linalg.norm(moved - still, axis=1)[seen.inside[len(every) :]]
         fastest = np.nanmax(pixels, initial=1e-3)
         return float(0.01 / fastest)
 
-    def measure(self, views: list[RoadView], prior: Prior, start: Array) -> RoadMotion | None:
+    def measure(
+        self,
+        views: list[RoadView],
+        prior: Prior,
+        start: Array,
+        lean: Lean | None = None,
+        turns: Array | None = None,
+    ) -> RoadMotion | None:
         """The motion near `start` [4, 4] that the patches agree on; None if too few do.
 
-        prior: of the motion, relative to base_link before; it holds what patches cannot see.
+        prior: of the motion, relative to base_link before; it holds what patches cannot see. lean:
+        if more is known of it than was. turns [N, 3, 3]: covariances of how cameras are turned
+        against the rig, rotation vectors in base_link.
         """
-        t, motion = self.thresholds, start
-        theta = np.concatenate([np.zeros(6), self.lean])
-        nuisance = np.linalg.inv(self._covariance)
+        t, motion, lean = self.thresholds, start, lean or self.lean
+        slope_of = lean.slope.copy()
+        nuisance = np.linalg.inv(lean.spread)
         information = np.zeros((8, 8))
         gradient, agreeing, textured = np.zeros(8), 0, 0
         parts: list[_Found] = []
@@ -358,8 +386,8 @@ class Road:
             textured += len(view.use)
             if len(view.use) < t.fewest:
                 continue
-            ground = self._ground(view.grid, view.use)
-            seen = self._moved(view, view.use, ground, motion[None])
+            ground = _ground(view.grid, view.use, lean)
+            seen = self._moved(view, view.use, ground, motion[None], lean)
             inside = seen.inside & ~self._no_road(view, seen.place)
             use = view.use[inside]
             if len(use) < t.fewest:
@@ -377,13 +405,15 @@ class Road:
             mount = np.broadcast_to(view.T_camera_base, (len(use), 4, 4))
             toward, centre = view.grid.toward[use], np.tile(view.grid.centre, (len(use), 1))
             shares = self._shares(view, use, found)
-            parts.append(_Found(mount, toward, centre, rays, covariance, shares))
+            camera = np.full(len(use), view.grid.camera)
+            parts.append(_Found(camera, mount, toward, centre, rays, covariance, shares))
         if sum(map(len, parts)) < t.fewest:
             return None
         seen_before = _Found.join(parts)
-        motion = self._voted(seen_before, prior, motion, theta)
+        pivots = lean.pivots(seen_before.centre)
+        motion = self._voted(seen_before, prior, motion, slope_of, pivots)
         for index in range(6):
-            residual, jacobian, slope = self._linearised(seen_before, motion, theta)
+            residual, jacobian, slope = self._linearised(seen_before, motion, slope_of, pivots)
             bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
             weight = patch_alignment.inverted(seen_before.covariance + bumps)
             pulled = (weight @ residual[..., None])[..., 0]
@@ -397,36 +427,47 @@ class Road:
             gradient = rows.T @ (pulled * robust[:, None]).reshape(-1)
             normal, right = information.copy(), gradient.copy()
             normal[6:, 6:] += nuisance
-            right[6:] -= nuisance @ (theta[6:] - self.lean)
+            right[6:] -= nuisance @ (slope_of - lean.slope)
             normal[:6, :6] += prior.strength
             toward = geometry.log(geometry.inverse(motion) @ prior.T_map_base)
             right[:6] += prior.strength @ toward
             step = np.asarray(np.linalg.solve(normal, right), np.float64)
             motion = motion @ geometry.exp(step[:6])
-            theta[6:] += step[6:]
+            slope_of = slope_of + step[6:]
             if np.abs(step[:6]).max() < 1e-5 and index >= 3:
                 break
         a, b, d = information[:6, :6], information[:6, 6:], information[6:, 6:] + nuisance
-        pulled = gradient[6:] - nuisance @ (theta[6:] - self.lean)
+        pulled = gradient[6:] - nuisance @ (slope_of - lean.slope)
         across = b @ np.linalg.inv(d)
         if agreeing < t.agree * textured:
             return None
-        score = float(self.score(views, motion[None])[0][0])
-        self._found = theta[6:8].copy(), np.linalg.inv(normal)[6:8, 6:8]
+        known = np.linalg.inv(normal)
+        self._found = lean, slope_of, known[6:, 6:]
+        score = float(self.score(views, motion[None], lean.found(slope_of, known[6:, 6:]))[0][0])
         pull = gradient[:6] - across @ pulled
-        return RoadMotion(motion, a - across @ b.T, pull, score, agreeing, textured)
+        by_lean = known[0, 6:] @ nuisance
+        turned = float(by_lean @ lean.lasting @ by_lean)
+        if turns is not None:
+            change = self._by_turn(seen_before, motion, slope_of, pivots).reshape(-1, 3)
+            pulls = (known[0] @ scaled.reshape(-1, 8).T)[:, None] * change
+            by_turn = np.zeros((len(turns), 3))
+            np.add.at(by_turn, np.repeat(seen_before.camera, 2), pulls)
+            turned += float(np.einsum("ni,nij,nj->", by_turn, turns, by_turn))
+        moved = float(np.sqrt(turned))
+        return RoadMotion(motion, a - across @ b.T, pull, score, agreeing, textured, moved)
 
     def _voted(
         self,
         found: _Found,
         prior: Prior,
         motion: Array,
-        theta: Array,
+        slope_of: Array,
+        pivots: tuple[Array, Array],
     ) -> Array:
         """`motion` with the travel along the car's axis that most patches vote for: what drives
         ahead or lies in the shade of the car agrees on another one."""
         t = self.thresholds
-        residual, jacobian, slope = self._linearised(found, motion, theta)
+        residual, jacobian, slope = self._linearised(found, motion, slope_of, pivots)
         bumps = slope[:, :, None] * slope[:, None] * t.uneven**2
         weight = patch_alignment.inverted(found.covariance + bumps)
         along = (jacobian[:, None, :, 0] @ weight)[:, 0]
@@ -446,30 +487,19 @@ class Road:
         the car moved by `motion` [4, 4] is the car's own."""
         most = 2 * self.thresholds.body
         for view in views:
-            ground = self._ground(view.grid, view.use)
-            place = self._moved(view, view.use, ground, motion[None]).place
+            ground = _ground(view.grid, view.use, self.lean)
+            place = self._moved(view, view.use, ground, motion[None], self.lean).place
             moved = np.abs(place - view.grid.pixel[view.use]).max(1) > self.thresholds.moves
             seen = view.use[moved]
             step = np.where(view.stays[moved], 1, -1)
             view.grid.stayed[seen] = np.clip(view.grid.stayed[seen] + step, 0, most)
-        lean, covariance = self._found
-        t = self.thresholds
-        self.lean = t.lean_keep * lean
-        spread = t.lean_keep**2 * covariance + np.eye(2) * (1 - t.lean_keep**2) * t.lean**2
-        self._covariance = np.asarray(spread, np.float64)
+        lean, slope_of, spread = self._found
+        way = float(np.linalg.norm(motion[:3, 3]))
+        self.lean = lean.found(slope_of, spread, way).carried()
 
-    def _ground(self, grid: _Grid, use: NDArray) -> Array:
-        """Points [K, 3] of the road in base_link that patches `use` show."""
-        return self._on_plane(grid.toward[use], grid.centre, self.lean)[0]
-
-    def _on_plane(self, toward: Array, centre: Array, lean: Array) -> tuple[Array, Array]:
-        """Where rays [K, 3] from centres [K, 3] (or one) meet the road that leans by `lean` [2], in
-        base_link, and how these points move along them with the plane's height [K]."""
-        a, b = lean
-        normal = np.array([-a, -b, 1.0])
-        over = 1.0 / np.minimum(toward @ normal, -1e-3)
-        high = -a * self.thresholds.middle - centre @ normal
-        return centre + toward * (high * over)[:, None], over
+    def rolled(self, motion: Array, covariance: Array, seconds: float) -> None:
+        """The car has moved by this [4, 4], covariance [6, 6], and nothing measured the road."""
+        self.lean = self.lean.by_way(motion, covariance, seconds).carried()
 
     def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array:
         """The time that patches `use` [M] move for until the image before shows them at `place` [M,
@@ -482,7 +512,9 @@ class Road:
         before = np.clip(lens.late(at), -0.5 * lens.read_out, 0.5 * lens.read_out)
         return np.asarray(1.0 + (view.grid.late[use] - before) / view.seconds, np.float64)
 
-    def _moved(self, view: RoadView, use: NDArray, ground: Array, motions: Array) -> _Seen:
+    def _moved(
+        self, view: RoadView, use: NDArray, ground: Array, motions: Array, lean: Lean
+    ) -> _Seen:
         """Where the image before shows ground points [K, 3] of now, which patches `use` [K] show,
         by each of the motions [J, 4, 4]: one after the other, [J K]."""
         lens, now = self._cameras.lenses[view.grid.camera], view.T_camera_base
@@ -505,7 +537,7 @@ class Road:
         pixel = lens.pixels(xy)
         inside = ahead & lens.inside(pixel, 7.0)
         normal = np.broadcast_to(
-            now[:3, :3] @ np.array([-self.lean[0], -self.lean[1], 1.0]), every.shape
+            now[:3, :3] @ np.array([-lean.slope[0], -lean.slope[1], 1.0]), every.shape
         )
         warp, bend = patch_alignment.warps(every, normal, T)
         if lens.model == "none":
@@ -527,33 +559,94 @@ class Road:
         moved = np.abs(place.reshape(-1, *still.shape) - still).max(-1)
         return (view.stays & (moved > self.thresholds.moves)).reshape(-1)
 
-    def _linearised(self, found: _Found, motion: Array, theta: Array) -> tuple[Array, Array, Array]:
+    def _linearised(
+        self, found: _Found, motion: Array, slope_of: Array, pivots: tuple[Array, Array]
+    ) -> tuple[Array, Array, Array]:
         """Residual [M, 2] of rays in the image before, its derivative [M, 2, 8] by motion and lean,
-        and by a bump of the road there [M, 2]."""
-        ground, over = self._on_plane(found.toward, found.centre, theta[6:8])
-        T = found.T_camera_base @ motion
-        if self._cameras.read_out:
-            T = found.T_camera_base @ geometry.along(geometry.log(motion), found.shares)
-        q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
-        z = np.maximum(q[:, 2], 0.1)
-        xy = q[:, :2] / z[:, None]
-        lens = np.zeros((len(q), 2, 3))
-        lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
-        lens[:, :, 2] = -xy / z[:, None]
-        toward = lens @ T[:, :3, :3]
+        and by a bump of the road there [M, 2]. slope_of [2]: of the road, about pivots as `Lean`
+        gives them."""
+        ground, over = _on_plane(found.toward, found.centre, slope_of, pivots)
+        T = self._rows_moved(found, motion)
+        xy, toward = _seen_along(T, ground)
         along = (toward @ found.toward[..., None])[..., 0]
         x, y, height = ground.T
-        jacobian = np.empty((len(q), 2, 8))
+        jacobian = np.empty((len(xy), 2, 8))
         jacobian[:, :, :3] = toward
         jacobian[:, :, 3] = y[:, None] * toward[:, :, 2] - height[:, None] * toward[:, :, 1]
         jacobian[:, :, 4] = height[:, None] * toward[:, :, 0] - x[:, None] * toward[:, :, 2]
         jacobian[:, :, 5] = x[:, None] * toward[:, :, 1] - y[:, None] * toward[:, :, 0]
         # a step of the motion is so much of it for a row of its own time
         jacobian[:, :, :6] *= found.shares[:, None, None]
-        jacobian[:, :, 6] = along * ((x - self.thresholds.middle) * over)[:, None]
-        jacobian[:, :, 7] = along * (y * over)[:, None]
+        arm = (ground[:, :2] - pivots[0]) * over[:, None]
+        jacobian[:, :, 6:] = along[..., None] * arm[:, None]
         slope = along * over[:, None]
         return found.rays - xy, jacobian, slope
+
+    def _rows_moved(self, found: _Found, motion: Array) -> Array:
+        """[M, 4, 4]: base_link now to the cameras before, where the rows that show them were read
+        out."""
+        if not self._cameras.read_out:
+            return np.asarray(found.T_camera_base @ motion, np.float64)
+        moved = geometry.along(geometry.log(motion), found.shares)
+        return np.asarray(found.T_camera_base @ moved, np.float64)
+
+    def _by_turn(
+        self, found: _Found, motion: Array, slope_of: Array, pivots: tuple[Array, Array]
+    ) -> Array:
+        """[M, 2, 3]: how rays in the image before change if the camera that sees them is turned
+        about itself, rotation vector in base_link: it looks along another ray now, and from another
+        direction before."""
+        ground, _ = _on_plane(found.toward, found.centre, slope_of, pivots)
+        T = self._rows_moved(found, motion)
+        _, toward = _seen_along(T, ground)
+        normal = np.array([-slope_of[0], -slope_of[1], 1.0])
+        reach = ground - found.centre  # along the ray
+        fall = 1.0 / np.minimum(found.toward @ normal, -1e-3)
+        # the camera before, turned, sees the point as if that were turned back about its centre
+        back = geometry.inverse(found.T_camera_base)
+        arm = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
+        arm = (back[:, :3, :3] @ arm[..., None])[..., 0]  # in base_link before, from the centre
+        turn_back = np.swapaxes(T[:, :3, :3], 1, 2) @ found.T_camera_base[:, :3, :3]
+        out = np.empty((len(ground), 2, 3))
+        for axis in range(3):
+            one = np.zeros(3)
+            one[axis] = 1.0
+            aside = np.cross(one, reach)
+            along = aside - found.toward * ((aside @ normal) * fall)[:, None]
+            turned = (turn_back @ np.cross(arm, one)[..., None])[..., 0]
+            out[:, :, axis] = (toward @ (along + turned)[..., None])[..., 0]
+        return out
+
+
+def _seen_along(T: Array, ground: Array) -> tuple[Array, Array]:
+    """Rays [M, 2] along which cameras see points [M, 3], by T [M, 4, 4], and how they change with
+    these [M, 2, 3]."""
+    q = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
+    z = np.maximum(q[:, 2], 0.1)
+    xy = q[:, :2] / z[:, None]
+    lens = np.zeros((len(q), 2, 3))
+    lens[:, 0, 0] = lens[:, 1, 1] = 1.0 / z
+    lens[:, :, 2] = -xy / z[:, None]
+    return xy, lens @ T[:, :3, :3]
+
+
+def _ground(grid: _Grid, use: NDArray, lean: Lean) -> Array:
+    """Points [K, 3] of the road in base_link that patches `use` show."""
+    pivots = lean.pivots(grid.centre[None])
+    return _on_plane(grid.toward[use], grid.centre, lean.slope, pivots)[0]
+
+
+def _on_plane(
+    toward: Array, centre: Array, slope: Array, pivots: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Where rays [K, 3] from centres [K, 3] (or one) meet the road of this slope [2] about pivots
+    (of each, or one), in base_link, and how these points move along them with the plane's height
+    [K]."""
+    normal = np.array([-slope[0], -slope[1], 1.0])
+    over = 1.0 / np.minimum(toward @ normal, -1e-3)
+    place, height = pivots
+    high = height - place @ slope - centre @ normal
+    return centre + toward * (high * over)[:, None], over
 
 
 def _others(scores: Array, best: int) -> NDArray[np.bool_]:
@@ -569,8 +662,12 @@ def _others(scores: Array, best: int) -> NDArray[np.bool_]:
     return other
 
 
-def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
-    """Where a camera shows the lane; None if it does not, or stands too low to measure by it."""
+def _on_ground(
+    cameras: Cameras, camera: int, t: RoadThresholds, half_lane: float
+) -> tuple[NDArray, Array, Array] | None:
+    """Pixels [K, 2] of a camera that show the ground up to half_lane beside the car, their rays [K,
+    3] in base_link, and where these meet it [K, 3]; None if the camera stands too low to measure by
+    it."""
     lens, mount = cameras.lenses[camera], cameras.T_base_camera[camera]
     if mount[2, 3] < LOWEST:
         return None
@@ -587,11 +684,30 @@ def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
     with np.errstate(divide="ignore"):
         ground = mount[:3, 3] + toward * (mount[2, 3] / -toward[:, 2])[:, None]
     ahead = toward[:, 2] < -1e-3
-    ahead &= np.abs(ground[:, 1]) < t.half_lane
-    ahead &= (np.abs(ground[:, 0]) > t.nearest) & (np.abs(ground[:, 0]) < t.farthest)
-    if ahead.sum() < t.fewest:
+    ahead &= np.abs(ground[:, 1]) < half_lane
+    ahead &= np.abs(ground[:, 0]) < t.farthest
+    return pixel[ahead], toward[ahead], ground[ahead]
+
+
+def _arm(cameras: Cameras, camera: int, t: RoadThresholds) -> Array | None:
+    """How far [2] what a camera shows of the ground is from it, over its height, in the median."""
+    seen = _on_ground(cameras, camera, t, t.farthest)
+    if seen is None or len(seen[0]) < t.fewest:
         return None
-    which = np.flatnonzero(ahead)
+    centre = cameras.T_base_camera[camera, :3, 3]
+    return np.asarray(np.median(seen[2][:, :2] - centre[:2], axis=0) / centre[2], np.float64)
+
+
+def _grid(cameras: Cameras, camera: int, t: RoadThresholds) -> _Grid | None:
+    """Where a camera shows the lane; None if it does not, or stands too low to measure by it."""
+    lens, mount = cameras.lenses[camera], cameras.T_base_camera[camera]
+    shown = _on_ground(cameras, camera, t, t.half_lane)
+    if shown is None:
+        return None
+    pixel, toward, ground = shown
+    which = np.flatnonzero(np.abs(ground[:, 0]) > t.nearest)
+    if len(which) < t.fewest:
+        return None
     if len(which) > t.most:
         which = which[np.linspace(0, len(which) - 1, t.most).astype(int)]
     stayed = np.zeros(len(which), np.int64)
