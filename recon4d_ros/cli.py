@@ -52,7 +52,7 @@ COMMANDS = (
     (
         "train",
         "recon4d_ros.commands.train",
-        "train the motion network on simulated drives, and export it",
+        "train the motion network, or UniScene, on simulated drives or bags",
     ),
     (
         "info",

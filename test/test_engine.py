@@ -283,7 +283,9 @@ def test_the_anchor_follows_the_car_and_pointers_stay_where_they_are(built):
 
 
 @pytest.mark.parametrize("name, count", [("stereo", 2), ("trio", 3)])
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    "runtime", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.full)]
+)
 def test_the_same_run_twice_is_bit_identical(built, runtime, name, count):
     rig = make_rig(count)
     runs = []
@@ -298,7 +300,9 @@ def test_the_same_run_twice_is_bit_identical(built, runtime, name, count):
     assert np.array_equal(runs[0][1].position, runs[1][1].position)
 
 
-@pytest.mark.parametrize("name, count", [("stereo", 2), ("mono", 1), ("trio", 3)])
+@pytest.mark.parametrize(
+    "name, count", [("stereo", 2), ("mono", 1), pytest.param("trio", 3, marks=pytest.mark.full)]
+)
 def test_runtimes_agree_over_a_stream_but_for_ties(built, name, count):
     rig = make_rig(count)
     results = {

@@ -766,7 +766,7 @@ def test_replay_saves_a_map_and_finds_the_car_in_it(small_bag, tmp_path, capsys)
     def replay(*more: object) -> tuple[int, dict]:
         out = tmp_path / "run"
         arguments = ["replay", small_bag, "--out", out, "--force", "-p"]
-        arguments += ["localization.keyframe_distance=1.0", *more]
+        arguments += ["localization.keyframe_distance=1.0", "--max-frames", "6", *more]
         code = cli.main([str(argument) for argument in arguments])
         summary = out / "summary.json"
         return code, json.loads(summary.read_text()) if summary.exists() else {}
@@ -987,9 +987,9 @@ def test_a_map_that_cannot_be_saved_after_all_costs_no_run(
 
     monkeypatch.setattr(folders.np, "savez", full)
     arguments = ["replay", small_bag, "--out", tmp_path / "run", "--save-map", tmp_path / "street"]
-    arguments += ["-p", "localization.keyframe_distance=1.0"]
+    arguments += ["-p", "localization.keyframe_distance=1.0", "--max-frames", "4"]
     assert cli.main([str(argument) for argument in arguments]) == 2
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert "is not saved: No space left on device" in sentence
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert any("No space left" in note for note in summary["notes"]) and summary["frames"] == 8
+    assert any("No space left" in note for note in summary["notes"]) and summary["frames"] == 4

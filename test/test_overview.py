@@ -11,10 +11,11 @@ import pytest
 from recon4d_ros.evaluation.metrics.depth import DepthAccumulator
 from recon4d_ros.evaluation.metrics.masks import MaskScore
 from recon4d_ros.evaluation.metrics.trajectory import score_trajectory
-from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail, draw_overview
+from recon4d_ros.overview import CameraView, ObjectView, OverviewData, Trail
 from recon4d_ros.overview.cameras import depth_colors
 from recon4d_ros.overview.numbers import headline
 from recon4d_ros.overview.page import WIDTH, identity_color
+from recon4d_ros.overview.picture import draw_overview
 
 
 def view(name: str, height: int, width: int) -> CameraView:

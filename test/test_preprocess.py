@@ -22,7 +22,7 @@ from recon4d_ros.cameras.calibration import (
     upright,
     upright_size,
 )
-from recon4d_ros.cameras.decode import significant_bits, source_size
+from recon4d_ros.cameras.decode import byte_order_contradicts, significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import COMPRESSED, compressed_kind, compressed_size
 from recon4d_ros.cameras.lens import lens_at
@@ -160,6 +160,27 @@ def test_encodings_by_other_names(name: str, plain: str) -> None:
         np.testing.assert_array_equal(
             decode(other, channels, reduce), decode(image, channels, reduce)
         )
+
+
+@given(st.integers(0, 10**6), st.sampled_from((12, 14, 16)), st.booleans())
+def test_a_wrong_byte_order_is_found_and_a_right_one_never_doubted(seed, bits, big) -> None:
+    """A street's slopes and edges under the noise of a sensor; black, and noise alone too."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.GaussianBlur(rng.random((90, 120)), (0, 0), 8)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    light = np.where(rng.random((3, 4)).repeat(30, 0).repeat(30, 1) > 0.7, 0.9 * smooth, smooth)
+    shot = light * 2.0 ** rng.uniform(-1, 0) + rng.normal(0, 0.003, light.shape)
+    kind = np.dtype(">u2" if big else "<u2")
+    for values, wrong in ((shot, True), (rng.random((90, 120)), False), (0 * shot, False)):
+        data = np.clip(values * (2**bits - 1), 0, 2**bits - 1).astype(kind).view(np.uint8).ravel()
+        right = RawImage(1, "mono16", data, 120, 90, 240, big)
+        told_wrong = replace(right, big_endian=not big)
+        assert not byte_order_contradicts(right)
+        assert byte_order_contradicts(told_wrong) == wrong
+        if wrong:
+            assert significant_bits(told_wrong) == significant_bits(right)
+            np.testing.assert_array_equal(decode(told_wrong, 1), decode(right, 1))
+    assert not byte_order_contradicts(raw("mono8", scene()))
 
 
 def test_a_name_that_says_its_bits_is_believed_where_the_image_is_dark() -> None:

@@ -131,6 +131,7 @@ def quantized(tmp_path_factory, small_bag) -> tuple[Path, dict[str, list[dict[st
     return folder, kept
 
 
+@pytest.mark.full
 def test_both_cpu_runtimes_take_it_and_stay_near_pytorch(quantized, capsys) -> None:
     """Not equal: then nothing would have been quantized. The comparison is on frames that it was
     not calibrated on, with real memory."""
@@ -150,6 +151,7 @@ def test_both_cpu_runtimes_take_it_and_stay_near_pytorch(quantized, capsys) -> N
     assert "int8" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_only_the_named_products_read_quantized_values(quantized) -> None:
     """Weights are int8 in the file, per output channel; zero points are 0; nobody but the products
     reads what was rounded."""
@@ -181,6 +183,7 @@ def test_only_the_named_products_read_quantized_values(quantized) -> None:
     assert values[head.input[1]].dtype == np.float32
 
 
+@pytest.mark.full
 def test_the_memory_is_carried_through_the_calibration(quantized) -> None:
     """Every recorded step starts with what the step before left; the range of a tensor that is fed
     by the memory covers all of it."""
@@ -250,6 +253,7 @@ def test_a_network_that_does_not_name_its_modules_is_refused(
     )
 
 
+@pytest.mark.full
 def test_nonsense_is_refused_and_a_few_values_far_off_are_not(quantized) -> None:
     """Depths that have nothing to do with the truth, though of its range, are off by more than
     half; depths with an error of a tenth, of which some are at infinity instead, are not."""

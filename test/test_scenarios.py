@@ -219,7 +219,17 @@ def world_points(frame: SimFrame, camera: Camera, number: int) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("name", [course.value for course in Course])
+# a street, things that move aside and ahead, walls close by; the others hold less that is new
+TRUTH = (Course.CITY, Course.QUEUE, Course.PARKING)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(course.value, marks=[] if course in TRUTH else [pytest.mark.full])
+        for course in Course
+    ],
+)
 def test_static_depth_falls_on_itself_between_frames(name: str) -> None:
     """Static points of one frame lie on the other's surface, and boxes hold their own pixels."""
     simulator = Simulator(SURROUND, 5.0, seed=3, name=name)
@@ -274,7 +284,7 @@ def test_a_roundabout_is_gone_around_and_left_on_the_right() -> None:
 @pytest.mark.parametrize("course", list(Course))
 def test_nobody_drives_into_the_ego_vehicle(course: Course) -> None:
     drive = drive_of(course)
-    for t in np.arange(0.0, 24.0, 0.8):
+    for t in np.arange(0.0, 24.0, 1.5):
         ego = drive.T_world_base(t)
         for mover in drive.traffic.movers(t):
             x, y = (inverse(ego) @ mover.pose)[:2, 3]

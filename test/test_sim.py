@@ -326,7 +326,7 @@ def test_a_long_drive_speeds_up_slows_down_turns_and_stops(drive: Drive) -> None
     assert len(drive.world._chunks) <= 16
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_movers_of_all_kinds_and_directions_and_no_collision(seed: int) -> None:
     drive = Drive(seed)
     kinds, directions = set(), set()

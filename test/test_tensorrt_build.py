@@ -47,7 +47,7 @@ from recon4d_ros.export.tensorrt_compiler import Parsed  # noqa: E402
 
 RTX = "tensorrt-rtx"
 SHIPPED = sorted(path.name for path in paths.engines().iterdir())
-BUILT = ("geometric_stereo", "geometric_surround2", "motion")  # the others in `make test-full`
+BUILT = ("geometric_stereo", "motion")  # the others in `make test-full`
 LEARNED = ("point3r", "driv3r", "dymultidepth")
 UINT8 = {"images", "moving", "color", "grey", "grey_before", "covered"}
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -219,6 +219,7 @@ def test_a_network_is_built_in_every_precision_that_is_offered(
     assert build.network_layers > 100 and size > 1e6 * build.weights
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_block_in_less_than_float32_is_built(dtype, tmp_path, begin) -> None:
     """Patches and attention, as every learned network has them."""

@@ -486,6 +486,7 @@ def test_a_damaged_run_is_said(tmp_path: Path) -> None:
         folder.load()
 
 
+@pytest.mark.full
 def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pre-train on a bag, fine-tune, export."""
     write_lidar_bag(tmp_path / "bag")

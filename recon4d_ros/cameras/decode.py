@@ -38,6 +38,10 @@ REDUCTIONS = (1, 2, 4, 8)
 MOST_PIXELS = 1 << 25
 DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
 _BLOCK = 16
+_ROWS = 32  # of an image, that its byte order is judged by
+# A told byte order is wrong where the other makes the image this much smoother: noise, dark images
+# in the lower byte and bright ones in the upper are as rough both ways.
+_ROUGH, _ROUGHER = 0.2, 2.0
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -190,6 +194,8 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
             f"reduce is {reduce}, channels {channels}: expected 1, 2, 4 or 8, and 1 or 3"
         )
     image = _plainly_named(image)
+    if byte_order_contradicts(image):
+        image = _other_order(image)
     if image.encoding in FLOATS:
         image, bits = in_bytes(image, bits), 0
     if image.encoding in COMPRESSED:
@@ -258,6 +264,8 @@ def significant_bits(image: RawImage) -> int:
     if packed_kind(image.encoding):
         return 0
     image = _plainly_named(image)
+    if byte_order_contradicts(image):
+        image = _other_order(image)
     if image.encoding in FLOATS:
         return float_range(float_values(image))
     values = _values16(image)
@@ -266,6 +274,36 @@ def significant_bits(image: RawImage) -> int:
     top, named = int(values.max()), image.encoding[-2:]
     least = int(named) if named.isdigit() and int(named) in NAMED_BITS else 0
     return next(bits for bits in DEPTHS if top < 1 << bits and bits >= least)
+
+
+def byte_order_contradicts(image: RawImage) -> bool:
+    """Whether `is_bigendian` of an image of sixteen bits says what its values are not: drivers that
+    copy the field from elsewhere are common. `decode` then takes the other order.
+
+    Neighbouring pixels are alike; with the bytes exchanged, the lower byte's noise is the value.
+    Raises ImageError.
+    """
+    layout = _LAYOUTS.get(_OTHER_NAMES.get(image.encoding, image.encoding))
+    if layout is None or layout.bytes_per_channel != 2:
+        return False
+    told = _roughness(_wide(image, layout))
+    if told < _ROUGH:
+        return False
+    return told > _ROUGHER * _roughness(_wide(_other_order(image), layout))
+
+
+def _other_order(image: RawImage) -> RawImage:
+    return replace(image, big_endian=not image.big_endian)
+
+
+def _roughness(values: NDArray[np.uint16]) -> float:
+    """Mean difference of pixels two apart in a row (a Bayer pattern repeats) by their deviation:
+    over 1 where all is noise."""
+    rows = values[:: max(len(values) // _ROWS, 1)].astype(np.int32)
+    spread = float(rows.std()) if rows.size else 0.0
+    if not spread or rows.shape[1] < 3:
+        return 0.0
+    return float(np.abs(rows[:, 2:] - rows[:, :-2]).mean()) / spread
 
 
 def _values16(image: RawImage) -> NDArray[np.uint16] | None:

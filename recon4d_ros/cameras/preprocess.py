@@ -20,6 +20,7 @@ from recon4d_ros.cameras.decode import (
     COMPRESSED,
     DEPTHS,
     ENCODINGS,
+    byte_order_contradicts,
     decode,
     is_known,
     significant_bits,
@@ -148,6 +149,11 @@ class Preprocessor:
                 f" {camera.width}x{camera.height}"
             )
         height, width = reduced_size(camera, reduce)
+        if self._counts[index] == 0 and byte_order_contradicts(image):
+            self.notes.append(
+                f"camera {camera.name}: is_bigendian is {int(image.big_endian)}, and the values are"
+                " an image in the other order only: read so"
+            )
         bits = self._significant_bits(index, image)
         pixels = decode(image, self._channels, reduce, bits)
         if turns := quarter_turns(camera):

@@ -25,6 +25,8 @@ from recon4d_ros.engine.any_size import at_sizes, check_shapes
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
 
+# libyaml where PyYAML was built with it: a start reads ten of these files, in pure Python for 0.4 s
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FORMAT = 1  # of engine.yaml; a reader of another number refuses with a sentence
 SPEC_FILE = "engine.yaml"
 STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
@@ -211,7 +213,7 @@ def _read_spec(folder: Path) -> EngineSpec:
             " interrupted"
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"

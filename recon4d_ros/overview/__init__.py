@@ -1,7 +1,6 @@
-"""The picture of a run: `OverviewRecorder` gathers what it shows while the run goes on,
-`draw_overview` draws it."""
+"""The picture of a run: `recorder.OverviewRecorder` gathers what it shows while the run goes on,
+`picture.draw_overview` draws it."""
 
 from recon4d_ros.overview.data import CameraView, ObjectView, OverviewData, Trail
-from recon4d_ros.overview.picture import draw_overview
 
-__all__ = ["CameraView", "ObjectView", "OverviewData", "Trail", "draw_overview"]
+__all__ = ["CameraView", "ObjectView", "OverviewData", "Trail"]

@@ -23,7 +23,6 @@ from recon4d_ros.geometry import inverse
 from recon4d_ros.grids import write_map
 from recon4d_ros.localization import in_odom, moved_objects
 from recon4d_ros.mapping import Cloud, read_cloud, write_cloud
-from recon4d_ros.overview import draw_overview
 from recon4d_ros.overview.recorder import OverviewRecorder
 from recon4d_ros.paths import user_path
 from recon4d_ros.runs.files import object_entry, tum_line, without_nan, write_depth, write_mask
@@ -157,6 +156,9 @@ class RunWriter:
                 json.dumps(without_nan(summary), indent=1) + "\n", encoding="utf-8"
             )
         history = self._evaluator.history if self._evaluator else None
+        # matplotlib takes half a second to import: not before there is something to draw
+        from recon4d_ros.overview.picture import draw_overview
+
         picture = draw_overview(self._recorder.data(cloud, summary, history))
         with writing(self.out):
             encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
