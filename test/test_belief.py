@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_egomotion import STEREO, calibrate
 
 from recon4d_ros import geometry
-from recon4d_ros.egomotion import measure, motion_prior, patch_alignment, pnp, road
+from recon4d_ros.egomotion import Egomotion, measure, motion_prior, patch_alignment, pnp, road
 from recon4d_ros.egomotion.patch_alignment import Pair, Reference
 from recon4d_ros.egomotion.road import RoadMotion
 
@@ -132,6 +133,25 @@ def test_no_car_changes_its_speed_at_once(
 def test_what_the_road_confirms_is_possible() -> None:
     now, tried = _attempt(15.0, 0.9)
     assert measure.impossible(now, tried, measure.Speed(39.0, 0.3, 100_000_000)) == ""
+
+
+def test_a_motion_has_most_of_the_points_or_of_the_road_on_its_side() -> None:
+    """A stereo pair that tracked: a third of either is not believed; then half of both together are
+    needed to be sure again; and a road that was measured at all confirms nothing."""
+    ego = Egomotion(STEREO, calibrate(STEREO))
+
+    def said(points: int, patches: int) -> str:
+        road = RoadMotion(np.eye(4), np.eye(6), np.zeros(6), 0.9, patches, 100)
+        solution = SimpleNamespace(inliers=points)
+        sightings = SimpleNamespace(observations=range(100))
+        tried = SimpleNamespace(road=road, solution=solution, sightings=sightings)
+        return ego._new(SimpleNamespace(), tried)
+
+    ego._sure = True
+    assert said(30, 60) == "" and said(60, 20) == ""
+    assert "30 % of the sightings and 40 % of the road" in said(30, 40)
+    assert said(10, 60) != "" and not ego._sure
+    assert said(45, 60) == "" and ego._sure
 
 
 @pytest.mark.parametrize(
