@@ -39,6 +39,7 @@ from recon4d_ros.localization import (
     moved_pose,
 )
 from recon4d_ros.mapping import Mapper, MappingParameters
+from recon4d_ros.parallel import Beside
 from recon4d_ros.sync import SyncParameters
 from recon4d_ros.tally import Tally
 from recon4d_ros.types import (
@@ -144,17 +145,23 @@ class Reconstructor:
                 objects = moved_objects(motion.objects, T_map_odom)
                 motion_in_map = replace(motion, objects=objects)
             delta = self.mapper(in_map, geometry, motion.mask, frame.stamp_ns)
-        with _timed(latency, cpu, "grids"):
-            local_grid = self.grids(
-                in_map,
-                geometry,
-                motion_in_map,
-                self.dynamics.ground,
-                self.mapper,
-                frame.stamp_ns,
-            )
-        with _timed(latency, cpu, "landmarks"):
-            self.egomotion.observe(frame, geometry, pose, motion.mask)
+        # Neither needs the other. `grids` is then the time for which the frame waits for them.
+        road, grids_cpu = self.dynamics.ground, 0.0
+
+        def grids() -> OccupancyGrid | None:
+            nonlocal grids_cpu
+            start = time.thread_time()
+            grid = self.grids(in_map, geometry, motion_in_map, road, self.mapper, frame.stamp_ns)
+            grids_cpu = time.thread_time() - start
+            return grid
+
+        with Beside(grids) as beside:
+            with _timed(latency, cpu, "landmarks"):
+                self.egomotion.observe(frame, geometry, pose, motion.mask)
+            with _timed(latency, cpu, "grids"):
+                local_grid = beside.result()
+        both = cpu["landmarks"] + cpu["grids"]
+        cpu["landmarks"], cpu["grids"] = max(both - grids_cpu, 0.0), grids_cpu
         if self.places:
             with _timed(latency, cpu, "localization"):
                 self.places.take(frame, pose, geometry, motion.mask)

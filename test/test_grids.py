@@ -61,8 +61,8 @@ class Voxels:
     def __init__(self, points: NDArray | None = None) -> None:
         self.xyz = np.zeros((0, 3)) if points is None else points
 
-    def points(self) -> tuple[NDArray, NDArray, NDArray]:
-        return self.xyz.astype(np.float32), np.zeros(0), np.zeros(0)
+    def positions(self) -> NDArray:
+        return self.xyz.astype(np.float32)
 
 
 def rays() -> NDArray[np.float64]:

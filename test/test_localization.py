@@ -79,15 +79,18 @@ def test_the_keyframe_that_shares_most_words_comes_first():
     index = Index(Vocabulary.learn(np.concatenate(places)))
     for place in places:
         index.add(place)
+    every, some = np.ones(12, bool), np.ones(3, bool)
     for number, place in enumerate(places):
-        assert int(np.argmax(index.scores(flipped(place, 30, rng)))) == number
+        assert int(np.argmax(index.scores(flipped(place, 30, rng), every))) == number
+    whole, even = index.scores(places[4], every), np.arange(12) % 2 == 0
+    np.testing.assert_array_equal(index.scores(places[4], even), np.where(even, whole, 0))
     index.keep(3)
-    assert len(index) == 3 and len(index.scores(places[5])) == 3
+    assert len(index) == 3 and len(index.scores(places[5], some)) == 3
     again = Index(index.vocabulary)
     for place in places[:3]:
         again.add(place)
-    np.testing.assert_allclose(index.scores(places[1]), again.scores(places[1]))
-    assert len(index.scores(np.zeros((0, 32), np.uint8))) == 3
+    np.testing.assert_allclose(index.scores(places[1], some), again.scores(places[1], some))
+    assert len(index.scores(np.zeros((0, 32), np.uint8), some)) == 3
 
 
 @settings(max_examples=20)

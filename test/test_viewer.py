@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rrd import rows
 
 from recon4d_ros.cli import main
@@ -18,6 +20,7 @@ from recon4d_ros.errors import OutputError, Recon4dError
 from recon4d_ros.runs.files import read_tracking
 from recon4d_ros.types import Tracking
 from recon4d_ros.viewer.sinks import Sinks, view_to
+from recon4d_ros.viewer.view_log import ViewLog
 
 
 def free_port() -> int:
@@ -124,6 +127,50 @@ def test_the_page_is_served_here_alone() -> None:
     time.sleep(0.1)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), 1.0)
+
+
+def screenshot(url: str, folder: Path) -> NDArray[np.uint8]:
+    """[900, 1400, 3] BGR: a page in headless Chromium, drawn by its software rasterizer. Its clock
+    runs as fast as it can, so seconds of it pass while the page loads."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next((path for path in map(shutil.which, names) if path), None)
+    if browser is None:
+        pytest.skip("Chromium is not installed here")
+    options = (
+        *("--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"),
+        *("--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--hide-scrollbars"),
+        *("--window-size=1400,900", "--virtual-time-budget=150000"),
+        *(f"--user-data-dir={folder / 'browser'}", f"--screenshot={folder / 'page.png'}"),
+    )
+    subprocess.run(
+        [browser, *options, f"{url}&renderer=webgl"], check=True, timeout=120, capture_output=True
+    )
+    page = cv2.imread(str(folder / "page.png"))
+    assert page is not None and page.shape == (900, 1400, 3)
+    return page
+
+
+@pytest.mark.full
+def test_a_browser_shows_what_was_logged(tmp_path) -> None:
+    """A magenta image to the right, a map of cyan points to the left."""
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed here (make viewer)")
+    view = view_to(Sinks(serve=True, port=free_port()), "test")
+    try:
+        log = ViewLog(view.recording, ("left",))
+        log.at(10**18, 0)
+        k = np.array([[80.0, 0, 80], [0, 80, 60], [0, 0, 1]])
+        log.calibrate_camera("left", k, (120, 160), None)
+        log.camera("left", np.full((120, 160, 3), (255, 0, 255), np.uint8))
+        xyz = np.random.default_rng(0).uniform(-5, 5, (20_000, 3)).astype(np.float32)
+        log.add_map(xyz, np.full((20_000, 3), (0, 255, 255), np.uint8))
+        view.flush()
+        blue, green, red = screenshot(view.url, tmp_path).astype(int).transpose(2, 0, 1)
+    finally:
+        view.close()
+    magenta = (red > 200) & (blue > 200) & (green < 60)
+    cyan = (green > 120) & (blue > 120) & (red < 60)
+    assert magenta[:, 700:].sum() > 20_000 and magenta[:, :690].sum() < 10_000
+    assert cyan[:, :690].sum() > 5_000 and cyan[:, 700:].sum() < 1000
 
 
 def test_what_cannot_be_written_is_one_sentence() -> None:

@@ -37,8 +37,8 @@ class StaticMap(Protocol):
     @property
     def voxel_size(self) -> float: ...
 
-    def points(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
-        """Positions [K, 3] in map, colours, weights."""
+    def positions(self) -> NDArray[np.float32]:
+        """[K, 3] m in map."""
         ...
 
 
@@ -152,7 +152,7 @@ class Grids:
         """Takes over what the static map has now."""
         if self._position is not None:
             self.lasting.read_map(
-                static_map.points()[0],
+                static_map.positions(),
                 self._position[:2],
                 static_map.reach,
                 static_map.voxel_size,

@@ -44,6 +44,9 @@ MOST = 120  # evidence at most: six frames
 STOOD = SURE  # evidence from which what was seen to stand there counts: one frame's
 MOST_TILES = 20_000  # packed: about 90 km of street, cells of 0.2 m, in 60 MB
 MOST_CELLS = 1 << 26  # of a grid that is written as one
+# by stood (1), free (2) and occupied (4)
+_VALUES = np.full(256, OCCUPIED, np.int8).view(np.uint8)
+_VALUES[:4] = np.array([UNKNOWN, OCCUPIED, FREE, FREE], np.int8).view(np.uint8)
 Array = NDArray[np.float64]
 
 
@@ -175,15 +178,15 @@ class LastingGrid:
         self._follow(T_map_base[:2, 3])
         self._see_road(T_map_base, road)
         cells = self._window(sight.origin, sight.free.shape[0])
-        free = self._canvas.free[cells]
-        blocked = sight.standing & (sight.free == 0)
-        # not in place: OpenCV writes into an array of its own where rows are not side by side
-        seen = np.minimum(free + sight.free * np.uint8(gain), np.uint8(MOST))
-        free[:] = np.where(blocked, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
-        stood = self._canvas.stood[cells]
-        seen = np.minimum(stood + sight.standing.view(np.uint8) * np.uint8(gain), np.uint8(MOST))
-        passed = (sight.free != 0) & ~sight.standing
-        stood[:] = np.where(passed, seen - np.minimum(seen, np.uint8(2 * gain)), seen)
+        more, less = np.uint8(gain), np.uint8(2 * gain)
+        clear, standing = sight.free, sight.standing.view(np.uint8)
+        for evidence, seen, against in (
+            (self._canvas.free[cells], clear, standing & (clear ^ 1)),
+            (self._canvas.stood[cells], standing, clear & (standing ^ 1)),
+        ):  # OpenCV's sums end at 0 and 255
+            total = cv2.add(evidence, seen * more)
+            _, total = cv2.threshold(total, MOST, MOST, cv2.THRESH_TRUNC)
+            evidence[:] = cv2.subtract(total, against * less)
 
     def read_map(
         self, points: NDArray[np.float32], center: Array, reach: float, voxel_size: float
@@ -204,12 +207,17 @@ class LastingGrid:
             wide = round(voxel_size / p.resolution)
             found = np.asarray(cv2.dilate(found, np.ones((wide, wide), np.uint8)))
         middle = np.asarray(center) / p.resolution - self._corner * TILE
-        across = np.square(np.arange(n) + 0.5 - middle[0])
-        near = (
-            np.square(np.arange(n) + 0.5 - middle[1])[:, None] + across
-            < (max(reach - 2 * voxel_size, 0.0) / p.resolution) ** 2
+        radius = max(reach - 2 * voxel_size, 0.0) / p.resolution
+        rows = np.arange(n) + 0.5 - middle[1]
+        half = np.sqrt(np.maximum(radius**2 - rows**2, 0.0))
+        # of each row, the columns within the circle: from `first` to before `last`
+        first, last = (
+            np.clip(np.ceil(middle[0] + edge - 0.5), 0, n).astype(np.int16)
+            for edge in (-half, half)
         )
-        self._canvas.occupied[near] = False
+        column = np.arange(n, dtype=np.int16)
+        beyond = (column < first[:, None]) | (column >= last[:, None])
+        np.logical_and(self._canvas.occupied, beyond, out=self._canvas.occupied)
         self._canvas.occupied |= found.view(bool)
 
     def _see_road(self, T_map_base: Array, road: Array) -> None:
@@ -217,14 +225,14 @@ class LastingGrid:
         size = BLOCK * self._parameters.resolution
         start = self._corner * BLOCKS
         b = self._canvas.road.shape[0]
-        first = np.floor((T_map_base[:2, 3] - ROAD_RANGE) / size).astype(np.int64) - start
-        last = np.ceil((T_map_base[:2, 3] + ROAD_RANGE) / size).astype(np.int64) - start
-        first, last = np.clip(first, 0, b), np.clip(last, 0, b)
+        reach = np.array([[-ROAD_RANGE], [ROAD_RANGE + size]])
+        bounds = np.floor((T_map_base[:2, 3] + reach) / size).astype(np.int64) - start
+        first, last = np.minimum(np.maximum(bounds, 0), b)
         x, y = (
             (np.arange(first[axis], last[axis]) + start[axis] + 0.5) * size - T_map_base[axis, 3]
             for axis in (0, 1)
         )
-        distance = np.hypot(x, y[:, None]).astype(np.float32)
+        distance = np.sqrt(x * x + (y * y)[:, None]).astype(np.float32)
         normal = T_map_base[:3, :3] @ road[:3]
         height = T_map_base[2, 3] - (road[3] + normal[0] * x + normal[1] * y[:, None]) / normal[2]
         here = slice(first[1], last[1]), slice(first[0], last[0])
@@ -420,11 +428,11 @@ class LastingGrid:
         return self._values_of(layers)
 
     def _values_of(self, layers: _Layers) -> NDArray[np.int8]:
-        values = np.full(layers.free.shape, UNKNOWN, np.int8)
-        values[layers.stood >= STOOD] = OCCUPIED
-        values[layers.free >= min(self._parameters.free_frames * SURE, MOST)] = FREE
-        values[layers.occupied] = OCCUPIED
-        return values
+        seen = min(self._parameters.free_frames * SURE, MOST)
+        code = (layers.stood >= STOOD).view(np.uint8)
+        code |= (layers.free >= seen).view(np.uint8) << np.uint8(1)
+        code |= layers.occupied.view(np.uint8) << np.uint8(2)
+        return np.asarray(cv2.LUT(code, _VALUES)).view(np.int8)
 
     def _grid(
         self, values: NDArray[np.int8], corner: NDArray[np.int64], stamp_ns: int, factor: int = 1

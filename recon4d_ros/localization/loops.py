@@ -43,6 +43,14 @@ class _Node:
     error: Array
 
 
+@dataclass(frozen=True)
+class Solution:
+    """All keyframes where the graph says, and where that is."""
+
+    frames: list[Keyframe]
+    near: Nearby
+
+
 class LoopCloser:
     """The way of one segment of odometry. Keyframes are told by their index in the map."""
 
@@ -54,7 +62,7 @@ class LoopCloser:
         self._waiting: deque[tuple[Said, Edge]] = deque(maxlen=KEPT)
         self._new, self._off = 0, 0.0
         self.loops = 0
-        self.solution: Array | None = None
+        self.solution: Solution | None = None
 
     @property
     def nodes(self) -> int:
@@ -119,19 +127,28 @@ class LoopCloser:
         self._new += len(edges)
         self._off = max(self._off, off)
 
-    def job(self, poses: Array, own_from: int) -> Callable[[], None]:
-        """What solves the graph, from poses [K, 4, 4] of all keyframes; `take` then gives the new
-        ones. own_from: keyframes before it stay, and so does the way's first."""
-        edges = tuple(self._edges)
-        fixed = {*range(own_from), self._nodes[0].index}
+    def job(self, frames: Sequence[Keyframe], own_from: int) -> Callable[[], None]:
+        """What solves the graph, from where all keyframes are; `take` then gives them anew.
+        own_from: keyframes before it stay, and so does the way's first. Whatever grows with the map
+        is done in the job."""
+        edges, frames = tuple(self._edges), list(frames)
+        first = self._nodes[0].index
         self._new, self._off = 0, 0.0
 
         def work() -> None:
-            self.solution = solved(poses, edges, fixed)
+            poses = np.stack([frame.T_map_base for frame in frames])
+            poses = solved(poses, edges, {*range(own_from), first})
+            moved = [
+                replace(frame, T_map_base=pose)
+                for frame, pose in zip(frames[own_from:], poses[own_from:], strict=True)
+            ]
+            every, near = [*frames[:own_from], *moved], Nearby()
+            near.follow(every)
+            self.solution = Solution(every, near)
 
         return work
 
-    def take(self) -> Array:
+    def take(self) -> Solution:
         """The solution, once."""
         assert self.solution is not None
         solution, self.solution = self.solution, None

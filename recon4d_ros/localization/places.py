@@ -29,7 +29,7 @@ from recon4d_ros.localization import pose_graph
 from recon4d_ros.localization.agreement import Agreement, Said
 from recon4d_ros.localization.features import Features, Orb, Snapshot
 from recon4d_ros.localization.keyframes import FeatureFile, Keyframe
-from recon4d_ros.localization.loops import LoopCloser
+from recon4d_ros.localization.loops import LoopCloser, Solution
 from recon4d_ros.localization.map_folder import Contents, MapFolder, save_map
 from recon4d_ros.localization.nearby import Nearby
 from recon4d_ros.localization.parameters import LocalizationParameters
@@ -481,8 +481,7 @@ class Places:
 
     def _solve(self) -> None:
         """Asks the runner for the poses that fit all that is known of this drive."""
-        poses = np.stack([frame.T_map_base for frame in self._main])
-        job, era = self._loops.job(poses, self._own_from), self._era
+        job, era = self._loops.job(self._main, self._own_from), self._era
 
         def work() -> None:
             try:
@@ -492,19 +491,19 @@ class Places:
 
         self._runner.put(work)
 
-    def _correct(self, poses: Array) -> None:
+    def _correct(self, solution: Solution) -> None:
         """Keyframes, map and way are where the pose graph says."""
-        before = self.T_map_odom
-        self._main[: len(poses)] = [
-            replace(frame, T_map_base=pose) for frame, pose in zip(self._main, poses, strict=False)
-        ]
-        T_odom_base = self._loops.T_odom_base(len(poses) - 1)
-        self._agreement.T_map_odom = poses[-1] @ geometry.inverse(T_odom_base)
+        before, count = self.T_map_odom, len(solution.frames)
+        self._main[:count] = solution.frames
+        newest = count - 1
+        self._agreement.T_map_odom = self._main[newest].T_map_base @ geometry.inverse(
+            self._loops.T_odom_base(newest)
+        )
         late = self.T_map_odom @ geometry.inverse(before)
-        for i in range(len(poses), len(self._main)):  # made meanwhile
+        for i in range(count, len(self._main)):  # made meanwhile
             frame = self._main[i]
             self._main[i] = replace(frame, T_map_base=late @ frame.T_map_base)
-        self._near = Nearby()
+        self._near = solution.near
         anchors = self._mapper.anchors.copy()
         for submap, node in self._submaps.items():
             anchors[submap] = self._main[node].T_map_base
@@ -584,9 +583,8 @@ class Places:
     def _candidates(self, task: _Task, features: Features) -> tuple[list[int], bool]:
         """Keyframes to be asked, and whether they are of this drive."""
         if task.near is None:
-            scores = self._scores(features, len(self._main))
-            useful = [frame.count > 0 for frame in self._main]
-            return _best(scores, np.array(useful), self._p.candidates), False
+            useful = np.array([frame.count > 0 for frame in self._main])
+            return _best(self._scores(features, useful), useful, self._p.candidates), False
         self._near.follow(self._main)
         near = self._near(task.near, NEAR, NEAREST, self._own_from)
         if near or not task.keep:
@@ -594,18 +592,18 @@ class Places:
         reach = self._loops.reach(self._near, task.near, task.way)
         if not reach.any():
             return [], True
-        scores = self._scores(features, len(self._main))
-        return _best(scores, reach, self._p.candidates), True
+        return _best(self._scores(features, reach), reach, self._p.candidates), True
 
-    def _scores(self, features: Features, count: int) -> Array:
-        """How much the first `count` keyframes look like these features."""
+    def _scores(self, features: Features, among: NDArray[np.bool_]) -> Array:
+        """How much the keyframes look like these features. among: [K] those that are asked."""
+        count = len(among)
         if self._index is None or (self._learned and count > 4 * self._learned):
             self._learned = count
             self._index = Index(self._learn(self._main))
         while len(self._index) < count:
             frame = self._main[len(self._index)]
             self._index.add(self._file.features(frame).descriptor)
-        return self._index.scores(features.descriptor)[:count]
+        return self._index.scores(features.descriptor, among)
 
     def _learn(self, frames: Sequence[Keyframe]) -> Vocabulary:
         frames = [frame for frame in frames if frame.count]

@@ -80,17 +80,24 @@ class Index:
             self._seen_in[words] -= 1
         del self._bags[count:]
 
-    def scores(self, descriptors: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def scores(
+        self, descriptors: NDArray[np.uint8], among: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         """[K], 0..1: how much each keyframe looks like a frame set of these descriptors: the cosine
-        of the words' frequencies, weighted by how rare a word is."""
-        if not self._bags:
-            return np.zeros(0)
+        of the words' frequencies, weighted by how rare a word is. among: [K] the keyframes that are
+        asked, at whose cost; the others have 0."""
+        scores = np.zeros(len(among))
+        asked = np.flatnonzero(among)
+        if not len(asked):
+            return scores
         rare = np.log((len(self._bags) + 1.0) / (self._seen_in + 1.0)) + 1e-3
-        asked = np.bincount(self.vocabulary(descriptors), minlength=len(rare)) * rare
-        sizes = np.array([len(words) for words, _ in self._bags])
-        words = np.concatenate([words for words, _ in self._bags])
-        weight = np.concatenate([count for _, count in self._bags]) * rare[words]
+        wanted = np.bincount(self.vocabulary(descriptors), minlength=len(rare)) * rare
+        bags = [self._bags[i] for i in asked.tolist()]
+        sizes = np.array([len(words) for words, _ in bags])
+        words = np.concatenate([words for words, _ in bags])
+        weight = np.concatenate([count for _, count in bags]) * rare[words]
         owner = np.repeat(np.arange(len(sizes)), sizes)
-        common = np.bincount(owner, weight * asked[words], len(sizes))
+        common = np.bincount(owner, weight * wanted[words], len(sizes))
         norm = np.sqrt(np.bincount(owner, weight**2, len(sizes)))
-        return common / np.maximum(norm * np.linalg.norm(asked), 1e-12)
+        scores[asked] = common / np.maximum(norm * np.linalg.norm(wanted), 1e-12)
+        return scores

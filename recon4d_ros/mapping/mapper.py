@@ -248,6 +248,10 @@ class Mapper:
         packed = self._pack_points(np.flatnonzero(self._published))
         return packed["xyz"], packed["rgb"], packed["weight"]
 
+    def positions(self) -> NDArray[np.float32]:
+        """Of `points`, the positions [K, 3] alone, at half the cost."""
+        return self._positions(np.flatnonzero(self._published)).astype(np.float32)
+
     def save(self, path: str | Path) -> int:
         """Writes the whole map, what left the radius included, as .ply or .pcd; returns how many
         points. Raises OutputError."""
@@ -692,11 +696,16 @@ class Mapper:
     def _index(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
         return (unpack_relative(keys, self._center) + self._center).astype(np.int32)
 
+    def _positions(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[K, 3] m in map."""
+        index = unpack_relative(self._table.keys[slots], self._center) + self._center
+        within = self._rows.take(slots, axis=0)[:, POSITION]
+        return np.asarray((index + within) * self._parameters.voxel_size, np.float64)
+
     def _pack_points(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
         out = np.empty(len(slots), PLY_POINT)
         row = self._rows.take(slots, axis=0)
-        index = unpack_relative(self._table.keys[slots], self._center) + self._center
-        out["xyz"] = (index + row[:, POSITION]) * self._parameters.voxel_size
+        out["xyz"] = self._positions(slots)
         out["rgb"] = np.clip(np.rint(row[:, COLOR]), 0, 255)
         out["weight"] = row[:, WEIGHT]
         return out
