@@ -54,16 +54,13 @@ ROUNDING = 1e-3  # s: what stamps may add to a time that a user set
 # s without the road, after which a rig whose cameras all look alone has lost its metre
 ROADLESS = 1.5
 FIRST_SCORE, FIRST_LEAD = 0.45, 0.06
-# share of the sightings, or of these and the road's patches together, that a motion without a sure
-# one before it has to explain
+# share of the sightings that a motion without another before it has to explain where the road does
+# not confirm it
 STRONG = 0.5
-# share of the sightings or of the road's patches that has to agree with any motion: all six wrong
-# ones of 424 on 13 drives (seeds 12 to 14: the motorway by night, or blurred) had less, or less
-# than STRONG after a doubt
-MOST = 0.5
 # the same of cameras that all look alone, whose points know no depth: of a first motion, of others.
 # On sound drives by day and night it is 0.7 to 0.9, of wrong motions 0.3 to 0.52 (motorway+night,
 # mixed_four, seed 11)
+# (ALONE also of the road's patches, where these say more)
 ALONE_NEW, ALONE = 0.65, 0.5
 # relative deviation of a depth that knows what a metre is, and share of the sightings that have one
 DEPTH_KNOWN, DEPTHS_KNOWN = 0.1, 0.3
@@ -490,11 +487,10 @@ class Egomotion:
         """Why a motion on which too few sightings and patches of the road agree is not to be
         believed: the largest group that moves alike may be a small one."""
         road, of = attempt.road, len(attempt.sightings.observations)
-        share = together = attempt.solution.inliers / max(of, 1)
-        if road is not None:
+        share = attempt.solution.inliers / max(of, 1)
+        if road is not None and self._cameras.all_alone:
             patches = road.agreeing / max(road.textured, 1)
-            together = (attempt.solution.inliers + road.agreeing) / max(of + road.textured, 1)
-            if self._sure and max(share, patches) < MOST:
+            if max(share, patches) < ALONE:
                 self._sure = False
                 return (
                     f"only {100 * share:.0f} % of the sightings and {100 * patches:.0f} % of the"
@@ -504,8 +500,7 @@ class Egomotion:
             needed = ALONE if self._sure else ALONE_NEW
         else:
             needed = 0.0 if self._sure else STRONG
-        confirmed = road is not None and (self._sure or together >= STRONG)
-        if confirmed or share >= needed:
+        if road is not None or share >= needed:
             if not self._sure and road is None:
                 motion = geometry.inverse(now.pose) @ attempt.pose
                 if other := self._road_goes(now, motion):
