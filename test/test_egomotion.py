@@ -623,17 +623,19 @@ def rolling_street(rig: Rig, frames: int, speed: float, yaw_rate: float) -> Shot
     return tuple(shots)
 
 
-@pytest.mark.parametrize(("name", "rig"), [("stereo", STEREO), ("mono", MONO)])
-def test_a_rolling_shutter_costs_no_accuracy_where_the_rig_tells_it(name: str, rig: Rig) -> None:
+@pytest.mark.parametrize(("rig", "gain"), [(STEREO, 1.6), (MONO, 10.0)], ids=["stereo", "mono"])
+def test_a_rolling_shutter_costs_no_accuracy_where_the_rig_tells_it(rig: Rig, gain: float) -> None:
     """25 m/s through a bend, 30 ms of read-out; also the first motion, before which no speed was
-    known."""
+    known. Untold, the end and the first motion are off by `gain` as much at least."""
     told = replace(rig, cameras=tuple(replace(c, rolling_shutter=0.03) for c in rig.cameras))
     shots = rolling_street(told, 5, 25.0, 0.1)
     truth = shots[-1][2]
     right, wrong = run(told, shots, depth=False), run(rig, shots, depth=False)
     assert all(pose.tracking is Tracking.TRACKING for pose in right[1:])
     assert error(right[-1].T_map_base, truth)[0] < 0.03 * 10.0
-    assert error(wrong[-1].T_map_base, truth)[0] > 1.3 * error(right[-1].T_map_base, truth)[0]
+    for index in (1, -1):
+        ours, blind = (error(p[index].T_map_base, shots[index][2])[0] for p in (right, wrong))
+        assert blind > gain * ours
 
 
 def test_points_are_looked_for_where_their_rows_show_them() -> None:

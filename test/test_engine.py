@@ -407,6 +407,7 @@ def rewrite(folder, **fields):
         (lambda f: shutil.rmtree(f), "no such folder"),
         (lambda f: (f / "engine.yaml").unlink(), "engine.yaml is missing"),
         (lambda f: (f / "engine.yaml").write_text("format: [1"), "cannot be read"),
+        (lambda f: (f / "engine.yaml").write_text("a: " + "[" * 40_000), "nested deeper than 50"),
         (lambda f: (f / "engine.yaml").write_text("- 1"), "not a table"),
         (
             lambda f: (f / "engine.yaml").write_text(

@@ -26,6 +26,7 @@ from recon4d_ros.grids import (
     write_map,
 )
 from recon4d_ros.grids.lasting import SURE, _level
+from recon4d_ros.grids.local import LocalGrid
 from recon4d_ros.grids.sight import Looker, Sight
 from recon4d_ros.types import (
     FREE,
@@ -237,6 +238,23 @@ def test_what_the_local_grid_does_not_see_any_more_is_forgotten() -> None:
     blind = np.full((H, W), np.nan)
     assert (run(grids, 1, blind, start=2).values == OCCUPIED).any()
     assert not (run(grids, 5, blind, start=3).values == OCCUPIED).any()
+
+
+@pytest.mark.parametrize("hertz", [2, 10, 30])
+def test_what_was_seen_for_long_stays_as_long_at_any_rate(hertz: int) -> None:
+    """An obstacle that many frames have shown is gone at three quarters to the whole of `decay`
+    after it was last seen."""
+    grid, count, gone = LocalGrid(GridParameters(decay=1.5)), 5 * hertz, None
+    square, middle = (grid.n, grid.n), (grid.half, grid.half)
+    nothing, box = np.zeros(square, np.uint8), np.zeros(square, bool)
+    box[middle] = True
+    for i in range(count + 2 * hertz):
+        standing = box if i < count else np.zeros_like(box)
+        sight = Sight(np.zeros(2, np.int64), nothing, nothing, standing, np.zeros_like(box))
+        values, _ = grid(sight, np.full(square, UNKNOWN, np.int8), (), round(i * 1e9 / hertz))
+        if i >= count and gone is None and values[middle] != OCCUPIED:
+            gone = (i - count + 1) / hertz
+    assert gone is not None and 1.0 <= gone <= 1.5 + 1 / hertz
 
 
 def test_tracked_objects_stand_in_the_local_grid() -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "recon4d_ros"
 # Lowest first. Rooms that stand on one level do not know each other.
 LEVELS = (
     ("errors",),
-    ("types", "geometry", "parameters", "parallel", "tally", "paths", "depth_png"),
+    ("types", "geometry", "parameters", "parallel", "tally", "paths", "depth_png", "yaml_text"),
     ("cameras", "alignment", "bev"),
     ("messages",),
     ("bags", "sync", "networks", "engine", "egomotion", "mapping"),

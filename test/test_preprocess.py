@@ -22,7 +22,7 @@ from recon4d_ros.cameras.calibration import (
     upright,
     upright_size,
 )
-from recon4d_ros.cameras.decode import byte_order_contradicts, significant_bits, source_size
+from recon4d_ros.cameras.decode import shown_byte_order, significant_bits, source_size
 from recon4d_ros.cameras.distortion import to_pixels, to_rays, widest_ray
 from recon4d_ros.cameras.image_header import COMPRESSED, compressed_kind, compressed_size
 from recon4d_ros.cameras.lens import lens_at
@@ -175,12 +175,33 @@ def test_a_wrong_byte_order_is_found_and_a_right_one_never_doubted(seed, bits, b
         data = np.clip(values * (2**bits - 1), 0, 2**bits - 1).astype(kind).view(np.uint8).ravel()
         right = RawImage(1, "mono16", data, 120, 90, 240, big)
         told_wrong = replace(right, big_endian=not big)
-        assert not byte_order_contradicts(right)
-        assert byte_order_contradicts(told_wrong) == wrong
-        if wrong:
-            assert significant_bits(told_wrong) == significant_bits(right)
-            np.testing.assert_array_equal(decode(told_wrong, 1), decode(right, 1))
-    assert not byte_order_contradicts(raw("mono8", scene()))
+        assert shown_byte_order(right) == shown_byte_order(told_wrong) == (big if wrong else None)
+    assert shown_byte_order(raw("mono8", scene())) is None
+
+
+def test_a_wrong_byte_order_is_found_once_there_is_light() -> None:
+    """A garage, whose images look the same both ways, then a street: said once, and as bright as
+    with the right order."""
+    camera = Camera(
+        "front", 120, 90, np.array([[100.0, 0, 60], [0, 100, 45], [0, 0, 1]]), np.eye(4)
+    )
+    rig = Rig("one", (camera,))
+    rng = np.random.default_rng(0)
+    street = cv2.GaussianBlur(rng.random((90, 120)), (0, 0), 8)
+    street = 3000 * (street - street.min()) / np.ptp(street) + rng.normal(0, 12, street.shape)
+    images = [rng.normal(64, 6, (90, 120)), street, rng.normal(64, 6, (90, 120)), 0.9 * street]
+    seen = []
+    for big in (False, True):
+        calibration = make_calibration(rig, (90, 120), (90, 120))
+        preprocess = Preprocessor(rig, calibration, 1)
+        for number, image in enumerate(images):
+            data = np.clip(image, 0, 4095).astype("<u2").view(np.uint8).ravel()
+            one = RawImage(number, "mono16", data, 120, 90, 240, big)
+            seen.append(preprocess(FrameSet(number, {"front": one}))[0].images[0])
+        assert sum("is_bigendian" in note for note in preprocess.notes) == big
+    for right, told_wrong in zip(seen[1:4], seen[5:], strict=True):
+        np.testing.assert_array_equal(right, told_wrong)
+    assert seen[1].max() > 150
 
 
 def test_a_name_that_says_its_bits_is_believed_where_the_image_is_dark() -> None:

@@ -99,6 +99,7 @@ def test_focal_length_and_centre_stand_for_k(tmp_path: Path) -> None:
         (("name: front", "name: front, distortion_model: equidistant, D: [1, 2]"), "coefficients"),
         (("cameras:", "cameras: 3\nother:"), "expected `name:` and a list `cameras:`"),
         (("name: car", "name: [car"), "is not YAML"),
+        (("name: car", "name: " + "[" * 40_000), "nested deeper than 50"),
     ],
 )
 def test_bad_rig_file_gives_one_sentence(

@@ -24,6 +24,7 @@ from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 from recon4d_ros.errors import BagError
+from recon4d_ros.yaml_text import load_yaml
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -130,7 +131,7 @@ class Storage:
             self.notes.append(f"bag {self.path} has no metadata.yaml: its files are read without")
             return None
         try:
-            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+            tree = load_yaml(file.read_text(encoding="utf-8"))
             names = tree["rosbag2_bagfile_information"]["relative_file_paths"]
             return [Path(str(name)).name for name in names]
         except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):

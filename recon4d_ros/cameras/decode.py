@@ -39,8 +39,7 @@ MOST_PIXELS = 1 << 25
 DEPTHS = (8, 10, 12, 14, 16)  # significant bits that cameras have
 _BLOCK = 16
 _ROWS = 32  # of an image, that its byte order is judged by
-# A told byte order is wrong where the other makes the image this much smoother: noise, dark images
-# in the lower byte and bright ones in the upper are as rough both ways.
+# One byte order is the image's where the other makes it this much rougher, and rough at all.
 _ROUGH, _ROUGHER = 0.2, 2.0
 _JPEG_GREY = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -194,8 +193,6 @@ def decode(image: RawImage, channels: int, reduce: int = 1, bits: int = 0) -> ND
             f"reduce is {reduce}, channels {channels}: expected 1, 2, 4 or 8, and 1 or 3"
         )
     image = _plainly_named(image)
-    if byte_order_contradicts(image):
-        image = _other_order(image)
     if image.encoding in FLOATS:
         image, bits = in_bytes(image, bits), 0
     if image.encoding in COMPRESSED:
@@ -264,8 +261,6 @@ def significant_bits(image: RawImage) -> int:
     if packed_kind(image.encoding):
         return 0
     image = _plainly_named(image)
-    if byte_order_contradicts(image):
-        image = _other_order(image)
     if image.encoding in FLOATS:
         return float_range(float_values(image))
     values = _values16(image)
@@ -276,24 +271,30 @@ def significant_bits(image: RawImage) -> int:
     return next(bits for bits in DEPTHS if top < 1 << bits and bits >= least)
 
 
-def byte_order_contradicts(image: RawImage) -> bool:
-    """Whether `is_bigendian` of an image of sixteen bits says what its values are not: drivers that
-    copy the field from elsewhere are common. `decode` then takes the other order.
+def shown_byte_order(image: RawImage) -> bool | None:
+    """Whether the values of an image of sixteen bits are big-endian; None where they do not say,
+    and for other images. Drivers that copy `is_bigendian` from elsewhere are common.
 
     Neighbouring pixels are alike; with the bytes exchanged, the lower byte's noise is the value.
-    Raises ImageError.
+    Dark images and noise look the same both ways. Raises ImageError.
     """
     layout = _LAYOUTS.get(_OTHER_NAMES.get(image.encoding, image.encoding))
     if layout is None or layout.bytes_per_channel != 2:
-        return False
-    told = _roughness(_wide(image, layout))
-    if told < _ROUGH:
-        return False
-    return told > _ROUGHER * _roughness(_wide(_other_order(image), layout))
+        return None
+    told, other = (_roughness(_wide(one, layout)) for one in (image, other_byte_order(image)))
+    if max(told, other) < _ROUGH or max(told, other) < _ROUGHER * min(told, other):
+        return None
+    return image.big_endian == (told < other)
 
 
-def _other_order(image: RawImage) -> RawImage:
+def other_byte_order(image: RawImage) -> RawImage:
     return replace(image, big_endian=not image.big_endian)
+
+
+def in_shown_byte_order(image: RawImage) -> RawImage:
+    """By this image alone, where nothing is known of its camera. Raises ImageError."""
+    shown = shown_byte_order(image)
+    return image if shown in (None, image.big_endian) else other_byte_order(image)
 
 
 def _roughness(values: NDArray[np.uint16]) -> float:

@@ -20,9 +20,10 @@ from recon4d_ros.cameras.decode import (
     COMPRESSED,
     DEPTHS,
     ENCODINGS,
-    byte_order_contradicts,
     decode,
     is_known,
+    other_byte_order,
+    shown_byte_order,
     significant_bits,
     source_size,
 )
@@ -72,6 +73,7 @@ class Preprocessor:
         self._reductions = [reduction(camera, calibration.input_size) for camera in rig.cameras]
         self._maps: dict[int, NDArray[np.int16]] = {}
         self._bits: dict[int, int] = {}
+        self._wrong_order: dict[int, bool] = {}  # whether is_bigendian is, once an image shows it
         self._counts = [0] * len(rig.cameras)
         self.notes: list[str] = []
 
@@ -149,11 +151,7 @@ class Preprocessor:
                 f" {camera.width}x{camera.height}"
             )
         height, width = reduced_size(camera, reduce)
-        if self._counts[index] == 0 and byte_order_contradicts(image):
-            self.notes.append(
-                f"camera {camera.name}: is_bigendian is {int(image.big_endian)}, and the values are"
-                " an image in the other order only: read so"
-            )
+        image = self._in_order(index, image)
         bits = self._significant_bits(index, image)
         pixels = decode(image, self._channels, reduce, bits)
         if turns := quarter_turns(camera):
@@ -164,6 +162,22 @@ class Preprocessor:
         # corners to follow, and darken what is sampled beside it
         out[height:, :width] = out[height - 1, :width]
         out[:, width:] = out[:, width - 1 : width]
+
+    def _in_order(self, index: int, image: RawImage) -> RawImage:
+        """With the byte order that the camera's images show, from the first one on that does."""
+        if index not in self._wrong_order:
+            shown = shown_byte_order(image)
+            if shown is None:
+                return image
+            self._wrong_order[index] = shown != image.big_endian
+            if self._wrong_order[index]:
+                self._bits.pop(index, None)  # were those of exchanged bytes
+                self.notes.append(
+                    f"camera {self._rig.cameras[index].name}: is_bigendian is"
+                    f" {int(image.big_endian)}, and the values are an image in the other order"
+                    " only: read so"
+                )
+        return other_byte_order(image) if self._wrong_order[index] else image
 
     def _significant_bits(self, index: int, image: RawImage) -> int:
         """Of a camera's sixteen-bit images: as many as any of its values has needed so far, so that

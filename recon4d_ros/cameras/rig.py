@@ -40,6 +40,7 @@ from recon4d_ros.errors import CalibrationError, OutputError
 from recon4d_ros.geometry import quaternion, se3_from_quaternion
 from recon4d_ros.paths import user_path
 from recon4d_ros.types import Camera, Rig
+from recon4d_ros.yaml_text import load_yaml
 
 BASE_FRAME = "base_link"  # what rigs are given in, unless the user says otherwise
 _REQUIRED = ("name", "width", "height", "translation", "rotation_xyzw")
@@ -87,7 +88,7 @@ def load_rig_file(path: str | Path) -> RigFile:
     path = user_path(path)
     where = f"rig file {path}"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CalibrationError(f"{where} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from recon4d_ros.parameters import build, describe, flatten, keys_folded
 from recon4d_ros.paths import user_path
 from recon4d_ros.reconstructor import Parameters
 from recon4d_ros.ros.node_parameters import NODE_NAME, CameraParameters, NodeParameters
+from recon4d_ros.yaml_text import load_yaml
 
 NOT_TRACKED = 4  # exit code of a run that went to its end and tracked nothing (cli.EXIT_CODES)
 
@@ -165,7 +166,7 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+            tree = load_yaml(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ParameterError(
                 f"parameter file {file}: cannot be read: {' '.join(str(error).split())}"
@@ -187,7 +188,7 @@ def parameter_values(file: Path | None, assignments: Sequence[str]) -> dict[str,
         if not equals:
             raise ParameterError(f"-p {assignment}: expected NAME=VALUE")
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = load_yaml(text)
         except yaml.YAMLError:
             raise ParameterError(
                 f"-p {assignment}: {text!r} is not a value as YAML has it"

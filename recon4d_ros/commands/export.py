@@ -29,6 +29,7 @@ from recon4d_ros.export.gpu import add_gpu_arguments, gpu_options
 from recon4d_ros.export.tensorrt import Progress
 from recon4d_ros.paths import user_path
 from recon4d_ros.types import Rig
+from recon4d_ros.yaml_text import load_yaml
 
 EPILOG = """examples:
   recon4d export --rig my_car.yaml --out engines/my_car            the geometric engine, sizes chosen for the rig
@@ -252,7 +253,7 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise ParameterError(f"--option {text}: expected NAME=VALUE")
     try:
-        return name, yaml.safe_load(value)
+        return name, load_yaml(value)
     except yaml.YAMLError:
         raise ParameterError(f"--option {name} is {value!r}: expected a number") from None
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recon4d_ros.bags import BagReader
 from recon4d_ros.bags.reader import ImageEvent
-from recon4d_ros.cameras.decode import decode
+from recon4d_ros.cameras.decode import decode, in_shown_byte_order
 from recon4d_ros.commands.common import (
     add_bag_rig,
     add_engine_and_parameters,
@@ -233,7 +233,7 @@ def _show_images(bag: Path, log: ViewLog, stamps: NDArray[np.int64], names: Sequ
                 continue
             with suppress(ImageError):  # the run's summary tells of it
                 log.at(int(stamps[index]), index)
-                log.camera(event.camera, decode(event.image, 3))
+                log.camera(event.camera, decode(in_shown_byte_order(event.image), 3))
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -451,12 +451,11 @@ class Egomotion:
     def _believe_road(self, now: Instant, attempt: Attempt, motion: Array) -> None:
         """How the road lies is learnt of it, or of a motion [4, 4] along it."""
         if attempt.road is not None:
-            self._road.believe(now.road, motion)
+            self._road.believe(now.road, motion, now.seconds)
             self._road_doubt = attempt.turn_error(now)
         else:
             self._road.rolled(motion, attempt.covariance, now.seconds)
-            if not self._road.visible:
-                self._road_doubt = self._road.turned(self._road.lean.lasting)
+            self._road_doubt = self._road.turned(self._road.lean.lasting)
 
     def _believe_speed(self) -> None:
         """The speed is held against what comes: no car changes it at once."""

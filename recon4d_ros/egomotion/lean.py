@@ -28,8 +28,9 @@ class LeanThresholds:
 
     passing: float = 0.008  # rad: how far the car leans against the road
     middle: float = 1.35  # m before the rear axle: half a wheelbase, about which a car nods
-    keep: float = 0.95  # of it from frame to frame: brakes and bumps pass
-    settle: float = 1e-4  # rad by which what stays changes from frame to frame
+    passing_seconds: float = 1.95  # after which a third of it is left: brakes and bumps pass
+    # after which a third of what was seen to stay still holds: loads and tyres change
+    stays_seconds: float = 2000.0
     # m/s up and down: the body of a car feels 0.5 m/s^2 at 1.2 Hz on usual roads (ISO 8608, B to C)
     heave: float = 0.07
     heave_share: float = 0.02  # of the speed, where that is less: the road makes it
@@ -37,7 +38,7 @@ class LeanThresholds:
     # rad between the way and the road that the cameras show: crests, dips, and what the points are
     # off by together
     bend: float = 0.003
-    bend_keep: float = 0.97  # of it from frame to frame
+    bend_seconds: float = 3.28  # after which a third of it is left
     least: float = 0.05  # m: a shorter way says nothing
     wild: float = 9.0  # squared deviation of a slope from which it counts less
     stretch: float = 10.0  # m of road that cameras measure by at once
@@ -135,11 +136,16 @@ class Lean:
         covariance = self.covariance - gain @ (self.spread - spread) @ gain.T
         return Lean(self.mean + gain @ (slope - self.slope), covariance)
 
-    def carried(self) -> Lean:
-        """To the next frame: what passes does."""
-        t, on = THRESHOLDS, np.eye(5)
-        on[[0, 1], [0, 1]], on[[0, 1], [2, 3]], on[4, 4] = t.keep, 1.0 - t.keep, t.bend_keep
-        new = np.zeros(5)
-        new[:2], new[2:4] = (1.0 - t.keep**2) * t.passing**2, t.settle**2
-        new[4] = (1.0 - t.bend_keep**2) * t.bend**2
+    def carried(self, seconds: float) -> Lean:
+        """To the next frame, so much later. Each part goes back to what is stated of it (an
+        Ornstein-Uhlenbeck process), so that what nothing measures is never less sure than that."""
+        t, on, new = THRESHOLDS, np.eye(5), np.zeros(5)
+        keep, stay, bend = np.exp(
+            -seconds / np.array([t.passing_seconds, t.stays_seconds, t.bend_seconds])
+        ).tolist()
+        on[[0, 1], [0, 1]], on[[0, 1], [2, 3]] = keep, 1.0 - keep
+        on[[2, 3], [2, 3]], on[4, 4] = stay, bend
+        new[:2] = (1.0 - keep**2) * t.passing**2
+        new[2:4] = (1.0 - stay**2) * CALIBRATION.mount**2
+        new[4] = (1.0 - bend**2) * t.bend**2
         return Lean(on @ self.mean, on @ self.covariance @ on.T + np.diag(new))

@@ -482,9 +482,9 @@ class Road:
         chosen[:3, 3] += chosen[:3, 0] * travel[int(np.argmax(support))]
         return chosen
 
-    def believe(self, views: list[RoadView], motion: Array) -> None:
+    def believe(self, views: list[RoadView], motion: Array, seconds: float) -> None:
         """The last measurement's lean becomes the estimate, and what stays in the images though
-        the car moved by `motion` [4, 4] is the car's own."""
+        the car moved by `motion` [4, 4], in `seconds`, is the car's own."""
         most = 2 * self.thresholds.body
         for view in views:
             ground = _ground(view.grid, view.use, self.lean)
@@ -495,11 +495,11 @@ class Road:
             view.grid.stayed[seen] = np.clip(view.grid.stayed[seen] + step, 0, most)
         lean, slope_of, spread = self._found
         way = float(np.linalg.norm(motion[:3, 3]))
-        self.lean = lean.found(slope_of, spread, way).carried()
+        self.lean = lean.found(slope_of, spread, way).carried(seconds)
 
     def rolled(self, motion: Array, covariance: Array, seconds: float) -> None:
         """The car has moved by this [4, 4], covariance [6, 6], and nothing measured the road."""
-        self.lean = self.lean.by_way(motion, covariance, seconds).carried()
+        self.lean = self.lean.by_way(motion, covariance, seconds).carried(seconds)
 
     def _shares(self, view: RoadView, use: NDArray, place: NDArray) -> Array:
         """The time that patches `use` [M] move for until the image before shows them at `place` [M,

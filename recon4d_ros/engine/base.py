@@ -24,9 +24,8 @@ from recon4d_ros.cameras.calibration import REDUCTIONS, reduced_size, sizes_for,
 from recon4d_ros.engine.any_size import at_sizes, check_shapes
 from recon4d_ros.errors import EngineError
 from recon4d_ros.types import Calibration, Frame, Geometry, Pointers, Rig
+from recon4d_ros.yaml_text import load_yaml
 
-# libyaml where PyYAML was built with it: a start reads ten of these files, in pure Python for 0.4 s
-_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FORMAT = 1  # of engine.yaml; a reader of another number refuses with a sentence
 SPEC_FILE = "engine.yaml"
 STAND_IN = "stand-in"  # instead of the SHA-256 of a checkpoint
@@ -213,7 +212,7 @@ def _read_spec(folder: Path) -> EngineSpec:
             " interrupted"
         )
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} cannot be read: {' '.join(str(error).split())}"
@@ -222,8 +221,8 @@ def _read_spec(folder: Path) -> EngineSpec:
         raise EngineError(f"engine {folder}: {SPEC_FILE} is not a table of fields")
     if tree.get("format") != FORMAT:
         raise EngineError(
-            f"engine {folder}: format {tree.get('format')} of {SPEC_FILE}: this version reads"
-            f" format {FORMAT}; export it again"
+            f"engine {folder}: format {_words(tree.get('format'))} of {SPEC_FILE}: this version"
+            f" reads format {FORMAT}; export it again"
         )
     fields = {f.name: f for f in dataclasses.fields(EngineSpec)}
     required = {
@@ -235,7 +234,11 @@ def _read_spec(folder: Path) -> EngineSpec:
     if missing or unknown:
         raise EngineError(
             f"engine {folder}: {SPEC_FILE} "
-            + (f"lacks {', '.join(missing)}" if missing else f"has unknown field {unknown[0]}")
+            + (
+                f"lacks {', '.join(missing)}"
+                if missing
+                else f"has unknown field {_words(unknown[0])}"
+            )
         )
     try:
         for name in ("input_size", "working_size"):
@@ -281,6 +284,12 @@ def _read_spec(folder: Path) -> EngineSpec:
             f"engine {folder}: {SPEC_FILE}: {name} is {said}, which is not what this field holds"
         ) from None
     return EngineSpec(**tree)
+
+
+def _words(value: object) -> str:
+    """What a file says, for a sentence: on one line, and not for pages."""
+    said = " ".join(str(value).split())
+    return said if len(said) < 80 else said[:77] + "..."
 
 
 def check_files(folder: Path, spec: EngineSpec) -> Path:

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from recon4d_ros.errors import EngineError
 from recon4d_ros.geometry import rectangles_shared
 from recon4d_ros.types import ImageBox
+from recon4d_ros.yaml_text import load_yaml
 
 Array = NDArray[Any]
 
@@ -102,7 +103,7 @@ def read_description(model: Path) -> Description:
     if not model.is_file():
         raise EngineError(f"{where}: no such file")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = load_yaml(file.read_text(encoding="utf-8"))
     except OSError:
         raise EngineError(
             f"{where}: its description {file.name} is missing: expected at least `layout:"

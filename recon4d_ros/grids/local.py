@@ -83,7 +83,7 @@ class LocalGrid:
         self._rest -= faded, late
         seen, shown = self._memory  # OpenCV's sums end at 0 and 255
         shown[:] = cv2.max(cv2.subtract(shown, late), free * np.uint8(TICKS))
-        kept = cv2.subtract(seen, faded) * (free ^ 1)
+        kept = cv2.subtract(seen, (standing ^ 1) * np.uint8(faded)) * (free ^ 1)
         kept = cv2.add(kept, standing * np.uint8(SURE))
         _, kept = cv2.threshold(kept, MOST, MOST, cv2.THRESH_TRUNC)
         seen[:] = cv2.max(kept, moving * np.uint8(MOST))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recon4d_ros.errors import Recon4dError
 from recon4d_ros.paths import beside
 from recon4d_ros.types import FREE, OCCUPIED, UNKNOWN, OccupancyGrid
+from recon4d_ros.yaml_text import load_yaml
 
 # what map_saver writes, and with these thresholds map_server reads back (mode trinary)
 BLACK, WHITE, GREY = 0, 254, 205
@@ -46,7 +47,7 @@ def write_map(stem: Path, grid: OccupancyGrid) -> None:
 def read_map(path: Path, stamp_ns: int = 0) -> OccupancyGrid:
     """A map of map_server in mode trinary, without a turn. Raises Recon4dError."""
     try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+        about = load_yaml(path.read_text(encoding="utf-8"))
         image = cv2.imread(str(path.parent / about["image"]), cv2.IMREAD_GRAYSCALE)
         if image is None:
             raise Recon4dError(f"grid {path}: its image {about['image']} cannot be read")

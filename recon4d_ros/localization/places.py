@@ -63,7 +63,8 @@ THUMBNAIL = 120  # pixels of each camera's width
 class _Task:
     """A frame set to be worked on. look: whether the car is looked for; near: where it is expected,
     in map, if that is known. keep: whether it is to be a keyframe. era: what came of a task of an
-    earlier one is of no use. error: [6, 6], sum of the motions' covariances by then."""
+    earlier one is of no use. error: [6, 6], sum of the motions' covariances by then. where, loops:
+    of the segment that it belongs to; another may have begun when it is worked on."""
 
     era: int
     stamp_ns: int
@@ -75,6 +76,8 @@ class _Task:
     near: Array | None
     keep: bool
     error: Array
+    where: Nearby
+    loops: LoopCloser
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,8 @@ class Places:
             self.T_map_odom @ pose.T_map_base if self._found else None,
             keep,
             self._error,
+            self._near,
+            self._loops,
         )
         self._runner.put(lambda: self._work(task))
 
@@ -585,11 +590,11 @@ class Places:
         if task.near is None:
             useful = np.array([frame.count > 0 for frame in self._main])
             return _best(self._scores(features, useful), useful, self._p.candidates), False
-        self._near.follow(self._main)
-        near = self._near(task.near, NEAR, NEAREST, self._own_from)
+        task.where.follow(self._main)
+        near = task.where(task.near, NEAR, NEAREST, self._own_from)
         if near or not task.keep:
             return near, False
-        reach = self._loops.reach(self._near, task.near, task.way)
+        reach = task.loops.reach(task.where, task.near, task.way)
         if not reach.any():
             return [], True
         return _best(self._scores(features, reach), reach, self._p.candidates), True
@@ -642,7 +647,10 @@ def _nothing(era: int, trouble: str) -> _Done:
     """What comes of work that failed."""
     none = Snapshot((), None, np.zeros((0, 0, 0), bool))
     zero = np.zeros((6, 6))
-    task = _Task(era, 0, none, np.eye(4), np.eye(4)[None], 0.0, False, None, False, zero)
+    task = _Task(
+        *(era, 0, none, np.eye(4), np.eye(4)[None], 0.0, False, None, False, zero),
+        *(Nearby(), LoopCloser(False)),
+    )
     return _Done(task, None, None, 0, False, 0, trouble)
 
 

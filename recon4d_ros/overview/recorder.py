@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon4d_ros.cameras.calibration import upright
-from recon4d_ros.cameras.decode import decode
+from recon4d_ros.cameras.decode import decode, in_shown_byte_order
 from recon4d_ros.cameras.distortion import to_pixels
 from recon4d_ros.cameras.preprocess import Preprocessor
 from recon4d_ros.evaluation.evaluator import History
@@ -105,7 +105,7 @@ class OverviewRecorder:
         )  # a recording may have a camera's depth and not its picture
         return CameraView(
             camera.name,
-            black if raw is None else decode(raw, 3),
+            black if raw is None else decode(in_shown_byte_order(raw), 3),
             preprocessor.to_source(result.motion.mask[n], n),
             preprocessor.to_source(result.geometry.depth[n], n),
             tuple(
