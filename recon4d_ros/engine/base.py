@@ -277,7 +277,7 @@ def _read_spec(folder: Path) -> EngineSpec:
         name = "model"
         if any(Path(key).name != key for key in (tree["model"], *tree["files"], *tree["source"])):
             raise ValueError
-    except (TypeError, ValueError, IndexError, AttributeError):
+    except (TypeError, ValueError, LookupError, OverflowError, AttributeError):
         said = repr(tree[name])
         said = said if len(said) < 80 else said[:77] + "..."
         raise EngineError(
