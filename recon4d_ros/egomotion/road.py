@@ -596,12 +596,11 @@ class Road:
         """[M, 2, 3]: how rays in the image before change if the camera that sees them is turned
         about itself, rotation vector in base_link: it looks along another ray now, and from another
         direction before."""
-        ground, _ = _on_plane(found.toward, found.centre, slope_of, pivots)
+        ground, over = _on_plane(found.toward, found.centre, slope_of, pivots)
         T = self._rows_moved(found, motion)
         _, toward = _seen_along(T, ground)
         normal = np.array([-slope_of[0], -slope_of[1], 1.0])
         reach = ground - found.centre  # along the ray
-        fall = 1.0 / np.minimum(found.toward @ normal, -1e-3)
         # the camera before, turned, sees the point as if that were turned back about its centre
         back = geometry.inverse(found.T_camera_base)
         arm = (T[:, :3, :3] @ ground[..., None])[..., 0] + T[:, :3, 3]
@@ -612,7 +611,7 @@ class Road:
             one = np.zeros(3)
             one[axis] = 1.0
             aside = np.cross(one, reach)
-            along = aside - found.toward * ((aside @ normal) * fall)[:, None]
+            along = aside - found.toward * ((aside @ normal) * over)[:, None]
             turned = (turn_back @ np.cross(arm, one)[..., None])[..., 0]
             out[:, :, axis] = (toward @ (along + turned)[..., None])[..., 0]
         return out

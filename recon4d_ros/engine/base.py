@@ -278,10 +278,9 @@ def _read_spec(folder: Path) -> EngineSpec:
         if any(Path(key).name != key for key in (tree["model"], *tree["files"], *tree["source"])):
             raise ValueError
     except (TypeError, ValueError, LookupError, OverflowError, AttributeError):
-        said = repr(tree[name])
-        said = said if len(said) < 80 else said[:77] + "..."
         raise EngineError(
-            f"engine {folder}: {SPEC_FILE}: {name} is {said}, which is not what this field holds"
+            f"engine {folder}: {SPEC_FILE}: {name} is {_words(repr(tree[name]))}, which is not what"
+            " this field holds"
         ) from None
     return EngineSpec(**tree)
 
